@@ -1,0 +1,429 @@
+"""Every field of a run, its default, its comment and its check.
+
+A config file (`configs/*.py`) defines `get_config(**arguments)`, starts from
+`default()` and changes what it needs. The command line changes single fields:
+
+    siglax train --config configs/quickstart.py --config.optim.lr=3e-4 --config.data.0.size=5000
+
+The config is an `ml_collections.ConfigDict`: locked (no unknown field) and typed.
+A field that is None by default and may be set is a placeholder of its type.
+Durations are a name and a unit (`total_steps`, `total_examples`, `total_epochs`);
+exactly one unit is set, and setting another on the command line replaces the file's.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.util
+import inspect
+import json
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+UNITS = ("steps", "examples", "epochs")
+# Durations, and whether one unit must be set.
+DURATIONS = {
+    "total": True,
+    "optim.warmup": False,
+    "optim.cooldown": False,
+    "log.every": True,
+    "eval.every": False,
+    "checkpoint.every": False,
+}
+# Fields with a fixed set of values.
+CHOICES = {
+    "loss.name": ("sigmoid", "softmax"),
+    "loss.impl": ("auto", "dense"),
+    "loss.positives": ("pair", "label"),
+    "image.resize": ("bilinear", "bicubic"),
+    "train.dtype": ("float32", "bfloat16"),
+    "train.remat.image": ("none", "dots", "full"),
+    "train.remat.text": ("none", "dots", "full"),
+    "model.image.size": ("Ti", "S", "B", "L", "So400m", "g-opt"),
+    "model.image.stem": ("patch", "conv"),
+    "model.image.position": ("learned", "sincos"),
+    "model.image.pool": ("map", "mean", "cls"),
+    "model.text.size": ("Ti", "S", "B", "L", "So400m", "g-opt"),
+    "model.text.pool": ("last", "mean", "map", "eos"),
+    "optim.name": ("adamw", "adafactor", "lion"),
+    "optim.schedule": ("cosine", "rsqrt", "linear", "constant"),
+}
+# A run may be resumed with other values of these: they change its speed and its reports, not its losses.
+FREE_ON_RESUME = ("loader", "mesh", "eval", "checkpoint", "log", "loss.impl", "train.remat", "model.image.remat", "model.text.remat")
+
+
+def add_duration(group: ConfigDict, name: str, **unit):
+  """Adds `{name}_steps`, `{name}_examples`, `{name}_epochs` to a group; at most one keyword gives a default."""
+  for k, kind in zip(UNITS, (int, int, float)):
+    group[f"{name}_{k}"] = placeholder(kind)
+    group[f"{name}_{k}"] = unit.get(k)
+
+
+def default() -> ConfigDict:
+  """The whole config with every default. Units: examples are image-text pairs, sizes are pixels."""
+  c = ConfigDict()
+  c.seed = 0  # seeds the parameters, the data order, the augmentation and dropout
+  c.batch_size = 256  # examples a step over all devices and processes
+  add_duration(c, "total")  # length of training: one of total_steps, total_examples, total_epochs
+
+  # Training data: a tuple of specs, mixed by weight. A spec names its source and the source's arguments
+  # (siglax/data/sources.py), and may set weight (share of the mix, default: its number of examples)
+  # and max_bad_fraction (share of undecodable or caption-less examples above which the run stops, default 0.01).
+  c.data = ()
+
+  c.loader = ConfigDict()
+  c.loader.threads = 2  # threads that read and decode in each process (or in each worker)
+  c.loader.workers = 0  # worker processes that read and decode; 0 keeps it in threads of this process
+  c.loader.buffer = 2  # batches read ahead
+
+  c.image = ConfigDict()
+  c.image.size = 64  # height and width after preprocessing
+  c.image.mean = (0.5, 0.5, 0.5)  # subtracted on the device, of pixels in 0..1
+  c.image.std = (0.5, 0.5, 0.5)  # divided by on the device
+  c.image.resize = "bilinear"  # antialiased resampler of evaluation and export: bilinear | bicubic
+  c.image.crop_min_area = 1.0  # random resized crop keeps at least this share of the area; 1 resizes without a crop
+  c.image.crop_max_aspect = 4 / 3  # random resized crop's widest aspect ratio (and its inverse)
+  c.image.pad = 0  # pixels of reflected border for a random shift after the resize; 0 shifts nothing
+  c.image.flip = False  # random left-right flip; leave off where captions name sides
+
+  c.text = ConfigDict()
+  c.text.tokenizer = "shapes"  # sentencepiece .model file, or "shapes" for the built-in dataset's own
+  c.text.length = 64  # tokens, padded and truncated to it
+  c.text.lowercase = True  # lower-case before tokenizing
+  c.text.strip_punctuation = True  # remove ASCII punctuation before tokenizing, as SigLIP's canonicalization does
+
+  c.loss = ConfigDict()
+  c.loss.name = "sigmoid"  # sigmoid | softmax
+  c.loss.impl = "auto"  # auto | dense
+  c.loss.positives = "pair"  # pair: an image's own text | label: every text of the same label (UniCL)
+  c.loss.scale_init = 10.0  # exp(t') at the start; CLIP's is 1 / 0.07
+  c.loss.bias_init = placeholder(float)  # bias at the start; None is the matched prior log(1 / batch_size)
+  c.loss.scale_max = placeholder(float)  # cap of the scale; None leaves the sigmoid free and caps the softmax at 100
+
+  c.train = ConfigDict()
+  c.train.dtype = "float32"  # of activations: float32 | bfloat16; parameters and reductions stay float32
+  c.train.remat = ConfigDict()  # what the backward pass recomputes, by tower: none | dots | full
+  c.train.remat.image = "none"
+  c.train.remat.text = "none"
+
+  c.model = ConfigDict()
+  c.model.embed_dim = placeholder(int)  # width of the shared space; None takes the image tower's width
+  c.model.init_from = placeholder(str)  # run folder whose parameters to start from
+  c.model.scale_init = c.loss.get_oneway_ref("scale_init")
+  c.model.bias_init = c.loss.get_oneway_ref("bias_init")
+
+  c.model.image = ConfigDict()
+  c.model.image.size = "S"  # Ti | S | B | L | So400m | g-opt: sets width, depth, heads and mlp_dim
+  c.model.image.width = placeholder(int)  # overrides the named size, as do the next three
+  c.model.image.depth = placeholder(int)
+  c.model.image.heads = placeholder(int)
+  c.model.image.mlp_dim = placeholder(int)
+  c.model.image.patch = 16  # patch size in pixels; divides image.size
+  c.model.image.stem = "patch"  # patch: one linear patch embedding | conv: 3×3 convolutions of stride 2 up to the patch size
+  c.model.image.position = "learned"  # learned | sincos
+  c.model.image.pool = "map"  # map: attention head with one probe | mean | cls
+  c.model.image.dropout = 0.0  # after attention and MLP
+  c.model.image.scan = True  # one compiled block for all layers: parameters stacked over depth
+  c.model.image.image_size = c.image.get_oneway_ref("size")
+  c.model.image.mean = c.image.get_oneway_ref("mean")
+  c.model.image.std = c.image.get_oneway_ref("std")
+  c.model.image.dtype = c.train.get_oneway_ref("dtype")
+  c.model.image.remat = c.train.remat.get_oneway_ref("image")
+
+  c.model.text = ConfigDict()
+  c.model.text.size = "S"
+  c.model.text.width = placeholder(int)
+  c.model.text.depth = placeholder(int)
+  c.model.text.heads = placeholder(int)
+  c.model.text.mlp_dim = placeholder(int)
+  c.model.text.vocab_size = placeholder(int)  # None takes the tokenizer's
+  c.model.text.eos_id = placeholder(int)  # token that ends and pads a text; None takes the tokenizer's
+  c.model.text.causal = False  # attend to earlier tokens only
+  c.model.text.pool = "last"  # last position | mean | map | eos: first end-of-sentence token
+  c.model.text.dropout = 0.0
+  c.model.text.scan = True
+  c.model.text.length = c.text.get_oneway_ref("length")
+  c.model.text.dtype = c.train.get_oneway_ref("dtype")
+  c.model.text.remat = c.train.remat.get_oneway_ref("text")
+
+  c.optim = ConfigDict()
+  c.optim.name = "adamw"  # adamw | adafactor | lion
+  c.optim.lr = 1e-3  # peak learning rate
+  c.optim.schedule = "cosine"  # cosine | rsqrt | linear | constant, after the warmup
+  add_duration(c.optim, "warmup", steps=0)  # linear from 0
+  add_duration(c.optim, "cooldown", steps=0)  # linear to 0 at the end, for rsqrt and constant
+  c.optim.rsqrt_timescale = 10_000  # steps; rsqrt is lr·sqrt(timescale / (timescale + step − warmup))
+  c.optim.b1 = 0.9
+  c.optim.b2 = 0.95
+  c.optim.eps = 1e-8
+  c.optim.clip_norm = placeholder(float)  # global-norm clip of the gradient; None clips nothing
+  c.optim.weight_decay = 1e-4  # multiplies the learning rate, as in optax.adamw
+  # First match wins; the pattern must match the whole path of a parameter, such as "image/blocks/mlp/fc1/kernel".
+  c.optim.decay = ((".*/kernel", 1.0), (".*", 0.0))  # (pattern, multiplier of weight_decay)
+  c.optim.lr_multipliers = ((".*", 1.0),)  # (pattern, multiplier of lr); None freezes
+
+  c.mesh = ConfigDict()
+  c.mesh.data = placeholder(object)  # devices that split the batch: a number or "rest", all that are left
+  c.mesh.data = "rest"
+  c.mesh.fsdp = 1  # devices that split batch, parameters and optimizer state
+
+  c.eval = ConfigDict()
+  add_duration(c.eval, "every")  # none set evaluates at the end only
+  c.eval.batch_size = 256  # examples at a time over all devices
+  # Tasks: a tuple of {kind: zero_shot | retrieval | loss, name, data: a spec, …}; see siglax/evals/__init__.py.
+  c.eval.tasks = ()
+
+  c.checkpoint = ConfigDict()
+  add_duration(c.checkpoint, "every")  # none set saves at the end only
+  c.checkpoint.keep_latest = 2  # newest checkpoints kept
+  c.checkpoint.keep_every_steps = placeholder(int)  # also keep those whose step is a multiple of it
+  c.checkpoint.keep_best = placeholder(str)  # also keep the one with the highest value of this metric: "eval/<name>/<metric>"
+
+  c.log = ConfigDict()
+  add_duration(c.log, "every", steps=50)
+  c.log.tensorboard = True  # write events next to metrics.jsonl
+  c.log.wandb = placeholder(str)  # Weights & Biases project; needs pip install siglax[wandb]
+  return c.lock()
+
+
+def set_duration(config: ConfigDict, name: str, **unit):
+  """Sets one unit of a duration and clears the others: `set_duration(c, "optim.warmup", epochs=1)`."""
+  (chosen, value), = unit.items()
+  for k in UNITS:
+    _set(config, f"{name}_{k}", value if k == chosen else None)
+
+
+def load(path: str, overrides: dict[str, str] | None = None) -> ConfigDict:
+  """The config of `get_config(**arguments)` in a Python file, with overrides.
+
+  path: `configs/x.py` or `configs/x.py:name=value,name=value`, the arguments of get_config.
+  overrides: field → text as given on a command line, e.g. {"optim.lr": "3e-4", "data.0.path": "a.parquet"}.
+  Raises ValueError in one line for a missing file, an unknown argument or field, or a value of the wrong type.
+  """
+  filename, _, arguments = path.partition(":")
+  file = pathlib.Path(filename)
+  if not file.is_file():
+    known = sorted(str(p) for p in pathlib.Path("configs").glob("*.py"))
+    raise ValueError(f"--config {filename}: no such file" + (f"; here are {', '.join(known)}" if known else ""))
+  spec = importlib.util.spec_from_file_location(f"siglax_config_{file.stem}", file)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not hasattr(module, "get_config"):
+    raise ValueError(f"--config {filename}: the file defines no get_config()")
+  try:
+    config = module.get_config(**_arguments(arguments, module.get_config, filename))
+  except (AttributeError, TypeError, KeyError) as e:
+    raise ValueError(f"--config {filename}: {_one_line(e)}") from e
+  for field, text in (overrides or {}).items():
+    override(config, field, text)
+  return config
+
+
+def override(config: ConfigDict, field: str, text: str):
+  """Sets one field from its text on the command line; of a duration, the other units are cleared."""
+  for name in DURATIONS:
+    if field in [f"{name}_{k}" for k in UNITS]:
+      set_duration(config, name, **{field.rpartition("_")[2]: _parse(text)})
+      return
+  old = get(config, field, default=None)
+  _set(config, field, text if isinstance(old, str) and text != "None" else _parse(text))
+
+
+def get(config: ConfigDict, field: str, **default) -> Any:
+  """The value at a dotted path; ValueError names the nearest field when there is none."""
+  node = config
+  for i, key in enumerate(field.split(".")):
+    try:
+      node = node[int(key)] if isinstance(node, (tuple, list)) else node[key]
+    except (KeyError, ValueError, IndexError, TypeError):
+      if "default" in default and isinstance(node, dict):
+        return default["default"]
+      raise ValueError(_unknown(config, field)) from None
+  return node
+
+
+def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+  """{dotted path: value} of a config or of its dict."""
+  if isinstance(node, (ConfigDict, dict)):
+    items = node.items()
+  elif isinstance(node, (tuple, list)) and any(isinstance(x, dict) for x in node):
+    items = ((str(i), x) for i, x in enumerate(node))
+  else:
+    return {prefix: node}
+  flat = {}
+  for k, v in items:
+    flat.update(flatten(v, f"{prefix}.{k}" if prefix else str(k)))
+  return flat
+
+
+def to_json(config: ConfigDict) -> str:
+  """The resolved config as JSON; `from_json` reads it back."""
+  return json.dumps(config.copy_and_resolve_references().to_dict(), indent=1)
+
+
+def from_json(text: str) -> ConfigDict:
+  """The config that `to_json` wrote."""
+  config = default()
+  for group, value in json.loads(text).items():
+    _update(config, group, value)
+  return config
+
+
+def differences(there: ConfigDict, here: ConfigDict) -> list[str]:
+  """Fields that keep two configs from being the same run, each as "field is A there and B here"."""
+  a, b = (flatten(c.copy_and_resolve_references()) for c in (there, here))
+  return [
+      f"{k} is {a.get(k)!r} there and {b.get(k)!r} here"
+      for k in sorted(a.keys() | b.keys())
+      if a.get(k) != b.get(k) and not k.startswith(FREE_ON_RESUME)
+  ]
+
+
+def duration_steps(config: ConfigDict, name: str, epoch_examples: int) -> int | None:
+  """Steps of a duration such as "total" or "optim.warmup"; None when no unit is set.
+
+  epoch_examples: examples of one pass over the training data, for durations in epochs.
+  """
+  for k, size in zip(UNITS, (config.batch_size, 1, 1 / epoch_examples)):
+    value = get(config, f"{name}_{k}")
+    if value is not None:
+      return int(round(value)) if k == "steps" else round(value / size / config.batch_size)
+  return None
+
+
+def validate(config: ConfigDict, devices: int):
+  """Checks every field and combination that can be checked without reading data or compiling.
+
+  devices: number of devices over all processes. Raises ValueError in one line: given, needed, field.
+  """
+  for field, choices in CHOICES.items():
+    if (value := get(config, field)) not in choices:
+      raise ValueError(f"config.{field}={value!r} is unknown; known are {', '.join(choices)}")
+  for name, needed in DURATIONS.items():
+    given = {f"{name}_{k}": v for k in UNITS if (v := get(config, f"{name}_{k}")) is not None}
+    if len(given) > 1 or needed and not given:
+      raise ValueError(
+          f"{' and '.join(given) or 'none'} of config.{name}_{{steps,examples,epochs}} set; set exactly one"
+      )
+    for field, value in given.items():
+      if value < 0 or value == 0 and name not in ("optim.warmup", "optim.cooldown"):
+        raise ValueError(f"config.{field}={value} must be positive")
+  for field in ("batch_size", "eval.batch_size", "image.size", "text.length", "loader.threads", "checkpoint.keep_latest"):
+    if (value := get(config, field)) < 1:
+      raise ValueError(f"config.{field}={value} must be at least 1")
+  _validate_mesh(config, devices)
+  _validate_towers(config)
+  if not 0 < config.image.crop_min_area <= 1:
+    raise ValueError(f"config.image.crop_min_area={config.image.crop_min_area} must lie in (0, 1]")
+  if config.loss.scale_init <= 0:
+    raise ValueError(f"config.loss.scale_init={config.loss.scale_init} must be positive: it is exp(t')")
+  if not config.data:
+    raise ValueError("config.data is empty; give at least one spec, e.g. ({'source': 'shapes'},)")
+  from siglax import data, evals  # late: they import the sources and the models
+
+  for i, spec in enumerate(config.data):
+    data.validate_spec(spec, f"config.data.{i}")
+  evals.validate_tasks(config)
+
+
+def _validate_mesh(config, devices):
+  data, fsdp = config.mesh.data, config.mesh.fsdp
+  if data == "rest" and devices % fsdp:
+    raise ValueError(f"config.mesh.fsdp={fsdp} does not divide the {devices} devices")
+  if data != "rest" and data * fsdp != devices:
+    raise ValueError(f"config.mesh.data={data} × config.mesh.fsdp={fsdp} is {data * fsdp}, but there are {devices} devices")
+  for field in ("batch_size", "eval.batch_size"):
+    size = get(config, field)
+    if size % devices:
+      below, above = size // devices * devices, -(-size // devices) * devices
+      use = f"use {below} or {above}" if below else f"use {above}"
+      raise ValueError(
+          f'config.{field}={size} is not divisible by the {devices} devices on mesh axes "data" and "fsdp"; {use}'
+      )
+
+
+def _validate_towers(config):
+  image = config.model.image
+  if image.image_size % image.patch:
+    raise ValueError(f"config.image.size={image.image_size} is not divisible by config.model.image.patch={image.patch}")
+  if image.stem == "conv" and image.patch & (image.patch - 1):
+    raise ValueError(f'config.model.image.patch={image.patch} must be a power of two for config.model.image.stem="conv"')
+  for name in ("image", "text"):
+    tower = config.model[name]
+    if tower.width and tower.heads and tower.width % tower.heads:
+      raise ValueError(f"config.model.{name}.width={tower.width} is not divisible by its heads={tower.heads}")
+    if not 0 <= tower.dropout < 1:
+      raise ValueError(f"config.model.{name}.dropout={tower.dropout} must lie in [0, 1)")
+
+
+def _arguments(text: str, function, filename: str) -> dict[str, Any]:
+  """{"smoke": True} of "smoke=True"; unknown names are errors."""
+  known = list(inspect.signature(function).parameters)
+  arguments = {}
+  for part in filter(None, text.split(",")):
+    name, equals, value = part.partition("=")
+    if name not in known or not equals:
+      raise ValueError(f"--config {filename}:{part}: arguments are {', '.join(f'{k}=…' for k in known) or 'none'}")
+    arguments[name] = _parse(value)
+  return arguments
+
+
+def _parse(text: str) -> Any:
+  lowered = {"true": True, "false": False, "none": None}
+  if text.lower() in lowered:
+    return lowered[text.lower()]
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return text
+
+
+def _set(config: ConfigDict, field: str, value: Any):
+  """Sets a dotted path; tuples of specs are rebuilt around the changed entry."""
+  head, _, key = field.rpartition(".")
+  parent = get(config, head) if head else config
+  if isinstance(parent, ConfigDict):
+    if key not in parent:
+      raise ValueError(_unknown(config, field))
+    try:
+      parent[key] = value
+    except (TypeError, ValueError) as e:
+      kind = parent.get_type(key).__name__
+      raise ValueError(f"config.{field}={value!r} is of type {type(value).__name__}; it needs {kind}") from e
+  elif isinstance(parent, dict):
+    _set(config, head, {**parent, key: value})
+  elif isinstance(parent, tuple):
+    get(config, field)
+    _set(config, head, tuple(value if str(i) == key else x for i, x in enumerate(parent)))
+  else:
+    raise ValueError(_unknown(config, field))
+
+
+def _update(config: ConfigDict, field: str, value: Any):
+  if isinstance(value, dict) and isinstance(get(config, field), ConfigDict):
+    for k, v in value.items():
+      _update(config, f"{field}.{k}", v)
+  else:
+    _set(config, field, _tuples(value))
+
+
+def _tuples(value):
+  if isinstance(value, dict):
+    return {k: _tuples(v) for k, v in value.items()}
+  return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _unknown(config: ConfigDict, field: str) -> str:
+  fields = list(flatten(config))
+  same_name = [f for f in fields if f.rpartition(".")[2] == field.rpartition(".")[2]]
+  near = same_name or difflib.get_close_matches(field, fields, n=1, cutoff=0.5)
+  return f"config.{field} is unknown" + (f"; did you mean config.{near[0]}?" if near else "; siglax/config.py lists every field")
+
+
+def _one_line(error: Exception) -> str:
+  text = str(error).replace("\\n", " ").replace("\n", " ")
+  return text if len(text) < 300 else f"{text[:120]} … {text[-150:]}"

@@ -1,0 +1,127 @@
+"""Bytes to pixels: decode, the resize of evaluation and export, and the augmentation of training.
+
+An image is uint8 [H, W, 3] RGB throughout; the model normalises it on the device.
+"""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+from PIL import Image
+
+# Parallel over examples, not within one: OpenCV's own threads would fight for the same cores.
+cv2.setNumThreads(0)
+# Decoders print on a broken file; the pipeline names it instead.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+RESAMPLERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+# Shrinking by this much or less, linear interpolation mixes nearly all pixels by itself.
+LINEAR_SHRINK = 1.25
+# Up to this much, a 3×3 blur before it is as good as the exact area average at half the time.
+BLUR_SHRINK = 2.5
+
+
+def decode(data: bytes | np.ndarray) -> np.ndarray:
+  """Encoded bytes (JPEG, PNG, WebP, GIF's first frame, …) or a uint8 array to uint8 [H, W, 3] RGB.
+
+  Turned upright by its EXIF orientation; grey is repeated over the channels, alpha is dropped, 16 bits become 8.
+  An array may be [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]. Raises ValueError for what cannot be decoded, cut-off
+  files included (OpenCV 5 refuses them; 4 would have filled up with grey).
+  """
+  if isinstance(data, np.ndarray):
+    return _from_array(data)
+  if not isinstance(data, (bytes, bytearray, memoryview)):
+    raise ValueError(f"the image is {type(data).__name__}; it must be encoded bytes or a uint8 array")
+  if not len(data):
+    raise ValueError("the image is empty (0 bytes)")
+  try:
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+  except cv2.error as e:  # larger than OpenCV allows, or a header that lies
+    raise ValueError(f"the image ({len(data)} bytes) cannot be decoded: {e.err}") from None
+  if image is None:
+    raise ValueError(f"the image ({len(data)} bytes) cannot be decoded: not an image, cut short, or damaged")
+  return image
+
+
+def _from_array(image):
+  if image.dtype != np.uint8 or image.ndim not in (2, 3) or not image.size:
+    raise ValueError(f"the image is {image.dtype}{list(image.shape)}; an array must be uint8[H, W, 3], and not empty")
+  if image.ndim == 2:
+    image = image[..., None]
+  channels = image.shape[2]
+  if channels not in (1, 3, 4):
+    raise ValueError(f"the image has {channels} channels; an array must have 1, 3 or 4")
+  return np.repeat(image, 3, axis=2) if channels == 1 else image[..., :3]
+
+
+def resize(image: np.ndarray, size: int, resample: str = "bilinear") -> np.ndarray:
+  """uint8 [H, W, 3] squashed to [size, size, 3] by Pillow's antialiased resampler: bilinear | bicubic.
+
+  The resize of evaluation and of every exported preprocessor. An image of that size is returned as it is.
+  """
+  if image.shape[:2] == (size, size):
+    return image
+  return np.array(Image.fromarray(image).resize((size, size), RESAMPLERS[resample]))
+
+
+def augment(image: np.ndarray, rng: np.random.Generator, config) -> np.ndarray:
+  """uint8 [H, W, 3] to a random view [size, size, 3] of it; a pure function of the image, rng and config.
+
+  config: config.image, of which size, crop_min_area, crop_max_aspect, pad and flip are read. In this order: random
+  resized crop (see `crop_box`), resize, shift by up to `pad` pixels over a reflected border, left-right flip.
+  With all of them off only a resize is left, and an image of that size is returned as it is.
+  """
+  size, pad = config.size, config.pad
+  area, aspect, left, top, shift_x, shift_y, side = rng.random(7).tolist()
+  if config.crop_min_area < 1:
+    height, width = image.shape[:2]
+    x, y, w, h = crop_box(width, height, config.crop_min_area, config.crop_max_aspect, area, aspect, left, top)
+    image = image[y : y + h, x : x + w]
+  image = fast_resize(image, size)
+  if pad:
+    image = cv2.copyMakeBorder(image, pad, pad, pad, pad, cv2.BORDER_REFLECT_101)
+    x, y = int(shift_x * (2 * pad + 1)), int(shift_y * (2 * pad + 1))
+    image = image[y : y + size, x : x + size]
+  if config.flip and side < 0.5:
+    image = cv2.flip(image, 1)
+  return image
+
+
+def crop_box(
+    width: int, height: int, min_area: float, max_aspect: float,
+    area: float, aspect: float, left: float, top: float,
+) -> tuple[int, int, int, int]:
+  """(x, y, w, h) in pixels of a crop inside width × height, from four uniform draws in [0, 1).
+
+  Its share of the area is uniform in [min_area, 1], its aspect w / h log-uniform in [1 / max_aspect, max_aspect] as
+  far as a crop of that area fits into the image; when none does, as near to it as fits. So there is nothing to
+  reject, and min_area holds for any image. Inception's crop otherwise (Szegedy et al. 2015, section 6).
+  """
+  share = min_area + (1 - min_area) * area
+  narrowest, widest = share * width / height, width / (share * height)
+  low = min(max(1 / max_aspect, narrowest), widest)
+  high = max(min(max_aspect, widest), narrowest)
+  ratio = low * (high / low) ** aspect
+  pixels = share * width * height
+  w = min(max(round(math.sqrt(pixels * ratio)), 1), width)
+  h = min(max(round(math.sqrt(pixels / ratio)), 1), height)
+  return int(left * (width - w + 1)), int(top * (height - h + 1)), w, h
+
+
+def fast_resize(image: np.ndarray, size: int) -> np.ndarray:
+  """uint8 [H, W, 3] squashed to [size, size, 3], antialiased where it shrinks, at a fraction of Pillow's time.
+
+  For training only: within a grey level or two of `resize` on average. An image of that size is returned as it is.
+  """
+  height, width = image.shape[:2]
+  if max(height, width) > BLUR_SHRINK * size:
+    # OpenCV averages areas only when no side grows; a side to enlarge is left to the linear step.
+    image = cv2.resize(image, (min(width, size), min(height, size)), interpolation=cv2.INTER_AREA)
+  elif max(height, width) > LINEAR_SHRINK * size:
+    kernel = tuple(3 if side > LINEAR_SHRINK * size else 1 for side in (width, height))
+    image = cv2.GaussianBlur(image, kernel, 0)
+  if image.shape[:2] != (size, size):
+    image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
+  return image

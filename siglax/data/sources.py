@@ -1,0 +1,296 @@
+"""Where examples come from.
+
+A source is a class with `__len__`, `__getitem__(i)` and `classnames` (a tuple, or None). Example i is
+{"image": encoded bytes or uint8 array, "captions": [str, …]}, and optionally "label": int, an index into classnames,
+and "weight": float, the example's weight in the loss. `__getitem__` is random access, safe from many threads, and
+the same on every call; a source can be pickled. Raising from it marks the example as broken: training replaces it.
+
+A data spec names a source and gives its constructor's arguments: {"source": "parquet", "path": "a.parquet"}.
+A new source is such a class and its line in SOURCES; its constructor raises ValueErrors that begin with the argument.
+"""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import hashlib
+import inspect
+import logging
+import math
+import numbers
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from siglax.data.shapes import Shapes
+
+# Fields of every spec, whatever its source.
+COMMON_FIELDS = ("source", "weight", "max_bad_fraction")
+MAX_BAD_FRACTION = 0.01
+# Parquet data larger than this is mapped from disk instead of held in memory.
+MEMORY_BYTES = 4 * 2**30
+# Rows read at a time: bounds what is held besides the data itself.
+READ_ROWS = 1024
+logger = logging.getLogger("siglax")
+
+
+class Parquet:
+  """Rows of Parquet files, in the order of the files: {"image": bytes, "captions": [str, …], "label", "weight"}.
+
+  path: a file, a glob, a tuple of them, or the same with commas: "train-*.parquet,more.parquet".
+  image: column of encoded images: bytes, or a struct with bytes, as Hugging Face datasets write it.
+  caption: column of captions, a string or a list of strings a row; None takes "captions" or "caption".
+  label: column of class indices; None takes "label" if there is one.
+  weights: column of weights in the loss; None takes "weight" if there is one.
+  classnames: from the schema's metadata "classes", names with commas between, else None.
+
+  Raises ValueError, beginning with the argument, for a missing, empty or damaged file, or a column that is missing or
+  of another type.
+  """
+
+  def __init__(self, path, image="image", caption=None, label=None, weights=None):
+    self._arguments = (path, image, caption, label, weights)
+    files = {file: _open(file) for file in _find(path)}
+    columns = _Columns(files, image, caption, label, weights)
+    rows = sum(file.metadata.num_rows for file in files.values())
+    if not rows:
+      raise ValueError(f"path={path!r} has no rows")
+    self.classnames = _classnames(files)
+    # Row groups are units of compression, thousands of rows each: too coarse to read for one random row. So the
+    # columns are decompressed once, into memory while they fit, else into an Arrow file to map.
+    size = columns.bytes(files)
+    if size <= MEMORY_BYTES:
+      table = pa.Table.from_batches(columns.batches(files), columns.schema)
+    else:
+      table = _mapped(files, columns, size)
+    self._columns = {name: table.column(name) for name in table.column_names}
+    self._rows = rows
+
+  def __len__(self) -> int:
+    return self._rows
+
+  def __getitem__(self, i: int) -> dict:
+    if not 0 <= i < self._rows:
+      raise IndexError(f"row {i} of {self._rows}")
+    # A caption, a label or a weight may be null; a null image stays one, and is broken.
+    example = {name: column[i].as_py() for name, column in self._columns.items()}
+    captions = example["captions"]
+    if isinstance(captions, str):
+      example["captions"] = [captions]
+    else:
+      example["captions"] = [caption for caption in captions or () if caption is not None]
+    return {name: value for name, value in example.items() if value is not None or name == "image"}
+
+  def __repr__(self):
+    return f"Parquet({self._arguments[0]!r})"
+
+  def __reduce__(self):  # a worker process opens the files itself
+    return Parquet, self._arguments
+
+
+SOURCES = {"shapes": Shapes, "parquet": Parquet}
+
+
+def open_source(spec, field: str = ""):
+  """The source of a data spec.
+
+  field: where the spec stands, such as "config.data.0", for the messages. Raises ValueError in one line.
+  """
+  validate_spec(spec, field)
+  arguments = {name: value for name, value in spec.items() if name not in COMMON_FIELDS}
+  try:
+    return SOURCES[spec["source"]](**arguments)
+  except ValueError as e:
+    raise ValueError(f"{_prefix(field)}{e}") from e
+
+
+def validate_spec(spec, field: str = ""):
+  """Checks a data spec's fields without reading data; ValueError says which, and what is known.
+
+  field: where the spec stands, such as "config.data.0".
+  """
+  if not hasattr(spec, "items"):
+    raise ValueError(f'{field or "data"}={spec!r} must be a dict such as {{"source": "shapes"}}')
+  name = spec.get("source")
+  if name not in SOURCES:
+    raise ValueError(f"{_prefix(field)}source={name!r} is unknown; known are {', '.join(SOURCES)}")
+  arguments = inspect.signature(SOURCES[name]).parameters
+  known = [*arguments, *COMMON_FIELDS]
+  for key in spec:
+    if key not in known:
+      near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+      hint = f"did you mean {near[0]}? " if near else ""
+      raise ValueError(f"{_prefix(field)}{key} is unknown; {hint}source {name!r} has {', '.join(known)}")
+  for key, argument in arguments.items():
+    if argument.default is argument.empty and key not in spec:
+      raise ValueError(f"{_prefix(field)}{key} is missing; source {name!r} needs it")
+  weight, fraction = spec.get("weight"), spec.get("max_bad_fraction")
+  if weight is not None and not (_is_number(weight) and 0 < weight < math.inf):
+    raise ValueError(f"{_prefix(field)}weight={weight!r} must be a positive number, the spec's share of the mix")
+  if fraction is not None and not (_is_number(fraction) and 0 <= fraction <= 1):
+    raise ValueError(f"{_prefix(field)}max_bad_fraction={fraction!r} must be a number from 0 to 1")
+
+
+def _prefix(field):
+  return f"{field}." if field else ""
+
+
+def _is_number(value):
+  return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _find(path) -> list[str]:
+  """Files of a path, a glob, or several."""
+  patterns = path.split(",") if isinstance(path, str) else path
+  if not isinstance(patterns, (tuple, list)) or not all(isinstance(p, (str, os.PathLike)) for p in patterns):
+    raise ValueError(f"path={path!r} must be a file, a glob, or a tuple of them")
+  files = []
+  for pattern in map(str.strip, map(os.fspath, patterns)):
+    found = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
+    if not found:
+      raise ValueError(f"path={pattern!r}: no such file")
+    if os.path.isdir(pattern):
+      raise ValueError(f"path={pattern!r} is a folder; use {os.path.join(pattern, '*.parquet')!r}")
+    files += found
+  return files
+
+
+def _open(file: str) -> pq.ParquetFile:
+  size = os.path.getsize(file)
+  if not size:
+    raise ValueError(f"path={file!r} is empty (0 bytes)")
+  try:
+    return pq.ParquetFile(file)
+  except (pa.ArrowException, OSError) as e:
+    raise ValueError(f"path={file!r} ({size} bytes) is not a Parquet file, or is cut short: {_first_line(e)}") from None
+
+
+def _classnames(files) -> tuple[str, ...] | None:
+  """The files' class names; labels mean nothing when they differ."""
+  names = {(file.schema_arrow.metadata or {}).get(b"classes") for file in files.values()}
+  if len(names) > 1:
+    raise ValueError("path: the files differ in the schema metadata 'classes'; give them as separate specs")
+  (found,) = names
+  return tuple(name.strip() for name in found.decode().split(",")) if found else None
+
+
+class _Columns:
+  """Which columns to read, and as what, the same for all files ({path: ParquetFile})."""
+
+  def __init__(self, files, image, caption, label, weights):
+    first = next(iter(files.values())).schema_arrow
+    if caption is None:
+      caption = next((name for name in ("captions", "caption") if name in first.names), None)
+      if caption is None:
+        raise ValueError(f"caption=None: no column 'captions' or 'caption' but {', '.join(first.names)}; name one")
+    label = "label" if label is None and "label" in first.names else label
+    weights = "weight" if weights is None and "weight" in first.names else weights
+    wanted = {"image": image, "caption": caption, "label": label, "weights": weights}
+    self._wanted = {argument: name for argument, name in wanted.items() if name is not None}
+    for path, file in files.items():
+      self._check(path, file.schema_arrow)
+    listed = pa.types.is_list(first.field(caption).type) or pa.types.is_large_list(first.field(caption).type)
+    types = {
+        "image": ("image", pa.binary()),
+        "caption": ("captions", pa.list_(pa.string()) if listed else pa.string()),
+        "label": ("label", pa.int64()),
+        "weights": ("weight", pa.float64()),
+    }
+    self.schema = pa.schema([types[argument] for argument in self._wanted])
+
+  def _check(self, path, schema):
+    for argument, name in self._wanted.items():
+      if name not in schema.names:
+        raise ValueError(f"{argument}={name!r}: no such column in {path} but {', '.join(schema.names)}; name one of them")
+      right, needed = _TYPES[argument]
+      if not right(kind := schema.field(name).type):
+        raise ValueError(f"{argument}={name!r}: the column of {path} holds {kind}, it must hold {needed}")
+
+  def paths(self, file):
+    """Names to ask Parquet for: of a struct only its bytes."""
+    structs = [name for name in self._wanted.values() if pa.types.is_struct(file.schema_arrow.field(name).type)]
+    return [f"{name}.bytes" if name in structs else name for name in self._wanted.values()]
+
+  def bytes(self, files) -> int:
+    """Uncompressed size of what `batches` reads."""
+    total = 0
+    for file in files.values():
+      wanted = tuple(f"{path}." for path in self.paths(file))
+      for group in map(file.metadata.row_group, range(file.num_row_groups)):
+        columns = map(group.column, range(group.num_columns))
+        total += sum(c.total_uncompressed_size for c in columns if f"{c.path_in_schema}.".startswith(wanted))
+    return total
+
+  def batches(self, files) -> Iterator[pa.RecordBatch]:
+    """The rows of all files in self.schema."""
+    for path, file in files.items():
+      try:
+        for batch in file.iter_batches(READ_ROWS, columns=self.paths(file)):
+          yield self._convert(batch)
+      except (pa.ArrowException, OSError) as e:
+        raise ValueError(f"path={path!r} is damaged: {_first_line(e)}") from None
+
+  def _convert(self, batch):
+    arrays = []
+    for name, target in zip(self._wanted.values(), self.schema.types):
+      array = batch.column(name)
+      if pa.types.is_struct(array.type):
+        array = pc.struct_field(array, "bytes")
+      arrays.append(array.cast(target))
+    return pa.record_batch(arrays, schema=self.schema)
+
+
+def _is_bytes(kind):
+  if pa.types.is_struct(kind):
+    return kind.get_field_index("bytes") >= 0 and _is_bytes(kind.field("bytes").type)
+  return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _is_text(kind):
+  if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    kind = kind.value_type
+  if pa.types.is_dictionary(kind):
+    kind = kind.value_type
+  return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+_TYPES = {
+    "image": (_is_bytes, "bytes or a struct with bytes"),
+    "caption": (_is_text, "strings or lists of strings"),
+    "label": (pa.types.is_integer, "whole numbers"),
+    "weights": (lambda kind: pa.types.is_floating(kind) or pa.types.is_integer(kind), "numbers"),
+}
+
+
+def _mapped(files, columns: _Columns, size: int) -> pa.Table:
+  """The rows as an uncompressed Arrow file in the user's cache, written once, shared by all processes of the machine."""
+  folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "siglax"
+  folder.mkdir(parents=True, exist_ok=True)
+  cache = folder / f"{_fingerprint(files, columns)}.arrow"
+  if not cache.exists():
+    logger.warning("writing %.1f GB of decompressed rows to %s, once; XDG_CACHE_HOME moves it", size / 2**30, cache)
+    handle, unfinished = tempfile.mkstemp(dir=folder, suffix=".unfinished")
+    try:
+      with os.fdopen(handle, "wb") as out, pa.ipc.new_file(out, columns.schema) as writer:
+        for batch in columns.batches(files):
+          writer.write_batch(batch)
+      os.replace(unfinished, cache)  # whole or not at all, also when several processes write it
+    finally:
+      pathlib.Path(unfinished).unlink(missing_ok=True)
+  return pa.ipc.open_file(pa.memory_map(str(cache))).read_all()
+
+
+def _fingerprint(files, columns: _Columns) -> str:
+  """Names the content: which files, their sizes and times, and the columns read."""
+  stats = [(os.path.abspath(path), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files]
+  read = [columns.paths(file) for file in files.values()]
+  return hashlib.sha256(repr((stats, read, columns.schema.to_string())).encode()).hexdigest()[:24]
+
+
+def _first_line(error):
+  return str(error).strip().partition("\n")[0]

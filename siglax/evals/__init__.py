@@ -1,0 +1,150 @@
+"""Evaluations: what a run measures besides its training loss, in training and by `siglax evaluate`.
+
+`config.eval.tasks` is a tuple of tasks; a task is {"kind", "name", "data": a data spec, …the kind's own fields}:
+
+    zero_shot  classnames, templates, size                  → acc1, acc5, mean_per_class_recall
+    retrieval  size, distinct, captions_per_image           → {text,image}_retrieval_recall@{1,5,10}
+    loss       size                                         → loss
+
+A new kind is a module with METRICS and a function: its positional parameters are what `run` provides
+(examples, embedder, config, loss), its keyword-only ones are the task's fields. Metrics are shares in 0..1.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from typing import Callable
+
+from ml_collections import ConfigDict
+
+from siglax.evals import loss as loss_lib
+from siglax.evals import retrieval
+from siglax.evals import zero_shot
+
+KINDS = {"zero_shot": zero_shot.evaluate, "retrieval": retrieval.evaluate, "loss": loss_lib.evaluate}
+METRICS = {"zero_shot": zero_shot.METRICS, "retrieval": retrieval.METRICS, "loss": loss_lib.METRICS}
+# The task's name in CLIP_benchmark's result files; the loss has none there.
+CLIP_BENCHMARK_TASKS = {"zero_shot": "zeroshot_classification", "retrieval": "zeroshot_retrieval"}
+
+
+def run(config: ConfigDict, embedder, open_task_data: Callable, loss: Callable | None = None) -> dict[str, float]:
+  """{"eval/<name>/<metric>": value} of every task in config.eval.tasks. Global view: all processes call it together.
+
+  embedder: .images(get, count) and .texts(list) → unit rows [n, d] in float32, .scale and .bias; the same arrays on
+  every process, so every process returns the same metrics, and process 0 writes them.
+  open_task_data: data spec → examples with len(), [i] → {"image", "captions", "label"} and .classnames.
+  loss: the training loss, (zimg, ztxt, scale, bias, weights=, labels=) → scalar; needed by the kind "loss" only.
+  Raises ValueError that starts with the task's field and name.
+  """
+  metrics = {}
+  for i, task in enumerate(config.eval.tasks):
+    fields = {k: v for k, v in task.items() if k not in ("kind", "name", "data")}
+    function = KINDS[task["kind"]]
+    provided = {"embedder": embedder, "config": config, "loss": loss}
+    try:
+      if loss is None and "loss" in _parameters(function, inspect.Parameter.POSITIONAL_OR_KEYWORD):
+        raise ValueError(f'kind="{task["kind"]}" needs the training loss, which this caller did not give')
+      provided["examples"] = open_task_data(task["data"])
+      positional = [provided[k] for k in _parameters(function, inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+      values = function(*positional, **fields)
+    except ValueError as e:
+      raise ValueError(f"config.eval.tasks.{i} ({task['name']!r}): {e}") from e
+    metrics.update({f"eval/{task['name']}/{k}": v for k, v in values.items()})
+  return metrics
+
+
+def metric_names(config: ConfigDict) -> list[str]:
+  """The keys that `run` returns."""
+  return [f"eval/{task['name']}/{k}" for task in config.eval.tasks for k in METRICS[task["kind"]]]
+
+
+def clip_benchmark_json(
+    config: ConfigDict, metrics: dict[str, float], model: str, pretrained: str, language: str = "en"
+) -> list[dict]:
+  """The metrics of `run` as CLIP_benchmark's records, one a task, to merge with its result files.
+
+  A record is {dataset, model, pretrained, task, metrics, language}; the dataset is the task's name.
+  """
+  return [
+      {
+          "dataset": task["name"],
+          "model": model,
+          "pretrained": pretrained,
+          "task": CLIP_BENCHMARK_TASKS[task["kind"]],
+          "metrics": {k: metrics[f"eval/{task['name']}/{k}"] for k in METRICS[task["kind"]]},
+          "language": language,
+      }
+      for task in config.eval.tasks
+      if task["kind"] in CLIP_BENCHMARK_TASKS
+  ]
+
+
+def validate_tasks(config: ConfigDict):
+  """Checks config.eval.tasks, their data specs and config.checkpoint.keep_best without reading data."""
+  from siglax import data  # late: it imports the sources
+
+  names = []
+  for i, task in enumerate(config.eval.tasks):
+    field = f"config.eval.tasks.{i}"
+    if not hasattr(task, "items"):
+      raise ValueError(f'{field}={task!r} must be a dict such as {{"kind": "loss", "name": "val", "data": {{…}}}}')
+    if task.get("kind") not in KINDS:
+      raise ValueError(f"{field}.kind={task.get('kind')!r} is unknown; known are {', '.join(KINDS)}")
+    _validate_fields(task, field)
+    name = task.get("name")
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
+      raise ValueError(f"{field}.name={name!r} must be letters, digits, '_', '.' or '-'; it names eval/<name>/<metric>")
+    if name in names:
+      raise ValueError(f"{field}.name={name!r} is also the name of config.eval.tasks.{names.index(name)}; change one")
+    names.append(name)
+    if "data" not in task:
+      raise ValueError(f'{field}.data is missing; give a spec such as {{"source": "shapes"}}')
+    data.validate_spec(task["data"], f"{field}.data")
+  best, known = config.checkpoint.keep_best, metric_names(config)
+  if best is not None and best not in known:
+    near = difflib.get_close_matches(best, known, n=1, cutoff=0.0)
+    raise ValueError(
+        f"config.checkpoint.keep_best={best!r} is no metric of config.eval.tasks"
+        + (f"; did you mean {near[0]!r}?" if near else ", which is empty")
+    )
+
+
+def _validate_fields(task, field: str):
+  known = _parameters(KINDS[task["kind"]], inspect.Parameter.KEYWORD_ONLY)
+  for name, value in task.items():
+    if name in ("kind", "name", "data"):
+      continue
+    if name not in known:
+      near = difflib.get_close_matches(name, [*known, "name", "data"], n=1, cutoff=0.5)
+      hint = f"did you mean {near[0]}?" if near else f"{task['kind']} has {', '.join(known)}"
+      raise ValueError(f"{field}.{name} is unknown; {hint}")
+    right, needed = _CHECKS[name]
+    if not (right(value) or value is None and known[name].default is None):
+      raise ValueError(f"{field}.{name}={value!r} must be {needed}")
+
+
+def _parameters(function, kind) -> dict[str, inspect.Parameter]:
+  return {k: p for k, p in inspect.signature(function).parameters.items() if p.kind is kind}
+
+
+def _is_count(value) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _are_texts(value) -> bool:
+  return isinstance(value, (tuple, list)) and len(value) > 0 and all(isinstance(x, str) for x in value)
+
+
+# What the fields of all kinds must be.
+_CHECKS = {
+    "size": (_is_count, "a positive number of examples"),
+    "captions_per_image": (_is_count, "a positive number of captions"),
+    "distinct": (lambda value: isinstance(value, bool), "True or False"),
+    "classnames": (_are_texts, "a tuple of names, one for each label"),
+    "templates": (
+        lambda value: _are_texts(value) and all(x.count("{}") == 1 for x in value),
+        'a tuple of texts with one {} each, such as ("a photo of a {}.",)',
+    ),
+}

@@ -1,0 +1,41 @@
+"""The training loss on held-out examples."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+from siglax.evals import ranking
+
+METRICS = ("loss",)
+
+
+def evaluate(examples, embedder, config, loss, *, size: int | None = None) -> dict[str, float]:
+  """The loss over blocks of config.batch_size examples, averaged with the examples in each block as weights.
+
+  Each block is one training batch: an image, its first caption, and all others of the block as negatives. The last
+  block is padded with examples of weight 0; it and data smaller than a block have fewer negatives, so a lower loss.
+  loss: (zimg, ztxt, scale, bias, weights=, labels=) → scalar on numpy arrays of batch_size rows; labels are None
+  unless config.loss.positives is "label". size: the first so many examples; those without a caption are left out.
+  """
+  zimg, rest = ranking.embed_captioned_images(examples, ranking.first(examples, size), embedder)
+  ztxt = embedder.texts([example["captions"][0] for example in rest])
+  labels = _labels(rest) if config.loss.positives == "label" else None
+  total = 0.0
+  for start in range(0, len(zimg), config.batch_size):
+    block = slice(start, start + config.batch_size)
+    count = len(zimg[block])
+    pad = lambda x: np.pad(x[block], [(0, config.batch_size - count)] + [(0, 0)] * (x.ndim - 1))
+    weights = pad(np.ones(len(zimg), np.float32))
+    value = loss(
+        pad(zimg), pad(ztxt), embedder.scale, embedder.bias, weights=weights, labels=None if labels is None else pad(labels)
+    )
+    total += count * float(jax.device_get(value))
+  return {"loss": total / len(zimg)}
+
+
+def _labels(rest) -> np.ndarray:
+  labels = [example.get("label") for example in rest]
+  if None in labels:
+    raise ValueError('an example has no label; config.loss.positives="label" needs one for each')
+  return np.asarray(labels, np.int32)

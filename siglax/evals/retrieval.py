@@ -1,0 +1,46 @@
+"""Retrieval: find a text by its image, and an image by its text, among all of the evaluation's."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from siglax.evals import ranking
+
+RECALL_AT = (1, 5, 10)
+METRICS = tuple(f"{wanted}_retrieval_recall@{k}" for wanted in ("text", "image") for k in RECALL_AT)
+
+
+def evaluate(
+    examples, embedder, *, size: int | None = None, distinct: bool = False, captions_per_image: int | None = None
+) -> dict[str, float]:
+  """{text,image}_retrieval_recall@{1,5,10}, each in 0..1, as CLIP_benchmark defines them.
+
+  text_retrieval_recall@k: share of images with at least one of their captions among the k nearest texts.
+  image_retrieval_recall@k: share of texts whose image is among the k nearest images.
+  size: evaluates the first so many examples; distinct: skips an example whose first caption was already taken,
+  since no model can tell the two apart; captions_per_image: uses the first so many. Images without captions are left out.
+  """
+  indices = _distinct(examples, size) if distinct else ranking.first(examples, size)
+  zimg, rest = ranking.embed_captioned_images(examples, indices, embedder)
+  captions = [example["captions"][:captions_per_image] for example in rest]
+  ztxt = embedder.texts([text for texts in captions for text in texts])
+  images = np.arange(len(captions), dtype=np.int32)
+  image_of_text = np.repeat(images, [len(texts) for texts in captions])
+  rank = {
+      "text": ranking.ranks(zimg, ztxt, images, image_of_text),
+      "image": ranking.ranks(ztxt, zimg, image_of_text, images),
+  }
+  return {f"{wanted}_retrieval_recall@{k}": float(np.mean(rank[wanted] < k)) for wanted in rank for k in RECALL_AT}
+
+
+def _distinct(examples, size) -> list[int]:
+  """Indices of the first `size` examples that each have a new first caption."""
+  taken, indices = set(), []
+  for i in range(len(examples)):
+    if len(indices) == size:
+      break
+    captions = examples[i]["captions"]
+    if captions and captions[0] not in taken:
+      taken.add(captions[0])
+      indices.append(i)
+  return indices

@@ -1,0 +1,50 @@
+"""Zero-shot classification: each image goes to the class whose text is nearest."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from siglax.evals import ranking
+
+METRICS = ("acc1", "acc5", "mean_per_class_recall")
+# Texts embedded at a time, so that many classes times many templates stay small in memory.
+MAX_TEXTS = 2**14
+
+
+def evaluate(examples, embedder, *, classnames=None, templates=("a photo of a {}.",), size: int | None = None) -> dict[str, float]:
+  """acc1, acc5 and mean_per_class_recall, each in 0..1, as CLIP_benchmark defines them.
+
+  acc1, acc5: share of images whose class is the nearest, or among the nearest five (1 below six classes).
+  mean_per_class_recall: mean over the classes that occur of the share of their images that is right.
+  classnames: names in the order of the labels, None takes the data's; templates: texts with {} for the name;
+  size: evaluates the first so many examples. Raises ValueError without names and for a label that has none.
+  """
+  names = examples.classnames if classnames is None else classnames
+  if not names:
+    raise ValueError("the data has no class names; give classnames, one for each label")
+  zimg, rest = ranking.embed_images(examples, ranking.first(examples, size), embedder)
+  labels = [example.get("label") for example in rest]
+  for i, label in enumerate(labels):
+    if label is None or not 0 <= label < len(names):
+      raise ValueError(f"example {i} has label {label}, but the {len(names)} classnames need 0 to {len(names) - 1}")
+  labels = np.asarray(labels, np.int32)
+  rank = ranking.ranks(zimg, classifier(embedder, names, templates), labels, np.arange(len(names), dtype=np.int32))
+  count, right = (np.bincount(labels, weights=w, minlength=len(names)) for w in (None, rank == 0))
+  present = count > 0
+  return {
+      "acc1": float(np.mean(rank < 1)),
+      "acc5": float(np.mean(rank < 5)),
+      "mean_per_class_recall": float(np.mean(right[present] / count[present])),
+  }
+
+
+def classifier(embedder, classnames, templates) -> np.ndarray:
+  """Unit rows [classes, d]: a class is the normalised mean over templates of normalised text embeddings."""
+  rows, step = [], max(1, MAX_TEXTS // len(templates))
+  for start in range(0, len(classnames), step):
+    names = classnames[start : start + step]
+    ztxt = embedder.texts([template.replace("{}", name) for name in names for template in templates])
+    mean = ztxt.reshape(len(names), len(templates), -1).mean(axis=1)
+    # Texts that cancel out leave a zero row, not a NaN.
+    rows.append(mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12))
+  return np.concatenate(rows)

@@ -1,0 +1,74 @@
+"""Devices, axes and shardings; host arrays to global arrays and back.
+
+Two axes: "data" splits the batch; "fsdp" splits the batch, the parameters and the optimizer state.
+The batch and the loss use both, as one flattened axis.
+"""
+
+from __future__ import annotations
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+import numpy as np
+
+BATCH_AXES = ("data", "fsdp")
+# A leaf smaller than this is replicated: gathering it costs more than holding it.
+FSDP_MIN_ELEMENTS = 2**18
+
+
+def make(data: int | str = "rest", fsdp: int = 1) -> jax.sharding.Mesh:
+  """The mesh of config.mesh over all devices; "rest" takes those that fsdp leaves."""
+  data = jax.device_count() // fsdp if data == "rest" else data
+  return jax.make_mesh((data, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+  """Rows over all devices."""
+  return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+  return NamedSharding(mesh, P())
+
+
+def state_shardings(mesh: jax.sharding.Mesh, state):
+  """One rule over the whole train state: a large leaf is split over "fsdp" in its largest divisible dimension.
+
+  state: arrays or jax.ShapeDtypeStruct. The first dimension of a leaf stacked over layers is not split while
+  another one divides, so that the scan over layers slices locally.
+  """
+  size = mesh.shape["fsdp"]
+
+  def rule(path, leaf):
+    if size == 1 or leaf.size <= FSDP_MIN_ELEMENTS:
+      return NamedSharding(mesh, P())
+    stacked = any(getattr(k, "key", None) == "blocks" for k in path) and leaf.ndim > 2
+    dims = [i for i in range(leaf.ndim) if leaf.shape[i] % size == 0 and not (stacked and i == 0)]
+    if not dims:
+      return NamedSharding(mesh, P())
+    largest = max(dims, key=lambda i: leaf.shape[i])
+    return NamedSharding(mesh, P(*("fsdp" if i == largest else None for i in range(leaf.ndim))))
+
+  return jax.tree_util.tree_map_with_path(rule, state)
+
+
+def constrain_batch(x: jax.Array) -> jax.Array:
+  """Keeps rows of activations on the batch axes of the mesh in use, so that weights are gathered, not activations."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, P(BATCH_AXES, *(None,) * (x.ndim - 1)))
+
+
+def to_global(mesh: jax.sharding.Mesh, batch):
+  """Per process rows (numpy) → global arrays with rows over all devices."""
+  sharding = batch_sharding(mesh)
+  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def process_rows(batch_size: int) -> int:
+  """Rows of a global batch that this process provides."""
+  return batch_size // jax.process_count()
+
+
+def to_host(x: jax.Array) -> np.ndarray:
+  """A replicated global array as numpy."""
+  return np.asarray(x.addressable_data(0))

@@ -1,0 +1,47 @@
+"""The text tower: a transformer over sentencepiece tokens (SigLIP, arXiv 2303.15343; causal with eos pooling as CLIP's)."""
+
+from __future__ import annotations
+
+from flax import nnx
+import jax.numpy as jnp
+
+from siglax.models import transformer
+
+
+class TextTransformer(nnx.Module):
+  """Tokens int32 [n, l] → pooled vectors [n, embed_dim]. Padding is attended to, as in SigLIP."""
+
+  def __init__(self, config, embed_dim: int, rngs: nnx.Rngs):
+    shape, dtype = transformer.Shape.of(config), jnp.dtype(config.dtype)
+    width = shape.width
+    self.config, self.dtype = config, dtype
+    normal = nnx.initializers.normal(width**-0.5)
+    self.embedding = nnx.Param(normal(rngs.params(), (config.vocab_size, width)))
+    self.pos_embedding = nnx.Param(normal(rngs.params(), (config.length, width)))
+    self.encoder = transformer.Encoder(shape, config, rngs)
+    self.norm = transformer.layer_norm(width, rngs)
+    if config.pool == "map":
+      self.pool = transformer.MapHead(shape, dtype, rngs)
+    self.head = nnx.Linear(width, embed_dim, dtype=dtype, rngs=rngs)
+
+  def encode(self, tokens, key=None):
+    """All positions after the last norm, [n, l, d]."""
+    x = jnp.take(self.embedding[...], tokens, axis=0).astype(self.dtype)
+    x = x + self.pos_embedding[...].astype(x.dtype)
+    return self.norm(self.encoder(x, key, causal=self.config.causal)).astype(self.dtype)
+
+  def __call__(self, tokens, key=None):
+    x = self.encode(tokens, key)
+    # argmax finds the first end of sentence; a text without one ends at position 0 of argmax, so use the last.
+    is_eos = tokens == self.config.eos_id
+    end = jnp.where(is_eos.any(axis=1), is_eos.argmax(axis=1), tokens.shape[1] - 1)
+    if self.config.pool == "map":
+      x = self.pool(x)
+    elif self.config.pool == "last":
+      x = x[:, -1]
+    elif self.config.pool == "eos":
+      x = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
+    else:
+      real = (jnp.arange(tokens.shape[1]) <= end[:, None])[..., None]
+      x = (jnp.sum(x * real, axis=1, dtype=jnp.float32) / jnp.sum(real, axis=1)).astype(x.dtype)
+    return self.head(x)

@@ -1,0 +1,169 @@
+"""Pre-LN transformer shared by the towers (Dosovitskiy et al., arXiv 2010.11929; Zhai et al., arXiv 2303.15343).
+
+Parameters are float32; activations have `dtype`; layer norms and the attention softmax are computed in float32.
+Shapes: n examples, l positions, d width, h heads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from siglax import mesh as mesh_lib
+
+# width, depth, heads, mlp_dim. So400m is shape-optimised (arXiv 2305.13035); g-opt is SigLIP 2's (arXiv 2502.14786).
+SIZES = {
+    "Ti": (192, 12, 3, 768),
+    "S": (384, 12, 6, 1536),
+    "B": (768, 12, 12, 3072),
+    "L": (1024, 24, 16, 4096),
+    "So400m": (1152, 27, 16, 4304),
+    "g-opt": (1536, 40, 16, 6144),
+}
+# What the backward pass keeps of a block; the rest is computed again.
+REMAT = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+EPSILON = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """Sizes of one transformer."""
+
+  width: int
+  depth: int
+  heads: int
+  mlp_dim: int
+
+  @classmethod
+  def of(cls, config) -> Shape:
+    """The named size of a tower's config with its overrides; a width alone keeps the name's ratios."""
+    width, depth, heads, mlp_dim = SIZES[config.size]
+    if config.width:
+      mlp_dim = mlp_dim * config.width // width
+      heads = max(1, heads * config.width // width)
+      width = config.width
+    shape = cls(width, config.depth or depth, config.heads or heads, config.mlp_dim or mlp_dim)
+    if shape.width % shape.heads:
+      raise ValueError(f"width={shape.width} is not divisible by heads={shape.heads}; change one of them in config.model")
+    return shape
+
+
+def layer_norm(width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
+  return nnx.LayerNorm(width, epsilon=EPSILON, dtype=jnp.float32, rngs=rngs)
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+  """Zeroes a share of the activations and scales the rest up; a key of None keeps all."""
+  if key is None or not rate:
+    return x
+  keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+  return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+class Mlp(nnx.Module):
+  """fc2(gelu(fc1(x))) with tanh GELU."""
+
+  def __init__(self, width: int, mlp_dim: int, dtype, rngs: nnx.Rngs):
+    linear = functools.partial(
+        nnx.Linear, dtype=dtype, kernel_init=nnx.initializers.xavier_uniform(),
+        bias_init=nnx.initializers.normal(1e-6), rngs=rngs,
+    )
+    self.fc1 = linear(width, mlp_dim)
+    self.fc2 = linear(mlp_dim, width)
+
+  def __call__(self, x):
+    return self.fc2(jax.nn.gelu(self.fc1(x), approximate=True))
+
+
+class Attention(nnx.Module):
+  """Multi-head attention of queries [n, q, d] over inputs [n, l, d]."""
+
+  def __init__(self, width: int, heads: int, dtype, rngs: nnx.Rngs):
+    linear = functools.partial(nnx.Linear, width, width, dtype=dtype, kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs)
+    self.query, self.key, self.value, self.out = linear(), linear(), linear(), linear()
+    self.heads = heads
+
+  def __call__(self, queries, inputs, causal: bool = False):
+    def split(x):
+      return x.reshape(*x.shape[:-1], self.heads, -1)
+
+    y = jax.nn.dot_product_attention(
+        split(self.query(queries)), split(self.key(inputs)), split(self.value(inputs)), is_causal=causal
+    )
+    return self.out(y.reshape(queries.shape[0], queries.shape[1], -1))
+
+
+class Block(nnx.Module):
+  """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+  def __init__(self, shape: Shape, dtype, rngs: nnx.Rngs):
+    self.norm1 = layer_norm(shape.width, rngs)
+    self.attention = Attention(shape.width, shape.heads, dtype, rngs)
+    self.norm2 = layer_norm(shape.width, rngs)
+    self.mlp = Mlp(shape.width, shape.mlp_dim, dtype, rngs)
+
+  def __call__(self, x, key, *, causal: bool, rate: float):
+    keys = (None, None) if key is None else jax.random.split(key)
+    x = mesh_lib.constrain_batch(x)
+    y = self.norm1(x).astype(x.dtype)
+    x = x + dropout(self.attention(y, y, causal), rate, keys[0])
+    y = self.norm2(x).astype(x.dtype)
+    return x + dropout(self.mlp(y), rate, keys[1])
+
+
+class Encoder(nnx.Module):
+  """A stack of blocks; with scan, their parameters are stacked over depth and one block is compiled."""
+
+  def __init__(self, shape: Shape, config, rngs: nnx.Rngs):
+    dtype = jnp.dtype(config.dtype)
+    self.depth, self.rate, self.scan, self.remat = shape.depth, config.dropout, config.scan, config.remat
+    if config.scan:
+      keys = jax.random.split(rngs.params(), shape.depth)
+      self.blocks = nnx.vmap(lambda key: Block(shape, dtype, nnx.Rngs(key)))(keys)
+    else:
+      self.blocks = nnx.List([Block(shape, dtype, rngs) for _ in range(shape.depth)])
+
+  def __call__(self, x, key=None, *, causal: bool = False):
+    keys = None if key is None or not self.rate else jax.random.split(key, self.depth)
+    graphdef, _ = nnx.split(self.blocks if self.scan else self.blocks[0])
+
+    def block(x, layer):
+      params, key = layer
+      return nnx.merge(graphdef, params)(x, key, causal=causal, rate=self.rate), None
+
+    if self.remat != "none":
+      block = jax.checkpoint(block, policy=REMAT[self.remat], prevent_cse=not self.scan)
+    if self.scan:
+      return jax.lax.scan(block, x, (nnx.state(self.blocks), keys))[0]
+    for i, layer in enumerate(self.blocks):
+      x, _ = block(x, (nnx.state(layer), None if keys is None else keys[i]))
+    return x
+
+
+class MapHead(nnx.Module):
+  """Multi-head attention pooling: one learned probe attends to all positions (arXiv 2106.04560, section 3.3)."""
+
+  def __init__(self, shape: Shape, dtype, rngs: nnx.Rngs):
+    self.probe = nnx.Param(nnx.initializers.xavier_uniform()(rngs.params(), (1, 1, shape.width)))
+    self.attention = Attention(shape.width, shape.heads, dtype, rngs)
+    self.norm = layer_norm(shape.width, rngs)
+    self.mlp = Mlp(shape.width, shape.mlp_dim, dtype, rngs)
+
+  def __call__(self, x):
+    probe = jnp.broadcast_to(self.probe[...], (x.shape[0], 1, x.shape[2])).astype(x.dtype)
+    y = self.attention(probe, x)
+    return (y + self.mlp(self.norm(y).astype(y.dtype)))[:, 0]
+
+
+def unit(x: jax.Array) -> jax.Array:
+  """x / ‖x‖ over the last axis, in float32."""
+  x = x.astype(jnp.float32)
+  return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))

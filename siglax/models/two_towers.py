@@ -1,0 +1,81 @@
+"""Both towers with their scale and bias as pure functions over one plain dict of parameters.
+
+NNX modules describe the towers; they are split once, so that a step sees a plain nested dict under jax.jit:
+    {"image": {…}, "text": {…}, "log_scale": (), "bias": ()}       bias only where the loss has one
+"""
+
+from __future__ import annotations
+
+import math
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from siglax.models import text as text_lib
+from siglax.models import transformer
+from siglax.models import vit
+
+
+class TwoTowers:
+  """An image tower and a text tower into one unit sphere. Global view; every method is traceable.
+
+  config: `config.model`, with `text.vocab_size` and `text.eos_id` filled in.
+  """
+
+  def __init__(self, config: ConfigDict):
+    config = FrozenConfigDict(config.copy_and_resolve_references())
+    for field in ("vocab_size", "eos_id"):
+      if config.text[field] is None:
+        raise ValueError(f"config.model.text.{field} is None; siglax.config.resolve takes it from the tokenizer")
+    self.config = config
+    self.embed_dim = config.embed_dim or transformer.Shape.of(config.image).width
+    self._builders = {
+        "image": lambda rngs: vit.VisionTransformer(config.image, config.embed_dim, rngs),
+        "text": lambda rngs: text_lib.TextTransformer(config.text, self.embed_dim, rngs),
+    }
+    self._graphdefs = {k: nnx.split(nnx.eval_shape(lambda b=b: b(nnx.Rngs(0))))[0] for k, b in self._builders.items()}
+
+  def init(self, key: jax.Array) -> dict:
+    """Fresh float32 parameters, initialised as SigLIP's; log_scale is t' = log(scale)."""
+    params = {
+        name: _rename(nnx.to_pure_dict(nnx.state(build(nnx.Rngs(k)))), str)
+        for (name, build), k in zip(self._builders.items(), jax.random.split(key))
+    }
+    params["log_scale"] = jnp.float32(math.log(self.config.scale_init))
+    if self.config.bias_init is not None:
+      params["bias"] = jnp.float32(self.config.bias_init)
+    return params
+
+  def _tower(self, params: dict, name: str) -> nnx.Module:
+    return nnx.merge(self._graphdefs[name], _rename(params[name], lambda k: int(k) if k.isdigit() else k))
+
+  def normalize(self, images: jax.Array) -> jax.Array:
+    """uint8 pixels → (pixels / 255 − mean) / std; floats are taken as already normalised."""
+    if images.dtype != jnp.uint8:
+      return images
+    mean, std = (jnp.asarray(x, jnp.float32) for x in (self.config.image.mean, self.config.image.std))
+    return (images.astype(jnp.float32) / 255 - mean) / std
+
+  def embed_image(self, params: dict, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    """images [N, H, W, 3], uint8 or normalised float → unit rows [N, d] in float32. A key turns dropout on."""
+    return transformer.unit(self._tower(params, "image")(self.normalize(images), key))
+
+  def embed_text(self, params: dict, tokens: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    """tokens int32 [N, L] → unit rows [N, d] in float32. A key turns dropout on."""
+    return transformer.unit(self._tower(params, "text")(tokens, key))
+
+  def image_tokens(self, params: dict, images: jax.Array) -> jax.Array:
+    """images [N, H, W, 3] → patch tokens [N, patches, width] of the last layer, before pooling."""
+    return self._tower(params, "image").tokens(self.normalize(images))
+
+
+def scale_and_bias(params: dict) -> tuple[jax.Array, jax.Array]:
+  """exp(t') and the bias, 0 where the loss has none."""
+  return jnp.exp(params["log_scale"]), params.get("bias", jnp.float32(0))
+
+
+def _rename(tree: dict, rename) -> dict:
+  """NNX numbers the entries of a list with ints; paths, files and regexes want strings."""
+  return {rename(k): _rename(v, rename) if isinstance(v, dict) else v for k, v in tree.items()}

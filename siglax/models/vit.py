@@ -1,0 +1,111 @@
+"""The image tower: a Vision Transformer (Dosovitskiy et al., arXiv 2010.11929) as SigLIP trains it."""
+
+from __future__ import annotations
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from siglax.models import transformer
+
+
+class PatchStem(nnx.Module):
+  """One linear map per patch: images [n, H, W, 3] → [n, H/p, W/p, d]."""
+
+  def __init__(self, width: int, patch: int, dtype, rngs: nnx.Rngs):
+    self.embedding = nnx.Conv(3, width, (patch, patch), (patch, patch), padding="VALID", dtype=dtype, rngs=rngs)
+
+  def __call__(self, x):
+    return self.embedding(x)
+
+
+class ConvStem(nnx.Module):
+  """3×3 convolutions of stride 2, widths doubling up to d, each with a norm and GELU, then a 1×1 map.
+
+  As early convolutions of Xiao et al., arXiv 2106.14881, with layer norms over the channels. At small sizes and
+  short schedules shapes are learned several times sooner than from one linear patch embedding.
+  """
+
+  def __init__(self, width: int, patch: int, dtype, rngs: nnx.Rngs):
+    strides = patch.bit_length() - 1
+    widths = [3] + [max(width >> (strides - 1 - i), 16) for i in range(strides)]
+    self.convs = nnx.List([
+        nnx.Conv(a, b, (3, 3), (2, 2), padding=((1, 1), (1, 1)), use_bias=False, dtype=dtype, rngs=rngs)
+        for a, b in zip(widths, widths[1:])
+    ])
+    self.norms = nnx.List([transformer.layer_norm(w, rngs) for w in widths[1:]])
+    self.embedding = nnx.Linear(widths[-1], width, dtype=dtype, rngs=rngs)
+
+  def __call__(self, x):
+    for conv, norm in zip(self.convs, self.norms):
+      x = jax.nn.gelu(norm(conv(x)).astype(x.dtype), approximate=True)
+    return self.embedding(x)
+
+
+def sincos_2d(rows: int, columns: int, width: int, temperature: float = 10_000.0) -> np.ndarray:
+  """Fixed position embedding [rows·columns, width]: sin and cos of both coordinates (MoCo v3, arXiv 2104.02057).
+
+  Raises ValueError when the width is not a multiple of 4.
+  """
+  if width % 4:
+    raise ValueError(f'width={width} must be a multiple of 4 for config.model.image.position="sincos"')
+  y, x = np.mgrid[:rows, :columns]
+  frequency = temperature ** -(np.arange(width // 4) / max(width // 4 - 1, 1))
+  angles = [np.outer(axis.ravel(), frequency) for axis in (x, y)]
+  return np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1).astype(np.float32)
+
+
+class VisionTransformer(nnx.Module):
+  """Images [n, H, W, 3], normalised → tokens [n, patches, d] and pooled vectors [n, embed_dim]."""
+
+  def __init__(self, config, embed_dim: int | None, rngs: nnx.Rngs):
+    shape, dtype = transformer.Shape.of(config), jnp.dtype(config.dtype)
+    width, grid = shape.width, config.image_size // config.patch
+    self.config, self.dtype = config, dtype
+    stem = {"patch": PatchStem, "conv": ConvStem}[config.stem]
+    self.stem = stem(width, config.patch, dtype, rngs)
+    positions = grid * grid + (config.pool == "cls")
+    if config.position == "learned":
+      initial = nnx.initializers.normal(width**-0.5)(rngs.params(), (positions, width))
+      self.pos_embedding = nnx.Param(initial)
+    if config.pool == "cls":
+      self.cls = nnx.Param(jnp.zeros((width,)))
+    self.encoder = transformer.Encoder(shape, config, rngs)
+    self.norm = transformer.layer_norm(width, rngs)
+    if config.pool == "map":
+      self.pool = transformer.MapHead(shape, dtype, rngs)
+    if embed_dim and embed_dim != width:
+      self.head = nnx.Linear(width, embed_dim, dtype=dtype, rngs=rngs)
+
+  def _positions(self, rows, columns, width):
+    if self.config.position == "learned":
+      return self.pos_embedding[...]
+    fixed = sincos_2d(rows, columns, width)
+    return np.concatenate([np.zeros((1, width), np.float32), fixed]) if self.config.pool == "cls" else fixed
+
+  def encode(self, images, key=None):
+    """All positions after the last norm, [n, positions, d]; the class token, where there is one, comes first."""
+    x = self.stem(images.astype(self.dtype))
+    n, rows, columns, width = x.shape
+    x = x.reshape(n, rows * columns, width)
+    if self.config.pool == "cls":
+      cls = jnp.broadcast_to(self.cls[...], (n, 1, width)).astype(x.dtype)
+      x = jnp.concatenate([cls, x], axis=1)
+    x = x + jnp.asarray(self._positions(rows, columns, width), x.dtype)
+    return self.norm(self.encoder(x, key)).astype(self.dtype)
+
+  def tokens(self, images):
+    """Patch tokens [n, patches, d] of the last layer, before pooling."""
+    x = self.encode(images)
+    return x[:, 1:] if self.config.pool == "cls" else x
+
+  def __call__(self, images, key=None):
+    x = self.encode(images, key)
+    if self.config.pool == "map":
+      x = self.pool(x)
+    elif self.config.pool == "cls":
+      x = x[:, 0]
+    else:
+      x = x.mean(axis=1, dtype=jnp.float32).astype(x.dtype)
+    return self.head(x) if hasattr(self, "head") else x

@@ -1,0 +1,285 @@
+"""siglax.evals against brute force over the full similarity matrix and a stable sort."""
+
+import jax
+import numpy as np
+import pytest
+
+from siglax import config as config_lib
+from siglax import data
+from siglax import evals
+from siglax.evals import ranking
+
+KS = (1, 5, 10)
+
+
+class Examples:
+  """Image i is filled with i."""
+
+  def __init__(self, captions, labels=None, classnames=None):
+    self.captions, self.labels, self.classnames = captions, labels, classnames
+
+  def __len__(self):
+    return len(self.captions)
+
+  def __getitem__(self, i):
+    label = None if self.labels is None else self.labels[i]
+    return {"image": np.full((2, 2, 3), i, np.uint8), "captions": self.captions[i], "label": label}
+
+
+class Embedder:
+  """Image i is zimg[i], a text is ztxt[text]; keeps the texts it was asked for."""
+
+  scale, bias = 7.0, -1.5
+
+  def __init__(self, zimg, ztxt):
+    self.zimg, self.ztxt, self.asked = zimg, ztxt, []
+
+  def images(self, get, count):
+    return self.zimg[[int(get(i)[0, 0, 0]) for i in range(count)]]
+
+  def texts(self, texts):
+    self.asked += texts
+    return np.stack([self.ztxt[text] for text in texts])
+
+
+def unit(rng, *shape):
+  x = rng.normal(size=shape).astype(np.float32)
+  return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def dyadic(rng, *shape):
+  """Embeddings whose similarities are exact in float32 and often equal."""
+  return rng.integers(-2, 3, size=shape).astype(np.float32)
+
+
+def make_config(*tasks, batch_size=8, **loss):
+  config = config_lib.default()
+  config.batch_size = batch_size
+  config.eval.tasks = tasks
+  config.loss.update(loss)
+  return config
+
+
+def run(task, examples, embedder, loss=None, **config):
+  task = {"name": "x", "data": {"source": "shapes"}, **task}
+  metrics = evals.run(make_config(task, **config), embedder, lambda spec: examples, loss)
+  assert list(metrics) == evals.metric_names(make_config(task))
+  return {k.removeprefix("eval/x/"): v for k, v in metrics.items()}
+
+
+def stable_ranks(queries, items, query_owner, item_owner):
+  """All similarities, a stable descending sort, and the place of the first own item."""
+  order = np.argsort(-(queries.astype(np.float64) @ items.T.astype(np.float64)), axis=1, kind="stable")
+  return np.array([np.flatnonzero(item_owner[o] == q)[0] for o, q in zip(order, query_owner)])
+
+
+@pytest.mark.parametrize("max_similarities", [2**24, 100, 1])
+def test_ranks_equal_a_stable_sort_in_chunks_of_any_size(monkeypatch, max_similarities):
+  monkeypatch.setattr(ranking, "MAX_SIMILARITIES", max_similarities)
+  rng = np.random.default_rng(0)
+  for draw in (unit, dyadic):
+    queries, items = draw(rng, 23, 6), draw(rng, 31, 6)
+    item_owner = np.r_[np.arange(23), rng.integers(0, 23, 8)].astype(np.int32)
+    query_owner = rng.permutation(23).astype(np.int32)
+    before = ranking._ranks._cache_size()
+    with jax.transfer_guard("disallow"):
+      got = ranking.ranks(queries, items, query_owner, item_owner)
+    assert ranking._ranks._cache_size() <= before + 1
+    np.testing.assert_array_equal(got, stable_ranks(queries, items, query_owner, item_owner))
+
+
+def brute_retrieval(zimg, ztxt, image_of_text, k):
+  similarity = zimg.astype(np.float64) @ ztxt.T.astype(np.float64)
+  texts = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+  images = np.argsort(-similarity.T, axis=1, kind="stable")[:, :k]
+  return {
+      f"text_retrieval_recall@{k}": np.mean([i in image_of_text[t] for i, t in enumerate(texts)]),
+      f"image_retrieval_recall@{k}": np.mean([image_of_text[t] in i for t, i in enumerate(images)]),
+  }
+
+
+@pytest.mark.parametrize("draw", [unit, dyadic])
+@pytest.mark.parametrize("counts", [[1] * 40, [1, 5, 2, 3] * 10, [1, 2, 1]], ids=["one", "uneven", "fewer than k"])
+def test_retrieval_equals_brute_force(counts, draw):
+  rng = np.random.default_rng(1)
+  owner = np.repeat(np.arange(len(counts)), counts)
+  zimg, ztxt = draw(rng, len(counts), 5), draw(rng, len(owner), 5)
+  ztxt += zimg[owner]
+  captions = [[f"{t}" for t in np.flatnonzero(owner == i)] for i in range(len(counts))]
+  embedder = Embedder(zimg, {f"{t}": z for t, z in enumerate(ztxt)})
+  got = run({"kind": "retrieval"}, Examples(captions), embedder)
+  want = {}
+  for k in KS:
+    want |= brute_retrieval(zimg, ztxt, owner, k)
+  assert got == pytest.approx(want, abs=1e-12)
+
+
+def test_retrieval_size_distinct_captions_per_image_and_missing_captions():
+  captions = [["a", "b"], ["a"], [], ["c", "d"], ["e"], ["f"]]
+  rng = np.random.default_rng(2)
+  vectors = unit(rng, 6, 4)
+  # Image i is the text below its number; only 0, 3, 4 are evaluated.
+  texts = {text: vectors[i] for i, text in zip((0, 0, 3, 3, 4, 5), "abcdef")}
+  embedder = Embedder(vectors, texts)
+  got = run({"kind": "retrieval", "size": 3, "distinct": True, "captions_per_image": 1}, Examples(captions), embedder)
+  assert embedder.asked == ["a", "c", "e"] and got["text_retrieval_recall@1"] == got["image_retrieval_recall@1"] == 1
+  embedder = Embedder(vectors, texts)
+  run({"kind": "retrieval", "size": 4}, Examples(captions), embedder)
+  assert embedder.asked == ["a", "b", "a", "c", "d"]
+  with pytest.raises(ValueError, match=r"config.eval.tasks.0 \('x'\): none of the 2 examples has a caption"):
+    run({"kind": "retrieval"}, Examples([[], []]), embedder)
+
+
+@pytest.mark.parametrize("value", ["equal", "nan"])
+def test_a_collapsed_or_diverged_model_scores_chance(value):
+  n = 100
+  z = unit(np.random.default_rng(3), 1, 64)[0] if value == "equal" else np.full(64, np.nan, np.float32)
+  examples = Examples([[f"{i}"] for i in range(n)], [i % 20 for i in range(n)], [f"{c}" for c in range(20)])
+  embedder = Embedder(np.tile(z, (n, 1)), {f"{i}": z for i in range(n)})
+  got = run({"kind": "retrieval"}, examples, embedder)
+  assert got == {f"{wanted}_retrieval_recall@{k}": pytest.approx(k / n) for wanted in ("text", "image") for k in KS}
+  got = run({"kind": "zero_shot", "templates": ("{}",)}, examples, embedder)
+  assert got == pytest.approx({"acc1": 1 / 20, "acc5": 5 / 20, "mean_per_class_recall": 1 / 20})
+
+
+@pytest.mark.parametrize("classes, max_texts", [(12, 2**14), (12, 5), (3, 1)])
+def test_zero_shot_equals_brute_force_with_a_class_absent(monkeypatch, classes, max_texts):
+  monkeypatch.setattr(evals.zero_shot, "MAX_TEXTS", max_texts)
+  rng = np.random.default_rng(4)
+  names, templates = [f"class {c}" for c in range(classes)], ("a {}", "the {}.")
+  labels = rng.integers(0, classes - 1, 50)  # the last class does not occur
+  ztxt = {t.replace("{}", n): unit(rng, 6) for n in names for t in templates}
+  weights = np.stack([np.mean([ztxt[t.replace("{}", n)] for t in templates], axis=0) for n in names])
+  weights /= np.linalg.norm(weights, axis=1, keepdims=True)
+  zimg = unit(rng, 50, 6) * 0.8 + weights[labels]
+  task = {"kind": "zero_shot", "templates": templates, "classnames": names}
+  got = run(task, Examples([[]] * 50, labels.tolist()), Embedder(zimg, ztxt))
+  order = np.argsort(-zimg @ weights.T, axis=1, kind="stable")
+  right = order[:, 0] == labels
+  assert 0.2 < right.mean() < 0.9
+  want = {
+      "acc1": right.mean(),
+      "acc5": (order[:, :5] == labels[:, None]).any(1).mean(),
+      "mean_per_class_recall": np.mean([right[labels == c].mean() for c in np.unique(labels)]),
+  }
+  assert got == pytest.approx(want, abs=1e-7)
+
+
+def test_zero_shot_takes_the_class_names_of_the_data_and_checks_labels():
+  vectors = np.eye(3, dtype=np.float32)
+  embedder = Embedder(vectors, {f"a photo of a {n}.": v for n, v in zip("abc", vectors)})
+  task = {"kind": "zero_shot", "size": 2}
+  assert run(task, Examples([[]] * 3, [0, 1, 0], ["a", "b", "c"]), embedder)["acc1"] == 1
+  with pytest.raises(ValueError, match="example 1 has label 3, but the 3 classnames need 0 to 2"):
+    run(task, Examples([[]] * 3, [0, 3, 1], ["a", "b", "c"]), embedder)
+  with pytest.raises(ValueError, match="example 0 has label None"):
+    run(task, Examples([[]] * 3, None, ["a", "b", "c"]), embedder)
+  with pytest.raises(ValueError, match=r"config.eval.tasks.0 \('x'\): the data has no class names"):
+    run(task, Examples([[]] * 3, [0, 1, 1]), embedder)
+
+
+def sigmoid_loss(zimg, ztxt, scale, bias, *, weights, labels):
+  x = scale * zimg.astype(np.float64) @ ztxt.T + bias
+  p = np.eye(len(x)) if labels is None else labels[:, None] == labels[None]
+  return np.sum(weights[:, None] * weights * (np.logaddexp(0, x) - p * x)) / weights.sum()
+
+
+@pytest.mark.parametrize("positives", ["pair", "label"])
+@pytest.mark.parametrize("count", [16, 19, 5])
+def test_loss_is_the_mean_over_blocks_weighted_by_their_examples(count, positives):
+  rng = np.random.default_rng(5)
+  zimg, ztxt, labels = unit(rng, count, 4), unit(rng, count, 4), rng.integers(0, 3, count)
+  captions = [[f"{i}", "not used"] for i in range(count)]
+  seen = []
+
+  def loss(zimg, ztxt, scale, bias, *, weights, labels):
+    seen.append((zimg.shape, ztxt.shape, weights.shape, weights.dtype))
+    return sigmoid_loss(zimg, ztxt, scale, bias, weights=weights, labels=labels)
+
+  embedder = Embedder(zimg, {f"{i}": z for i, z in enumerate(ztxt)})
+  got = run({"kind": "loss"}, Examples(captions, labels.tolist()), embedder, loss, positives=positives)
+  want = 0
+  for start in range(0, count, 8):
+    part = slice(start, start + 8)
+    block_labels = labels[part] if positives == "label" else None
+    n = len(zimg[part])
+    want += n * sigmoid_loss(zimg[part], ztxt[part], 7.0, -1.5, weights=np.ones(n), labels=block_labels) / count
+  assert got["loss"] == pytest.approx(want, rel=1e-6)
+  assert set(seen) == {((8, 4), (8, 4), (8,), np.dtype(np.float32))} and len(seen) == -(-count // 8)
+
+
+def test_loss_needs_what_it_needs():
+  embedder = Embedder(np.eye(2, dtype=np.float32), {"a": np.ones(2, np.float32)})
+  with pytest.raises(ValueError, match="needs the training loss"):
+    run({"kind": "loss"}, Examples([["a"]] * 2), embedder)
+  with pytest.raises(ValueError, match='config.loss.positives="label" needs one for each'):
+    run({"kind": "loss"}, Examples([["a"]] * 2), embedder, sigmoid_loss, positives="label")
+
+
+def test_examples_that_another_process_decodes_are_read_for_their_captions():
+  class Half(Embedder):
+    def images(self, get, count):
+      for i in range(0, count, 2):
+        get(i)
+      return self.zimg[:count]
+
+  captions = [[f"{i}"] for i in range(5)]
+  zimg, rest = ranking.embed_images(Examples(captions), [4, 3, 2, 1], Half(np.eye(5), {}))
+  assert [x["captions"] for x in rest] == [["4"], ["3"], ["2"], ["1"]] and len(zimg) == 4
+  assert "image" not in rest[0]
+
+
+def test_clip_benchmark_json():
+  config = make_config({"kind": "loss", "name": "val"}, {"kind": "retrieval", "name": "coco"}, {"kind": "zero_shot", "name": "in"})
+  metrics = {k: float(i) for i, k in enumerate(evals.metric_names(config))}
+  coco, imagenet = evals.clip_benchmark_json(config, metrics, "S/16", "run/1000")
+  assert coco["metrics"] == {f"{w}_retrieval_recall@{k}": metrics[f"eval/coco/{w}_retrieval_recall@{k}"] for w in ("text", "image") for k in KS}
+  assert imagenet == {
+      "dataset": "in",
+      "model": "S/16",
+      "pretrained": "run/1000",
+      "task": "zeroshot_classification",
+      "metrics": {k: metrics[f"eval/in/{k}"] for k in ("acc1", "acc5", "mean_per_class_recall")},
+      "language": "en",
+  }
+
+
+GOOD = {"kind": "retrieval", "name": "a", "data": {"source": "shapes"}}
+
+
+@pytest.mark.parametrize("tasks, message", [
+    ((GOOD, GOOD), "config.eval.tasks.1.name='a' is also the name of config.eval.tasks.0"),
+    (("retrieval",), "config.eval.tasks.0='retrieval' must be a dict"),
+    (({**GOOD, "kind": "zeroshot"},), "config.eval.tasks.0.kind='zeroshot' is unknown; known are zero_shot, retrieval, loss"),
+    (({"kind": "loss", "data": {}},), "config.eval.tasks.0.name=None must be"),
+    (({**GOOD, "name": "a/b"},), "config.eval.tasks.0.name='a/b' must be"),
+    (({"kind": "loss", "name": "a"},), "config.eval.tasks.0.data is missing"),
+    (({**GOOD, "sizes": 3},), "config.eval.tasks.0.sizes is unknown; did you mean size?"),
+    (({**GOOD, "templates": ("{}",)},), "config.eval.tasks.0.templates is unknown; retrieval has size, distinct, captions_per_image"),
+    (({**GOOD, "size": 0},), "config.eval.tasks.0.size=0 must be a positive number"),
+    (({**GOOD, "distinct": None},), "config.eval.tasks.0.distinct=None must be True or False"),
+    (({**GOOD, "kind": "zero_shot", "templates": "a {}"},), "config.eval.tasks.0.templates='a {}' must be a tuple"),
+    (({**GOOD, "kind": "zero_shot", "templates": ("a photo",)},), "config.eval.tasks.0.templates=('a photo',) must be"),
+    (({**GOOD, "kind": "zero_shot", "classnames": ()},), "config.eval.tasks.0.classnames=() must be"),
+    (({**GOOD, "data": "bad"},), "config.eval.tasks.0.data is bad"),
+])
+def test_validation_errors(monkeypatch, tasks, message):
+  def validate_spec(spec, field):
+    if spec == "bad":
+      raise ValueError(f"{field} is bad")
+
+  monkeypatch.setattr(data, "validate_spec", validate_spec, raising=False)
+  evals.validate_tasks(make_config(GOOD, {**GOOD, "kind": "zero_shot", "name": "b", "classnames": None, "size": 5}))
+  with pytest.raises(ValueError) as error:
+    evals.validate_tasks(make_config(*tasks))
+  assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_keep_best_must_be_a_metric(monkeypatch):
+  monkeypatch.setattr(data, "validate_spec", lambda spec, field: None, raising=False)
+  config = make_config(GOOD)
+  config.checkpoint.keep_best = "eval/a/image_retrieval_recall@5"
+  evals.validate_tasks(config)
+  config.checkpoint.keep_best = "eval/a/image_recall@5"
+  with pytest.raises(ValueError, match="did you mean 'eval/a/image_retrieval_recall@5'"):
+    evals.validate_tasks(config)
