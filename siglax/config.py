@@ -18,6 +18,7 @@ import difflib
 import importlib.util
 import inspect
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -162,7 +163,7 @@ def default() -> ConfigDict:
   c.optim.eps = 1e-8
   c.optim.clip_norm = placeholder(float)  # global-norm clip of the gradient; None clips nothing
   c.optim.weight_decay = 1e-4  # multiplies the learning rate, as in optax.adamw
-  # First match wins; the pattern must match the whole path of a parameter, such as "image/blocks/mlp/fc1/kernel".
+  # First match wins; the pattern must match the whole path of a parameter, such as "image/encoder/blocks/mlp/fc1/kernel".
   c.optim.decay = ((".*/kernel", 1.0), (".*", 0.0))  # (pattern, multiplier of weight_decay)
   c.optim.lr_multipliers = ((".*", 1.0),)  # (pattern, multiplier of lr); None freezes
 
@@ -293,6 +294,31 @@ def duration_steps(config: ConfigDict, name: str, epoch_examples: int) -> int | 
     if value is not None:
       return int(round(value)) if k == "steps" else round(value / size / config.batch_size)
   return None
+
+
+def resolve(config: ConfigDict, text) -> ConfigDict:
+  """The config with the defaults that depend on others filled in: what is run, and written to the run folder.
+
+  text: a TextProcessor, which gives vocab_size and eos_id. The sigmoid's bias starts at log(1 / batch_size), the
+  log-odds of a pair (−10 near a batch of 22k, as in SigLIP); the softmax has none, and its scale is capped at 100.
+  """
+  config = config.copy_and_resolve_references()
+  config.model.text.eos_id = text.eos_id
+  if config.model.text.vocab_size is None:
+    config.model.text.vocab_size = text.vocab_size
+  if config.model.text.vocab_size < text.vocab_size:
+    raise ValueError(
+        f"config.model.text.vocab_size={config.model.text.vocab_size} is below the {text.vocab_size} tokens of {text.tokenizer}"
+    )
+  if config.loss.name == "sigmoid" and config.loss.bias_init is None:
+    config.loss.bias_init = -math.log(config.batch_size)
+  if config.loss.name == "softmax":
+    if config.loss.bias_init is not None:
+      raise ValueError(f'config.loss.bias_init={config.loss.bias_init} has no place in config.loss.name="softmax"; leave it None')
+    if config.loss.scale_max is None:
+      config.loss.scale_max = 100.0
+  config.model.bias_init = config.loss.bias_init
+  return config
 
 
 def validate(config: ConfigDict, devices: int):

@@ -51,6 +51,13 @@ def state_shardings(mesh: jax.sharding.Mesh, state):
   return jax.tree_util.tree_map_with_path(rule, state)
 
 
+def abstract(mesh: jax.sharding.Mesh, shapes):
+  """Shapes (of jax.eval_shape) with the shardings of `state_shardings`: what a checkpoint is restored into."""
+  return jax.tree.map(
+      lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, state_shardings(mesh, shapes)
+  )
+
+
 def constrain_batch(x: jax.Array) -> jax.Array:
   """Keeps rows of activations on the batch axes of the mesh in use, so that weights are gathered, not activations."""
   if jax.sharding.get_abstract_mesh().empty:

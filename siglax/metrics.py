@@ -68,7 +68,7 @@ class RunMetrics:
     """Closes, and prints the run's summary as a table: rich in a terminal, plain text elsewhere."""
     if jax.process_index() == 0:
       self.close()
-      _print_table(f"siglax run {self._folder.name}", summary(self._folder, time.monotonic() - self._start))
+      print_table(f"siglax run {self._folder.name}", summary(self._folder, time.monotonic() - self._start))
 
   def __enter__(self):
     return self
@@ -231,7 +231,7 @@ def summary(folder: str | os.PathLike, seconds: float) -> list[tuple[str, str]]:
   return [*rows, ("files", str(folder))]
 
 
-def _print_table(title: str, rows):
+def print_table(title: str, rows):
   if not sys.stdout.isatty():
     width = max(len(name) for name, _ in rows)
     print("\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows)]), flush=True)

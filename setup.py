@@ -1,0 +1,37 @@
+from setuptools import find_packages, setup
+
+setup(
+    name="siglax",
+    version="0.1.0",
+    description="Contrastive image-text training (SigLIP, CLIP) in JAX, from a laptop core to a TPU pod",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["siglax", "siglax.*"]),
+    package_data={"siglax.data": ["shapes.model"]},
+    install_requires=[
+        "jax>=0.10.2",
+        "flax>=0.12.8",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "tensorflow-datasets>=4.9.10",
+        "grain>=0.2.18",
+        "sentencepiece>=0.2.3",
+        "ml-collections>=1.1.0",
+        "chex>=0.1.92",
+        "numpy>=2.4",
+        "opencv-python-headless>=5.0.0.93",
+        "pillow>=13.0",
+        "pyarrow>=26.0",
+        "tensorboardX>=2.6.5",
+        "rich>=15.0",
+        "matplotlib>=3.11",
+    ],
+    extras_require={
+        "gpu": ["jax[cuda13]>=0.10.2"],
+        "tpu": ["jax[tpu]>=0.10.2"],
+        "hf": ["safetensors>=0.5"],
+        "wandb": ["wandb>=0.19"],
+        "test": ["pytest>=9.2"],
+    },
+    entry_points={"console_scripts": ["siglax=siglax.cli:main"]},
+)

@@ -1,0 +1,113 @@
+"""The command line: `siglax train | evaluate | tokenizer`; `--help` on each."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+
+def main(arguments: list[str] | None = None) -> int:
+  """Runs one command; a wrong input prints one line and returns 1."""
+  parser = argparse.ArgumentParser(prog="siglax", description="Contrastive image-text training (SigLIP, CLIP) in JAX.")
+  commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+  for add in (_add_train, _add_evaluate, _add_tokenizer):
+    add(commands)
+  known, rest = parser.parse_known_args(arguments)
+  try:
+    known.overrides = _overrides(rest)
+    known.run(known)
+  except (ValueError, FloatingPointError) as e:
+    print(f"siglax {known.command}: {e}", file=sys.stderr)
+    return 1
+  return 0
+
+
+def _add_train(commands):
+  parser = commands.add_parser(
+      "train", help="train a config in a run folder, or resume there",
+      description="Trains a config in a run folder. The same command resumes where it stopped.",
+      epilog="Fields: --config.optim.lr=3e-4 --config.data.0.path=a.parquet --config.total_epochs=3; "
+      "siglax/config.py lists them all.",
+  )
+  parser.add_argument("--config", required=True, help="config file, with arguments after a colon: configs/x.py:name=value")
+  parser.add_argument("--workdir", required=True, help="run folder: config, checkpoints, metrics, curves")
+  parser.set_defaults(run=_train)
+
+
+def _add_evaluate(commands):
+  parser = commands.add_parser(
+      "evaluate", help="evaluate a run folder",
+      description="Runs the evaluation tasks of a run on its newest good checkpoint and writes eval.json, in "
+      "CLIP_benchmark's format.",
+      epilog="Fields: --config.eval.tasks.0.data.path=b.parquet --config.eval.batch_size=512",
+  )
+  parser.add_argument("--from", dest="source", required=True, metavar="DIR", help="run folder")
+  parser.add_argument("--out", help="file to write; DIR/eval.json by default")
+  parser.set_defaults(run=_evaluate)
+
+
+def _add_tokenizer(commands):
+  parser = commands.add_parser(
+      "tokenizer", help="train a sentencepiece model",
+      description="Trains a sentencepiece model on the captions of a dataset, preprocessed as in training.",
+  )
+  parser.add_argument("--from", dest="source", required=True, metavar="DATA", help="data spec: file.parquet or shapes, then :field=value,…")
+  parser.add_argument("--out", required=True, metavar="FILE.model", help="file to write")
+  parser.add_argument("--vocab-size", required=True, type=int, help="number of tokens")
+  parser.add_argument("--keep-case", action="store_true", help="for config.text.lowercase=False")
+  parser.add_argument("--keep-punctuation", action="store_true", help="for config.text.strip_punctuation=False")
+  parser.set_defaults(run=_tokenizer)
+
+
+def _train(arguments):
+  _setup()
+  from siglax import config, train
+
+  train.train(config.load(arguments.config, arguments.overrides), arguments.workdir)
+
+
+def _evaluate(arguments):
+  _setup()
+  from siglax import evaluate
+
+  evaluate.evaluate(arguments.source, arguments.overrides, arguments.out)
+
+
+def _tokenizer(arguments):
+  if arguments.overrides:
+    raise ValueError(f"--config.{next(iter(arguments.overrides))} has no use here")
+  from siglax.data import sources, text
+
+  spec = sources.parse_spec(arguments.source)
+  source = sources.open_source(spec, "--from")
+  captions = (caption for i in range(len(source)) for caption in source[i]["captions"])
+  text.train_tokenizer(
+      captions, arguments.out, arguments.vocab_size,
+      lowercase=not arguments.keep_case, strip_punctuation=not arguments.keep_punctuation,
+  )
+  print(f"wrote {arguments.out}; use it with --config.text.tokenizer={arguments.out}")
+
+
+def _setup():
+  """Logging to stderr, and jax quiet about the accelerators that are not there."""
+  import logging
+
+  logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
+  logging.getLogger("siglax").setLevel(logging.INFO)
+
+
+def _overrides(rest: list[str]) -> dict[str, str]:
+  """{"optim.lr": "3e-4"} of ["--config.optim.lr=3e-4"] or of its two halves as two words."""
+  overrides, words = {}, iter(rest)
+  for word in words:
+    name, equals, value = word.partition("=")
+    if not name.startswith("--config."):
+      raise ValueError(f"{word} is unknown; fields are set as --config.optim.lr=3e-4")
+    if not equals and (value := next(words, None)) is None:
+      raise ValueError(f"{word} has no value; write {word}=value")
+    overrides[name.removeprefix("--config.")] = value
+  return overrides
+
+
+if __name__ == "__main__":
+  sys.exit(main())

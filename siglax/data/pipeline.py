@@ -1,0 +1,342 @@
+"""From sources to batches: the order of the examples, their augmentation, and what is done about broken ones.
+
+Element k of the run is fixed by the config alone: which source it comes from (`Mix`), which example (the source's
+shuffle, anew each epoch), and its random numbers (a generator seeded by the seed, the source and k). So the batches
+are the same, bit for bit, for any number of threads, workers and processes, and after any resume. A step's state is
+its number: step s holds elements s·batch_size to (s + 1)·batch_size. Row r of process p of P is row r·P + p of the
+batch of a single process.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import fractions
+import logging
+import math
+import sys
+import types
+from collections.abc import Iterable, Iterator
+
+from absl import flags
+import grain
+import numpy as np
+
+from siglax.data import images
+from siglax.data import sources as sources_lib
+
+# A broken example is replaced by another one, drawn anew this often at most.
+MAX_REPLACEMENTS = 32
+# Broken examples are judged against at least so many drawn ones: a share of few says little.
+MIN_DRAWN = 1000
+# Labels of sources with different classes are this far apart.
+LABEL_STRIDE = 2**24
+NO_LABEL = -1
+logger = logging.getLogger("siglax")
+
+
+def open_data(config) -> list:
+  """The sources of config.data, in its order. Raises ValueError in one line for what cannot be read."""
+  return [sources_lib.open_source(spec, f"config.data.{i}") for i, spec in enumerate(config.data)]
+
+
+def num_examples(sources: list) -> int:
+  """Examples of one epoch: all of all sources, whatever their weights in the mix."""
+  return sum(map(len, sources))
+
+
+def train_batches(
+    config, text, *, start_step: int = 0, process_index: int = 0, process_count: int = 1, sources: list | None = None
+) -> TrainBatches:
+  """Endless batches of this process from a step on; see `TrainBatches`."""
+  return TrainBatches(
+      config, text, start_step=start_step, process_index=process_index, process_count=process_count, sources=sources
+  )
+
+
+class TrainBatches:
+  """Endless iterator of this process's rows of the training batches, b = batch_size / process_count a step.
+
+  {"image": uint8 [b, S, S, 3], "tokens": int32 [b, L], "label": int32 [b], "weight": float32 [b]}
+
+  config: data, loader, image, batch_size, seed and loss.positives are read.
+  text: list of str → int32 [N, L].
+  start_step: the first batch is that of this step, as if all before had been drawn.
+  sources: of `open_data(config)`, when already open.
+
+  One caption of each example is drawn. label is −1 where there is none; sources with the same classnames share their
+  classes, and any others are LABEL_STRIDE apart, so that a label means one class. An example that cannot be read or
+  decoded, has no caption, or no label while config.loss.positives is "label", is replaced by another one of its
+  source, logged by name the first time, and counted.
+
+  bad, drawn: examples by source that were broken, and that were drawn in all, by this process since start_step.
+
+  Raises ValueError at the start for a batch that does not divide, or a source without the labels it needs; from
+  `__next__` when more than a spec's max_bad_fraction of the examples drawn are broken.
+  """
+
+  def __init__(self, config, text, *, start_step=0, process_index=0, process_count=1, sources=None):
+    if config.batch_size % process_count:
+      raise ValueError(f"config.batch_size={config.batch_size} is not divisible by the {process_count} processes")
+    sources = open_data(config) if sources is None else sources
+    need_labels = config.loss.positives == "label"
+    if need_labels:
+      _check_labels(sources)
+    self._limits = [_or(spec.get("max_bad_fraction"), sources_lib.MAX_BAD_FRACTION) for spec in config.data]
+    self._loads = [
+        Load(k, source, first_label, need_labels, config.image, text)
+        for k, (source, first_label) in enumerate(zip(sources, _first_labels(sources)))
+    ]
+    self.bad = [0] * len(sources)
+    self.drawn = [0] * len(sources)
+    self._first_bad = {}  # by source: (example, reason)
+    self._named = set()
+    self._workers = config.loader.workers
+    self._iterator = _elements(config, self._loads, process_index, process_count)
+    self._iterator.set_state({"global_next_index": start_step * config.batch_size})
+
+  def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+    return self
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    if self._iterator is None:
+      raise StopIteration
+    try:
+      batch = next(self._iterator)
+      self._count(batch.pop("source"), batch.pop("bad"))
+    except BaseException:
+      self.close()
+      raise
+    if self._workers:  # out of the shared memory, which grain then gives back
+      batch = {name: np.array(array) for name, array in batch.items()}
+    return batch
+
+  def close(self):
+    """Stops threads and workers, for good; a thread ends with the batch it is at, which is not waited for."""
+    if self._iterator is not None:
+      self._iterator.close()
+      self._iterator = None
+
+  def _count(self, source, bad):
+    """source: int32 [b]; bad: int64 [b, MAX_REPLACEMENTS], the broken examples each row replaces, then −1."""
+    counts = np.bincount(source, minlength=len(self.bad))
+    self.drawn = [drawn + int(n) for drawn, n in zip(self.drawn, counts)]
+    for row in np.flatnonzero(bad[:, 0] >= 0):
+      for example in bad[row][bad[row] >= 0].tolist():
+        self._count_bad(int(source[row]), example)
+    for k, limit in enumerate(self._limits):
+      if self.bad[k] > limit * max(self.drawn[k], MIN_DRAWN):
+        example, reason = self._first_bad[k]
+        raise ValueError(
+            f"config.data.{k}: {self.bad[k]} of {self.drawn[k]} examples drawn are broken, first example {example}: "
+            f"{reason}; repair the data, or raise config.data.{k}.max_bad_fraction={limit}"
+        )
+
+  def _count_bad(self, k, example):
+    self.bad[k] += 1
+    self.drawn[k] += 1
+    if (k, example) not in self._named:
+      self._named.add((k, example))
+      reason = self._loads[k].why_bad(example)
+      self._first_bad.setdefault(k, (example, reason))
+      logger.warning("config.data.%d: example %d is broken and replaced by another: %s", k, example, reason)
+
+
+class Load:
+  """Example i of one source, augmented and tokenized: a pure function of i and its random numbers.
+
+  Runs in the threads, or is pickled to the workers. index: of the source in config.data; first_label: added to its
+  labels; need_labels: an example without one is broken.
+  """
+
+  def __init__(self, index, source, first_label, need_labels, image_config, text):
+    self.source = source
+    self._index, self._first_label, self._need_labels = index, first_label, need_labels
+    self._image_config = types.SimpleNamespace(**image_config.to_dict())  # a ConfigDict is slow to read
+    self._text = text
+
+  def __call__(self, i: int, rng: np.random.Generator) -> dict:
+    """The example, or the first sound one drawn instead: {"image", "tokens", "label", "weight", "source", "bad"}."""
+    bad = np.full(MAX_REPLACEMENTS, -1, np.int64)
+    first = i
+    for attempt in range(MAX_REPLACEMENTS):
+      try:
+        return self._example(i, rng) | {"source": np.int32(self._index), "bad": bad}
+      except Exception as e:  # whatever a source, a decoder or a tokenizer raises
+        error = e
+      bad[attempt] = i
+      i = int(rng.integers(len(self.source)))
+    raise ValueError(
+        f"config.data.{self._index}: {MAX_REPLACEMENTS} examples in a row are broken, first example {first}, last "
+        f"{bad[-1]}: {_reason(error)}; repair the data (config.data.{self._index}.max_bad_fraction allows single ones)"
+    ) from error
+
+  def why_bad(self, i: int) -> str:
+    try:
+      self._example(i, np.random.default_rng(0))
+    except Exception as e:
+      return _reason(e)
+    return "it could not be read the first time"
+
+  def _example(self, i, rng):
+    example = self.source[i]
+    captions = [caption for caption in example["captions"] if caption.strip()]
+    if not captions:
+      raise ValueError("no caption")
+    caption = captions[int(rng.random() * len(captions))]
+    image = images.augment(images.decode(example["image"]), rng, self._image_config)
+    weight = example.get("weight", 1.0)
+    if not 0 <= weight < math.inf:
+      raise ValueError(f"weight={weight} is not a finite number from 0 up")
+    return {
+        "image": image,
+        "tokens": self._text([caption])[0],
+        "label": np.int32(self._label(example.get("label"))),
+        "weight": np.float32(weight),
+    }
+
+  def _label(self, label):
+    if label is None or label < 0:
+      if self._need_labels:
+        raise ValueError("no label")
+      return NO_LABEL
+    if label >= LABEL_STRIDE:
+      raise ValueError(f"label={label} must be below {LABEL_STRIDE}")
+    return self._first_label + label
+
+
+class Mix(grain.transforms.DatasetSelectionMap):
+  """Element k of the mix → (source, element of that source), in exact proportion and without a random number.
+
+  shares: positive whole numbers. After any multiple of their sum, each source has given exactly its share; in
+  between, they alternate about evenly. With the number of examples as shares, one epoch holds
+  every example once. (grain's own mix rounds shares to 1 %.)
+  """
+
+  def __init__(self, shares: list[int]):
+    self._shares = shares
+
+  def __len__(self) -> int:
+    return sys.maxsize
+
+  def __getitem__(self, k: int) -> tuple[int, int]:
+    rest, after = sum(self._shares), k + 1
+    for source, share in enumerate(self._shares):
+      # Of the first k elements left, those that go to the sources to come: none after the last.
+      left, left_after = k * (rest - share) // rest, after * (rest - share) // rest
+      if left_after == left:
+        return source, k - left
+      k, after, rest = left, left_after, rest - share
+
+
+def mix_shares(weights: list[float]) -> list[int]:
+  """Whole numbers in the exact proportion of the weights as they are written in decimals: 0.3, 2 → 3, 20."""
+  exact = [fractions.Fraction(str(weight)) for weight in weights]
+  scale = math.lcm(*(x.denominator for x in exact))
+  return [int(x * scale) for x in exact]
+
+
+class EvalExamples:
+  """Examples of a source as evaluation sees them: {"image": uint8 [S, S, 3], "captions": [str, …], "label"}.
+
+  The image is squashed by `images.resize`; captions are all of them, maybe none; label is None where there is none.
+  Raises ValueError for a broken image: an evaluation that leaves some out is another evaluation.
+  """
+
+  def __init__(self, source, config):
+    self._source, self._threads = source, config.loader.threads
+    self._size, self._resample = config.image.size, config.image.resize
+    self.classnames = source.classnames
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, i: int) -> dict:
+    example = self._source[i]
+    try:
+      image = images.resize(images.decode(example["image"]), self._size, self._resample)
+    except ValueError as e:
+      raise ValueError(f"example {i} of {self._source}: {e}; evaluation data must be without broken images") from e
+    return {"image": image, "captions": example["captions"], "label": example.get("label")}
+
+  def batches(self, indices: Iterable[int], batch_size: int, threads: int | None = None) -> Iterator[dict]:
+    """The examples in the order of the indices, read ahead by threads (None: config.loader.threads).
+
+    Yields {"image": uint8 [b, S, S, 3], "captions": b lists, "label": int32 [b], −1 for none}; b is batch_size, or
+    less in the last batch.
+    """
+    pool = concurrent.futures.ThreadPoolExecutor(threads or self._threads, thread_name_prefix="siglax-eval")
+    try:
+      pending = collections.deque()
+      for i in indices:
+        pending.append(pool.submit(self.__getitem__, i))
+        if len(pending) == 2 * batch_size:
+          yield _stack([pending.popleft().result() for _ in range(batch_size)])
+      while pending:
+        yield _stack([pending.popleft().result() for _ in range(min(batch_size, len(pending)))])
+    finally:
+      pool.shutdown(cancel_futures=True)
+
+
+def _stack(examples):
+  labels = [NO_LABEL if example["label"] is None else example["label"] for example in examples]
+  return {
+      "image": np.stack([example["image"] for example in examples]),
+      "captions": [example["captions"] for example in examples],
+      "label": np.array(labels, np.int32),
+  }
+
+
+def _elements(config, loads, process_index, process_count):
+  """grain's iterator over batches of elements; its whole state is the next element's number."""
+  parts = []
+  for k, load in enumerate(loads):
+    # Hashed: grain's shuffle adds the epoch to the seed, so neighbouring seeds would repeat each other's epochs.
+    seed = int(np.random.SeedSequence([config.seed % 2**64, k]).generate_state(1)[0])
+    part = grain.MapDataset.range(len(load.source)).seed(seed).shuffle().random_map(load)
+    parts.append(part.repeat(None))
+  shares = mix_shares([_or(spec.get("weight"), len(load.source)) for spec, load in zip(config.data, loads)])
+  loader = config.loader
+  if loader.workers and not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags, which only absl.app parses
+  return iter(grain.experimental.ElasticIterator(
+      grain.MapDataset.select_from_datasets(parts, Mix(shares)),
+      config.batch_size,
+      grain.sharding.ShardOptions(process_index, process_count),
+      # A thread makes a whole batch, so a smaller buffer would idle threads.
+      read_options=grain.ReadOptions(loader.threads, max(loader.buffer, loader.threads)),
+      multiprocessing_options=grain.MultiprocessingOptions(loader.workers) if loader.workers else None,
+  ))
+
+
+def _first_labels(sources) -> list[int]:
+  """What is added to each source's labels, so that equal labels are equal classes."""
+  groups = {}
+  for k, source in enumerate(sources):
+    groups.setdefault(source.classnames or k, len(groups))
+  return [groups[source.classnames or k] * LABEL_STRIDE for k, source in enumerate(sources)]
+
+
+def _check_labels(sources):
+  for k, source in enumerate(sources):
+    for i in range(min(len(source), MAX_REPLACEMENTS)):
+      try:
+        example = source[i]
+      except Exception:  # broken; training deals with it
+        continue
+      if example.get("label") is None:
+        raise ValueError(
+            f'config.data.{k}.label: example {i} has no label, but config.loss.positives="label" needs one for each; '
+            'name a column of labels, or use config.loss.positives="pair"'
+        )
+      break
+
+
+def _reason(error):
+  """One line of an exception; its type when it says nothing."""
+  text = " ".join(str(error).split())
+  return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"
+
+
+def _or(value, default):
+  return default if value is None else value

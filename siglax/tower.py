@@ -1,0 +1,172 @@
+"""A trained model in use: pictures and texts to embeddings.
+
+`Embedder` runs the towers on all devices of a mesh; evaluations use it. `Tower` adds preprocessing and names;
+`siglax.load` makes one of a run folder.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import pathlib
+from typing import Callable
+
+import jax
+import numpy as np
+
+from siglax import checkpoint
+from siglax import config as config_lib
+from siglax import mesh as mesh_lib
+from siglax import models
+from siglax.data import images as images_lib
+from siglax.data import text as text_lib
+
+TOKENIZER = "tokenizer.model"
+CONFIG = "config.json"
+
+
+class Embedder:
+  """Both towers over all devices, a fixed number of examples at a time, so that each compiles once.
+
+  Global view: all processes call together; each reads its rows of a batch, and all get every embedding.
+  params may be replaced between calls, by those of the next evaluation.
+  """
+
+  def __init__(self, model, params, text, mesh, *, batch_size: int, threads: int = 2):
+    self.params, self._text, self._mesh = params, text, mesh
+    self._batch_size, self._threads = batch_size, threads
+    out = mesh_lib.replicated(mesh)
+    self._embed_image = jax.jit(model.embed_image, out_shardings=out)
+    self._embed_text = jax.jit(model.embed_text, out_shardings=out)
+
+  @property
+  def scale(self) -> float:
+    return float(jax.device_get(models.scale_and_bias(self.params)[0]))
+
+  @property
+  def bias(self) -> float:
+    return float(jax.device_get(models.scale_and_bias(self.params)[1]))
+
+  def images(self, get: Callable[[int], np.ndarray], count: int) -> np.ndarray:
+    """Unit rows float32 [count, d] of the images get(0) … get(count − 1), each uint8 [S, S, 3]."""
+    with concurrent.futures.ThreadPoolExecutor(self._threads) as pool:
+      return self._run(self._embed_image, lambda rows: np.stack(list(pool.map(get, rows))), count)
+
+  def texts(self, texts: list[str]) -> np.ndarray:
+    """Unit rows float32 [len(texts), d]."""
+    return self._run(self._embed_text, lambda rows: self._text([texts[i] for i in rows]), len(texts))
+
+  def _run(self, embed, read, count):
+    done, size = [], mesh_lib.process_rows(self._batch_size)
+    for start in range(0, count, self._batch_size):
+      # The last batch repeats its last example up to the full size; those rows are cut off again.
+      mine = start + jax.process_index() * size + np.arange(size)
+      rows = read(np.minimum(mine, count - 1).tolist())
+      with jax.set_mesh(self._mesh):
+        done.append(mesh_lib.to_host(embed(self.params, mesh_lib.to_global(self._mesh, rows))))
+    return np.concatenate(done)[:count] if done else np.zeros((0, 0), np.float32)
+
+
+class Tower:
+  """A trained model with its preprocessing: raw pictures and strings to unit embeddings.
+
+  model, params: see siglax.models. config: the run's resolved config. scale = exp(t'), bias: floats.
+  """
+
+  def __init__(self, config, params, text, mesh=None):
+    self.config, self.params, self._text = config, params, text
+    self.model = models.build(config.model)
+    self._mesh = mesh or mesh_lib.make()
+    self._embedders = {}
+
+  @property
+  def scale(self) -> float:
+    return self._embedder(None).scale
+
+  @property
+  def bias(self) -> float:
+    return self._embedder(None).bias
+
+  def _embedder(self, batch_size: int | None) -> Embedder:
+    devices = self._mesh.size
+    # Rounded up, so that any batch size runs on any number of devices.
+    size = -(-(batch_size or self.config.eval.batch_size) // devices) * devices
+    if size not in self._embedders:
+      self._embedders[size] = Embedder(self.model, self.params, self._text, self._mesh, batch_size=size)
+    return self._embedders[size]
+
+  def embed_images(self, images, batch_size: int | None = None) -> np.ndarray:
+    """Unit rows float32 [N, d] of N pictures: uint8 arrays [H, W, 3], encoded bytes, or paths, of any size.
+
+    Resized as in evaluation: squashed to the training size by config.image.resize. batch_size: pictures at a time.
+    Raises ValueError that names the picture which cannot be read.
+    """
+    return self._embedder(batch_size).images(lambda i: self._pixels(i, images[i]), len(images))
+
+  def embed_texts(self, texts: list[str], batch_size: int | None = None) -> np.ndarray:
+    """Unit rows float32 [N, d] of N strings, canonicalised and tokenized as in training."""
+    return self._embedder(batch_size).texts(list(texts))
+
+  def _pixels(self, i, image) -> np.ndarray:
+    try:
+      if isinstance(image, (str, pathlib.Path)):
+        image = pathlib.Path(image).read_bytes()
+      return images_lib.resize(images_lib.decode(image), self.config.image.size, self.config.image.resize)
+    except (OSError, ValueError) as e:
+      raise ValueError(f"images[{i}]: {e}") from e
+
+  def logits(self, zimg: np.ndarray, ztxt: np.ndarray) -> np.ndarray:
+    """scale·zimg·ztxtᵀ + bias, [N, M]; the sigmoid of it is SigLIP's probability that they match."""
+    return self.scale * zimg @ ztxt.T + self.bias
+
+  def zero_shot(self, images, classnames, templates=("a photo of a {}.",)) -> np.ndarray:
+    """Logits [N, classes] of pictures against class names, each the normalised mean over the templates."""
+    texts = [template.format(name) for name in classnames for template in templates]
+    ztxt = self.embed_texts(texts).reshape(len(classnames), len(templates), -1).mean(axis=1)
+    return self.logits(self.embed_images(images), ztxt / np.linalg.norm(ztxt, axis=1, keepdims=True))
+
+
+def load(path) -> Tower:
+  """The tower of a run folder: config.json, tokenizer.model and the newest good checkpoint.
+
+  Raises ValueError when one of them is missing or damaged.
+  """
+  folder = pathlib.Path(path)
+  config = read_config(folder)
+  text = text_processor(config, folder)
+  mesh = mesh_lib.make()
+  return Tower(config, read_params(folder, models.build(config.model), mesh), text, mesh)
+
+
+def read_config(folder):
+  """The resolved config of a run folder. ValueError when there is none."""
+  file = pathlib.Path(folder) / CONFIG
+  if not file.is_file():
+    raise ValueError(f"{folder} is no run folder: it has no {CONFIG}; give the --workdir of siglax train")
+  return config_lib.from_json(file.read_text())
+
+
+def text_processor(config, folder=None) -> text_lib.TextProcessor:
+  """The run's text preprocessing; a run folder carries a copy of its tokenizer."""
+  copy = pathlib.Path(folder or ".") / TOKENIZER
+  tokenizer = copy if folder is not None and copy.is_file() else config.text.tokenizer
+  return text_lib.TextProcessor(
+      tokenizer,
+      length=config.text.length,
+      lowercase=config.text.lowercase,
+      strip_punctuation=config.text.strip_punctuation,
+  )
+
+
+def read_params(folder, model, mesh) -> dict:
+  """Parameters of the newest good checkpoint of a run folder, sharded over the mesh. ValueError when there is none."""
+  if not (pathlib.Path(folder) / checkpoint.FOLDER).is_dir():
+    raise ValueError(f"{folder} has no checkpoint; let siglax train save one")
+  abstract = mesh_lib.abstract(mesh, {"params": jax.eval_shape(model.init, jax.random.key(0))})
+  checkpoints = checkpoint.Checkpoints(folder)
+  try:
+    restored = checkpoints.restore(abstract)
+  finally:
+    checkpoints.close()
+  if restored is None:
+    raise ValueError(f"{folder} has no checkpoint; let siglax train save one")
+  return restored[0]["params"]

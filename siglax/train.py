@@ -1,0 +1,318 @@
+"""The loop, read from top to bottom: no maths, no I/O of its own.
+
+Order, fixed: evaluate → save → next batch → step → log. Metrics are read one step late, so that the device never
+waits for the host.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pathlib
+import signal
+import time
+
+import jax
+import numpy as np
+
+from siglax import checkpoint
+from siglax import config as config_lib
+from siglax import curves
+from siglax import data as data_lib
+from siglax import evals
+from siglax import flops
+from siglax import losses
+from siglax import mesh as mesh_lib
+from siglax import metrics as metrics_lib
+from siglax import models
+from siglax import optim
+from siglax import state as state_lib
+from siglax import step as step_lib
+from siglax import tower
+
+logger = logging.getLogger("siglax")
+
+
+class Run:
+  """Everything a run needs, made of its config before anything compiles; see `train`."""
+
+  def __init__(self, config, workdir):
+    config_lib.validate(config, jax.device_count())
+    text = tower.text_processor(config)
+    self.config = config = config_lib.resolve(config, text)
+    self.text = text
+    self.workdir = pathlib.Path(workdir)
+    self.sources = data_lib.open_data(config)
+    examples = data_lib.num_examples(self.sources)
+    durations = {name: config_lib.duration_steps(config, name, examples) for name in config_lib.DURATIONS}
+    self.total_steps = durations["total"]
+    if not self.total_steps:
+      raise ValueError(f"the total of config comes to 0 steps of config.batch_size={config.batch_size}; raise it")
+    self.every = {name: durations[f"{name}.every"] for name in ("log", "eval", "checkpoint")}
+    self.mesh = mesh_lib.make(config.mesh.data, config.mesh.fsdp)
+    self.model = models.build(config.model)
+    params = jax.eval_shape(self.model.init, jax.random.key(0))
+    self.tx, self.schedule = optim.make(
+        config, params, self.total_steps, durations["optim.warmup"] or 0, durations["optim.cooldown"] or 0
+    )
+    self.frozen = optim.frozen_mask(config, params)
+    self.abstract_state = state_lib.abstract(self.model, self.tx, self.mesh)
+    self.embedder = tower.Embedder(
+        self.model, None, text, self.mesh, batch_size=config.eval.batch_size, threads=config.loader.threads
+    )
+    loss = losses.make(config.loss, self.mesh, mesh_lib.BATCH_AXES)
+    self._eval_loss = jax.jit(loss, out_shardings=mesh_lib.replicated(self.mesh))
+
+  def due(self, what: str, step: int) -> bool:
+    """Whether to log, evaluate or save after this many steps; the last step always does."""
+    every = self.every[what]
+    return step == self.total_steps or bool(every and step and step % every == 0)
+
+  def initial_state(self) -> state_lib.TrainState:
+    """A fresh state, made in its shards; parameters of config.model.init_from replace the random ones."""
+    shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
+    create = jax.jit(lambda key: state_lib.create(key, self.model, self.tx), out_shardings=shardings)
+    state = create(jax.random.key(self.config.seed))
+    if self.config.model.init_from is None:
+      return state
+    return state.replace(params=tower.read_params(self.config.model.init_from, self.model, self.mesh))
+
+  def batches(self, start_step: int):
+    return data_lib.train_batches(
+        self.config, self.text, start_step=start_step, sources=self.sources,
+        process_index=jax.process_index(), process_count=jax.process_count(),
+    )
+
+  def evaluate(self, params) -> dict[str, float]:
+    """All tasks of config.eval on these parameters."""
+    self.embedder.params = params
+
+    def loss(zimg, ztxt, scale, bias, weights, labels):
+      replicated = jax.device_put((zimg, ztxt, np.float32(scale), np.float32(bias)), mesh_lib.replicated(self.mesh))
+      pairs = jax.device_put({"weights": weights, "labels": labels}, mesh_lib.replicated(self.mesh))
+      return self._eval_loss(*replicated, **pairs)
+
+    open_data = lambda spec: data_lib.EvalExamples(data_lib.open_source(spec), self.config)
+    return evals.run(self.config, self.embedder, open_data, loss)
+
+  def write_files(self):
+    """config.json and tokenizer.model of the run folder; a folder of another run is an error that names the fields."""
+    file = self.workdir / tower.CONFIG
+    try:
+      self.workdir.mkdir(parents=True, exist_ok=True)
+      if file.exists():
+        different = config_lib.differences(config_lib.from_json(file.read_text()), self.config)
+        if different:
+          raise ValueError(
+              f"--workdir {self.workdir} holds a run of another config: {'; '.join(different)}; "
+              "use another --workdir, or the same values to resume"
+          )
+      if jax.process_index() == 0:
+        _write(file, config_lib.to_json(self.config).encode())
+        self.text.save(self.workdir / tower.TOKENIZER)
+    except OSError as e:
+      raise ValueError(f"--workdir {self.workdir} cannot be written: {e.strerror}; use another folder") from e
+
+
+def train(config, workdir) -> dict[str, float]:
+  """Trains `config` in the run folder `workdir`, or resumes there; returns the metrics of the last evaluation.
+
+  SIGINT and SIGTERM save and return. Raises ValueError in one line for what is wrong with the config, the data or the
+  folder, and FloatingPointError when the loss is not finite.
+  """
+  run = Run(config, workdir)
+  run.write_files()
+  checkpoints = checkpoint.Checkpoints(workdir, run.config.checkpoint)
+  restored = checkpoints.restore(run.abstract_state)
+  state = run.initial_state() if restored is None else restored[0]
+  start = step = 0 if restored is None else restored[1]["step"]
+  _announce(run, start)
+  batches = run.batches(start)
+  stop = StopSignals()
+  evaluated, saved = {}, start
+  update = step_lib.jit(step_lib.make(run.config, run.model, run.tx, run.schedule, run.mesh, run.frozen), run.abstract_state, run.mesh)
+
+  def save():
+    nonlocal saved
+    log.flush()
+    if step > saved:
+      checkpoints.save(step, state, _meta(run, step), evaluated)
+      saved = step
+
+  with metrics_lib.RunMetrics(workdir, run.config, total_steps=run.total_steps, step=start) as writer, jax.set_mesh(run.mesh), stop:
+    log = Log(run, writer, start, checkpoints)
+    try:
+      while True:
+        if step > start and run.due("eval", step):
+          log.flush()
+          evaluated = run.evaluate(state.params)
+          writer.write(step, evaluated)
+          log.pause()
+        if step == run.total_steps or stop.requested or run.due("checkpoint", step):
+          save()
+          log.pause()
+        if step == run.total_steps or stop.requested:
+          break
+        with log.waiting():
+          batch = next(batches)
+        with jax.transfer_guard("disallow"), log.working():
+          state, metrics = update(state, mesh_lib.to_global(run.mesh, batch))
+        step += 1
+        log.push(step, metrics)
+      checkpoints.wait()
+    finally:
+      batches.close()
+      checkpoints.close()
+    if step == run.total_steps:
+      writer.print_summary()
+  if step < run.total_steps:
+    print(f"stopped by {stop.requested} at step {step}, saved; the same command resumes there", flush=True)
+  elif jax.process_index() == 0:
+    print(f"curves: {curves.plot(workdir)}", flush=True)
+  return evaluated
+
+
+class Log:
+  """Holds a step's metrics until the next one is under way, then checks and writes them, with the times since.
+
+  step_time: mean seconds a step; data_wait: share of it spent waiting for batches; host_time: mean seconds a step in
+  which the host did anything else than wait for batches or the device; mfu: model FLOPs (three forward passes of both
+  towers) over what the devices could do in that time.
+  """
+
+  def __init__(self, run, writer, start, checkpoints):
+    self._run, self._writer, self._checkpoints = run, writer, checkpoints
+    self._pending = None
+    self._wait = self._host = 0.0
+    self._steps, self._since = 0, time.perf_counter()
+    self._first = start + 1
+    self._flops = None
+
+  def waiting(self) -> _Timer:
+    return _Timer(lambda seconds: setattr(self, "_wait", self._wait + seconds))
+
+  def working(self) -> _Timer:
+    return _Timer(lambda seconds: setattr(self, "_host", self._host + seconds))
+
+  def push(self, step, metrics):
+    """Takes the metrics of the step just dispatched, and reads those of the one before."""
+    self._read()
+    self._pending = (step, metrics)
+
+  def flush(self):
+    """Reads and writes what is pending."""
+    self._read()
+
+  def pause(self):
+    """Leaves the time since the last record out: it went into an evaluation or a save."""
+    self._wait = self._host = 0.0
+    self._steps, self._since = 0, time.perf_counter()
+
+  def _read(self):
+    if self._pending is None:
+      return
+    (step, metrics), self._pending = self._pending, None
+    values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    if not np.isfinite(values["loss"]):
+      good = self._checkpoints.steps
+      raise FloatingPointError(
+          f"loss={values['loss']} at step {step}; the last good checkpoint is "
+          + (f"of step {good[-1]}" if good else "none")
+          + "; lower config.optim.lr or set config.optim.clip_norm"
+      )
+    self._steps += 1
+    if step == self._first:
+      self.pause()  # compilation is no part of the speed
+    if step == self._first or self._run.due("log", step):
+      self._writer.write(step, {**values, **self._speed()})
+      self.pause()
+
+  def _speed(self) -> dict:
+    if not self._steps:
+      return {}
+    seconds = time.perf_counter() - self._since
+    step_time, rate = seconds / self._steps, self._run.config.batch_size * self._steps / seconds
+    speed = {
+        "examples_per_sec": rate,
+        "examples_per_sec_per_device": rate / jax.device_count(),
+        "data_wait": self._wait / seconds,
+        "step_time": step_time,
+        "host_time": self._host / self._steps,
+    }
+    peak = metrics_lib.peak_flops(jax.devices()[0])
+    if peak is not None:
+      speed["mfu"] = self._step_flops() / (step_time * peak * jax.device_count())
+    return speed
+
+  def _step_flops(self) -> int:
+    if self._flops is None:
+      self._flops = model_flops(self._run.config, self._run.model)
+    return self._flops
+
+
+class _Timer:
+  """Adds the seconds of a with block to a total."""
+
+  def __init__(self, add):
+    self._add = add
+
+  def __enter__(self):
+    self._start = time.perf_counter()
+
+  def __exit__(self, *error):
+    self._add(time.perf_counter() - self._start)
+
+
+class StopSignals:
+  """Turns SIGINT and SIGTERM into `requested`, the signal's name; a second one ends the process at once."""
+
+  def __init__(self):
+    self.requested = ""
+    self._previous = {}
+
+  def __enter__(self):
+    for sig in (signal.SIGINT, signal.SIGTERM):
+      self._previous[sig] = signal.signal(sig, self._handle)
+    return self
+
+  def __exit__(self, *error):
+    for sig, handler in self._previous.items():
+      signal.signal(sig, handler)
+
+  def _handle(self, number, frame):
+    if self.requested:
+      raise KeyboardInterrupt
+    self.requested = signal.Signals(number).name
+    logger.warning("%s: saving after this step; again to stop at once", self.requested)
+
+
+def model_flops(config, model) -> int:
+  """Model FLOPs of one step: both towers forward, times three for the backward pass; rematerialisation not counted."""
+  params = jax.eval_shape(model.init, jax.random.key(0))
+  size = config.image.size
+  images = jax.ShapeDtypeStruct((config.batch_size, size, size, 3), np.uint8)
+  tokens = jax.ShapeDtypeStruct((config.batch_size, config.text.length), np.int32)
+  return 3 * (flops.count(model.embed_image, params, images) + flops.count(model.embed_text, params, tokens))
+
+
+def _announce(run: Run, start: int):
+  count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+  params = run.abstract_state.params
+  logger.info(
+      "%s: %s steps of %d on %d %s device(s); parameters: image %s, text %s; loss %s (%s)%s",
+      run.workdir, f"{run.total_steps:,}", run.config.batch_size, jax.device_count(), jax.devices()[0].platform,
+      f"{count(params['image']):,}", f"{count(params['text']):,}", run.config.loss.name, run.config.loss.impl,
+      f"; resuming at step {start}" if start else "",
+  )
+
+
+def _meta(run: Run, step: int) -> dict:
+  data = {"global_next_index": step * run.config.batch_size}
+  return {"data": data, "config": config_lib.to_json(run.config)}
+
+
+def _write(file: pathlib.Path, content: bytes):
+  """Replaces a file in one move."""
+  temporary = file.with_name(f".{file.name}.{os.getpid()}")
+  temporary.write_bytes(content)
+  os.replace(temporary, file)

@@ -1,0 +1,236 @@
+"""siglax.data.images against Pillow's decoder, a float64 resampler and numpy's own padding."""
+
+import io
+import math
+import types
+
+import cv2
+import numpy as np
+from PIL import Image
+import pytest
+
+from siglax.data import images
+
+
+def draw(height, width, seed=0, scales=(3, 9, 40)):
+  """A picture with structure at these numbers of knots a side: uint8 [height, width, 3]."""
+  rng = np.random.default_rng(seed)
+  picture = np.zeros((height, width, 3))
+  for cells in scales:
+    knots = rng.uniform(-1, 1, (cells, cells, 3))
+    picture += np.stack([cv2.resize(knots[..., c], (width, height), interpolation=cv2.INTER_CUBIC) for c in range(3)], -1)
+  return (128 + 50 * picture).clip(0, 255).astype(np.uint8)
+
+
+def encode(image, kind="PNG", **options):
+  file = io.BytesIO()
+  Image.fromarray(image).save(file, kind, **options)
+  return file.getvalue()
+
+
+def image_config(size, **fields):
+  return types.SimpleNamespace(**dict(size=size, crop_min_area=1.0, crop_max_aspect=4 / 3, pad=0, flip=False) | fields)
+
+
+def test_decode_gives_rgb_whatever_the_file():
+  image = draw(40, 30)
+  np.testing.assert_array_equal(images.decode(encode(image)), image)
+  np.testing.assert_array_equal(images.decode(memoryview(encode(image))), image)
+  np.testing.assert_array_equal(images.decode(encode(image, "WEBP", lossless=True)), image)
+  grey = image[..., 0]
+  np.testing.assert_array_equal(images.decode(encode(grey)), np.stack([grey] * 3, -1))
+  alpha = np.dstack([image, draw(40, 30, 1)[..., 0]])
+  np.testing.assert_array_equal(images.decode(encode(alpha)), image)
+  palette = Image.fromarray(image).quantize(64)
+  file = io.BytesIO()
+  palette.save(file, "PNG")
+  np.testing.assert_array_equal(images.decode(file.getvalue()), np.asarray(palette.convert("RGB")))
+  deep = cv2.imencode(".png", image[..., ::-1].astype(np.uint16) * 257)[1].tobytes()
+  np.testing.assert_array_equal(images.decode(deep), image)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0, "quality": 95}])
+def test_decode_of_jpeg_is_pillow_s_within_rounding(options):
+  data = encode(draw(60, 90), "JPEG", **options)
+  want = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+  assert np.abs(images.decode(data) - want).max() <= 6 and np.abs(images.decode(data) - want).mean() < 0.6
+
+
+def test_decode_turns_a_photo_upright():
+  exif = Image.Exif()
+  exif[0x0112] = 6  # turned by a quarter
+  image = draw(20, 30)
+  data = encode(image, "PNG", exif=exif)
+  np.testing.assert_array_equal(images.decode(data), np.rot90(image, -1))
+
+
+def test_decode_takes_arrays():
+  image = draw(5, 7)
+  assert images.decode(image).base is image or images.decode(image) is image
+  np.testing.assert_array_equal(images.decode(image[..., 0]), np.stack([image[..., 0]] * 3, -1))
+  np.testing.assert_array_equal(images.decode(image[..., :1]), np.stack([image[..., 0]] * 3, -1))
+  np.testing.assert_array_equal(images.decode(np.dstack([image, image[..., 0]])), image)
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (b"", "empty"),
+        (b"not an image at all", "19 bytes"),
+        (None, "NoneType"),
+        ("path.jpg", "str"),
+        (np.zeros((4, 4, 3), np.float32), "float32"),
+        (np.zeros((4, 4, 2), np.uint8), "2 channels"),
+        (np.zeros((0, 4, 3), np.uint8), "not empty"),
+        (np.zeros(4, np.uint8), r"uint8\[4\]"),
+    ],
+)
+def test_decode_refuses_in_one_line(data, message):
+  with pytest.raises(ValueError, match=message) as e:
+    images.decode(data)
+  assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_decode_refuses_files_that_are_cut_short(kind):
+  data = encode(draw(120, 160), kind)
+  for share in (0.01, 0.3, 0.9):
+    with pytest.raises(ValueError, match="cannot be decoded"):
+      images.decode(data[: int(len(data) * share)])
+
+
+def resample(image, size, kernel, support):
+  """float64 [size, size, 3]: the kernel stretched by the scale where it shrinks, normalised at the borders."""
+  for axis in (0, 1):
+    length = image.shape[axis]
+    scale = length / size
+    stretch = max(scale, 1)
+    centre = (np.arange(size) + 0.5) * scale
+    distance = (np.arange(length) + 0.5 - centre[:, None]) / stretch
+    weights = np.where(np.abs(distance) < support, kernel(np.abs(distance)), 0)
+    weights /= weights.sum(1, keepdims=True)
+    image = np.moveaxis(np.tensordot(weights, image.astype(np.float64), (1, axis)), 0, axis)
+  return image
+
+
+def triangle(x):
+  return 1 - x
+
+
+def cubic(x, a=-0.5):
+  return np.where(x < 1, ((a + 2) * x - (a + 3)) * x * x + 1, a * (((x - 5) * x + 8) * x - 4))
+
+
+@pytest.mark.parametrize("shape", [(50, 70), (333, 97), (20, 20), (31, 200), (32, 64), (1, 1)])
+@pytest.mark.parametrize("name, kernel, support", [("bilinear", triangle, 1), ("bicubic", cubic, 2)])
+def test_resize_is_the_antialiased_filter(shape, name, kernel, support):
+  image = draw(*shape)
+  want = resample(image, 32, kernel, support).clip(0, 255)
+  got = images.resize(image, 32, name)
+  assert got.shape == (32, 32, 3) and got.dtype == np.uint8
+  # Pillow rounds between the two axes, and its weights are fixed-point.
+  assert np.abs(got - want).max() <= (1.01 if name == "bilinear" else 1.5)
+
+
+def test_an_image_of_the_size_passes_untouched():
+  image = draw(32, 32)
+  assert images.resize(image, 32) is image
+  assert images.fast_resize(image, 32) is image
+  assert images.augment(image, np.random.default_rng(0), image_config(32)) is image
+
+
+@pytest.mark.parametrize("shape", [(36, 36), (48, 60), (64, 64), (75, 150), (300, 200), (20, 200), (16, 24)])
+def test_fast_resize_is_antialiased(shape):
+  noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+  got = images.fast_resize(noise, 32)
+  # Plain linear interpolation leaves about 49, however much it shrinks.
+  want = resample(noise, 32, triangle, 1)
+  assert got.std() < 1.45 * want.std()
+  smooth = draw(*shape, scales=(3, 12))
+  assert np.abs(images.fast_resize(smooth, 32) - resample(smooth, 32, triangle, 1)).mean() < 1.5
+
+
+def boxes(width, height, min_area, max_aspect, n=4000):
+  draws = np.random.default_rng(0).random((n, 4)).tolist()
+  return np.array([images.crop_box(width, height, min_area, max_aspect, *u) for u in draws])
+
+
+@pytest.mark.parametrize("width, height", [(500, 375), (32, 32), (900, 100), (7, 5), (1, 1), (1, 50)])
+@pytest.mark.parametrize("min_area, max_aspect", [(0.08, 4 / 3), (0.6, 4 / 3), (0.9, 1.0), (1.0, 2.0)])
+def test_crops_lie_inside_and_keep_their_area(width, height, min_area, max_aspect):
+  x, y, w, h = boxes(width, height, min_area, max_aspect).T
+  assert (x >= 0).all() and (y >= 0).all() and (w >= 1).all() and (h >= 1).all()
+  assert (x + w <= width).all() and (y + h <= height).all()
+  # A side is rounded by half a pixel at most.
+  assert ((w + 0.5) * (h + 0.5) >= min_area * width * height - 1e-6).all()
+
+
+def test_crops_have_the_stated_distribution():
+  width, height, min_area = 1000, 1000, 0.3
+  x, y, w, h = boxes(width, height, min_area, 4 / 3, n=20_000).T
+  share = w * h / (width * height)
+  assert np.quantile(share, [0, 0.25, 0.5, 0.75, 1]) == pytest.approx([0.3, 0.475, 0.65, 0.825, 1], abs=0.02)
+  small = share < 0.7  # any aspect fits
+  log = np.log(w / h)[small] / np.log(4 / 3)
+  assert np.quantile(log, [0, 0.25, 0.5, 0.75, 1]) == pytest.approx([-1, -0.5, 0, 0.5, 1], abs=0.04)
+  place = (x / np.maximum(width - w, 1))[small]
+  assert np.quantile(place, [0, 0.25, 0.5, 0.75, 1]) == pytest.approx([0, 0.25, 0.5, 0.75, 1], abs=0.03)
+
+
+def test_a_panorama_is_cropped_to_its_full_height():
+  x, y, w, h = boxes(3000, 1000, 0.9, 4 / 3).T  # no crop of 90 % has an aspect of 4 / 3
+  assert (h == 1000).all() and (w >= 2700).all() and (w < 3000).any()
+
+
+def test_augment_shows_the_box_it_drew():
+  height, width, size = 120, 200, 32
+  # Red is x and green is y, so a pixel tells where it was taken.
+  y, x = np.mgrid[:height, :width]
+  image = np.stack([x, y, 0 * x], -1).astype(np.uint8)
+  config = image_config(size, crop_min_area=0.4)
+  for seed in range(20):
+    area, aspect, left, top = np.random.default_rng(seed).random(7)[:4]
+    x0, y0, w, h = images.crop_box(width, height, 0.4, 4 / 3, area, aspect, left, top)
+    view = images.augment(image, np.random.default_rng(seed), config).astype(float)
+    centres = np.arange(size) + 0.5
+    inner = slice(2, -2)  # a filter leans inwards at the border
+    want_x, want_y = x0 + centres * w / size - 0.5, y0 + centres * h / size - 0.5
+    assert np.abs(view[..., 0] - want_x)[inner, inner].max() <= 1
+    assert np.abs(view[..., 1] - want_y[:, None])[inner, inner].max() <= 1
+
+
+def test_augment_shifts_over_a_reflected_border_pixel_for_pixel():
+  image, size, pad = draw(8, 8), 8, 2
+  padded = np.pad(image, [(pad, pad), (pad, pad), (0, 0)], mode="reflect")
+  windows = {padded[y : y + size, x : x + size].tobytes(): (y, x) for y in range(5) for x in range(5)}
+  rng = np.random.default_rng(0)
+  seen = [windows[images.augment(image, rng, image_config(size, pad=pad)).tobytes()] for _ in range(500)]
+  counts = np.unique(seen, axis=0, return_counts=True)[1]
+  assert len(counts) == 25 and counts.min() >= 6  # 20 each on average
+
+
+def test_augment_flips_half_of_the_time():
+  image = draw(8, 8)
+  rng = np.random.default_rng(0)
+  views = [images.augment(image, rng, image_config(8, flip=True)) for _ in range(400)]
+  flipped = [np.array_equal(view, image[:, ::-1]) for view in views]
+  assert all(f or np.array_equal(view, image) for f, view in zip(flipped, views))
+  assert 160 < sum(flipped) < 240
+
+
+def test_augment_is_a_pure_function_of_its_random_numbers():
+  image = draw(50, 60)
+  kept = image.copy()
+  config = image_config(24, crop_min_area=0.3, pad=3, flip=True)
+  views = [images.augment(image, np.random.default_rng(seed), config) for seed in (1, 2, 1)]
+  np.testing.assert_array_equal(views[0], views[2])
+  assert not np.array_equal(views[0], views[1]) and views[0].shape == (24, 24, 3)
+  np.testing.assert_array_equal(image, kept)
+  assert math.isclose(np.random.default_rng(1).random(8)[7], _after(image, config).random())
+
+
+def _after(image, config):
+  """The generator after one augment: every call draws the same number of times."""
+  rng = np.random.default_rng(1)
+  images.augment(image, rng, config)
+  return rng

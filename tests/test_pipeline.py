@@ -1,0 +1,376 @@
+"""siglax.data.pipeline: the same batches however they are made, every example once, and what broken ones do."""
+
+import logging
+import threading
+import time
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from siglax import config as config_lib
+from siglax import data
+from siglax.data import images
+from siglax.data import pipeline
+from siglax.data.text import TextProcessor
+
+SIZE, LENGTH = 8, 6
+
+
+class Text:
+  """The number in "example 12, caption 1" → [12, 1, 0, 0, 0, 0]."""
+
+  def __call__(self, texts):
+    tokens = np.zeros((len(texts), LENGTH), np.int32)
+    for row, text in zip(tokens, texts):
+      row[:2] = [int(word) for word in text.replace(",", "").split() if word.isdigit()]
+    return tokens
+
+
+class Source:
+  """Image i is filled with i mod 256; caption j is f"example {i}, caption {j}"; the rest is given for each i or by a function."""
+
+  def __init__(self, size, captions=2, labels=None, classnames=None, change=lambda i, example: example):
+    self.size, self.captions, self.labels, self.classnames, self.change = size, captions, labels, classnames, change
+
+  def __len__(self):
+    return self.size
+
+  def __getitem__(self, i):
+    example = {
+        "image": np.full((SIZE, SIZE, 3), i % 256, np.uint8),
+        "captions": [f"example {i}, caption {j}" for j in range(self.captions)],
+    }
+    if self.labels is not None:
+      example["label"] = self.labels[i]
+    return self.change(i, example)
+
+
+def make_config(*specs, batch_size=8, seed=0, positives="pair", **groups):
+  config = config_lib.default()
+  config.data = tuple({"source": "shapes", **spec} for spec in specs or ({},))
+  config.batch_size, config.seed, config.loss.positives = batch_size, seed, positives
+  config.image.size = SIZE
+  for group, fields in groups.items():
+    config[group].update(fields)
+  return config
+
+
+def read(config, sources, steps, text=Text(), **where):
+  batches = data.train_batches(config, text, sources=sources, **where)
+  try:
+    return [next(batches) for _ in range(steps)]
+  finally:
+    batches.close()
+
+
+def examples_of(batches):
+  return np.concatenate([batch["tokens"][:, 0] for batch in batches]).tolist()
+
+
+def assert_same(got, want):
+  assert len(got) == len(want)
+  for a, b in zip(got, want):
+    assert a.keys() == b.keys() == {"image", "tokens", "label", "weight"}
+    for name in a:
+      assert a[name].dtype == b[name].dtype
+      np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+# Everything random at once: two sources, crops, shifts, flips, captions, and every seventh example broken.
+RANDOM = {"crop_min_area": 0.3, "pad": 2, "flip": True}
+
+
+def random_sources():
+  def change(i, example):
+    picture = np.random.default_rng(i).integers(0, 256, (12, 10, 3), np.uint8)
+    return example | {"image": b"broken" if i % 7 == 0 else picture, "weight": 0.5 + i}
+
+  return [Source(30, 3, labels=range(30), change=change), Source(12, 1, change=change)]
+
+
+def random_config(**loader):
+  spec = {"max_bad_fraction": 1}
+  return make_config(spec, spec | {"weight": 25}, image=RANDOM, loader=loader)
+
+
+def test_batches_have_the_stated_form():
+  (batch,) = read(random_config(), random_sources(), 1)
+  form = {name: (array.dtype.name, array.shape) for name, array in batch.items()}
+  assert form == {
+      "image": ("uint8", (8, SIZE, SIZE, 3)), "tokens": ("int32", (8, LENGTH)), "label": ("int32", (8,)), "weight": ("float32", (8,))
+  }
+
+
+@pytest.mark.parametrize("loader", [{"threads": 1, "buffer": 1}, {"threads": 3, "buffer": 2}, {"threads": 2, "buffer": 7}])
+def test_threads_do_not_change_the_batches(loader):
+  want = read(random_config(threads=1, buffer=0), random_sources(), 15)
+  assert_same(read(random_config(**loader), random_sources(), 15), want)
+
+
+@pytest.mark.parametrize("processes", [2, 4, 8])
+def test_processes_share_the_batch_of_one(processes):
+  want = read(random_config(), random_sources(), 6)
+  parts = [
+      read(random_config(), random_sources(), 6, process_index=p, process_count=processes) for p in range(processes)
+  ]
+  whole = [
+      {name: np.stack([part[name] for part in step], 1).reshape(want[0][name].shape) for name in step[0]}
+      for step in zip(*parts)
+  ]
+  assert_same(whole, want)
+
+
+def test_a_run_resumed_at_any_step_goes_on_the_same():
+  want = read(random_config(), random_sources(), 14)
+  for step in (1, 5, 13):
+    assert_same(read(random_config(), random_sources(), 14 - step, start_step=step), want[step:])
+  resumed = [read(random_config(), random_sources(), 2, start_step=9, process_index=p, process_count=2) for p in (0, 1)]
+  for k, (a, b) in enumerate(zip(*resumed)):
+    np.testing.assert_array_equal(np.stack([a["image"], b["image"]], 1).reshape(want[9 + k]["image"].shape), want[9 + k]["image"])
+
+
+def test_worker_processes_do_not_change_the_batches(tmp_path):
+  rng = np.random.default_rng(0)
+  encode = lambda i: b"broken" if i % 7 == 3 else cv2.imencode(".png", rng.integers(0, 256, (9, 9, 3), np.uint8))[1].tobytes()
+  table = pa.table({"image": [encode(i) for i in range(20)], "captions": [[f"red {i}", "blue"] for i in range(20)]})
+  pq.write_table(table, tmp_path / "a.parquet")
+  spec = {"source": "parquet", "path": str(tmp_path / "a.parquet"), "max_bad_fraction": 1}
+  shapes = {"source": "shapes", "size": 20, "image_size": 16}
+  text = TextProcessor(length=LENGTH)
+  runs = []
+  for workers in (0, 2):
+    config = make_config(spec, shapes, image=RANDOM, loader={"workers": workers})
+    batches = data.train_batches(config, text, start_step=3)
+    runs.append(([next(batches) for _ in range(7)], batches.bad, batches.drawn))
+    batches.close()
+  assert_same(runs[1][0], runs[0][0])
+  assert runs[1][1:] == runs[0][1:] and runs[0][1][0] > 0
+  assert all(type(array) is np.ndarray for array in runs[1][0][-1].values())  # not shared memory
+
+
+def test_an_epoch_holds_every_example_once():
+  config = make_config({}, {}, batch_size=7)
+  order = examples_of(read(config, [Source(31, 1), Source(11, 1)], 18))
+  epochs = [order[k : k + 42] for k in (0, 42, 84)]
+  for epoch in epochs:
+    assert sorted(epoch) == sorted([*range(31), *range(11)])
+  assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_image_and_caption_belong_together_and_captions_vary():
+  batches = read(make_config(batch_size=20), [Source(20, captions=3)], 60)
+  seen = set()
+  for batch in batches:
+    np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["tokens"][:, 0])
+    seen |= set(map(tuple, batch["tokens"][:, :2].tolist()))
+  assert len(seen) == 20 * 3
+  captions = np.concatenate([batch["tokens"][:, 1] for batch in batches])
+  assert np.bincount(captions).min() > 330  # of 400
+
+
+def test_the_seed_and_the_place_in_data_choose_the_order():
+  order = lambda seed: examples_of(read(make_config(seed=seed), [Source(100)], 5))
+  assert order(0) == order(0) != order(1)
+  batches = read(make_config({}, {}, batch_size=40), [Source(100, 1), Source(100, 1)], 5)
+  twice = np.array(examples_of(batches)).reshape(-1, 2).T
+  assert sorted(twice[0]) == sorted(twice[1]) == list(range(100)) and (twice[0] != twice[1]).mean() > 0.9
+
+
+def test_weights_are_shares_of_the_mix():
+  named = lambda k: Source(10, 1, change=lambda i, example: example | {"image": np.full((SIZE, SIZE, 3), k, np.uint8)})
+  config = make_config({"weight": 0.3}, {"weight": 0.1}, {}, batch_size=104)
+  (batch,) = read(config, [named(0), named(1), named(2)], 1)  # the third's weight is its size, 10
+  assert np.bincount(batch["image"][:, 0, 0, 0]).tolist() == [3, 1, 100]
+
+
+@pytest.mark.parametrize("weights, shares", [([25, 700], [25, 700]), ([0.3, 2], [3, 20]), ([1e-7, 1.5], [1, 15_000_000])])
+def test_shares_are_exact(weights, shares):
+  assert pipeline.mix_shares(weights) == shares
+
+
+@pytest.mark.parametrize("shares", [[1], [1, 1], [3, 1, 4, 1, 5], [25_000, 700, 1]])
+def test_mix_hands_out_every_element_in_order(shares):
+  mix, period = pipeline.Mix(shares), sum(shares)
+  for start in (0, 10**15 * period):
+    drawn = [mix[start + k] for k in range(period)]
+    for source, share in enumerate(shares):
+      first = start // period * share
+      assert [element for s, element in drawn if s == source] == list(range(first, first + share))
+  prefix = np.cumsum([[s == source for s, _ in drawn] for source in range(len(shares))], axis=1)
+  want = np.outer(shares, np.arange(1, period + 1)) / period
+  assert np.abs(prefix - want).max() <= 2
+
+
+def test_labels_of_different_classes_never_meet():
+  stride = pipeline.LABEL_STRIDE
+  labels, dogs = [i % 3 for i in range(6)], ("cat", "dog", "cow")
+  sources = [
+      Source(6, labels=labels, classnames=dogs), Source(6), Source(6, labels=labels), Source(6, labels=labels, classnames=dogs)
+  ]
+  (batch,) = read(make_config({}, {}, {}, {}, batch_size=24), sources, 1)
+  values, counts = np.unique(batch["label"], return_counts=True)
+  assert values.tolist() == [-1, 0, 1, 2, 2 * stride, 2 * stride + 1, 2 * stride + 2]
+  assert counts.tolist() == [6, 4, 4, 4, 2, 2, 2]
+
+
+def test_positives_by_label_need_labels():
+  config = make_config({}, {}, positives="label")
+  with pytest.raises(ValueError, match=r"^config\.data\.1\.label: example 0 has no label") as e:
+    data.train_batches(config, Text(), sources=[Source(4, labels=range(4)), Source(4)])
+  assert "\n" not in str(e.value)
+  some = Source(20, labels=[None if i == 5 else -1 if i == 6 else i for i in range(20)])
+  batches = read(make_config({"max_bad_fraction": 1}, positives="label", batch_size=20), [some], 3)
+  assert set(examples_of(batches)) == set(range(20)) - {5, 6}
+
+
+BROKEN = {
+    "undecodable": lambda i, example: example | {"image": b"\xff\xd8\xff junk"},
+    "no image": lambda i, example: example | {"image": None},
+    "no captions": lambda i, example: example | {"captions": []},
+    "empty captions": lambda i, example: example | {"captions": ["", "  "]},
+    "not a caption": lambda i, example: example | {"captions": [7]},
+    "negative weight": lambda i, example: example | {"weight": -1.0},
+    "nan weight": lambda i, example: example | {"weight": float("nan")},
+    "huge label": lambda i, example: example | {"label": 2**24},
+    "unreadable": lambda i, example: 1 / 0,
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_examples_are_replaced_counted_and_named_once(kind, caplog):
+  def change(i, example):
+    return BROKEN[kind](i, example) if i in (3, 11) else example
+
+  config = make_config({}, batch_size=20)
+  with caplog.at_level(logging.WARNING, "siglax"):
+    batches = data.train_batches(config, Text(), sources=[Source(20, change=change)])
+    drawn = [next(batches) for _ in range(4)]  # four epochs
+    batches.close()
+  assert batches.bad[0] >= 8 and batches.drawn[0] == 80 + batches.bad[0]
+  named = [record.getMessage() for record in caplog.records]
+  assert sorted(message.split(" is broken")[0] for message in named) == ["config.data.0: example 11", "config.data.0: example 3"]
+  whole = read(config, [Source(20)], 4)  # the others are where they were
+  for got, want in zip(drawn, whole):
+    broken = np.isin(want["tokens"][:, 0], (3, 11))
+    assert not np.isin(got["tokens"][:, 0], (3, 11)).any()
+    np.testing.assert_array_equal(got["tokens"][~broken], want["tokens"][~broken])
+  assert_same(read(config, [Source(20, change=change)], 4), drawn)
+
+
+def test_empty_captions_beside_others_are_left_out():
+  change = lambda i, example: example | {"captions": ["", *example["captions"]]}
+  assert {batch["tokens"][0, 1] for batch in read(make_config(batch_size=1), [Source(5, change=change)], 20)} == {0, 1}
+
+
+def fails(config, sources, steps=400):
+  batches = data.train_batches(config, Text(), sources=sources)
+  with pytest.raises(ValueError) as e:
+    for _ in range(steps):
+      next(batches)
+  assert "\n" not in str(e.value)
+  with pytest.raises(StopIteration):  # and it is closed
+    next(batches)
+  return str(e.value), batches
+
+
+def some_bad(share):
+  return lambda i, example: example | {"captions": []} if i % 100 < 100 * share else example
+
+
+def test_too_many_broken_examples_stop_the_run():
+  config = make_config({}, {}, batch_size=50)
+  message, batches = fails(config, [Source(1000), Source(1000, change=some_bad(0.05))])
+  assert message.startswith(f"config.data.1: {batches.bad[1]} of {batches.drawn[1]} examples drawn are broken, first example")
+  assert ": no caption; " in message and "raise config.data.1.max_bad_fraction=0.01" in message
+  assert batches.bad[1] > 0.01 * 1000 and batches.bad[0] == 0
+  allowed = make_config({}, {"max_bad_fraction": 0.1}, batch_size=50)
+  assert len(read(allowed, [Source(1000), Source(1000, change=some_bad(0.05))], 60)) == 60
+  assert len(read(config, [Source(1000), Source(1000, change=some_bad(0.001))], 120)) == 120
+
+
+def test_max_bad_fraction_zero_stops_at_the_first():
+  message, batches = fails(make_config({"max_bad_fraction": 0}), [Source(100, change=some_bad(0.01))])
+  assert batches.bad == [1] and "first example 0: no caption" in message
+
+
+def test_a_source_without_a_sound_example_stops_at_once():
+  message, _ = fails(make_config({"max_bad_fraction": 1}), [Source(50, change=BROKEN["unreadable"])], steps=1)
+  assert message.startswith(f"config.data.0: {pipeline.MAX_REPLACEMENTS} examples in a row are broken, first example")
+  assert "ZeroDivisionError: division by zero" in message and "config.data.0.max_bad_fraction" in message
+
+
+def test_a_batch_must_divide_over_the_processes():
+  with pytest.raises(ValueError, match="config.batch_size=8 is not divisible by the 3 processes"):
+    data.train_batches(make_config(), Text(), sources=[Source(4)], process_count=3)
+
+
+def loader_threads():
+  return [thread for thread in threading.enumerate() if thread.name.startswith(("grain", "siglax"))]
+
+
+def test_no_thread_outlives_the_iterator():
+  deadline = time.monotonic() + 5
+  while loader_threads() and time.monotonic() < deadline:  # of the tests before
+    time.sleep(0.01)
+  batches = data.train_batches(make_config(loader={"threads": 3}), Text(), sources=[Source(40)])
+  next(batches)
+  assert loader_threads()
+  batches.close()
+  batches.close()
+  while loader_threads() and time.monotonic() < deadline:
+    time.sleep(0.01)
+  assert not loader_threads()
+  with pytest.raises(StopIteration):
+    next(batches)
+
+
+def test_open_data_names_the_spec():
+  config = make_config({"size": 30}, {"source": "parquet", "path": "/nowhere/x.parquet"})
+  with pytest.raises(ValueError, match=r"^config\.data\.1\.path='/nowhere/x\.parquet': no such file"):
+    data.open_data(config)
+  sources = data.open_data(make_config({"size": 30}, {"size": 12}))
+  assert data.num_examples(sources) == 42
+
+
+def pictures(i, example):
+  picture = np.random.default_rng(i).integers(0, 256, (20 + i, 15, 3), np.uint8)
+  return example | {"image": cv2.imencode(".png", picture[..., ::-1])[1].tobytes()}
+
+
+def test_evaluation_resizes_and_keeps_every_caption():
+  source = Source(11, captions=3, labels=range(11), classnames=("a",) * 11, change=pictures)
+  examples = data.EvalExamples(source, make_config(image={"resize": "bicubic", "flip": True}))
+  assert len(examples) == 11 and examples.classnames == source.classnames
+  picture = np.random.default_rng(4).integers(0, 256, (24, 15, 3), np.uint8)
+  np.testing.assert_array_equal(examples[4]["image"], images.resize(picture, SIZE, "bicubic"))
+  assert examples[4]["captions"] == source[4]["captions"] and examples[4]["label"] == 4
+  unlabelled = data.EvalExamples(Source(3, captions=0), make_config())
+  assert unlabelled[0]["label"] is None and unlabelled[0]["captions"] == []
+  assert next(unlabelled.batches([0, 1], 2))["label"].tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_evaluation_batches_keep_the_order(threads):
+  examples = data.EvalExamples(Source(11, labels=range(11), change=pictures), make_config())
+  indices = [5, 0, 10, 10, 3, 7, 1, 2, 9]
+  batches = list(examples.batches(iter(indices), 2, threads))
+  assert [len(batch["image"]) for batch in batches] == [2, 2, 2, 2, 1]
+  assert np.concatenate([batch["label"] for batch in batches]).tolist() == indices
+  np.testing.assert_array_equal(np.concatenate([batch["image"] for batch in batches]), [examples[i]["image"] for i in indices])
+  assert sum([batch["captions"] for batch in batches], []) == [examples[i]["captions"] for i in indices]
+
+
+def test_evaluation_names_a_broken_image_and_leaves_no_thread():
+  def change(i, example):
+    return BROKEN["undecodable"](i, example) if i == 6 else example
+
+  examples = data.EvalExamples(Source(9, change=change), make_config())
+  with pytest.raises(ValueError, match="^example 6 of .*cannot be decoded.*evaluation data must be"):
+    list(examples.batches(range(9), 2))
+  reader = examples.batches(range(5), 2)
+  next(reader)
+  reader.close()
+  assert not [thread for thread in loader_threads() if thread.name.startswith("siglax")]

@@ -1,0 +1,186 @@
+"""siglax.data.sources: what is written is read, in any order, and bad files are refused in one line."""
+
+import concurrent.futures
+import os
+import pickle
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from siglax.data import sources
+from siglax.data.sources import open_source, validate_spec
+
+IMAGE = pa.array([b"one", b"", b"three", None, b"five"], pa.binary())
+CAPTIONS = ["a", "b", None, "d", "e"]
+ROWS = len(IMAGE)
+
+
+def write(path, row_group_size=2, metadata=None, **columns):
+  table = pa.table(columns)
+  pq.write_table(table.replace_schema_metadata(metadata), path, row_group_size=row_group_size)
+  return str(path)
+
+
+def parquet(path, **fields):
+  return open_source({"source": "parquet", "path": path, **fields}, "config.data.0")
+
+
+def test_rows_come_back_in_any_order(tmp_path):
+  path = write(
+      tmp_path / "a.parquet", image=IMAGE, caption=CAPTIONS, label=pa.array([3, None, 1, 0, 2], pa.int8()),
+      weight=[0.5, 1, 1, None, 2], key=list("vwxyz"), metadata={"classes": "cat, dog,cow,hen"},
+  )
+  source = parquet(path)
+  assert len(source) == ROWS and source.classnames == ("cat", "dog", "cow", "hen")
+  assert source[4] == {"image": b"five", "captions": ["e"], "label": 2, "weight": 2.0}
+  assert source[0] == {"image": b"one", "captions": ["a"], "label": 3, "weight": 0.5}
+  assert source[1] == {"image": b"", "captions": ["b"], "weight": 1.0}
+  assert source[3] == {"image": None, "captions": ["d"], "label": 0}
+  assert source[2]["captions"] == []
+  for i in (-1, ROWS):
+    with pytest.raises(IndexError):
+      source[i]
+
+
+def test_lists_of_captions_structs_of_bytes_and_named_columns(tmp_path):
+  picture = [{"bytes": b"one", "path": "1.jpg"}, {"bytes": None, "path": "2.jpg"}, None]
+  texts = pa.array([["a", "b"], [], [None, "c"]], pa.list_(pa.string()))
+  path = write(tmp_path / "a.parquet", picture=picture, texts=texts, kind=[1, 2, 3], share=[1, 2, 3])
+  source = parquet(path, image="picture", caption="texts", label="kind", weights="share")
+  assert source.classnames is None
+  assert [source[i] for i in range(3)] == [
+      {"image": b"one", "captions": ["a", "b"], "label": 1, "weight": 1.0},
+      {"image": None, "captions": [], "label": 2, "weight": 2.0},
+      {"image": None, "captions": ["c"], "label": 3, "weight": 3.0},
+  ]
+
+
+def test_captions_of_the_other_arrow_types(tmp_path):
+  large = pa.array([["a"], ["b", "c"]], pa.large_list(pa.large_string()))
+  path = write(tmp_path / "a.parquet", image=pa.array([b"1", b"2"], pa.large_binary()), captions=large)
+  assert parquet(path)[1] == {"image": b"2", "captions": ["b", "c"]}
+  path = write(tmp_path / "b.parquet", image=[b"1", b"2"], caption=pa.array(["x", "x"]).dictionary_encode())
+  assert parquet(path)[1] == {"image": b"2", "captions": ["x"]}
+
+
+def test_several_files_follow_each_other(tmp_path):
+  for name in ("b", "a", "c"):
+    write(tmp_path / f"{name}.parquet", image=[name.encode()] * 2, caption=[f"{name}0", f"{name}1"])
+  read = lambda path: [parquet(path)[i]["captions"][0] for i in range(len(parquet(path)))]
+  assert read(f"{tmp_path}/*.parquet") == ["a0", "a1", "b0", "b1", "c0", "c1"]
+  assert read(f"{tmp_path}/c.parquet, {tmp_path}/[ab].parquet") == ["c0", "c1", "a0", "a1", "b0", "b1"]
+  assert read((tmp_path / "b.parquet", tmp_path / "a.parquet")) == ["b0", "b1", "a0", "a1"]
+
+
+def test_reads_alike_from_threads_and_after_pickling(tmp_path):
+  n = 3000  # more than one batch of rows
+  path = write(tmp_path / "a.parquet", 700, image=[b"%d" % i for i in range(n)], caption=[f"c{i}" for i in range(n)])
+  source = parquet(path)
+  want = [{"image": b"%d" % i, "captions": [f"c{i}"]} for i in range(n)]
+  with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    assert list(pool.map(source.__getitem__, range(n))) == want
+  copy = pickle.loads(pickle.dumps(source))
+  assert [copy[i] for i in range(0, n, 131)] == want[::131]
+
+
+def test_large_data_is_mapped_from_an_arrow_file_written_once(tmp_path, monkeypatch):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  picture = [{"bytes": b"%d" % i, "path": "x"} for i in range(50)]
+  path = write(tmp_path / "a.parquet", image=picture, caption=[f"c{i}" for i in range(50)], unread=["y" * 99] * 50)
+  in_memory = parquet(path)
+  assert not (tmp_path / "cache").exists()
+  monkeypatch.setattr(sources, "MEMORY_BYTES", 0)
+  mapped = parquet(path)
+  assert [mapped[i] for i in range(50)] == [in_memory[i] for i in range(50)]
+  (cache,) = (tmp_path / "cache/siglax").iterdir()
+  written = cache.stat().st_mtime_ns
+  assert parquet(path)[7] == in_memory[7] and cache.stat().st_mtime_ns == written
+  write(path, image=picture[::-1], caption=CAPTIONS * 10)  # another file of the same name
+  assert parquet(path)[0] == {"image": b"49", "captions": ["a"]}
+  assert len(list((tmp_path / "cache/siglax").iterdir())) == 2
+
+
+def test_memory_is_judged_by_the_columns_read(tmp_path):
+  noise = lambda size: [os.urandom(size) for _ in range(20)]
+  path = write(tmp_path / "a.parquet", 20, image=noise(1000), caption=["c"] * 20, imagery=noise(100_000))
+  files = {path: pq.ParquetFile(path)}
+  assert 20_000 <= sources._Columns(files, "image", None, None, None).bytes(files) <= 25_000
+
+
+def refused(message, path, **fields):
+  with pytest.raises(ValueError) as e:
+    parquet(path, **fields)
+  assert message in str(e.value) and "\n" not in str(e.value)
+  assert str(e.value).startswith("config.data.0.")
+
+
+def test_bad_files_are_refused_in_one_line(tmp_path):
+  good = write(tmp_path / "good.parquet", image=IMAGE, caption=CAPTIONS)
+  refused("path='/nowhere/a.parquet': no such file", "/nowhere/a.parquet")
+  refused("no such file", f"{tmp_path}/*.nothing")
+  refused(f"use '{tmp_path}/*.parquet'", str(tmp_path))
+  refused("must be a file, a glob, or a tuple", 3)
+  (tmp_path / "empty.parquet").write_bytes(b"")
+  refused("empty.parquet' is empty (0 bytes)", f"{tmp_path}/empty.parquet")
+  refused("has no rows", write(tmp_path / "rows.parquet", image=IMAGE[:0], caption=pa.array([], pa.string())))
+  data = (tmp_path / "good.parquet").read_bytes()
+  for size in (3, len(data) // 2, len(data) - 1):
+    (tmp_path / "cut.parquet").write_bytes(data[:size])
+    refused(f"({size} bytes) is not a Parquet file, or is cut short", f"{tmp_path}/cut.parquet")
+  (tmp_path / "text.parquet").write_text("not parquet at all")
+  refused("is not a Parquet file", f"{good},{tmp_path}/text.parquet")
+  # A page that is overwritten, the footer whole.
+  (tmp_path / "damaged.parquet").write_bytes(data[:4] + b"\xff" * 60 + data[64:])
+  refused("damaged.parquet' is damaged", f"{tmp_path}/damaged.parquet")
+
+
+def test_missing_or_unfit_columns_are_refused_by_field(tmp_path):
+  path = write(tmp_path / "a.parquet", picture=IMAGE, text=CAPTIONS, number=[1] * ROWS, caption=CAPTIONS)
+  refused("config.data.0.image='image': no such column", path)
+  refused("but picture, text, number, caption; name one", path)
+  refused("image='number': the column of", path, image="number")
+  refused("holds int64, it must hold bytes", path, image="number")
+  refused("caption='captoin': no such column", path, image="picture", caption="captoin")
+  refused("it must hold strings", path, image="picture", caption="number")
+  refused("label='class': no such column", path, image="picture", label="class")
+  refused("it must hold whole numbers", path, image="picture", label="text")
+  refused("it must hold numbers", path, image="picture", weights="text")
+  path = write(tmp_path / "b.parquet", image=IMAGE, text=CAPTIONS)
+  refused("caption=None: no column 'captions' or 'caption' but image, text; name one", path)
+  assert len(parquet(path, caption="text")) == ROWS
+
+
+def test_files_with_other_classes_are_refused(tmp_path):
+  for name, classes in (("a", "cat,dog"), ("b", "dog,cat")):
+    write(tmp_path / f"{name}.parquet", image=IMAGE, caption=CAPTIONS, metadata={"classes": classes})
+  refused("differ in the schema metadata 'classes'", f"{tmp_path}/*.parquet")
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ("shapes", "config.data.0='shapes' must be a dict"),
+        ({}, "config.data.0.source=None is unknown; known are shapes, parquet"),
+        ({"source": "parqet"}, "config.data.0.source='parqet' is unknown; known are shapes, parquet"),
+        ({"source": "parquet"}, "config.data.0.path is missing; source 'parquet' needs it"),
+        ({"source": "parquet", "path": "x", "captions": "y"}, "config.data.0.captions is unknown; did you mean caption?"),
+        ({"source": "shapes", "path": "x"}, "source 'shapes' has split, size, image_size"),
+        ({"source": "shapes", "weight": 0}, "config.data.0.weight=0 must be a positive number"),
+        ({"source": "shapes", "weight": "1"}, "weight='1' must be a positive number"),
+        ({"source": "shapes", "max_bad_fraction": 1.5}, "max_bad_fraction=1.5 must be a number from 0 to 1"),
+    ],
+)
+def test_specs_are_checked_without_reading(spec, message):
+  with pytest.raises(ValueError) as e:
+    validate_spec(spec, "config.data.0")
+  assert message in str(e.value) and "\n" not in str(e.value)
+
+
+def test_a_source_s_own_errors_name_the_field():
+  with pytest.raises(ValueError, match=r"^config\.data\.1\.size=0 must be"):
+    open_source({"source": "shapes", "size": 0}, "config.data.1")
+  with pytest.raises(ValueError, match=r"^size=0 must be"):
+    open_source({"source": "shapes", "size": 0})
+  source = open_source({"source": "shapes", "size": 3, "weight": 2.0, "max_bad_fraction": 0}, "config.data.1")
+  assert len(source) == 3 and source.classnames
