@@ -161,12 +161,12 @@ def test_an_epoch_holds_every_example_once():
 
 
 def test_image_and_caption_belong_together_and_captions_vary():
-  batches = read(make_config(batch_size=20), [Source(20, captions=3)], 60)
+  batches = read(make_config(batch_size=100), [Source(100, captions=3)], 12)
   seen = set()
   for batch in batches:
     np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["tokens"][:, 0])
     seen |= set(map(tuple, batch["tokens"][:, :2].tolist()))
-  assert len(seen) == 20 * 3
+  assert len(seen) > 295  # of 300; a caption is missed with probability 0.8 %
   captions = np.concatenate([batch["tokens"][:, 1] for batch in batches])
   assert np.bincount(captions).min() > 330  # of 400
 
@@ -201,7 +201,7 @@ def test_mix_hands_out_every_element_in_order(shares):
       assert [element for s, element in drawn if s == source] == list(range(first, first + share))
   prefix = np.cumsum([[s == source for s, _ in drawn] for source in range(len(shares))], axis=1)
   want = np.outer(shares, np.arange(1, period + 1)) / period
-  assert np.abs(prefix - want).max() <= 2
+  assert np.abs(prefix - want).max() < len(shares)
 
 
 def test_labels_of_different_classes_never_meet():
@@ -244,20 +244,20 @@ def test_broken_examples_are_replaced_counted_and_named_once(kind, caplog):
   def change(i, example):
     return BROKEN[kind](i, example) if i in (3, 11) else example
 
-  config = make_config({}, batch_size=20)
+  config = make_config({}, batch_size=60)
   with caplog.at_level(logging.WARNING, "siglax"):
-    batches = data.train_batches(config, Text(), sources=[Source(20, change=change)])
+    batches = data.train_batches(config, Text(), sources=[Source(60, change=change)])
     drawn = [next(batches) for _ in range(4)]  # four epochs
     batches.close()
-  assert batches.bad[0] >= 8 and batches.drawn[0] == 80 + batches.bad[0]
+  assert batches.bad[0] >= 8 and batches.drawn[0] == 240 + batches.bad[0]
   named = [record.getMessage() for record in caplog.records]
   assert sorted(message.split(" is broken")[0] for message in named) == ["config.data.0: example 11", "config.data.0: example 3"]
-  whole = read(config, [Source(20)], 4)  # the others are where they were
+  whole = read(config, [Source(60)], 4)  # the others are where they were
   for got, want in zip(drawn, whole):
     broken = np.isin(want["tokens"][:, 0], (3, 11))
     assert not np.isin(got["tokens"][:, 0], (3, 11)).any()
     np.testing.assert_array_equal(got["tokens"][~broken], want["tokens"][~broken])
-  assert_same(read(config, [Source(20, change=change)], 4), drawn)
+  assert_same(read(config, [Source(60, change=change)], 4), drawn)
 
 
 def test_empty_captions_beside_others_are_left_out():
@@ -277,7 +277,7 @@ def fails(config, sources, steps=400):
 
 
 def some_bad(share):
-  return lambda i, example: example | {"captions": []} if i % 100 < 100 * share else example
+  return lambda i, example: example | {"captions": []} if i % 1000 < 1000 * share else example
 
 
 def test_too_many_broken_examples_stop_the_run():
@@ -292,7 +292,7 @@ def test_too_many_broken_examples_stop_the_run():
 
 
 def test_max_bad_fraction_zero_stops_at_the_first():
-  message, batches = fails(make_config({"max_bad_fraction": 0}), [Source(100, change=some_bad(0.01))])
+  message, batches = fails(make_config({"max_bad_fraction": 0}), [Source(100, change=some_bad(0.001))])
   assert batches.bad == [1] and "first example 0: no caption" in message
 
 

@@ -209,8 +209,8 @@ class Mix(grain.transforms.DatasetSelectionMap):
   """Element k of the mix → (source, element of that source), in exact proportion and without a random number.
 
   shares: positive whole numbers. After any multiple of their sum, each source has given exactly its share; in
-  between, they alternate about evenly. With the number of examples as shares, one epoch holds
-  every example once. (grain's own mix rounds shares to 1 %.)
+  between, it is off by less than the number of sources. With the number of examples as shares, one epoch holds every
+  example once. (grain's own mix rounds shares to 1 %.)
   """
 
   def __init__(self, shares: list[int]):
