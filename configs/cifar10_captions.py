@@ -15,6 +15,7 @@ def get_config(train: str = "cifar10_train.parquet", test: str = "cifar10_test.p
   c.batch_size = 128
   config_lib.set_duration(c, "total", epochs=epochs)
   c.data = ({"source": "parquet", "path": train},)
+  c.loader.threads = 1  # small pictures: more threads wait for each other
   c.image.size = 32
   c.image.pad = 3
   c.image.crop_min_area = 0.6

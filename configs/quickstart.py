@@ -8,6 +8,7 @@ def get_config(steps: int = 1500):
   c.batch_size = 128
   config_lib.set_duration(c, "total", steps=steps)
   c.data = ({"source": "shapes", "split": "train", "size": 1_000_000, "image_size": 48, "detail": 0.6},)
+  c.loader.threads = 1  # small pictures: more threads wait for each other
   c.image.size = 48
   c.text.length = 24
   for tower in (c.model.image, c.model.text):

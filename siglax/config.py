@@ -53,6 +53,20 @@ CHOICES = {
     "optim.name": ("adamw", "adafactor", "lion"),
     "optim.schedule": ("cosine", "rsqrt", "linear", "constant"),
 }
+# Fields with a least value.
+MINIMA = {
+    "batch_size": 1,
+    "eval.batch_size": 1,
+    "image.size": 1,
+    "image.pad": 0,
+    "image.crop_max_aspect": 1,
+    "text.length": 2,
+    "loader.threads": 1,
+    "loader.workers": 0,
+    "loader.buffer": 1,
+    "checkpoint.keep_latest": 1,
+    "mesh.fsdp": 1,
+}
 # A run may be resumed with other values of these: they change its speed and its reports, not its losses.
 FREE_ON_RESUME = ("loader", "mesh", "eval", "checkpoint", "log", "loss.impl", "train.remat", "model.image.remat", "model.text.remat")
 
@@ -338,9 +352,9 @@ def validate(config: ConfigDict, devices: int):
     for field, value in given.items():
       if value < 0 or value == 0 and name not in ("optim.warmup", "optim.cooldown"):
         raise ValueError(f"config.{field}={value} must be positive")
-  for field in ("batch_size", "eval.batch_size", "image.size", "text.length", "loader.threads", "checkpoint.keep_latest"):
-    if (value := get(config, field)) < 1:
-      raise ValueError(f"config.{field}={value} must be at least 1")
+  for field, least in MINIMA.items():
+    if (value := get(config, field)) < least:
+      raise ValueError(f"config.{field}={value} must be at least {least}")
   _validate_mesh(config, devices)
   _validate_towers(config)
   if not 0 < config.image.crop_min_area <= 1:

@@ -61,6 +61,7 @@ class Run:
         self.model, None, text, self.mesh, batch_size=config.eval.batch_size, threads=config.loader.threads
     )
     loss = losses.make(config.loss, self.mesh, mesh_lib.BATCH_AXES)
+    self._task_data = {}
     self._eval_loss = jax.jit(loss, out_shardings=mesh_lib.replicated(self.mesh))
 
   def due(self, what: str, step: int) -> bool:
@@ -92,8 +93,14 @@ class Run:
       pairs = jax.device_put({"weights": weights, "labels": labels}, mesh_lib.replicated(self.mesh))
       return self._eval_loss(*replicated, **pairs)
 
-    open_data = lambda spec: data_lib.EvalExamples(data_lib.open_source(spec), self.config)
-    return evals.run(self.config, self.embedder, open_data, loss)
+    return evals.run(self.config, self.embedder, self._open_task_data, loss)
+
+  def _open_task_data(self, spec):
+    """A task's examples; opened once a run, also where several tasks read the same."""
+    key = repr(sorted(spec.items()))
+    if key not in self._task_data:
+      self._task_data[key] = data_lib.EvalExamples(data_lib.open_source(spec), self.config)
+    return self._task_data[key]
 
   def write_files(self):
     """config.json and tokenizer.model of the run folder; a folder of another run is an error that names the fields."""

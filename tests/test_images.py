@@ -18,7 +18,8 @@ def draw(height, width, seed=0, scales=(3, 9, 40)):
   picture = np.zeros((height, width, 3))
   for cells in scales:
     knots = rng.uniform(-1, 1, (cells, cells, 3))
-    picture += np.stack([cv2.resize(knots[..., c], (width, height), interpolation=cv2.INTER_CUBIC) for c in range(3)], -1)
+    grow = lambda channel: cv2.resize(channel, (width, height), interpolation=cv2.INTER_CUBIC)
+    picture += np.stack([grow(knots[..., c]) for c in range(3)], -1)
   return (128 + 50 * picture).clip(0, 255).astype(np.uint8)
 
 
@@ -163,6 +164,8 @@ def test_crops_lie_inside_and_keep_their_area(width, height, min_area, max_aspec
   assert (x + w <= width).all() and (y + h <= height).all()
   # A side is rounded by half a pixel at most.
   assert ((w + 0.5) * (h + 0.5) >= min_area * width * height - 1e-6).all()
+  x, y, w, h = images.crop_box(width, height, min_area, max_aspect, 0.1, 0.5, 1 - 1e-9, 1 - 1e-9)
+  assert x + w == width and y + h == height  # the last place is drawn too
 
 
 def test_crops_have_the_stated_distribution():

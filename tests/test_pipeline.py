@@ -30,7 +30,7 @@ class Text:
 
 
 class Source:
-  """Image i is filled with i mod 256; caption j is f"example {i}, caption {j}"; the rest is given for each i or by a function."""
+  """Image i is filled with i mod 256, its caption j is f"example {i}, caption {j}"; change edits an example."""
 
   def __init__(self, size, captions=2, labels=None, classnames=None, change=lambda i, example: example):
     self.size, self.captions, self.labels, self.classnames, self.change = size, captions, labels, classnames, change
@@ -100,14 +100,22 @@ def test_batches_have_the_stated_form():
   (batch,) = read(random_config(), random_sources(), 1)
   form = {name: (array.dtype.name, array.shape) for name, array in batch.items()}
   assert form == {
-      "image": ("uint8", (8, SIZE, SIZE, 3)), "tokens": ("int32", (8, LENGTH)), "label": ("int32", (8,)), "weight": ("float32", (8,))
+      "image": ("uint8", (8, SIZE, SIZE, 3)),
+      "tokens": ("int32", (8, LENGTH)),
+      "label": ("int32", (8,)),
+      "weight": ("float32", (8,)),
   }
 
 
-@pytest.mark.parametrize("loader", [{"threads": 1, "buffer": 1}, {"threads": 3, "buffer": 2}, {"threads": 2, "buffer": 7}])
-def test_threads_do_not_change_the_batches(loader):
-  want = read(random_config(threads=1, buffer=0), random_sources(), 15)
-  assert_same(read(random_config(**loader), random_sources(), 15), want)
+@pytest.mark.parametrize("threads, buffer", [(2, 7), (3, 1), (4, 2)])
+def test_threads_do_not_change_the_batches(threads, buffer):
+  want = read(random_config(threads=1, buffer=1), random_sources(), 15)
+  assert_same(read(random_config(threads=threads, buffer=buffer), random_sources(), 15), want)
+
+
+def together(parts):
+  """The batch of one process from the batches of several: row r of process p is row r · processes + p."""
+  return {name: np.concatenate(list(zip(*(part[name] for part in parts)))) for name in parts[0]}
 
 
 @pytest.mark.parametrize("processes", [2, 4, 8])
@@ -116,11 +124,7 @@ def test_processes_share_the_batch_of_one(processes):
   parts = [
       read(random_config(), random_sources(), 6, process_index=p, process_count=processes) for p in range(processes)
   ]
-  whole = [
-      {name: np.stack([part[name] for part in step], 1).reshape(want[0][name].shape) for name in step[0]}
-      for step in zip(*parts)
-  ]
-  assert_same(whole, want)
+  assert_same([together(step) for step in zip(*parts)], want)
 
 
 def test_a_run_resumed_at_any_step_goes_on_the_same():
@@ -128,14 +132,14 @@ def test_a_run_resumed_at_any_step_goes_on_the_same():
   for step in (1, 5, 13):
     assert_same(read(random_config(), random_sources(), 14 - step, start_step=step), want[step:])
   resumed = [read(random_config(), random_sources(), 2, start_step=9, process_index=p, process_count=2) for p in (0, 1)]
-  for k, (a, b) in enumerate(zip(*resumed)):
-    np.testing.assert_array_equal(np.stack([a["image"], b["image"]], 1).reshape(want[9 + k]["image"].shape), want[9 + k]["image"])
+  assert_same([together(step) for step in zip(*resumed)], want[9:11])
 
 
 def test_worker_processes_do_not_change_the_batches(tmp_path):
   rng = np.random.default_rng(0)
-  encode = lambda i: b"broken" if i % 7 == 3 else cv2.imencode(".png", rng.integers(0, 256, (9, 9, 3), np.uint8))[1].tobytes()
-  table = pa.table({"image": [encode(i) for i in range(20)], "captions": [[f"red {i}", "blue"] for i in range(20)]})
+  encode = lambda: cv2.imencode(".png", rng.integers(0, 256, (9, 9, 3), np.uint8))[1].tobytes()
+  encoded = [b"broken" if i % 7 == 3 else encode() for i in range(20)]
+  table = pa.table({"image": encoded, "captions": [[f"red {i}", "blue"] for i in range(20)]})
   pq.write_table(table, tmp_path / "a.parquet")
   spec = {"source": "parquet", "path": str(tmp_path / "a.parquet"), "max_bad_fraction": 1}
   shapes = {"source": "shapes", "size": 20, "image_size": 16}
@@ -186,9 +190,10 @@ def test_weights_are_shares_of_the_mix():
   assert np.bincount(batch["image"][:, 0, 0, 0]).tolist() == [3, 1, 100]
 
 
-@pytest.mark.parametrize("weights, shares", [([25, 700], [25, 700]), ([0.3, 2], [3, 20]), ([1e-7, 1.5], [1, 15_000_000])])
-def test_shares_are_exact(weights, shares):
-  assert pipeline.mix_shares(weights) == shares
+def test_shares_are_exact():
+  assert pipeline.mix_shares([25, 700]) == [25, 700]
+  assert pipeline.mix_shares([0.3, 2]) == [3, 20]
+  assert pipeline.mix_shares([1e-7, 1.5]) == [1, 15_000_000]
 
 
 @pytest.mark.parametrize("shares", [[1], [1, 1], [3, 1, 4, 1, 5], [25_000, 700, 1]])
@@ -206,20 +211,22 @@ def test_mix_hands_out_every_element_in_order(shares):
 
 def test_labels_of_different_classes_never_meet():
   stride = pipeline.LABEL_STRIDE
-  labels, dogs = [i % 3 for i in range(6)], ("cat", "dog", "cow")
-  sources = [
-      Source(6, labels=labels, classnames=dogs), Source(6), Source(6, labels=labels), Source(6, labels=labels, classnames=dogs)
-  ]
+  labels = [i % 3 for i in range(6)]
+  named = lambda: Source(6, labels=labels, classnames=("cat", "dog", "cow"))
+  sources = [named(), Source(6), Source(6, labels=labels), named()]
   (batch,) = read(make_config({}, {}, {}, {}, batch_size=24), sources, 1)
   values, counts = np.unique(batch["label"], return_counts=True)
   assert values.tolist() == [-1, 0, 1, 2, 2 * stride, 2 * stride + 1, 2 * stride + 2]
   assert counts.tolist() == [6, 4, 4, 4, 2, 2, 2]
 
 
-def test_positives_by_label_need_labels():
-  config = make_config({}, {}, positives="label")
+def test_positives_by_label_need_labels(tmp_path):
+  pq.write_table(pa.table({"image": [b"x"] * 4, "caption": ["y"] * 4}), tmp_path / "a.parquet")
+  config = make_config({}, {"source": "parquet", "path": str(tmp_path / "a.parquet")})
+  assert len(data.open_data(config)) == 2
+  config.loss.positives = "label"
   with pytest.raises(ValueError, match=r"^config\.data\.1\.label: example 0 has no label") as e:
-    data.train_batches(config, Text(), sources=[Source(4, labels=range(4)), Source(4)])
+    data.train_batches(config, Text())
   assert "\n" not in str(e.value)
   some = Source(20, labels=[None if i == 5 else -1 if i == 6 else i for i in range(20)])
   batches = read(make_config({"max_bad_fraction": 1}, positives="label", batch_size=20), [some], 3)
@@ -251,7 +258,8 @@ def test_broken_examples_are_replaced_counted_and_named_once(kind, caplog):
     batches.close()
   assert batches.bad[0] >= 8 and batches.drawn[0] == 240 + batches.bad[0]
   named = [record.getMessage() for record in caplog.records]
-  assert sorted(message.split(" is broken")[0] for message in named) == ["config.data.0: example 11", "config.data.0: example 3"]
+  names = sorted(message.split(" is broken")[0] for message in named)
+  assert names == ["config.data.0: example 11", "config.data.0: example 3"]
   whole = read(config, [Source(60)], 4)  # the others are where they were
   for got, want in zip(drawn, whole):
     broken = np.isin(want["tokens"][:, 0], (3, 11))
@@ -283,9 +291,9 @@ def some_bad(share):
 def test_too_many_broken_examples_stop_the_run():
   config = make_config({}, {}, batch_size=50)
   message, batches = fails(config, [Source(1000), Source(1000, change=some_bad(0.05))])
-  assert message.startswith(f"config.data.1: {batches.bad[1]} of {batches.drawn[1]} examples drawn are broken, first example")
+  assert message.startswith(f"config.data.1: {batches.bad[1]} of {batches.drawn[1]} examples drawn are broken, first")
   assert ": no caption; " in message and "raise config.data.1.max_bad_fraction=0.01" in message
-  assert batches.bad[1] > 0.01 * 1000 and batches.bad[0] == 0
+  assert 10 < batches.bad[1] < 20 and batches.bad[0] == 0  # 10 are 1 % of 1000, the least to judge by
   allowed = make_config({}, {"max_bad_fraction": 0.1}, batch_size=50)
   assert len(read(allowed, [Source(1000), Source(1000, change=some_bad(0.05))], 60)) == 60
   assert len(read(config, [Source(1000), Source(1000, change=some_bad(0.001))], 120)) == 120
@@ -359,7 +367,8 @@ def test_evaluation_batches_keep_the_order(threads):
   batches = list(examples.batches(iter(indices), 2, threads))
   assert [len(batch["image"]) for batch in batches] == [2, 2, 2, 2, 1]
   assert np.concatenate([batch["label"] for batch in batches]).tolist() == indices
-  np.testing.assert_array_equal(np.concatenate([batch["image"] for batch in batches]), [examples[i]["image"] for i in indices])
+  shown = np.concatenate([batch["image"] for batch in batches])
+  np.testing.assert_array_equal(shown, [examples[i]["image"] for i in indices])
   assert sum([batch["captions"] for batch in batches], []) == [examples[i]["captions"] for i in indices]
 
 

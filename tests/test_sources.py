@@ -65,10 +65,10 @@ def test_captions_of_the_other_arrow_types(tmp_path):
 
 
 def test_several_files_follow_each_other(tmp_path):
-  for name in ("b", "a", "c"):
+  for name in "ecadb":
     write(tmp_path / f"{name}.parquet", image=[name.encode()] * 2, caption=[f"{name}0", f"{name}1"])
   read = lambda path: [parquet(path)[i]["captions"][0] for i in range(len(parquet(path)))]
-  assert read(f"{tmp_path}/*.parquet") == ["a0", "a1", "b0", "b1", "c0", "c1"]
+  assert read(f"{tmp_path}/*.parquet") == ["a0", "a1", "b0", "b1", "c0", "c1", "d0", "d1", "e0", "e1"]
   assert read(f"{tmp_path}/c.parquet, {tmp_path}/[ab].parquet") == ["c0", "c1", "a0", "a1", "b0", "b1"]
   assert read((tmp_path / "b.parquet", tmp_path / "a.parquet")) == ["b0", "b1", "a0", "a1"]
 
@@ -164,7 +164,7 @@ def test_files_with_other_classes_are_refused(tmp_path):
         ({}, "config.data.0.source=None is unknown; known are shapes, parquet"),
         ({"source": "parqet"}, "config.data.0.source='parqet' is unknown; known are shapes, parquet"),
         ({"source": "parquet"}, "config.data.0.path is missing; source 'parquet' needs it"),
-        ({"source": "parquet", "path": "x", "captions": "y"}, "config.data.0.captions is unknown; did you mean caption?"),
+        ({"source": "parquet", "path": "x", "captions": "y"}, "data.0.captions is unknown; did you mean caption?"),
         ({"source": "shapes", "path": "x"}, "source 'shapes' has split, size, image_size"),
         ({"source": "shapes", "weight": 0}, "config.data.0.weight=0 must be a positive number"),
         ({"source": "shapes", "weight": "1"}, "weight='1' must be a positive number"),

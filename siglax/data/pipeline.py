@@ -36,8 +36,14 @@ logger = logging.getLogger("siglax")
 
 
 def open_data(config) -> list:
-  """The sources of config.data, in its order. Raises ValueError in one line for what cannot be read."""
-  return [sources_lib.open_source(spec, f"config.data.{i}") for i, spec in enumerate(config.data)]
+  """The sources of config.data, in its order.
+
+  Raises ValueError in one line for one that cannot be read, or has no labels while config.loss.positives is "label".
+  """
+  sources = [sources_lib.open_source(spec, f"config.data.{i}") for i, spec in enumerate(config.data)]
+  if config.loss.positives == "label":
+    _check_labels(sources)
+  return sources
 
 
 def num_examples(sources: list) -> int:
@@ -71,8 +77,8 @@ class TrainBatches:
 
   bad, drawn: examples by source that were broken, and that were drawn in all, by this process since start_step.
 
-  Raises ValueError at the start for a batch that does not divide, or a source without the labels it needs; from
-  `__next__` when more than a spec's max_bad_fraction of the examples drawn are broken.
+  Raises ValueError at the start for a batch that does not divide and as `open_data`, from `__next__` when more than
+  a spec's max_bad_fraction of the examples drawn are broken.
   """
 
   def __init__(self, config, text, *, start_step=0, process_index=0, process_count=1, sources=None):
@@ -80,8 +86,6 @@ class TrainBatches:
       raise ValueError(f"config.batch_size={config.batch_size} is not divisible by the {process_count} processes")
     sources = open_data(config) if sources is None else sources
     need_labels = config.loss.positives == "label"
-    if need_labels:
-      _check_labels(sources)
     self._limits = [_or(spec.get("max_bad_fraction"), sources_lib.MAX_BAD_FRACTION) for spec in config.data]
     self._loads = [
         Load(k, source, first_label, need_labels, config.image, text)
@@ -318,6 +322,7 @@ def _first_labels(sources) -> list[int]:
 
 
 def _check_labels(sources):
+  """One example tells whether a source has labels at all."""
   for k, source in enumerate(sources):
     for i in range(min(len(source), MAX_REPLACEMENTS)):
       try:

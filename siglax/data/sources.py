@@ -206,7 +206,7 @@ class _Columns:
   def _check(self, path, schema):
     for argument, name in self._wanted.items():
       if name not in schema.names:
-        raise ValueError(f"{argument}={name!r}: no such column in {path} but {', '.join(schema.names)}; name one of them")
+        raise ValueError(f"{argument}={name!r}: no such column in {path} but {', '.join(schema.names)}; name one")
       right, needed = _TYPES[argument]
       if not right(kind := schema.field(name).type):
         raise ValueError(f"{argument}={name!r}: the column of {path} holds {kind}, it must hold {needed}")
@@ -268,7 +268,7 @@ _TYPES = {
 
 
 def _mapped(files, columns: _Columns, size: int) -> pa.Table:
-  """The rows as an uncompressed Arrow file in the user's cache, written once, shared by all processes of the machine."""
+  """The rows as an uncompressed Arrow file in the user's cache, written once, for all processes of the machine."""
   folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "siglax"
   folder.mkdir(parents=True, exist_ok=True)
   cache = folder / f"{_fingerprint(files, columns)}.arrow"
