@@ -49,6 +49,7 @@ def main():
     from siglax import tower
 
     config = config_lib.resolve(config, tower.text_processor(config))
+  mesh_lib.keep_freed_memory()
   mesh = mesh_lib.make(config.mesh.data, config.mesh.fsdp)
   model = models.build(config.model)
   params = jax.eval_shape(model.init, jax.random.key(0))

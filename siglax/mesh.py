@@ -6,6 +6,9 @@ The batch and the loss use both, as one flattened axis.
 
 from __future__ import annotations
 
+import ctypes
+import sys
+
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import numpy as np
@@ -13,6 +16,18 @@ import numpy as np
 BATCH_AXES = ("data", "fsdp")
 # A leaf smaller than this is replicated: gathering it costs more than holding it.
 FSDP_MIN_ELEMENTS = 2**18
+
+
+def keep_freed_memory():
+  """On the CPU, has glibc keep the step's freed buffers instead of returning them to the system after every step.
+
+  XLA's CPU client allocates its temporaries anew each step; above glibc's 32 MiB limit each is mapped and zeroed page
+  by page again, a third of a small step's time (benchmarks/step.py --config configs/quickstart.py).
+  """
+  libc = ctypes.CDLL(None) if sys.platform == "linux" and jax.default_backend() == "cpu" else None
+  if hasattr(libc, "mallopt"):  # musl has none
+    libc.mallopt(-4, 0)  # M_MMAP_MAX: no mappings, so everything comes from the heap
+    libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap keeps up to 2 GiB of free memory at its end
 
 
 def make(data: int | str = "rest", fsdp: int = 1) -> jax.sharding.Mesh:

@@ -38,6 +38,7 @@ class Run:
 
   def __init__(self, config, workdir):
     config_lib.validate(config, jax.device_count())
+    mesh_lib.keep_freed_memory()
     text = tower.text_processor(config)
     self.config = config = config_lib.resolve(config, text)
     self.text = text
@@ -136,14 +137,14 @@ def train(config, workdir) -> dict[str, float]:
   _announce(run, start)
   batches = run.batches(start)
   stop = StopSignals()
-  evaluated, saved = {}, start
+  evaluated, evaluated_at, saved = {}, None, start
   update = step_lib.jit(step_lib.make(run.config, run.model, run.tx, run.schedule, run.mesh, run.frozen), run.abstract_state, run.mesh)
 
   def save():
     nonlocal saved
     log.flush()
     if step > saved:
-      checkpoints.save(step, state, _meta(run, step), evaluated)
+      checkpoints.save(step, state, _meta(run, step), evaluated if step == evaluated_at else None)
       saved = step
 
   with metrics_lib.RunMetrics(workdir, run.config, total_steps=run.total_steps, step=start) as writer, jax.set_mesh(run.mesh), stop:
@@ -152,7 +153,7 @@ def train(config, workdir) -> dict[str, float]:
       while True:
         if step > start and run.due("eval", step):
           log.flush()
-          evaluated = run.evaluate(state.params)
+          evaluated, evaluated_at = run.evaluate(state.params), step
           writer.write(step, evaluated)
           log.pause()
         if step == run.total_steps or stop.requested or run.due("checkpoint", step):

@@ -77,6 +77,7 @@ CLASSNAMES = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES
 UNSEEN = tuple(f"{colour} {list(SHAPES)[i % len(SHAPES)]}" for i, colour in enumerate(COLOURS))
 SEEN = tuple(name for name in CLASSNAMES if name not in UNSEEN)
 
+TELLABLE = ("size", "colour", "shape", "where")  # what a caption may leave out
 # Geometry, in integers so that every machine draws the same bytes: lengths in 1/UNIT of the image's side.
 UNIT = 4096
 PAD = 80  # least distance of an object to the border
@@ -130,13 +131,14 @@ class Shapes:
   split: "train" or "test"; they share no draw.
   size: number of examples; the first n of a larger dataset are the dataset of size n.
   image_size: S in pixels; the same scene at any S.
-  objects: numbers of objects a picture may hold, from 1 to 3, equally likely.
+  objects: numbers of objects a picture may hold, from 1 to 3, equally likely; one given twice is twice as likely.
   pairs: colour-shape pairs a picture may hold. "seen": those of training only. "unseen": the first object's
     pair never occurs in training, the others' may. None: "seen" in train, all pairs alike in test.
   captions: paraphrases per picture, 1 to 5, no two alike. Neighbours tell the scene from opposite ends:
     "a red circle above a blue square", "a blue square under a crimson disc".
-  detail: probability that a caption mentions a size, a colour, a shape, a relation or a place. Below 1,
-    captions are as incomplete as people's, still true, but may be the same twice.
+  detail: probability that a caption mentions a size, a colour, a shape, and where things are; or a dict of these
+    four, {"size": …, "colour": …, "shape": …, "where": …}, 1 for what is left out. Below 1, captions are as
+    incomplete as people's (who name things more often than their colours), still true, but may be the same twice.
   arrangements: examples in a row that say the same of the same objects, otherwise arranged, for tests that a
     bag of words fails. 2: relations reversed. 4: also the first two objects' colours exchanged.
   seed: of the whole dataset.
@@ -164,8 +166,9 @@ class Shapes:
       raise ValueError('pairs="unseen" is not for training: use split="test", or pairs=None')
     if not 1 <= captions <= FRAMES:
       raise ValueError(f"captions={captions} must be from 1 to {FRAMES}")
-    if not 0 <= detail <= 1:
-      raise ValueError(f"detail={detail} must lie in [0, 1]: it is a probability")
+    told = dict.fromkeys(TELLABLE, detail) if not hasattr(detail, "items") else dict.fromkeys(TELLABLE, 1.0) | dict(detail)
+    if set(told) != set(TELLABLE) or not all(0 <= probability <= 1 for probability in told.values()):
+      raise ValueError(f"detail={detail} must lie in [0, 1], a probability, or be a dict of such for {', '.join(TELLABLE)}")
     if arrangements not in (1, 2, 4):
       raise ValueError(f"arrangements={arrangements} must be 1, 2 or 4")
     if arrangements > 1 and 1 in objects:
@@ -173,7 +176,7 @@ class Shapes:
     if arrangements == 4 and pairs == "unseen":
       raise ValueError('arrangements=4 exchanges colours, which pairs="unseen" does not allow; use arrangements=2')
     self.split, self.size, self.image_size, self.objects = split, size, image_size, tuple(objects)
-    self.pairs, self.seed, self.captions, self.detail = pairs, seed, captions, detail
+    self.pairs, self.seed, self.captions, self.detail = pairs, seed, captions, told
     self.arrangements = arrangements
     self._classes = SEEN if pairs == "seen" or split == "train" else CLASSNAMES
     self._first_classes = UNSEEN if pairs == "unseen" else self._classes
@@ -385,7 +388,7 @@ def _caption(draws, scene, order, frame, detail):
   """One wording. order: which object and which relation comes first; frame: how the sentence opens."""
   phrases = [_phrase(draws, thing, detail) for thing in scene.things]
   opening, verb = (OPENINGS[frame], " ") if frame < len(OPENINGS) else ("", " is ")
-  if not draws.chance(detail):  # nothing said of where
+  if not draws.chance(detail["where"]):  # nothing said of where
     if frame == len(OPENINGS):
       opening = "here is "
     return opening + " and ".join(phrases if order & 1 else phrases[::-1])
@@ -407,9 +410,9 @@ def _caption(draws, scene, order, frame, detail):
 def _phrase(draws, thing, detail):
   """ "a tiny red circle" with some of its words; its colour or its shape is always told."""
   words = []
-  if draws.chance(detail):
+  if draws.chance(detail["size"]):
     words.append(draws.choice(SIZES[thing.size]))
-  shape, colour = draws.chance(detail), draws.chance(detail)
+  shape, colour = draws.chance(detail["shape"]), draws.chance(detail["colour"])
   if colour or not shape:
     words.append(draws.choice(COLOURS[thing.colour]))
   words.append(draws.choice(SHAPES[thing.shape] if shape else ANY_SHAPE))
