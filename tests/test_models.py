@@ -1,0 +1,173 @@
+"""The towers: published sizes, an independent numpy forward pass, and the properties each option promises."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from siglax import config as config_lib
+from siglax import models
+
+
+def tiny(**fields):
+  c = config_lib.default()
+  c.image.size, c.text.length, c.loss.bias_init = 16, 6, -10.0
+  for tower in (c.model.image, c.model.text):
+    tower.width, tower.depth, tower.heads, tower.mlp_dim = 16, 2, 4, 32
+  c.model.image.patch, c.model.text.vocab_size, c.model.text.eos_id = 8, 20, 1
+  for field, value in fields.items():
+    config_lib.override(c, field, str(value))
+  model = models.build(c.model)
+  return model, model.init(jax.random.key(0))
+
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+TOKENS = np.array([[5, 6, 7, 1, 1, 1], [8, 1, 1, 1, 1, 1], [9, 10, 11, 12, 13, 1]], np.int32)
+
+
+def count(c):
+  c.model.text.eos_id = 1
+  return sum(x.size for x in jax.tree.leaves(jax.eval_shape(models.build(c.model).init, jax.random.key(0))))
+
+
+def test_siglip_b16_has_the_published_number_of_parameters():
+  c = config_lib.default()
+  c.image.size, c.model.image.size, c.model.text.size = 224, "B", "B"
+  c.model.text.vocab_size, c.loss.bias_init = 32_000, -10.0
+  assert count(c) == 203_155_970
+
+
+def layer_norm(x, p):
+  return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
+
+
+def linear(x, p):
+  return x @ p["kernel"] + p["bias"]
+
+
+def mlp(x, p):
+  x = linear(x, p["fc1"])
+  return linear(0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))), p["fc2"])
+
+
+def attention(q, x, p, heads=4):
+  split = lambda y: y.reshape(*y.shape[:2], heads, -1).transpose(0, 2, 1, 3)
+  q, k, v = split(linear(q, p["query"])), split(linear(x, p["key"])), split(linear(x, p["value"]))
+  a = np.exp(q @ k.transpose(0, 1, 3, 2) / np.sqrt(q.shape[-1]))
+  y = (a / a.sum(-1, keepdims=True)) @ v
+  return linear(y.transpose(0, 2, 1, 3).reshape(y.shape[0], y.shape[2], -1), p["out"])
+
+
+def encoder(x, p):
+  for i in range(2):
+    b = jax.tree.map(lambda leaf: leaf[i], p["encoder"]["blocks"])
+    y = layer_norm(x, b["norm1"])
+    x = x + attention(y, y, b["attention"])
+    x = x + mlp(layer_norm(x, b["norm2"]), b["mlp"])
+  return layer_norm(x, p["norm"])
+
+
+def jitter(params):
+  """Every leaf random, so that no zero bias or unit scale hides a mistake."""
+  leaves, tree = jax.tree.flatten(params)
+  rng = np.random.default_rng(1)
+  return tree.unflatten([np.asarray(x) + 0.1 * rng.normal(size=x.shape).astype(np.float32) for x in leaves])
+
+
+def test_image_tower_equals_float64_numpy():
+  model, params = tiny()
+  params = jitter(params)
+  p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)["image"]
+  x = (IMAGES / 255 - 0.5) / 0.5
+  patches = x.reshape(3, 2, 8, 2, 8, 3).transpose(0, 1, 3, 2, 4, 5).reshape(3, 4, -1)
+  stem = p["stem"]["embedding"]
+  x = patches @ stem["kernel"].reshape(-1, 16) + stem["bias"] + p["pos_embedding"]
+  x = encoder(x, p)
+  np.testing.assert_allclose(model.image_tokens(params, IMAGES), x, atol=1e-5)
+  head = p["pool"]
+  y = attention(np.broadcast_to(head["probe"], (3, 1, 16)), x, head["attention"])
+  y = (y + mlp(layer_norm(y, head["norm"]), head["mlp"]))[:, 0]
+  want = y / np.linalg.norm(y, axis=1, keepdims=True)
+  np.testing.assert_allclose(jax.jit(model.embed_image)(params, IMAGES), want, atol=1e-5)
+
+
+def test_text_tower_equals_float64_numpy():
+  model, params = tiny()
+  params = jitter(params)
+  p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)["text"]
+  y = linear(encoder(p["embedding"][TOKENS] + p["pos_embedding"], p)[:, -1], p["head"])
+  want = y / np.linalg.norm(y, axis=1, keepdims=True)
+  np.testing.assert_allclose(jax.jit(model.embed_text)(params, TOKENS), want, atol=1e-5)
+
+
+def test_loop_of_blocks_equals_scan():
+  scanned, params = tiny()
+  looped, _ = tiny(**{"model.image.scan": False, "model.text.scan": False})
+  for tower in ("image", "text"):
+    blocks = params[tower]["encoder"]["blocks"]
+    params = {**params, tower + "_": {
+        **params[tower], "encoder": {"blocks": {str(i): jax.tree.map(lambda x: x[i], blocks) for i in range(2)}},
+    }}
+  loop_params = {"image": params["image_"], "text": params["text_"]}
+  np.testing.assert_allclose(looped.embed_image(loop_params, IMAGES), scanned.embed_image(params, IMAGES), atol=1e-6)
+  np.testing.assert_allclose(looped.embed_text(loop_params, TOKENS), scanned.embed_text(params, TOKENS), atol=1e-6)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_remat_changes_no_gradient(remat):
+  plain, params = tiny()
+  again, _ = tiny(**{"train.remat.image": remat})
+  grad = lambda model: jax.jit(jax.grad(lambda p: model.embed_image(p, IMAGES)[:, 0].sum()))(params)["image"]
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), grad(plain), grad(again))
+
+
+def test_causal_text_does_not_look_ahead():
+  model, params = tiny(**{"model.text.causal": True})
+  encode = lambda tokens: np.asarray(model._tower(params, "text").encode(tokens))
+  changed = TOKENS.copy()
+  changed[:, 4] = 15
+  before, after = encode(TOKENS), encode(changed)
+  np.testing.assert_allclose(before[:, :4], after[:, :4], atol=1e-6)
+  assert np.abs(before[:, 4] - after[:, 4]).max() > 1e-3
+
+
+def test_eos_and_mean_pooling_ignore_what_follows_the_end():
+  tail = TOKENS.copy()
+  tail[1, 3:] = 17  # after the first end token
+  for pool in ("eos", "mean"):
+    model, params = tiny(**{"model.text.pool": pool, "model.text.causal": True})
+    np.testing.assert_allclose(model.embed_text(params, TOKENS), model.embed_text(params, tail), atol=1e-6)
+
+
+@pytest.mark.parametrize("fields", [
+    {"model.image.pool": "cls", "model.image.position": "sincos"},
+    {"model.image.pool": "mean", "model.image.stem": "conv", "model.embed_dim": 12},
+    {"model.text.pool": "map"},
+])
+def test_options_give_unit_rows_of_one_width(fields):
+  model, params = tiny(**fields)
+  zimg, ztxt = model.embed_image(params, IMAGES), model.embed_text(params, TOKENS)
+  assert zimg.shape == ztxt.shape == (3, model.embed_dim) and zimg.dtype == ztxt.dtype == jnp.float32
+  np.testing.assert_allclose(np.linalg.norm(zimg, axis=1), 1, atol=1e-6)
+  assert model.image_tokens(params, IMAGES).shape == (3, 4, 16)
+
+
+def test_uint8_equals_normalised_floats_and_bfloat16_is_near():
+  model, params = tiny()
+  z = model.embed_image(params, IMAGES)
+  np.testing.assert_allclose(model.embed_image(params, (IMAGES / np.float32(255) - 0.5) / 0.5), z, atol=1e-6)
+  half, _ = tiny(**{"train.dtype": "bfloat16"})
+  assert np.abs(half.embed_image(params, IMAGES) - z).max() < 0.03
+  assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(params))
+
+
+def test_dropout_is_a_function_of_its_key():
+  model, params = tiny(**{"model.image.dropout": 0.5})
+  z = [np.asarray(model.embed_image(params, IMAGES, key)) for key in (jax.random.key(1), jax.random.key(1), jax.random.key(2), None)]
+  assert (z[0] == z[1]).all() and np.abs(z[0] - z[2]).max() > 1e-3 and np.abs(z[0] - z[3]).max() > 1e-3
+
+
+def test_scale_and_bias_start_as_configured():
+  _, params = tiny()
+  scale, bias = models.scale_and_bias(params)
+  np.testing.assert_allclose((scale, bias), (10.0, -10.0), rtol=1e-6)
