@@ -10,7 +10,7 @@ really negatives, so the labels say which texts match a picture (config.loss.pos
 from siglax import config as config_lib
 
 
-def get_config(train: str = "cifar10_train.parquet", test: str = "cifar10_test.parquet", epochs: float = 18):
+def get_config(train: str = "cifar10_train.parquet", test: str = "cifar10_test.parquet", epochs: float = 12):
   c = config_lib.default()
   c.batch_size = 128
   config_lib.set_duration(c, "total", epochs=epochs)
@@ -24,7 +24,7 @@ def get_config(train: str = "cifar10_train.parquet", test: str = "cifar10_test.p
   c.loss.positives = "label"
   image, text = c.model.image, c.model.text
   # Three 3×3 convolutions, then 16 positions: on small data and a short schedule far ahead of linear patches.
-  image.stem, image.patch = "conv", 8
+  image.stem, image.patch, image.pool, image.scan = "conv", 8, "mean", False
   image.width, image.depth, image.heads, image.mlp_dim = 192, 4, 6, 576
   text.width, text.depth, text.heads, text.mlp_dim = 64, 1, 4, 256
   text.pool = "mean"
@@ -34,7 +34,7 @@ def get_config(train: str = "cifar10_train.parquet", test: str = "cifar10_test.p
   c.optim.clip_norm = 1.0
   config_lib.set_duration(c, "optim.warmup", epochs=1)
   config_lib.set_duration(c, "log.every", steps=50)
-  config_lib.set_duration(c, "eval.every", epochs=6)
+  config_lib.set_duration(c, "eval.every", epochs=4)
   config_lib.set_duration(c, "checkpoint.every", epochs=1)
   c.eval.tasks = (
       {

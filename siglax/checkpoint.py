@@ -48,7 +48,7 @@ class Checkpoints:
     metrics = metrics if self._best in (metrics or {}) else None
     saved = self._manager.save(
         step,
-        args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)),
+        args=ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta)),
         metrics=metrics,
     )
     if not saved:
@@ -80,12 +80,8 @@ class Checkpoints:
     return None
 
   def _read(self, step, abstract_state):
-    part = isinstance(abstract_state, dict)
-    if part:
-      restore_args = ocp.checkpoint_utils.construct_restore_args(abstract_state)
-      state_args = ocp.args.PyTreeRestore(abstract_state, restore_args=restore_args, partial_restore=True)
-    else:
-      state_args = ocp.args.StandardRestore(abstract_state)
+    restore_args = ocp.checkpoint_utils.construct_restore_args(abstract_state)
+    state_args = ocp.args.PyTreeRestore(abstract_state, restore_args=restore_args, partial_restore=True)
     saved = self._manager.restore(step, args=ocp.args.Composite(state=state_args, meta=ocp.args.JsonRestore()))
     good = saved.meta["digest"]
     wrong = [name for name, value in digest(saved.state).items() if value != good.get(name)]

@@ -1,0 +1,123 @@
+"""Checkpoints: exact, on any mesh, and never silently wrong."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from siglax import checkpoint
+from siglax import config as config_lib
+from siglax import mesh as mesh_lib
+
+
+def options(**fields):
+  c = config_lib.default().checkpoint
+  for k, v in fields.items():
+    c[k] = v
+  return c
+
+
+def state(mesh, k):
+  rows = jax.device_put(np.random.default_rng(k).normal(size=(16, 8)).astype(np.float32), mesh_lib.batch_sharding(mesh))
+  return {"params": {"w": rows, "half": jnp.arange(6, dtype=jnp.bfloat16) + k}, "step": jnp.int32(k)}
+
+
+def abstract(mesh, tree):
+  sharding = {2: mesh_lib.batch_sharding(mesh)}
+  return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.get(x.ndim, mesh_lib.replicated(mesh))), tree
+  )
+
+
+@pytest.fixture
+def run(tmp_path):
+  """Checkpoints of steps 2, 4 and 6 on 8 devices, saved and closed."""
+  mesh = mesh_lib.make()
+  saving = checkpoint.Checkpoints(tmp_path, options(keep_latest=3))
+  for k in (2, 4, 6):
+    saving.save(k, state(mesh, k), {"config": "{}"})
+  saving.close()
+  return tmp_path
+
+
+def same(a, b):
+  return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
+
+
+def damage(folder, step):
+  """Flips one bit in the middle of the largest data file of a checkpoint."""
+  file = max((folder / "checkpoints" / str(step) / "state").rglob("d/*"), key=lambda f: f.stat().st_size)
+  data = bytearray(file.read_bytes())
+  data[len(data) // 2] ^= 1
+  file.write_bytes(data)
+
+
+def test_restores_bit_for_bit_on_another_mesh(run):
+  other = mesh_lib.make(2, 4)
+  reading = checkpoint.Checkpoints(run)
+  restored, meta = reading.restore(abstract(other, state(other, 6)))
+  assert same(restored, state(other, 6)) and meta["step"] == 6
+  part, _ = checkpoint.Checkpoints(run).restore({"params": abstract(other, state(other, 6))["params"]})
+  assert same(part["params"], state(other, 6)["params"])
+
+
+def test_damage_is_found_and_the_checkpoint_before_is_used(run, caplog):
+  mesh = mesh_lib.make()
+  damage(run, 6)
+  (run / "checkpoints" / "4" / "state" / "manifest.ocdbt").write_bytes(b"")
+  writing = checkpoint.Checkpoints(run, options(keep_latest=3))
+  restored, meta = writing.restore(abstract(mesh, state(mesh, 2)))
+  assert meta["step"] == 2 and same(restored, state(mesh, 2))
+  assert "checkpoint of step 6 is damaged" in caplog.text and "checkpoint of step 4 is damaged" in caplog.text
+  writing.save(4, state(mesh, 4), {})  # the damaged newer ones are out of the way
+  writing.close()
+  assert checkpoint.Checkpoints(run).steps == [2, 4]
+
+
+def test_all_damaged_is_an_error_and_none_is_none(run, tmp_path_factory):
+  mesh = mesh_lib.make()
+  for k in (2, 4, 6):
+    damage(run, k)
+  with pytest.raises(ValueError, match="no checkpoint in .* is good; the newest, of step 6") as error:
+    checkpoint.Checkpoints(run).restore(abstract(mesh, state(mesh, 6)))
+  assert "\n" not in str(error.value)
+  empty = checkpoint.Checkpoints(tmp_path_factory.mktemp("empty"), options())
+  assert empty.restore(abstract(mesh, state(mesh, 6))) is None
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32, jnp.uint8, jnp.bool_])
+def test_digest_sees_every_element_whatever_the_sharding(dtype):
+  mesh = mesh_lib.make()
+  x = np.random.default_rng(0).integers(0, 2, (16, 3)).astype(dtype)
+  one = checkpoint.digest([x])
+  assert one == checkpoint.digest([jax.device_put(x, mesh_lib.batch_sharding(mesh))])
+  for i in range(3):
+    y = x.copy()
+    y[i * 5, i] = ~y[i * 5, i] if dtype == jnp.bool_ else y[i * 5, i] + 1
+    assert checkpoint.digest([y]) != one
+  assert checkpoint.digest([x[::-1].copy()]) != one
+
+
+def test_what_is_kept(tmp_path):
+  mesh = mesh_lib.make()
+  kept = options(keep_latest=1, keep_every_steps=4, keep_best="eval/a/acc1")
+  saving = checkpoint.Checkpoints(tmp_path, kept)
+  for k, accuracy in ((2, 0.9), (4, 0.1), (6, 0.2), (7, None), (9, None)):
+    saving.save(k, state(mesh, k), {}, accuracy and {"eval/a/acc1": accuracy})
+  saving.wait()
+  assert saving.steps == [2, 4, 9]
+  saving.close()
+
+
+def test_a_save_holds_what_was_given_although_the_step_overwrites_it(tmp_path):
+  saving = checkpoint.Checkpoints(tmp_path, options())
+  step = jax.jit(lambda x: x + 1, donate_argnums=0)
+  x = jnp.zeros((512, 512))
+  for k in range(1, 4):
+    x = step(x)
+    saving.save(k, {"params": x}, {})
+    x = step(x)
+  saving.close()
+  like = {"params": jax.ShapeDtypeStruct((512, 512), jnp.float32, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))}
+  restored, meta = checkpoint.Checkpoints(tmp_path).restore(like)  # its digest was of what was given
+  assert meta["step"] == 3 and float(restored["params"][0, 0]) == 5
