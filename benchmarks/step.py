@@ -41,6 +41,7 @@ def main():
   parser.add_argument("--config", help="config file; the default is the shape big_vision was measured at")
   parser.add_argument("--repeat", type=int, default=20)
   arguments, rest = parser.parse_known_args()
+  mesh_lib.keep_freed_memory()
   config = config_lib.load(arguments.config) if arguments.config else big_vision_shape()
   for word in rest:
     field, _, value = word.removeprefix("--config.").partition("=")
@@ -49,7 +50,6 @@ def main():
     from siglax import tower
 
     config = config_lib.resolve(config, tower.text_processor(config))
-  mesh_lib.keep_freed_memory()
   mesh = mesh_lib.make(config.mesh.data, config.mesh.fsdp)
   model = models.build(config.model)
   params = jax.eval_shape(model.init, jax.random.key(0))

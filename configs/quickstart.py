@@ -3,7 +3,7 @@
 from siglax import config as config_lib
 
 
-def get_config(steps: int = 1400):
+def get_config(steps: int = 1300):
   c = config_lib.default()
   c.batch_size = 128
   config_lib.set_duration(c, "total", steps=steps)

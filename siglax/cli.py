@@ -51,7 +51,7 @@ def _add_tokenizer(commands):
       "tokenizer", help="train a sentencepiece model",
       description="Trains a sentencepiece model on the captions of a dataset, preprocessed as in training.",
   )
-  parser.add_argument("--from", dest="source", required=True, metavar="DATA", help="data spec: file.parquet or shapes, then :field=value,…")
+  parser.add_argument("--from", dest="source", required=True, metavar="DATA", help="file.parquet or shapes, and fields of the spec: file.parquet:caption=text")
   parser.add_argument("--out", required=True, metavar="FILE.model", help="file to write")
   parser.add_argument("--vocab-size", required=True, type=int, help="number of tokens")
   parser.add_argument("--keep-case", action="store_true", help="for config.text.lowercase=False")
@@ -89,11 +89,14 @@ def _tokenizer(arguments):
 
 
 def _setup():
-  """Logging to stderr, and jax quiet about the accelerators that are not there."""
+  """Logging to stderr, and memory kept between steps."""
   import logging
+
+  from siglax import mesh
 
   logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
   logging.getLogger("siglax").setLevel(logging.INFO)
+  mesh.keep_freed_memory()
 
 
 def _overrides(rest: list[str]) -> dict[str, str]:

@@ -7,6 +7,7 @@ The batch and the loss use both, as one flattened axis.
 from __future__ import annotations
 
 import ctypes
+import glob
 import sys
 
 import jax
@@ -19,13 +20,15 @@ FSDP_MIN_ELEMENTS = 2**18
 
 
 def keep_freed_memory():
-  """On the CPU, has glibc keep the step's freed buffers instead of returning them to the system after every step.
+  """On a machine of CPUs only, has glibc keep freed buffers for the next step. Call before jax makes its devices.
 
-  XLA's CPU client allocates its temporaries anew each step; above glibc's 32 MiB limit each is mapped and zeroed page
-  by page again, a third of a small step's time (benchmarks/step.py --config configs/quickstart.py).
+  XLA's CPU client allocates its temporaries anew each step; by default glibc returns them to the system, which then
+  zeroes every page again: a quarter of a small step's time (benchmarks/step.py --config configs/quickstart.py).
   """
-  libc = ctypes.CDLL(None) if sys.platform == "linux" and jax.default_backend() == "cpu" else None
+  accelerators = [device for pattern in ("nvidia[0-9]*", "accel*", "vfio/*") for device in glob.glob(f"/dev/{pattern}")]
+  libc = ctypes.CDLL(None) if sys.platform == "linux" and not accelerators else None
   if hasattr(libc, "mallopt"):  # musl has none
+    libc.mallopt(-8, 1)  # M_ARENA_MAX: all threads share one heap; those of their own are unmapped when empty
     libc.mallopt(-4, 0)  # M_MMAP_MAX: no mappings, so everything comes from the heap
     libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap keeps up to 2 GiB of free memory at its end
 

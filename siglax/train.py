@@ -38,7 +38,6 @@ class Run:
 
   def __init__(self, config, workdir):
     config_lib.validate(config, jax.device_count())
-    mesh_lib.keep_freed_memory()
     text = tower.text_processor(config)
     self.config = config = config_lib.resolve(config, text)
     self.text = text

@@ -96,6 +96,22 @@ class Parquet:
 SOURCES = {"shapes": Shapes, "parquet": Parquet}
 
 
+def parse_spec(text: str) -> dict:
+  """The spec of a command line's words: `SOURCE:field=value,field=value`, or a file in place of the source.
+
+  "shapes:size=300" is {"source": "shapes", "size": 300}; "a.parquet:caption=text" is {"source": "parquet",
+  "path": "a.parquet", "caption": "text"}. Raises ValueError for a part that is no field=value.
+  """
+  head, _, rest = text.partition(":")
+  spec = {"source": head} if head in SOURCES else {"source": "parquet", "path": head}
+  for part in filter(None, rest.split(",")):
+    name, equals, value = part.partition("=")
+    if not equals:
+      raise ValueError(f"{text}: {part!r} must be field=value")
+    spec[name] = int(value) if value.isdigit() else value
+  return spec
+
+
 def open_source(spec, field: str = ""):
   """The source of a data spec.
 
