@@ -6,6 +6,7 @@ waits for the host.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pathlib
@@ -150,7 +151,7 @@ def train(config, workdir) -> dict[str, float]:
     log = Log(run, writer, start, checkpoints)
     try:
       while True:
-        if step > start and run.due("eval", step):
+        if step > start and run.config.eval.tasks and run.due("eval", step):
           log.flush()
           evaluated, evaluated_at = run.evaluate(state.params), step
           writer.write(step, evaluated)
@@ -162,7 +163,7 @@ def train(config, workdir) -> dict[str, float]:
           break
         with log.waiting():
           batch = next(batches)
-        with jax.transfer_guard("disallow"), log.working():
+        with jax.transfer_guard("disallow"):
           state, metrics = update(state, mesh_lib.to_global(run.mesh, batch))
         step += 1
         log.push(step, metrics)
@@ -182,24 +183,24 @@ def train(config, workdir) -> dict[str, float]:
 class Log:
   """Holds a step's metrics until the next one is under way, then checks and writes them, with the times since.
 
-  step_time: mean seconds a step; data_wait: share of it spent waiting for batches; host_time: mean seconds a step in
-  which the host did anything else than wait for batches or the device; mfu: model FLOPs (three forward passes of both
-  towers) over what the devices could do in that time.
+  step_time: mean seconds a step; data_wait: share of it spent waiting for batches; host_time: mean CPU seconds a step
+  of this thread, which is all the loop does but wait; mfu: model FLOPs (three forward passes of both towers) over what
+  the devices could do in that time.
   """
 
   def __init__(self, run, writer, start, checkpoints):
     self._run, self._writer, self._checkpoints = run, writer, checkpoints
     self._pending = None
-    self._wait = self._host = 0.0
-    self._steps, self._since = 0, time.perf_counter()
     self._first = start + 1
     self._flops = None
+    self.pause()
 
-  def waiting(self) -> _Timer:
-    return _Timer(lambda seconds: setattr(self, "_wait", self._wait + seconds))
-
-  def working(self) -> _Timer:
-    return _Timer(lambda seconds: setattr(self, "_host", self._host + seconds))
+  @contextlib.contextmanager
+  def waiting(self):
+    """Counts the time of a with block as waiting for data."""
+    start = time.perf_counter()
+    yield
+    self._wait += time.perf_counter() - start
 
   def push(self, step, metrics):
     """Takes the metrics of the step just dispatched, and reads those of the one before."""
@@ -212,8 +213,8 @@ class Log:
 
   def pause(self):
     """Leaves the time since the last record out: it went into an evaluation or a save."""
-    self._wait = self._host = 0.0
-    self._steps, self._since = 0, time.perf_counter()
+    self._wait, self._steps = 0.0, 0
+    self._since, self._cpu_since = time.perf_counter(), time.thread_time()
 
   def _read(self):
     if self._pending is None:
@@ -244,7 +245,7 @@ class Log:
         "examples_per_sec_per_device": rate / jax.device_count(),
         "data_wait": self._wait / seconds,
         "step_time": step_time,
-        "host_time": self._host / self._steps,
+        "host_time": (time.thread_time() - self._cpu_since) / self._steps,
     }
     peak = metrics_lib.peak_flops(jax.devices()[0])
     if peak is not None:
@@ -255,19 +256,6 @@ class Log:
     if self._flops is None:
       self._flops = model_flops(self._run.config, self._run.model)
     return self._flops
-
-
-class _Timer:
-  """Adds the seconds of a with block to a total."""
-
-  def __init__(self, add):
-    self._add = add
-
-  def __enter__(self):
-    self._start = time.perf_counter()
-
-  def __exit__(self, *error):
-    self._add(time.perf_counter() - self._start)
 
 
 class StopSignals:
