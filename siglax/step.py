@@ -42,7 +42,7 @@ def make(config, model, tx, schedule, mesh, frozen):
     scale, bias = scale_and_bias(state.params)
     metrics = {
         "loss": loss, "scale": scale, "bias": bias, "logit_pos": logit_pos, "logit_neg": logit_neg,
-        "grad_norm": optax.global_norm(grads), "lr": schedule(state.step),
+        "grad_norm": optax.tree.norm(grads), "lr": schedule(state.step),
     }
     grads = jax.tree.map(lambda g, p: jnp.zeros_like(p) if g is None else g, grads, state.params, is_leaf=lambda x: x is None)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
