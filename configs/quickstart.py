@@ -8,7 +8,7 @@ def get_config(steps: int = 1300):
   c.batch_size = 128
   config_lib.set_duration(c, "total", steps=steps)
   # People name a thing more often than its colour. So do these captions; the tests' tell all.
-  detail = {"shape": 0.8, "colour": 0.4, "size": 0.5, "where": 0.7}
+  detail = {"shape": 0.9, "colour": 0.5, "size": 0.5, "where": 0.7}
   c.data = ({
       "source": "shapes", "split": "train", "size": 1_000_000, "image_size": 48, "detail": detail, "objects": (1, 1, 2, 3),
   },)
