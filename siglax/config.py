@@ -37,9 +37,10 @@ DURATIONS = {
 }
 # Fields with a fixed set of values.
 CHOICES = {
-    "loss.name": ("sigmoid", "softmax"),
-    "loss.impl": ("auto", "dense"),
+    "loss.name": ("sigmoid", "softmax", "focal", "hinge"),
+    "loss.impl": ("auto", "dense", "ring", "gather"),
     "loss.positives": ("pair", "label"),
+    "loss.negatives": ("all", "hardest"),
     "image.resize": ("bilinear", "bicubic"),
     "train.dtype": ("float32", "bfloat16"),
     "train.remat.image": ("none", "dots", "full"),
@@ -60,6 +61,8 @@ MINIMA = {
     "image.size": 1,
     "image.pad": 0,
     "image.crop_max_aspect": 1,
+    "loss.gamma": 0,
+    "loss.margin": 0,
     "text.length": 2,
     "loader.threads": 1,
     "loader.workers": 0,
@@ -68,7 +71,7 @@ MINIMA = {
     "mesh.fsdp": 1,
 }
 # A run may be resumed with other values of these: they change its speed and its reports, not its losses.
-FREE_ON_RESUME = ("loader", "mesh", "eval", "checkpoint", "log", "loss.impl", "train.remat", "model.image.remat", "model.text.remat")
+FREE_ON_RESUME = ("loader", "mesh", "eval", "checkpoint", "log", "loss.impl", "loss.tile", "loss.check_embeddings", "train.remat", "model.image.remat", "model.text.remat")
 
 
 def add_duration(group: ConfigDict, name: str, **unit):
@@ -112,12 +115,18 @@ def default() -> ConfigDict:
   c.text.strip_punctuation = True  # remove ASCII punctuation before tokenizing, as SigLIP's canonicalization does
 
   c.loss = ConfigDict()
-  c.loss.name = "sigmoid"  # sigmoid | softmax
-  c.loss.impl = "auto"  # auto | dense
+  c.loss.name = "sigmoid"  # sigmoid | softmax | focal | hinge (docs/losses.md)
+  c.loss.impl = "auto"  # auto | dense: B×B logits | ring: texts go round the devices, flat memory | gather: all texts at once
+  c.loss.tile = placeholder(int)  # examples per tile of ring and gather; None chooses by batch and width
   c.loss.positives = "pair"  # pair: an image's own text | label: every text of the same label (UniCL)
+  c.loss.gamma = 2.0  # focal: pairs weigh (1 − p)^gamma
+  c.loss.margin = 0.2  # hinge: a negative counts when nearer than the positive less this cosine
+  c.loss.negatives = "all"  # hinge: sum over all negatives | hardest: the nearest one only
   c.loss.scale_init = 10.0  # exp(t') at the start; CLIP's is 1 / 0.07
   c.loss.bias_init = placeholder(float)  # bias at the start; None is the matched prior log(1 / batch_size)
   c.loss.scale_max = placeholder(float)  # cap of the scale; None leaves the sigmoid free and caps the softmax at 100
+  c.loss.lr_multiplier = 1.0  # of the learning rate of scale and bias, on top of optim.lr_multipliers
+  c.loss.check_embeddings = False  # stop with the tower's name when embeddings are not finite or not of unit length
 
   c.train = ConfigDict()
   c.train.dtype = "float32"  # of activations: float32 | bfloat16; parameters and reductions stay float32
@@ -314,7 +323,8 @@ def resolve(config: ConfigDict, text) -> ConfigDict:
   """The config with the defaults that depend on others filled in: what is run, and written to the run folder.
 
   text: a TextProcessor, which gives vocab_size and eos_id. The sigmoid's bias starts at log(1 / batch_size), the
-  log-odds of a pair (−10 near a batch of 22k, as in SigLIP); the softmax has none, and its scale is capped at 100.
+  log-odds of a pair (−10 near a batch of 22k, as in SigLIP), and so does the focal loss's; the softmax has none, and
+  its scale is capped at 100; the hinge has none either, and its scale plays no part.
   """
   config = config.copy_and_resolve_references()
   config.model.text.eos_id = text.eos_id
@@ -324,13 +334,15 @@ def resolve(config: ConfigDict, text) -> ConfigDict:
     raise ValueError(
         f"config.model.text.vocab_size={config.model.text.vocab_size} is below the {text.vocab_size} tokens of {text.tokenizer}"
     )
-  if config.loss.name == "sigmoid" and config.loss.bias_init is None:
-    config.loss.bias_init = -math.log(config.batch_size)
-  if config.loss.name == "softmax":
-    if config.loss.bias_init is not None:
-      raise ValueError(f'config.loss.bias_init={config.loss.bias_init} has no place in config.loss.name="softmax"; leave it None')
-    if config.loss.scale_max is None:
-      config.loss.scale_max = 100.0
+  if config.loss.name in ("sigmoid", "focal"):
+    if config.loss.bias_init is None:
+      config.loss.bias_init = -math.log(config.batch_size)
+  elif config.loss.bias_init is not None:
+    raise ValueError(
+        f'config.loss.bias_init={config.loss.bias_init} has no place in config.loss.name="{config.loss.name}"; leave it None'
+    )
+  if config.loss.name == "softmax" and config.loss.scale_max is None:
+    config.loss.scale_max = 100.0
   config.model.bias_init = config.loss.bias_init
   return config
 
@@ -361,6 +373,12 @@ def validate(config: ConfigDict, devices: int):
     raise ValueError(f"config.image.crop_min_area={config.image.crop_min_area} must lie in (0, 1]")
   if config.loss.scale_init <= 0:
     raise ValueError(f"config.loss.scale_init={config.loss.scale_init} must be positive: it is exp(t')")
+  if config.loss.tile is not None and config.loss.tile < 1:
+    raise ValueError(f"config.loss.tile={config.loss.tile} must be at least 1, or None")
+  if config.loss.lr_multiplier <= 0:
+    raise ValueError(
+        f"config.loss.lr_multiplier={config.loss.lr_multiplier} must be positive; config.optim.lr_multipliers freezes with None"
+    )
   if not config.data:
     raise ValueError("config.data is empty; give at least one spec, e.g. ({'source': 'shapes'},)")
   from siglax import data, evals  # late: they import the sources and the models

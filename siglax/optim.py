@@ -20,6 +20,8 @@ import optax
 
 # Adafactor keeps row and column statistics where both are at least this long, so never over a stack of layers.
 MIN_DIM_TO_FACTOR = 128
+# Those of the loss; config.loss.lr_multiplier is theirs.
+LOGIT_PARAMETERS = ("log_scale", "bias")
 
 
 def schedule(config: ConfigDict, total_steps: int, warmup_steps: int = 0, cooldown_steps: int = 0) -> optax.Schedule:
@@ -66,6 +68,7 @@ def make(
 
   params: nested dict of arrays or jax.ShapeDtypeStruct; only its paths are read.
   adamw and lion are optax's (Lion's own b2 is 0.99, with lr 3–10 times smaller). adafactor is `adafactor` below.
+  config.loss.lr_multiplier multiplies that of scale and bias.
   Weight decay multiplies the learning rate and its multiplier, as in optax.adamw and PyTorch. big_vision's does not:
   it shrinks weights by wd per step at the peak, so divide its wd by its lr (wd 1e-4 at lr 1e-3 is 0.1 here).
   Raises ValueError for a parameter that no pattern covers, a pattern that decides none, and values out of range.
@@ -74,6 +77,7 @@ def make(
   decay = _first_match(params, optim.decay, "config.optim.decay")
   multiplier = _first_match(params, optim.lr_multipliers, "config.optim.lr_multipliers")
   _check_values(decay, multiplier)
+  multiplier |= {name: multiplier[name] * config.loss.lr_multiplier for name in LOGIT_PARAMETERS if multiplier.get(name)}
   lr = schedule(config, total_steps, warmup_steps, cooldown_steps)
   direction = {
       "adamw": lambda: optax.scale_by_adam(optim.b1, optim.b2, optim.eps),

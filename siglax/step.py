@@ -11,6 +11,7 @@ import optax
 
 from siglax import losses
 from siglax import mesh as mesh_lib
+from siglax.losses import statistics
 from siglax.models import scale_and_bias
 from siglax.state import TrainState
 
@@ -32,16 +33,16 @@ def make(config, model, tx, schedule, mesh, frozen):
     scale, bias = scale_and_bias(params)
     labels = batch["label"] if config.loss.positives == "label" else None
     loss = loss_fn(zimg, ztxt, scale, bias, weights=batch["weight"], labels=labels)
-    return loss, logit_means(zimg, ztxt, scale, bias, batch["weight"])
+    return loss, _statistics(config, mesh, zimg, ztxt, scale, bias, batch["weight"], labels)
 
   def step(state: TrainState, batch) -> tuple[TrainState, dict]:
     # The key is a function of the step, so that a resumed run drops the same activations.
     key = jax.random.fold_in(jax.random.key(config.seed), state.step) if dropout else None
     trainable, fixed = _split(state.params, frozen)
-    (loss, (logit_pos, logit_neg)), grads = jax.value_and_grad(objective, has_aux=True)(trainable, fixed, batch, key)
+    (loss, values), grads = jax.value_and_grad(objective, has_aux=True)(trainable, fixed, batch, key)
     scale, bias = scale_and_bias(state.params)
     metrics = {
-        "loss": loss, "scale": scale, "bias": bias, "logit_pos": logit_pos, "logit_neg": logit_neg,
+        "loss": loss, "scale": scale, "bias": bias, **values,
         "grad_norm": optax.tree.norm(grads), "lr": schedule(state.step),
     }
     grads = jax.tree.map(lambda g, p: jnp.zeros_like(p) if g is None else g, grads, state.params, is_leaf=lambda x: x is None)
@@ -65,17 +66,15 @@ def jit(step, abstract_state: TrainState, mesh):
   )
 
 
-def logit_means(zimg_Bd, ztxt_Bd, scale, bias, weights_B) -> tuple[jax.Array, jax.Array]:
-  """Weighted means of the logits of pairs and of non-pairs at O(B·d): no B×B matrix.
-
-  Σ_ij w_i w_j zimg_i·ztxt_j = (Σ_i w_i zimg_i)·(Σ_j w_j ztxt_j), from which the pairs are taken away.
-  """
-  pair_B = jnp.sum(zimg_Bd * ztxt_Bd, axis=1)
-  all_pairs = jnp.dot(weights_B @ zimg_Bd, weights_B @ ztxt_Bd)
-  total, squares = jnp.sum(weights_B), jnp.sum(weights_B**2)
-  pos = jnp.sum(weights_B * pair_B) / total
-  neg = (all_pairs - jnp.sum(weights_B**2 * pair_B)) / jnp.maximum(total**2 - squares, 1e-9)
-  return scale * pos + bias, scale * neg + bias
+def _statistics(config, mesh, zimg, ztxt, scale, bias, weights, labels) -> dict:
+  logit_pos, logit_neg = statistics.logit_means(zimg, ztxt, scale, bias, weights)
+  values = {
+      "logit_pos": logit_pos, "logit_neg": logit_neg,
+      "local_accuracy": statistics.local_accuracy(zimg, ztxt, weights, labels, mesh.size),
+  }
+  if config.loss.check_embeddings:
+    values |= {f"norm_error_{tower}": statistics.norm_error(z) for tower, z in (("image", zimg), ("text", ztxt))}
+  return values
 
 
 def _split(params, frozen):

@@ -33,6 +33,8 @@ from siglax import tower
 
 logger = logging.getLogger("siglax")
 
+NORM_TOLERANCE = 0.01  # of unit embeddings; bfloat16 has 8 bits
+
 
 class Run:
   """Everything a run needs, made of its config before anything compiles; see `train`."""
@@ -90,9 +92,10 @@ class Run:
     self.embedder.params = params
 
     def loss(zimg, ztxt, scale, bias, weights, labels):
-      replicated = jax.device_put((zimg, ztxt, np.float32(scale), np.float32(bias)), mesh_lib.replicated(self.mesh))
-      pairs = jax.device_put({"weights": weights, "labels": labels}, mesh_lib.replicated(self.mesh))
-      return self._eval_loss(*replicated, **pairs)
+      rows = mesh_lib.batch_sharding(self.mesh)
+      scale, bias = jax.device_put((np.float32(scale), np.float32(bias)), mesh_lib.replicated(self.mesh))
+      pairs = jax.device_put({"weights": weights, "labels": labels}, rows)
+      return self._eval_loss(*jax.device_put((zimg, ztxt), rows), scale, bias, **pairs)
 
     return evals.run(self.config, self.embedder, self._open_task_data, loss)
 
@@ -221,6 +224,7 @@ class Log:
       return
     (step, metrics), self._pending = self._pending, None
     values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    self._check_embeddings(step, values)
     if not np.isfinite(values["loss"]):
       good = self._checkpoints.steps
       raise FloatingPointError(
@@ -234,6 +238,15 @@ class Log:
     if step == self._first or self._run.due("log", step):
       self._writer.write(step, {**values, **self._speed()})
       self.pause()
+
+  def _check_embeddings(self, step, values):
+    for tower in ("image", "text"):
+      error = values.pop(f"norm_error_{tower}", 0.0)  # there with config.loss.check_embeddings only
+      if not error < NORM_TOLERANCE:
+        raise FloatingPointError(
+            f"the {tower} tower's embeddings at step {step} are not finite" if not np.isfinite(error) else
+            f"the {tower} tower's embeddings at step {step} are not of unit length: off by up to {error:.3g}"
+        )
 
   def _speed(self) -> dict:
     if not self._steps:
@@ -294,11 +307,20 @@ def _announce(run: Run, start: int):
   count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
   params = run.abstract_state.params
   logger.info(
-      "%s: %s steps of %d on %d %s device(s); parameters: image %s, text %s; loss %s (%s)%s",
+      "%s: %s steps of %d on %d %s device(s); parameters: image %s, text %s; loss %s%s",
       run.workdir, f"{run.total_steps:,}", run.config.batch_size, jax.device_count(), jax.devices()[0].platform,
-      f"{count(params['image']):,}", f"{count(params['text']):,}", run.config.loss.name, run.config.loss.impl,
+      f"{count(params['image']):,}", f"{count(params['text']):,}", _loss_in_words(run),
       f"; resuming at step {start}" if start else "",
   )
+
+
+def _loss_in_words(run: Run) -> str:
+  """For example "sigmoid (ring of 8, tile 512)"."""
+  config, B = run.config, run.config.batch_size
+  d = jax.eval_shape(run.model.embed_text, run.abstract_state.params, np.zeros((1, config.text.length), np.int32)).shape[1]
+  impl, tile = losses.plan(config.loss.impl, config.loss.tile, B, d, run.mesh, mesh_lib.BATCH_AXES)
+  of = f"{impl} of {run.mesh.size}" if impl != "dense" and run.mesh.size > 1 else impl
+  return f"{config.loss.name} ({of}{f', tile {tile}' if tile else ''}{', chosen by auto' if config.loss.impl == 'auto' else ''})"
 
 
 def _meta(run: Run, step: int) -> dict:

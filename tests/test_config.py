@@ -46,7 +46,11 @@ def test_wrong_overrides(field, text, message):
 
 
 @pytest.mark.parametrize("field, text, message", [
-    ("loss.name", "hinge", "known are sigmoid, softmax"),
+    ("loss.name", "triplet", "known are sigmoid, softmax, focal, hinge"),
+    ("loss.impl", "rings", "known are auto, dense, ring, gather"),
+    ("loss.tile", "0", "config.loss.tile=0 must be at least 1, or None"),
+    ("loss.gamma", "-1.0", "config.loss.gamma=-1.0 must be at least 0"),
+    ("loss.lr_multiplier", "0", "config.loss.lr_multiplier=0.0 must be positive"),
     ("optim.name", "sgd", "known are adamw, adafactor, lion"),
     ("model.image.size", "XL", "known are Ti, S, B, L, So400m, g-opt"),
     ("data.0.source", "tfdz", "known are shapes, parquet"),
@@ -91,10 +95,14 @@ def test_resolve_fills_in_what_depends_on_other_fields():
   text = TextProcessor()
   sigmoid = config_lib.resolve(valid(), text)
   assert sigmoid.model.bias_init == pytest.approx(-2.772588722) and sigmoid.model.text.vocab_size == text.vocab_size
-  c = valid()
-  c.loss.name = "softmax"
-  softmax = config_lib.resolve(c, text)
-  assert softmax.model.bias_init is None and softmax.loss.scale_max == 100
+  for name, bias, cap in (("softmax", None, 100), ("focal", sigmoid.model.bias_init, None), ("hinge", None, None)):
+    c = valid()
+    c.loss.name = name
+    c = config_lib.resolve(c, text)
+    assert c.model.bias_init == bias and c.loss.scale_max == cap
+  c.loss.bias_init = -3.0
+  with pytest.raises(ValueError, match='config.loss.bias_init=-3.0 has no place in config.loss.name="hinge"'):
+    config_lib.resolve(c, text)
 
 
 def test_config_files(tmp_path):

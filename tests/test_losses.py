@@ -1,139 +1,283 @@
-"""The losses against float64 numpy written from the formulas, values and all gradients."""
+"""The losses against float64 numpy: value and all gradients, every impl, on one and on eight devices, over processes."""
+
+import functools
+import json
+import pathlib
+import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 import numpy as np
 import pytest
 
-from siglax import losses
+from siglax import config as config_lib
+from siglax import flops, losses
 from siglax import mesh as mesh_lib
+from siglax.losses import statistics
 
-B, D = 16, 8
+import oracles
 
-
-def inputs(seed=0):
-  rng = np.random.default_rng(seed)
-  unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
-  return unit(rng.normal(size=(B, D))), unit(rng.normal(size=(B, D))), rng.integers(0, 5, B), rng.uniform(0.5, 2, B)
-
-
-def target(labels, n):
-  return np.eye(n) if labels is None else (labels[:, None] == labels[None, :]).astype(float)
-
-
-def sigmoid_oracle(zimg, ztxt, scale, bias, w, labels):
-  """Loss and gradients in float64: dL/dx_ij = w_i w_j (σ(x_ij) − p_ij) / Σw."""
-  w = np.ones(len(zimg)) if w is None else w
-  x, p, ww = scale * zimg @ ztxt.T + bias, target(labels, len(zimg)), np.outer(w, w) / w.sum()
-  loss = (ww * (np.logaddexp(0, x) - p * x)).sum()
-  return loss, gradients(ww * (1 / (1 + np.exp(-x)) - p), zimg, ztxt, scale)
+TILE = 10  # of 25 examples on a device: three tiles of 9, two of them overlapping
+# name: loss(zimg, ztxt, scale, bias, …), its oracle, how many of the four arguments it depends on
+LOSSES = {
+    "sigmoid": (losses.sigmoid_loss, oracles.sigmoid, 4),
+    "softmax": (lambda zimg, ztxt, scale, bias, **kw: losses.softmax_loss(zimg, ztxt, scale, **kw), oracles.softmax, 3),
+    "focal": (losses.focal_loss, oracles.focal, 4),
+    "hinge": (lambda zimg, ztxt, scale, bias, **kw: losses.hinge_loss(zimg, ztxt, **kw), oracles.hinge, 2),
+    "hinge_hardest": (
+        lambda zimg, ztxt, scale, bias, **kw: losses.hinge_loss(zimg, ztxt, negatives="hardest", **kw),
+        functools.partial(oracles.hinge, negatives="hardest"), 2,
+    ),
+}
+EACH = pytest.mark.parametrize("name", list(LOSSES))
+BOTH = pytest.mark.parametrize("name", ["sigmoid", "softmax"])
 
 
-def softmax_oracle(zimg, ztxt, scale, bias, w, labels):
-  """Loss and gradients in float64, row by row."""
-  del bias
-  w = np.ones(len(zimg)) if w is None else w
-  x, p = scale * zimg @ ztxt.T, target(labels, len(zimg))
-  loss, dx = 0.0, np.zeros_like(x)
-  for transpose in (False, True):
-    y, g = (x.T, dx.T) if transpose else (x, dx)
-    for i in range(len(y)):
-      if not w[i]:
-        continue
-      e = w * np.exp(y[i] - y[i].max())
-      q = p[i] * w / (p[i] * w).sum()
-      loss += 0.5 * w[i] / w.sum() * (np.log(e.sum()) + y[i].max() - q @ y[i])
-      g[i] += 0.5 * w[i] / w.sum() * (e / e.sum() - q)
-  return loss, gradients(dx, zimg, ztxt, scale)
+def line(D):
+  return Mesh(np.array(jax.devices()[:D]), ("data",), axis_types=(AxisType.Auto,))
 
 
-def gradients(dx, zimg, ztxt, scale):
-  return scale * dx @ ztxt, scale * dx.T @ zimg, (dx * (zimg @ ztxt.T)).sum(), dx.sum()
+@functools.lru_cache(None)
+def compiled(name, impl, D, axis="data"):
+  """Value and gradients of 3 · loss: what is outside of a loss must reach all its gradients."""
+  loss, _, count = LOSSES[name]
+  mesh = line(D) if axis == "data" else mesh_lib.make(4, 2)
+  tile = None if impl == "dense" else TILE
+
+  def outer(zimg, ztxt, scale, bias, weights, labels):
+    return 3 * loss(zimg, ztxt, scale, bias, mesh=mesh, axis=axis, impl=impl, tile=tile, weights=weights, labels=labels)
+
+  return jax.jit(jax.value_and_grad(outer, argnums=tuple(range(count)))), mesh
 
 
-def sigmoid(zimg, ztxt, scale, bias, weights, labels, **kw):
-  return losses.sigmoid_loss(zimg, ztxt, scale, bias, weights=weights, labels=labels, **kw)
+def errors(name, impl, D, scale, batch, dtype=jnp.float32, axis="data"):
+  """Largest error of the loss and of each gradient against the oracle, relative to its largest element."""
+  function, mesh = compiled(name, impl, D, axis)
+  zimg, ztxt, w, labels = batch
+  rows = NamedSharding(mesh, P(axis))
+  zimg, ztxt = (jax.device_put(jnp.asarray(z, dtype), rows) for z in (zimg, ztxt))
+  weights, integers = None if w is None else jnp.float32(w), None if labels is None else jnp.int32(labels)
+  value, grads = function(zimg, ztxt, jnp.float32(scale), jnp.float32(-3), weights, integers)
+  assert all(g.dtype == dtype for g in grads[:2]) and value.dtype == jnp.float32
+  want, want_grads = LOSSES[name][1](*(np.asarray(z, np.float64) for z in (zimg, ztxt)), scale, -3.0, w, labels)
+  relative = lambda got, want: np.abs(np.asarray(got, np.float64) - 3 * want).max() / np.abs(3 * want).max()
+  return [relative(value, want)] + [relative(g, x) for g, x in zip(grads, want_grads)]
 
 
-def softmax(zimg, ztxt, scale, bias, weights, labels, **kw):
-  return losses.softmax_loss(zimg, ztxt, scale, weights=weights, labels=labels, **kw) + 0 * bias
-
-
-VALUE_AND_GRAD = {f: jax.jit(jax.value_and_grad(f, argnums=(0, 1, 2, 3))) for f in (sigmoid, softmax)}
-BOTH = pytest.mark.parametrize("loss, oracle", [(sigmoid, sigmoid_oracle), (softmax, softmax_oracle)])
-
-
-def run(loss, zimg, ztxt, scale, bias, w, labels):
-  single = lambda x: None if x is None else jnp.asarray(x, jnp.float32)
-  return VALUE_AND_GRAD[loss](
-      single(zimg), single(ztxt), jnp.float32(scale), jnp.float32(bias), single(w), None if labels is None else jnp.asarray(labels)
-  )
-
-
-def close(got, want, tolerance=1e-5):
-  got, want = np.asarray(got, np.float64), np.asarray(want)
-  assert np.abs(got - want).max() <= tolerance * max(np.abs(want).max(), 1e-3), (got, want)
-
-
-@BOTH
-@pytest.mark.parametrize("scale", [1.0, 10.0, 100.0])
+@EACH
+@pytest.mark.parametrize("impl, D, d", [
+    ("dense", 8, 64), ("ring", 1, 64), ("ring", 2, 768), ("ring", 8, 64), ("gather", 8, 768),
+])
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("labelled", [False, True])
-def test_value_and_gradients_equal_float64(loss, oracle, scale, weighted, labelled):
-  zimg, ztxt, labels, w = inputs()
-  w, labels = w if weighted else None, labels if labelled else None
-  value, grads = run(loss, zimg, ztxt, scale, -3.0, w, labels)
-  want, want_grads = oracle(zimg, ztxt, scale, -3.0, w, labels)
-  close(value, want)
-  for got, wanted in zip(grads[: 4 if loss is sigmoid else 3], want_grads):
-    close(got, wanted)
+def test_value_and_gradients_equal_float64(name, impl, D, d, weighted):
+  zimg, ztxt, w, labels = oracles.batch(25 * D, d)
+  w[[3, 7]] = 0
+  for scale in (1.0, 10.0, 100.0):
+    batch = (zimg, ztxt, w, labels) if weighted else (zimg, ztxt, None, None)
+    assert max(errors(name, impl, D, scale, batch)) <= 1e-5
 
 
 @BOTH
-def test_weight_zero_removes_an_example_from_rows_and_columns(loss, oracle):
-  zimg, ztxt, labels, w = inputs()
-  zimg[3] *= 5  # whatever a removed example holds
+def test_over_two_flattened_axes_in_bfloat16(name):
+  zimg, ztxt, w, labels = oracles.batch(25 * 8, 64)
+  batch = (zimg, ztxt, w, labels)
+  assert max(errors(name, "ring", 8, 10.0, batch, axis=("data", "fsdp"))) <= 1e-5
+  assert max(errors(name, "ring", 8, 10.0, batch, jnp.bfloat16, axis=("data", "fsdp"))) <= 2e-2
+
+
+@EACH
+@pytest.mark.parametrize("impl", ["dense", "ring"])
+def test_weight_zero_removes_an_example_from_rows_and_columns(name, impl):
+  zimg, ztxt, w, labels = oracles.batch(25, 64)
   w[[3, 7]] = 0
   keep = w > 0
-  value, grads = run(loss, zimg, ztxt, 10.0, -3.0, w, labels)
-  close(value, oracle(zimg[keep], ztxt[keep], 10.0, -3.0, w[keep], labels[keep])[0])
+  want = LOSSES[name][1](zimg[keep], ztxt[keep], 10.0, -3.0, w[keep], labels[keep])[0]
+  zimg[3] *= 5  # whatever a removed example holds
+  value, grads = compiled(name, impl, 1)[0](*(jnp.float32(x) for x in (zimg, ztxt, 10.0, -3.0, w)), jnp.int32(labels))
+  assert abs(value - 3 * want) <= 1e-5 * abs(3 * want)
   assert not np.asarray(grads[0])[~keep].any() and not np.asarray(grads[1])[~keep].any()
 
 
 @BOTH
-def test_integer_weight_with_labels_equals_repeating(loss, oracle):
-  zimg, ztxt, labels, _ = inputs()
-  w = np.ones(B)
+def test_integer_weight_with_labels_equals_repeating(name):
+  zimg, ztxt, _, labels = oracles.batch(25, 64)
+  w = np.ones(25)
   w[2] = 3
   repeat = lambda x: np.concatenate([x, x[[2, 2]]])
-  close(run(loss, zimg, ztxt, 10.0, -3.0, w, labels)[0], oracle(repeat(zimg), repeat(ztxt), 10.0, -3.0, None, repeat(labels))[0])
+  want = LOSSES[name][1](repeat(zimg), repeat(ztxt), 10.0, -3.0, None, repeat(labels))[0]
+  value, _ = compiled(name, "ring", 1)[0](*(jnp.float32(x) for x in (zimg, ztxt, 10.0, -3.0, w)), jnp.int32(labels))
+  assert abs(value - 3 * want) <= 1e-5 * abs(3 * want)
+
+
+def test_two_real_processes_agree_with_float64(tmp_path):
+  worker = str(pathlib.Path(__file__).parent / "loss_process.py")
+  processes = [
+      subprocess.Popen([sys.executable, worker, str(rank), str(tmp_path / "address")], stdout=subprocess.PIPE, text=True)
+      for rank in range(2)
+  ]
+  outputs = [process.communicate(timeout=120)[0] for process in processes]
+  assert [process.returncode for process in processes] == [0, 0]
+  for output in outputs:
+    worst = json.loads(output.splitlines()[-1])
+    assert len(worst) == 4 and max(worst.values()) <= 1e-5, worst
+
+
+# What follows reads compiled programs, runs none.
+
+
+def program(name, impl, D, b, d, tile, extras=False):
+  """(function, abstract arguments) of value and gradients over D devices."""
+  loss, _, count = LOSSES[name]
+  mesh = line(D)
+  rows, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+  z = jax.ShapeDtypeStruct((b * D, d), jnp.float32, sharding=rows)
+  scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
+  weights = jax.ShapeDtypeStruct((b * D,), jnp.float32, sharding=rows) if extras else None
+  labels = jax.ShapeDtypeStruct((b * D,), jnp.int32, sharding=rows) if extras else None
+
+  def outer(zimg, ztxt, scale, bias, weights, labels):
+    return loss(zimg, ztxt, scale, bias, mesh=mesh, impl=impl, tile=tile, weights=weights, labels=labels)
+
+  return jax.value_and_grad(outer, argnums=tuple(range(count))), (z, z, scalar, scalar, weights, labels)
+
+
+@functools.lru_cache(None)
+def executable(name, impl, D, b, d, tile, extras=False):
+  function, arguments = program(name, impl, D, b, d, tile, extras)
+  return jax.jit(function).lower(*arguments).compile()
 
 
 @BOTH
-def test_sharded_over_eight_devices_equals_one(loss, oracle):
-  mesh = mesh_lib.make(4, 2)
-  zimg, ztxt, labels, w = inputs()
-  put = lambda x, dtype: jax.device_put(np.asarray(x, dtype), mesh_lib.batch_sharding(mesh))
-  value, grads = VALUE_AND_GRAD[loss](
-      put(zimg, np.float32), put(ztxt, np.float32), jnp.float32(10), jnp.float32(-3), put(w, np.float32), put(labels, np.int32)
-  )
-  want, want_grads = oracle(zimg, ztxt, 10.0, -3.0, w, labels)
-  close(value, want)
-  close(grads[0], want_grads[0])
+def test_memory_is_flat_in_devices_and_within_five_copies_of_the_embeddings(name):
+  b, d = 2048, 768
+  temp = {D: executable(name, "ring", D, b, d, 512).memory_analysis().temp_size_in_bytes for D in (4, 8)}
+  assert max(temp.values()) <= 5 * b * d * 4
+  assert abs(temp[8] / temp[4] - 1) <= 0.02
+
+
+@EACH
+@pytest.mark.parametrize("impl", ["ring", "gather"])
+def test_matrix_products_are_at_the_floor(name, impl):
+  D, b, d = 8, 64, 32
+  count = flops.count(*_flat(program(name, impl, D, b, d, 16, True)))
+  trips = 8 if name in ("softmax", "hinge_hardest") else 6
+  assert count <= (trips + 0.01) * b * (b * D) * d
+
+
+def _flat(function_and_arguments):
+  function, arguments = function_and_arguments
+  return function, *arguments
+
+
+@BOTH
+def test_bytes_sent_round_the_ring(name):
+  """Of every permute in the compiled program, times the trips of the loop it stands in."""
+  D, b, d, s = 8, 64, 32, 4
+  text = executable(name, "ring", D, b, d, 16).as_text()
+  sent = permuted_bytes(text, D)
+  limit = D * b * d * (s + 4) if name == "sigmoid" else D * b * (2 * d * s + 4 * d + 32)
+  trips = 1 if name == "sigmoid" else 2
+  least = (D - 1) * b * d * (trips * s + 4)  # texts on each trip, gradients on one
+  assert least <= sent <= limit
+
+
+def permuted_bytes(text, D):
+  """Bytes that a device sends in the collective-permutes of an HLO module whose only loop around them is the ring's."""
+  sizes = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1}
+  computations = re.split(r"\n(?=%|ENTRY)", text)
+  entry = next(c for c in computations if c.startswith("ENTRY"))
+  total = 0
+  for computation in computations:
+    trips = 1 if computation is entry else D - 2
+    for kind, shape in re.findall(r"= \(?(\w+)\[([\d,]*)\]\S* (?:[^=]*\) )?collective-permute(?:-start)?\(", computation):
+      total += trips * sizes[kind] * int(np.prod([int(n) for n in shape.split(",") if n]))
+  return total
+
+
+# The choice of impl and tile.
+
+
+@pytest.mark.parametrize("B, D, want", [
+    (1024, 8, "dense"), (8192, 8, "gather"), (32768, 8, "ring"), (32768, 1, "ring"), (1_048_576, 256, "ring"),
+])
+def test_auto_takes_what_fits(B, D, want):
+  class Devices:  # as many as a pod has
+    shape, axis_names = {"data": D}, ("data",)
+
+  assert losses.choose(B, 768, Devices, memory=16 * 2**30) == want
+
+
+@pytest.mark.parametrize("b, d, want", [(2048, 768, 512), (4096, 768, 512), (32768, 768, 1024), (100, 768, 128), (3000, 768, 512)])
+def test_default_tile_divides_where_it_can(b, d, want):
+  assert losses.default_tile(b, d) == want
+
+
+def test_a_config_of_every_loss_makes_it():
+  zimg, ztxt, _, _ = (jnp.float32(x) for x in oracles.batch(8, 16))
+  for name, fields in {
+      "sigmoid": {}, "softmax": {}, "focal": {"gamma": 1.5}, "hinge": {"margin": 0.3, "negatives": "hardest"},
+  }.items():
+    c = config_lib.default().loss
+    c.name = name
+    c.update(fields)
+    oracle = getattr(oracles, name)
+    want = oracle(*(np.asarray(z, np.float64) for z in (zimg, ztxt)), 10.0, -3.0, **fields)[0]
+    assert abs(losses.make(c)(zimg, ztxt, 10.0, -3.0) / want - 1) < 1e-5
+
+
+# Statistics for the log.
+
+
+def test_logit_means_equal_those_of_the_matrix():
+  zimg, ztxt, w, _ = oracles.batch(9, 4)
+  x, ww, off = 7 * zimg @ ztxt.T - 2, np.outer(w, w), ~np.eye(9, dtype=bool)
+  want = (np.average(np.diag(x), weights=w), np.average(x[off], weights=ww[off]))
+  got = statistics.logit_means(jnp.array(zimg), jnp.array(ztxt), 7.0, -2.0, jnp.array(w))
+  np.testing.assert_allclose(got, want, rtol=1e-4)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_local_accuracy_tells_apart_the_examples_of_a_block(labelled):
+  b, k = 70, statistics.BLOCK  # 6 of each device are in no block
+  zimg, ztxt, w, labels = oracles.batch(2 * b, 8)
+  w[::5] = 0
+  ids = labels if labelled else np.arange(2 * b)
+  right, total = 0.0, 0.0
+  for start in (0, b):
+    block = np.arange(start, start + k)
+    alive = block[w[block] > 0]
+    for i in alive:
+      right += w[i] * (ids[alive[np.argmax(ztxt[alive] @ zimg[i])]] == ids[i])
+      total += w[i]
+  got = statistics.local_accuracy(*(jnp.float32(x) for x in (zimg, ztxt, w)), jnp.int32(labels) if labelled else None, 2)
+  np.testing.assert_allclose(got, right / total, rtol=1e-5)
+  assert 0.05 < right / total < 0.95
+
+
+# Bad input.
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"ztxt": jnp.ones((B, D + 1))}, r"zimg \(16, 8\) and ztxt \(16, 9\)"),
-    ({"impl": "rign"}, "impl='rign' is unknown; known are auto, dense"),
+    ({"ztxt": jnp.ones((16, 9))}, r"zimg \(16, 8\) and ztxt \(16, 9\)"),
+    ({"impl": "rign"}, "impl='rign' is unknown; known are auto, dense, ring, gather"),
     ({"tile": 0}, "tile=0 must be positive"),
-    ({"labels": jnp.ones(B)}, "labels have dtype float32"),
-    ({"weights": jnp.ones(B + 1)}, r"weights \(17,\) must have the shape \(16,\)"),
+    ({"labels": jnp.ones(16)}, "labels have dtype float32"),
+    ({"weights": jnp.ones(17)}, r"weights \(17,\) must have the shape \(16,\)"),
     ({"mesh": "8", "axis": "model"}, "axis='model' is not of the mesh, whose axes are data, fsdp"),
+    ({"mesh": "8", "zimg": jnp.ones((12, 8)), "ztxt": jnp.ones((12, 8))}, "a batch of 12 is not divisible by the 8 devices"),
 ])
 def test_bad_arguments_are_one_line(change, message):
-  arguments = dict(zimg=jnp.ones((B, D)), ztxt=jnp.ones((B, D)), scale=1.0, bias=0.0) | change
+  arguments = dict(zimg=jnp.ones((16, 8)), ztxt=jnp.ones((16, 8)), scale=1.0, bias=0.0) | change
   if "mesh" in change:
     arguments["mesh"] = mesh_lib.make()
   with pytest.raises(ValueError, match=message) as error:
     losses.sigmoid_loss(**arguments)
   assert "\n" not in str(error.value)
+
+
+def test_unknown_negatives_are_named():
+  with pytest.raises(ValueError, match="negatives='some' is unknown; known are all, hardest"):
+    losses.hinge_loss(jnp.ones((4, 2)), jnp.ones((4, 2)), negatives="some")

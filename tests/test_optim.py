@@ -96,6 +96,13 @@ def test_equals_float64_reference(name, direction, clip_norm):
   assert_close(train(config)[0], reference(config, direction(config.optim)))
 
 
+def test_scale_and_bias_have_a_multiplier_of_their_own():
+  config = make_config(lr=0.01, weight_decay=0.1, clip_norm=0.5, lr_multipliers=(("image/.*", 3.0), (".*", 2.0)))
+  config.loss.lr_multiplier = 10.0
+  multiplier = lambda k: 20.0 if k in ("log_scale", "bias") else 3.0 if k.startswith("image/") else 2.0
+  assert_close(train(config)[0], reference(config, adam(config.optim), multiplier=multiplier))
+
+
 def test_multipliers_frozen_and_decay_of_scalars():
   config = make_config(
       lr=0.01,

@@ -110,6 +110,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
   assert code == 1 and "Traceback" not in out
   last = out.strip().splitlines()[-1]
   assert "loss=nan at step" in last and "the last good checkpoint is" in last and "lower config.optim.lr" in last
+  code, out = run(tmp_path / "checked", "--config.optim.lr=1e30", "--config.loss.check_embeddings=True")
+  assert code == 1 and "tower's embeddings at step" in out.strip().splitlines()[-1] and "are not finite" in out
 
 
 def test_a_finished_run_and_a_run_of_another_config(whole, capsys):
@@ -137,7 +139,7 @@ def parquet(path, rows):
 @pytest.mark.parametrize("field, message", [
     ("optim.ler=1", "config.optim.ler is unknown; did you mean config.optim.lr?"),
     ("batch_size=12", "config.batch_size=12 is not divisible by the 8 devices"),
-    ("loss.name=hinge", "known are sigmoid, softmax"),
+    ("loss.name=triplet", "known are sigmoid, softmax, focal, hinge"),
     ("optim.name=sgd", "known are adamw, adafactor, lion"),
     ("data.0.source=tar", "known are shapes, parquet"),
     ("model.text.size=XL", "known are Ti, S, B, L, So400m, g-opt"),

@@ -3,19 +3,37 @@
 zimg, ztxt: [B, d], rows sharded over `axis` (a name or a tuple of names) of `mesh`; scale is exp(t'); the result is
 a float32 scalar, differentiable in zimg, ztxt, scale and bias. Call under jax.jit.
 weights: float [B], 0 removes an example as row and as column. labels: int [B], pairs of equal labels match.
-impl: "dense" makes the B×B logits in plain jnp, sharded as XLA decides; "auto" is "dense", the only one yet.
-tile: examples per tile of an impl that has tiles; the dense one has none.
+impl: "dense" makes the B×B logits in plain jnp, sharded as XLA decides; "ring" passes the texts from device to device
+and keeps memory at O(b·d), b = B / devices; "gather" fetches all texts at once, O(B·d); "auto" is `choose`'s.
+tile: examples per tile of ring and gather, None is `default_tile`'s; the dense one has none.
+All raise ValueError in one line for shapes that differ, a batch that the devices do not divide, an unknown impl or
+axis, a tile below 1, labels that are not integers. docs/losses.md has the maths and the figures.
 """
 
 from __future__ import annotations
 
-import jax
+import functools
+import math
 
+import jax
+import jax.numpy as jnp
+
+from siglax.losses import focal
+from siglax.losses import hinge
 from siglax.losses import pairs
+from siglax.losses import ring
 from siglax.losses import sigmoid
 from siglax.losses import softmax
 
-IMPLS = ("auto", "dense")
+NAMES = ("sigmoid", "softmax", "focal", "hinge")
+IMPLS = ("auto", "dense", "ring", "gather")
+NEGATIVES = ("all", "hardest")
+
+# The rule of impl="auto".
+DENSE_PAIRS = 2**20  # b·B up to which the logits are small: at about 20 bytes a pair 20 MiB
+RING_EXAMPLES = 4096  # b from which a hop takes no longer than a device works on its texts (docs/losses.md)
+GATHER_SHARE = 1 / 16  # of a device's memory that all texts and their gradients may take
+DEVICE_MEMORY = 16 * 2**30  # bytes, where a device does not tell
 
 
 def sigmoid_loss(
@@ -23,11 +41,9 @@ def sigmoid_loss(
 ) -> jax.Array:
   """SigLIP: (1/Σw) Σ_ij w_i w_j [softplus(x_ij) − p_ij x_ij], x = scale·zimg·ztxtᵀ + bias. Global view.
 
-  See the module for arguments. Source: arXiv 2303.15343, Algorithm 1. Raises ValueError for shapes that differ,
-  an unknown impl or axis, a tile below 1, labels that are not integers.
+  See the module for arguments and errors. Source: arXiv 2303.15343, Algorithm 1.
   """
-  pairs.check(zimg, ztxt, mesh, axis, impl, IMPLS, tile, weights, labels)
-  return sigmoid.dense(zimg, ztxt, scale, bias, weights, labels)
+  return _loss(sigmoid.dense, pairs.pairwise(sigmoid.tile), zimg, ztxt, (scale, bias), mesh, axis, impl, tile, weights, labels)
 
 
 def softmax_loss(
@@ -35,15 +51,89 @@ def softmax_loss(
 ) -> jax.Array:
   """CLIP: ½ Σ over both directions of (1/Σw) Σ_i w_i [log Σ_j w_j exp(x_ij) − Σ_j q_ij x_ij], x = scale·zimg·ztxtᵀ.
 
-  Global view; see the module for arguments. Source: arXiv 2103.00020, figure 3. Raises ValueError as sigmoid_loss.
+  q_ij = p_ij w_j / Σ_k p_ik w_k. Global view; see the module for arguments and errors. Source: arXiv 2103.00020, figure 3.
   """
-  pairs.check(zimg, ztxt, mesh, axis, impl, IMPLS, tile, weights, labels)
-  return softmax.dense(zimg, ztxt, scale, weights, labels)
+  return _loss(softmax.dense, softmax.program, zimg, ztxt, (scale,), mesh, axis, impl, tile, weights, labels)
+
+
+def focal_loss(
+    zimg, ztxt, scale, bias, *, gamma=2.0, mesh=None, axis="data", impl="auto", tile=None, weights=None, labels=None
+) -> jax.Array:
+  """The sigmoid loss with each pair weighted by (1 − p)^gamma, p the probability of its right answer. Global view.
+
+  See the module for arguments and errors. Source: arXiv 2305.07011 (RO-ViT), section 3.2.
+  """
+  dense = functools.partial(focal.dense, gamma=gamma)
+  return _loss(dense, pairs.pairwise(focal.tile(gamma)), zimg, ztxt, (scale, bias), mesh, axis, impl, tile, weights, labels)
+
+
+def hinge_loss(
+    zimg, ztxt, *, margin=0.2, negatives="all", mesh=None, axis="data", impl="auto", tile=None, weights=None, labels=None
+) -> jax.Array:
+  """VSE++: (1/Σw) Σ_i w_i [N_j (margin + s_ij − s_ii)₊ + N_j (margin + s_ji − s_ii)₊] over j that do not match i.
+
+  s = zimg·ztxtᵀ, no scale and no bias; N is Σ_j w_j for negatives="all" and the maximum for "hardest". Global view;
+  see the module for arguments and errors. Source: arXiv 1707.05612, section 3.
+  """
+  if negatives not in NEGATIVES:
+    raise ValueError(f"negatives={negatives!r} is unknown; known are {', '.join(NEGATIVES)} (config.loss.negatives)")
+  dense = functools.partial(hinge.dense, margin=margin, negatives=negatives)
+  return _loss(dense, hinge.program(margin, negatives), zimg, ztxt, (), mesh, axis, impl, tile, weights, labels)
 
 
 def make(config, mesh=None, axis="data"):
   """The loss of `config.loss`: (zimg, ztxt, scale, bias, weights=, labels=) → scalar."""
-  shared = dict(mesh=mesh, axis=axis, impl=config.impl)
-  if config.name == "softmax":
-    return lambda zimg, ztxt, scale, bias, **pair: softmax_loss(zimg, ztxt, scale, **shared, **pair)
-  return lambda zimg, ztxt, scale, bias, **pair: sigmoid_loss(zimg, ztxt, scale, bias, **shared, **pair)
+  shared = dict(mesh=mesh, axis=axis, impl=config.impl, tile=config.tile)
+  return {
+      "sigmoid": lambda zimg, ztxt, scale, bias, **pair: sigmoid_loss(zimg, ztxt, scale, bias, **shared, **pair),
+      "softmax": lambda zimg, ztxt, scale, bias, **pair: softmax_loss(zimg, ztxt, scale, **shared, **pair),
+      "focal": lambda zimg, ztxt, scale, bias, **pair: focal_loss(
+          zimg, ztxt, scale, bias, gamma=config.gamma, **shared, **pair),
+      "hinge": lambda zimg, ztxt, scale, bias, **pair: hinge_loss(
+          zimg, ztxt, margin=config.margin, negatives=config.negatives, **shared, **pair),
+  }[config.name]
+
+
+def choose(B: int, d: int, mesh=None, axis="data", memory: int | None = None) -> str:
+  """What impl="auto" takes for a global batch of B embeddings of width d.
+
+  dense: the logits of a device are at most DENSE_PAIRS. gather: b < RING_EXAMPLES, where hops would take longer than
+  the work on them, and the texts of all devices and two copies of their gradients, 12·B·d bytes, are at most
+  GATHER_SHARE of a device's memory (bytes; None asks the device). ring: everything else.
+  """
+  size = ring.axis_size(mesh, axis)
+  b = B // size
+  if b * B <= DENSE_PAIRS:
+    return "dense"
+  if memory is None:
+    memory = (jax.devices()[0].memory_stats() or {}).get("bytes_limit", DEVICE_MEMORY)
+  return "gather" if 1 < size and b < RING_EXAMPLES and 12 * B * d <= GATHER_SHARE * memory else "ring"
+
+
+def default_tile(b: int, d: int) -> int:
+  """Examples per tile: √(b·d/6), so that what a tile needs hides beside O(b·d), within 128 and 1024, in steps of 128.
+
+  The largest such number that divides b is taken where it is at least half of that, so that no work is done twice.
+  """
+  most = min(max(int(math.sqrt(b * d / 6)) // 128 * 128, 128), 1024)
+  even = [t for t in range(most, most // 2 - 1, -128) if b % t == 0]
+  return even[0] if even else most
+
+
+def plan(impl: str, tile: int | None, B: int, d: int, mesh=None, axis="data") -> tuple[str, int | None]:
+  """The impl and the tile that a loss takes, "auto" and None filled in; the dense one has no tile."""
+  if impl == "auto":
+    impl = choose(B, d, mesh, axis)
+  if impl == "dense":
+    return impl, None
+  b = B // ring.axis_size(mesh, axis)
+  return impl, min(b, tile or default_tile(b, d))
+
+
+def _loss(dense, program, zimg, ztxt, scalars, mesh, axis, impl, tile, weights, labels):
+  pairs.check(zimg, ztxt, mesh, axis, impl, IMPLS, tile, weights, labels)
+  impl, tile = plan(impl, tile, *zimg.shape, mesh, axis)
+  if impl == "dense":
+    return dense(zimg, ztxt, *scalars, weights, labels)
+  scalars = tuple(jnp.asarray(x, jnp.float32) for x in scalars)
+  return ring.differentiable(program, impl, tile, mesh, axis)(zimg, ztxt, scalars, weights, labels)

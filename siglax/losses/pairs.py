@@ -1,19 +1,106 @@
-"""What the losses share: scaled similarities, positives, and the checks of their arguments."""
+"""What the losses share: similarities, positives, the program of losses that are a sum over pairs, checks."""
 
 from __future__ import annotations
 
 import jax
+from jax import lax
 import jax.numpy as jnp
 
+from siglax.losses import ring
 
-def logits(zimg_nd, ztxt_md, scale) -> jax.Array:
-  """scale·zimg·ztxtᵀ [n, m]; products of any dtype are summed in float32."""
-  return scale * jnp.matmul(zimg_nd, ztxt_md.T, preferred_element_type=jnp.float32)
+
+def matmul(a, b, contract) -> jax.Array:
+  """a·b over one dimension of each, in float32; float32 operands are not rounded on any device."""
+  precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+  return lax.dot_general(a, b, (contract, ((), ())), precision=precision, preferred_element_type=jnp.float32)
+
+
+def similarity(zimg_nd, ztxt_md) -> jax.Array:
+  """zimg·ztxtᵀ [n, m]."""
+  return matmul(zimg_nd, ztxt_md, ((1,), (1,)))
 
 
 def positives(labels_B, B: int) -> jax.Array:
   """Which pairs match, [B, B]: the diagonal or, with labels, those of equal labels (UniCL, arXiv 2204.03610)."""
   return jnp.eye(B, dtype=bool) if labels_B is None else labels_B[:, None] == labels_B[None, :]
+
+
+def dense_mean(losses_BB, weights_B):
+  """(1/Σw) Σ_ij w_i w_j l_ij."""
+  if weights_B is None:
+    return jnp.sum(losses_BB) / losses_BB.shape[0]
+  return jnp.einsum("i,ij,j->", weights_B, losses_BB, weights_B) / jnp.sum(weights_B)
+
+
+def examples(z_bd, weights_b, labels_b) -> dict:
+  """One side of the pairs, as a transport carries it."""
+  return {"z": z_bd, "w": weights_b, "label": labels_b}
+
+
+def matches(row, col) -> jax.Array:
+  """p [t, t] of two tiles."""
+  a, b = (row["index"], col["index"]) if row["label"] is None else (row["label"], col["label"])
+  return a[:, None] == b[None, :]
+
+
+def weigh(row, col, x_tt) -> jax.Array:
+  """w_i w_j x_ij; 0 where a weight is 0, whatever x is."""
+  for w_t, axis in ((row["w"], 1), (col["w"], 0)):
+    if w_t is not None:
+      w_tt = jnp.expand_dims(w_t, axis)
+      x_tt = jnp.where(w_tt > 0, w_tt * x_tt, 0)
+  return x_tt
+
+
+def total_weight(transport, zimg_bd, weights_b) -> jax.Array:
+  """Σw over all devices."""
+  if weights_b is None:
+    return jnp.float32(len(zimg_bd) * transport.size)
+  return transport.sum(jnp.sum(weights_b, dtype=jnp.float32))
+
+
+def pull_back(row, col, g_tt, dimg_td, dtxt_td):
+  """Adds the gradients of the embeddings of a tile, given dL/d(similarity) [t, t]."""
+  g_tt = g_tt.astype(row["z"].dtype)
+  return dimg_td + matmul(g_tt, col["z"], ((1,), (0,))), dtxt_td + matmul(g_tt, row["z"], ((0,), (0,)))
+
+
+def add(a, b):
+  """Merges states that are sums."""
+  return jax.tree.map(jnp.add, a, b)
+
+
+def pairwise(tile):
+  """The program of (1/Σw) Σ_ij w_i w_j l(x_ij, p_ij) with x = scale·zimg·ztxtᵀ + bias; tile(x, p) → l, dl/dx.
+
+  One trip. Sums of the loss and of dscale and dbias are kept by row, so that they stay exact over millions of columns.
+  """
+
+  def program(transport, zimg_bd, ztxt_bd, scalars, weights_b, labels_b, grad):
+    scale, bias = scalars
+    total = total_weight(transport, zimg_bd, weights_b)
+
+    def visit(row, col, row_state, col_state):
+      s_tt = similarity(row["z"], col["z"])
+      loss_tt, dx_tt = tile(scale * s_tt + bias, matches(row, col))
+      sums = [weigh(row, col, loss_tt)]
+      if not grad:
+        return {"sums": row_state["sums"] + jnp.sum(sums[0], axis=1)[:, None]}, {}
+      dx_tt = weigh(row, col, dx_tt)
+      sums = jnp.stack([jnp.sum(x, axis=1) for x in (sums[0], dx_tt * s_tt, dx_tt)], axis=1)
+      dimg_td, dtxt_td = pull_back(row, col, dx_tt * (scale / total), row_state["dimg"], col_state["dtxt"])
+      return {"sums": row_state["sums"] + sums, "dimg": dimg_td}, {"dtxt": dtxt_td}
+
+    zeros = lambda z: jnp.zeros(z.shape, jnp.float32)
+    b = len(zimg_bd)
+    row_state = {"sums": jnp.zeros((b, 3 if grad else 1), jnp.float32)} | ({"dimg": zeros(zimg_bd)} if grad else {})
+    col_state = {"dtxt": zeros(ztxt_bd)} if grad else {}
+    rows, cols = examples(zimg_bd, weights_b, labels_b), examples(ztxt_bd, weights_b, labels_b)
+    row_state, col_state = transport.around(visit, rows, cols, row_state, col_state, add)
+    sums = transport.sum(jnp.sum(row_state["sums"], axis=0)) / total
+    return sums[0], (row_state["dimg"], col_state["dtxt"], (sums[1], sums[2])) if grad else None
+
+  return program
 
 
 def check(zimg, ztxt, mesh, axis, impl, impls, tile, weights, labels):
@@ -24,9 +111,10 @@ def check(zimg, ztxt, mesh, axis, impl, impls, tile, weights, labels):
     raise ValueError(f"impl={impl!r} is unknown; known are {', '.join(impls)} (config.loss.impl)")
   if tile is not None and tile <= 0:
     raise ValueError(f"tile={tile} must be positive")
-  axes = (axis,) if isinstance(axis, str) else axis
-  if mesh is not None and not set(axes) <= set(mesh.axis_names):
+  if mesh is not None and not set(ring.axes(axis)) <= set(mesh.axis_names):
     raise ValueError(f"axis={axis!r} is not of the mesh, whose axes are {', '.join(mesh.axis_names)}")
+  if zimg.shape[0] % ring.axis_size(mesh, axis):
+    raise ValueError(f"a batch of {zimg.shape[0]} is not divisible by the {ring.axis_size(mesh, axis)} devices of axis={axis!r}")
   for name, x in (("weights", weights), ("labels", labels)):
     if x is not None and x.shape != zimg.shape[:1]:
       raise ValueError(f"{name} {x.shape} must have the shape {zimg.shape[:1]}, one for each example")
