@@ -210,7 +210,7 @@ def test_auto_takes_what_fits(B, D, want):
   assert losses.choose(B, 768, Devices, memory=16 * 2**30) == want
 
 
-@pytest.mark.parametrize("b, d, want", [(2048, 768, 512), (4096, 768, 512), (32768, 768, 1024), (100, 768, 128), (3000, 768, 512)])
+@pytest.mark.parametrize("b, d, want", [(2048, 768, 512), (4096, 768, 512), (32768, 768, 1024), (1024, 256, 256), (3000, 768, 512)])
 def test_default_tile_divides_where_it_can(b, d, want):
   assert losses.default_tile(b, d) == want
 

@@ -61,7 +61,7 @@ def focal_loss(
 ) -> jax.Array:
   """The sigmoid loss with each pair weighted by (1 − p)^gamma, p the probability of its right answer. Global view.
 
-  See the module for arguments and errors. Source: arXiv 2305.07011 (RO-ViT), section 3.2.
+  See the module for arguments and errors. Source: Lin et al., arXiv 1708.02002; for image-text pairs RO-ViT, arXiv 2305.07011, and MaMMUT, arXiv 2303.16839.
   """
   dense = functools.partial(focal.dense, gamma=gamma)
   return _loss(dense, pairs.pairwise(focal.tile(gamma)), zimg, ztxt, (scale, bias), mesh, axis, impl, tile, weights, labels)
@@ -111,11 +111,11 @@ def choose(B: int, d: int, mesh=None, axis="data", memory: int | None = None) ->
 
 
 def default_tile(b: int, d: int) -> int:
-  """Examples per tile: √(b·d/6), so that what a tile needs hides beside O(b·d), within 128 and 1024, in steps of 128.
+  """Examples per tile: √(b·d/6), so that what a tile needs hides beside O(b·d), within 256 and 1024, in steps of 128.
 
   The largest such number that divides b is taken where it is at least half of that, so that no work is done twice.
   """
-  most = min(max(int(math.sqrt(b * d / 6)) // 128 * 128, 128), 1024)
+  most = min(max(int(math.sqrt(b * d / 6)) // 128 * 128, 256), 1024)
   even = [t for t in range(most, most // 2 - 1, -128) if b % t == 0]
   return even[0] if even else most
 

@@ -1,4 +1,4 @@
-"""The focal contrastive loss (Lin et al., arXiv 1708.02002; for image-text pairs RO-ViT, arXiv 2305.07011): maths.
+"""The focal contrastive loss of MaMMUT (arXiv 2303.16839) and RO-ViT (arXiv 2305.07011): maths, no devices.
 
 The sigmoid loss with each pair weighted by (1 − p)^γ, p the probability given to the right answer: easy pairs, which
 are most of B², fade. One trip, 6·b·B·d FLOPs a device.
