@@ -56,7 +56,7 @@ def main():
   params = jax.eval_shape(model.init, jax.random.key(0))
   tx, schedule = optim.make(config, params, 1000, 10)
   abstract = state_lib.abstract(model, tx, mesh)
-  state = jax.jit(lambda key: state_lib.create(key, model, tx), out_shardings=jax.tree.map(lambda x: x.sharding, abstract))(
+  state = jax.jit(lambda key: state_lib.create(model.init(key), tx), out_shardings=jax.tree.map(lambda x: x.sharding, abstract))(
       jax.random.key(0)
   )
   rng, size = np.random.default_rng(0), config.image.size

@@ -89,6 +89,10 @@ class Checkpoints:
       raise ValueError(f"{wrong[0]} does not match its digest")
     return saved.state, saved.meta
 
+  def preempted(self, step: int) -> bool:
+    """Whether the processes have agreed to end at this step, after a SIGTERM to one of them; ask at every step."""
+    return self._manager.reached_preemption(step)
+
   def wait(self):
     """Returns when what was saved is on disk."""
     self._manager.wait_until_finished()

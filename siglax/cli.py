@@ -31,6 +31,7 @@ def _add_train(commands):
   )
   parser.add_argument("--config", required=True, help="config file, with arguments after a colon: configs/x.py:name=value")
   parser.add_argument("--workdir", required=True, help="run folder: config, checkpoints, metrics, curves")
+  _add_process_flags(parser)
   parser.set_defaults(run=_train)
 
 
@@ -43,7 +44,16 @@ def _add_evaluate(commands):
   )
   parser.add_argument("--from", dest="source", required=True, metavar="DIR", help="run folder")
   parser.add_argument("--out", help="file to write; DIR/eval.json by default")
+  _add_process_flags(parser)
   parser.set_defaults(run=_evaluate)
+
+
+def _add_process_flags(parser):
+  group = parser.add_argument_group("several processes", "each with its own devices; found by itself under srun and on TPU")
+  group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens, the same for all")
+  group.add_argument("--processes", type=int, metavar="N", help="number of processes")
+  group.add_argument("--process-id", type=int, metavar="I", help="of this one, from 0")
+  group.add_argument("--wait", type=int, default=300, metavar="SECONDS", help="for the others at the start (default: 300)")
 
 
 def _add_tokenizer(commands):
@@ -60,14 +70,14 @@ def _add_tokenizer(commands):
 
 
 def _train(arguments):
-  _setup()
+  _setup(arguments)
   from siglax import config, train
 
   train.train(config.load(arguments.config, arguments.overrides), arguments.workdir)
 
 
 def _evaluate(arguments):
-  _setup()
+  _setup(arguments)
   from siglax import evaluate
 
   evaluate.evaluate(arguments.source, arguments.overrides, arguments.out)
@@ -88,15 +98,19 @@ def _tokenizer(arguments):
   print(f"wrote {arguments.out}; use it with --config.text.tokenizer={arguments.out}")
 
 
-def _setup():
-  """Logging to stderr, and memory kept between steps."""
+def _setup(arguments):
+  """Logging to stderr, memory kept between steps, compiled programs kept between runs, other processes."""
   import logging
 
-  from siglax import mesh
+  from siglax import mesh, processes
 
   logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
-  logging.getLogger("siglax").setLevel(logging.INFO)
   mesh.keep_freed_memory()
+  mesh.keep_compiled_programs()
+  processes.start(arguments.coordinator, arguments.processes, arguments.process_id, arguments.wait)
+  import jax
+
+  logging.getLogger("siglax").setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
 
 
 def _overrides(rest: list[str]) -> dict[str, str]:

@@ -71,7 +71,10 @@ MINIMA = {
     "mesh.fsdp": 1,
 }
 # A run may be resumed with other values of these: they change its speed and its reports, not its losses.
-FREE_ON_RESUME = ("loader", "mesh", "eval", "checkpoint", "log", "loss.impl", "loss.tile", "loss.check_embeddings", "train.remat", "model.image.remat", "model.text.remat")
+FREE_ON_RESUME = (
+    "loader", "mesh", "eval", "checkpoint", "log", "profile", "loss.impl", "loss.tile", "loss.check_embeddings",
+    "train.remat", "train.microbatch", "model.image.remat", "model.text.remat",
+)
 
 
 def add_duration(group: ConfigDict, name: str, **unit):
@@ -133,6 +136,8 @@ def default() -> ConfigDict:
   c.train.remat = ConfigDict()  # what the backward pass recomputes, by tower: none | dots | full
   c.train.remat.image = "none"
   c.train.remat.text = "none"
+  c.train.microbatch = placeholder(int)  # examples a device embeds at a time, exact (siglax/step.py); None all at once
+  c.train.ema = placeholder(float)  # decay of an average of the parameters, which is evaluated and exported, e.g. 0.999
 
   c.model = ConfigDict()
   c.model.embed_dim = placeholder(int)  # width of the shared space; None takes the image tower's width
@@ -194,6 +199,7 @@ def default() -> ConfigDict:
   c.mesh.data = placeholder(object)  # devices that split the batch: a number or "rest", all that are left
   c.mesh.data = "rest"
   c.mesh.fsdp = 1  # devices that split batch, parameters and optimizer state
+  c.mesh.shard = ()  # (pattern, dimension or None) of parameters split otherwise than by their shape; first match wins
 
   c.eval = ConfigDict()
   add_duration(c.eval, "every")  # none set evaluates at the end only
@@ -211,6 +217,9 @@ def default() -> ConfigDict:
   add_duration(c.log, "every", steps=50)
   c.log.tensorboard = True  # write events next to metrics.jsonl
   c.log.wandb = placeholder(str)  # Weights & Biases project; needs pip install siglax[wandb]
+
+  c.profile = ConfigDict()
+  c.profile.steps = placeholder(str)  # "10:15" traces steps 10 to 15 into the run folder's profile/, for TensorBoard or Perfetto
   return c.lock()
 
 
@@ -297,11 +306,11 @@ def from_json(text: str) -> ConfigDict:
   return config
 
 
-def differences(there: ConfigDict, here: ConfigDict) -> list[str]:
+def differences(first: ConfigDict, second: ConfigDict, where="there", and_where="here") -> list[str]:
   """Fields that keep two configs from being the same run, each as "field is A there and B here"."""
-  a, b = (flatten(c.copy_and_resolve_references()) for c in (there, here))
+  a, b = (flatten(c.copy_and_resolve_references()) for c in (first, second))
   return [
-      f"{k} is {a.get(k)!r} there and {b.get(k)!r} here"
+      f"{k} is {a.get(k)!r} {where} and {b.get(k)!r} {and_where}"
       for k in sorted(a.keys() | b.keys())
       if a.get(k) != b.get(k) and not k.startswith(FREE_ON_RESUME)
   ]
@@ -369,6 +378,7 @@ def validate(config: ConfigDict, devices: int):
       raise ValueError(f"config.{field}={value} must be at least {least}")
   _validate_mesh(config, devices)
   _validate_towers(config)
+  _validate_train(config, devices)
   if not 0 < config.image.crop_min_area <= 1:
     raise ValueError(f"config.image.crop_min_area={config.image.crop_min_area} must lie in (0, 1]")
   if config.loss.scale_init <= 0:
@@ -402,6 +412,31 @@ def _validate_mesh(config, devices):
       raise ValueError(
           f'config.{field}={size} is not divisible by the {devices} devices on mesh axes "data" and "fsdp"; {use}'
       )
+
+
+def _validate_train(config, devices):
+  microbatch, size = config.train.microbatch, config.batch_size // devices
+  if microbatch is not None and (microbatch < 1 or size % microbatch):
+    near = [n for n in range(1, size + 1) if size % n == 0]
+    use = sorted({max((n for n in near if n <= microbatch), default=1), min((n for n in near if n >= microbatch), default=size)})
+    raise ValueError(
+        f"config.train.microbatch={microbatch} does not divide the {size} examples of a device (config.batch_size="
+        f"{config.batch_size} over {devices} devices); use {' or '.join(map(str, use))}"
+    )
+  if config.train.ema is not None and not 0 < config.train.ema < 1:
+    raise ValueError(f"config.train.ema={config.train.ema} must lie in (0, 1), or be None")
+  profile_steps(config)
+
+
+def profile_steps(config) -> tuple[int, int] | None:
+  """First and last step to trace, of config.profile.steps; ValueError for what is no such range."""
+  text = config.profile.steps
+  if text is None:
+    return None
+  first, _, last = text.partition(":")
+  if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+    raise ValueError(f'config.profile.steps={text!r} must be two steps, the first at least 1, such as "10:15"')
+  return int(first), int(last)
 
 
 def _validate_towers(config):

@@ -8,9 +8,15 @@ from __future__ import annotations
 
 import ctypes
 import glob
+import hashlib
+import os
+import pathlib
+import platform
+import re
 import sys
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import numpy as np
 
@@ -33,10 +39,43 @@ def keep_freed_memory():
     libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap keeps up to 2 GiB of free memory at its end
 
 
+def keep_compiled_programs():
+  """Keeps compiled programs in the user's cache folder, so that a run that resumes or repeats starts at once.
+
+  JAX_COMPILATION_CACHE_DIR names another folder. The default one is private and this kind of machine's own: XLA compiles
+  for the CPU at hand.
+  """
+  if jax.config.jax_compilation_cache_dir is None:
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "siglax"
+    machine = hashlib.sha256(f"{platform.machine()} {platform.processor()} {_cpu_flags()}".encode()).hexdigest()[:12]
+    folder = cache / f"xla-{machine}"
+    try:
+      folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+      return  # a home that cannot be written
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _cpu_flags() -> str:
+  file = pathlib.Path("/proc/cpuinfo")
+  lines = file.read_text().splitlines() if file.exists() else []
+  return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
 def make(data: int | str = "rest", fsdp: int = 1) -> jax.sharding.Mesh:
-  """The mesh of config.mesh over all devices; "rest" takes those that fsdp leaves."""
+  """The mesh of config.mesh over all devices; "rest" takes those that fsdp leaves.
+
+  jax lays neighbours on the mesh out as neighbours on the links. Between slices of several TPU pods the network is
+  slow, so they split "data" from the outside, and a ring over both axes leaves a slice once a round.
+  """
   data = jax.device_count() // fsdp if data == "rest" else data
-  return jax.make_mesh((data, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+  slices = len({getattr(device, "slice_index", 0) for device in jax.devices()})
+  if slices == 1:
+    return jax.make_mesh((data, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+  if data % slices:
+    raise ValueError(f"config.mesh.data={data} is not divisible by the {slices} slices; choose config.mesh.fsdp so that it is")
+  devices = mesh_utils.create_hybrid_device_mesh((data // slices, fsdp), (slices, 1), jax.devices())
+  return jax.sharding.Mesh(devices, BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
@@ -48,32 +87,63 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
   return NamedSharding(mesh, P())
 
 
-def state_shardings(mesh: jax.sharding.Mesh, state):
+def state_shardings(mesh: jax.sharding.Mesh, state, rules=()):
   """One rule over the whole train state: a large leaf is split over "fsdp" in its largest divisible dimension.
 
   state: arrays or jax.ShapeDtypeStruct. The first dimension of a leaf stacked over layers is not split while
   another one divides, so that the scan over layers slices locally.
+  rules: config.mesh.shard, pairs (pattern, dimension to split, or None to replicate); the first that matches the whole
+  path of a parameter decides for it, its moments and its average. ValueError where that dimension does not divide.
   """
   size = mesh.shape["fsdp"]
 
-  def rule(path, leaf):
-    if size == 1 or leaf.size <= FSDP_MIN_ELEMENTS:
-      return NamedSharding(mesh, P())
+  def dimension(path, leaf):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    for i, (pattern, dim) in enumerate(rules):
+      if re.search(f"(^|/)(?:{pattern})$", name):
+        if dim is None or leaf.ndim > dim and leaf.shape[dim] % size == 0:
+          return dim
+        if leaf.ndim > 1:  # what an optimizer keeps of a row or a column follows the shape rule
+          raise ValueError(
+              f"config.mesh.shard.{i}: dimension {dim} of {name} {leaf.shape} is not divisible by config.mesh.fsdp={size}"
+          )
+    if leaf.size <= FSDP_MIN_ELEMENTS:
+      return None
     stacked = any(getattr(k, "key", None) == "blocks" for k in path) and leaf.ndim > 2
     dims = [i for i in range(leaf.ndim) if leaf.shape[i] % size == 0 and not (stacked and i == 0)]
-    if not dims:
-      return NamedSharding(mesh, P())
-    largest = max(dims, key=lambda i: leaf.shape[i])
-    return NamedSharding(mesh, P(*("fsdp" if i == largest else None for i in range(leaf.ndim))))
+    return max(dims, key=lambda i: leaf.shape[i]) if dims else None
 
-  return jax.tree_util.tree_map_with_path(rule, state)
+  def sharding(path, leaf):
+    split = None if size == 1 else dimension(path, leaf)
+    return NamedSharding(mesh, P() if split is None else P(*("fsdp" if i == split else None for i in range(leaf.ndim))))
+
+  return jax.tree_util.tree_map_with_path(sharding, state)
 
 
-def abstract(mesh: jax.sharding.Mesh, shapes):
+def abstract(mesh: jax.sharding.Mesh, shapes, rules=()):
   """Shapes (of jax.eval_shape) with the shardings of `state_shardings`: what a checkpoint is restored into."""
   return jax.tree.map(
-      lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, state_shardings(mesh, shapes)
+      lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, state_shardings(mesh, shapes, rules)
   )
+
+
+def constrain(tree, shardings):
+  """Keeps traced arrays in these shardings."""
+  return jax.tree.map(jax.lax.with_sharding_constraint, tree, shardings)
+
+
+def split_rows(mesh: jax.sharding.Mesh, x: jax.Array, chunks: int) -> jax.Array:
+  """[B, …] → [chunks, B / chunks, …], each chunk with rows of every device, so that none moves. Global view."""
+  B, rest = x.shape[0], x.shape[1:]
+  x = x.reshape(mesh.size, chunks, B // mesh.size // chunks, *rest).swapaxes(0, 1).reshape(chunks, B // chunks, *rest)
+  return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(None, BATCH_AXES)))
+
+
+def join_rows(mesh: jax.sharding.Mesh, x: jax.Array) -> jax.Array:
+  """What `split_rows` split, in its first order."""
+  chunks, size, *rest = x.shape
+  x = x.reshape(chunks, mesh.size, size // mesh.size, *rest).swapaxes(0, 1).reshape(chunks * size, *rest)
+  return jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:

@@ -3,7 +3,7 @@
 A run folder's metrics.jsonl has one JSON object a line, with non-decreasing "step". A training line carries step,
 examples, loss, scale, bias, logit_pos, logit_neg, grad_norm, lr, examples_per_sec, examples_per_sec_per_device, mfu
 (absent where the device's peak is unknown), data_wait and step_time (seconds); an evaluation line carries step,
-examples and eval/<name>/<metric>. A value that is not finite is null.
+examples and eval/<name>/<metric>; the last line of a start carries goodput/<phase>, shares of its wall time. A value that is not finite is null.
 """
 
 from __future__ import annotations
@@ -148,7 +148,8 @@ class PlainProgress:
     self._total, self._batch_size = total_steps, batch_size
 
   def write(self, record):
-    print(self._line(record), file=sys.stderr, flush=True)
+    if not any(k.startswith("goodput/") for k in record):  # for the summary
+      print(self._line(record), file=sys.stderr, flush=True)
 
   def _line(self, record) -> str:
     """Step, loss, examples/s and time left of a training record; the metrics of an evaluation."""
@@ -183,6 +184,8 @@ class TerminalProgress(PlainProgress):
     self._progress.start()
 
   def write(self, record):
+    if any(k.startswith("goodput/") for k in record):
+      return
     if any(k.startswith("eval/") for k in record):
       self._progress.console.print(self._line(record), markup=False, highlight=False)
     else:
@@ -226,6 +229,9 @@ def summary(folder: str | os.PathLike, seconds: float) -> list[tuple[str, str]]:
     rows.append(("examples/s (median)", f"{statistics.median(rates):,.4g}"))
   if train:
     rows.append(("final loss", f"{train[-1]['loss']:.4f}"))
+  shares = {k: v for r in records for k, v in r.items() if k.startswith("goodput/")}
+  if shares:
+    rows.append(("goodput", "  ".join(f"{k.removeprefix('goodput/')} {v:.1%}" for k, v in shares.items())))
   last = {k: v for r in records for k, v in r.items() if k.startswith("eval/")}
   rows += [(k, "not finite" if v is None else f"{v:.4f}") for k, v in last.items()]
   return [*rows, ("files", str(folder))]
@@ -288,7 +294,7 @@ def _number(value) -> int | float:
 
 def _grouped(record) -> dict:
   """Names for dashboards: train/loss next to eval/<name>/<metric>."""
-  return {k if k.startswith("eval/") else f"train/{k}": v for k, v in record.items() if k != "step"}
+  return {k if k.startswith(("eval/", "goodput/")) else f"train/{k}": v for k, v in record.items() if k != "step"}
 
 
 def _parse(line: bytes) -> dict | None:

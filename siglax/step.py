@@ -1,6 +1,12 @@
 """One update: embed → loss → gradient → optimizer. Global view; jit it once.
 
 The batch is {"image": uint8 [B, H, W, 3], "tokens": int32 [B, L], "label": int32 [B], "weight": float32 [B]}.
+
+The loss needs the embeddings of the whole batch, the towers need activations of no more than they work on. So a step
+with config.train.microbatch embeds in chunks and keeps nothing but the embeddings, takes the loss and its gradients
+with respect to them, and embeds each chunk again to pull its part back into the parameters (GradCache: Gao et al.,
+arXiv 2101.06983; BASIC: Pham et al., arXiv 2111.10050). Same loss and same gradients as in one piece, for a third more
+tower FLOPs. Adding up the gradients of smaller batches would be another loss: with fewer negatives.
 """
 
 from __future__ import annotations
@@ -15,31 +21,19 @@ from siglax.losses import statistics
 from siglax.models import scale_and_bias
 from siglax.state import TrainState
 
+TOWERS = ("image", "text")
+
 
 def make(config, model, tx, schedule, mesh, frozen):
   """The update (state, batch) → (state, metrics), to be jitted; metrics are float32 scalars on the device.
 
   config: the resolved config. frozen: bools like params; no gradient is computed for what is frozen.
   """
-  loss_fn = losses.make(config.loss, mesh, mesh_lib.BATCH_AXES)
-  dropout = config.model.image.dropout > 0 or config.model.text.dropout > 0
-  scale_max = config.loss.scale_max
-
-  def objective(trainable, fixed, batch, key):
-    params = _merge(trainable, fixed)
-    image_key, text_key = (None, None) if key is None else jax.random.split(key)
-    zimg = model.embed_image(params, batch["image"], image_key)
-    ztxt = model.embed_text(params, batch["tokens"], text_key)
-    scale, bias = scale_and_bias(params)
-    labels = batch["label"] if config.loss.positives == "label" else None
-    loss = loss_fn(zimg, ztxt, scale, bias, weights=batch["weight"], labels=labels)
-    return loss, _statistics(config, mesh, zimg, ztxt, scale, bias, batch["weight"], labels)
+  value_and_grad = make_value_and_grad(config, model, mesh, frozen)
+  scale_max, decay = config.loss.scale_max, config.train.ema
 
   def step(state: TrainState, batch) -> tuple[TrainState, dict]:
-    # The key is a function of the step, so that a resumed run drops the same activations.
-    key = jax.random.fold_in(jax.random.key(config.seed), state.step) if dropout else None
-    trainable, fixed = _split(state.params, frozen)
-    (loss, values), grads = jax.value_and_grad(objective, has_aux=True)(trainable, fixed, batch, key)
+    (loss, values), grads = value_and_grad(state.params, batch, state.step)
     scale, bias = scale_and_bias(state.params)
     metrics = {
         "loss": loss, "scale": scale, "bias": bias, **values,
@@ -50,9 +44,67 @@ def make(config, model, tx, schedule, mesh, frozen):
     params = optax.apply_updates(state.params, updates)
     if scale_max is not None:
       params["log_scale"] = jnp.minimum(params["log_scale"], jnp.log(scale_max))
-    return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+    ema = None if decay is None else jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state.ema, params)
+    return TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
 
   return step
+
+
+def make_value_and_grad(config, model, mesh, frozen):
+  """(params, batch, step) → ((loss, statistics), gradients like params with None where frozen); see the module."""
+  loss_fn = losses.make(config.loss, mesh, mesh_lib.BATCH_AXES)
+  dropout = config.model.image.dropout > 0 or config.model.text.dropout > 0
+  microbatch = config.train.microbatch
+  chunks = 1 if microbatch is None else config.batch_size // mesh.size // microbatch
+  shardings = mesh_lib.state_shardings(mesh, jax.eval_shape(model.init, jax.random.key(0)), config.mesh.shard)
+
+  def embed(trainable, fixed, examples):
+    towers = _merge(trainable, fixed)
+    zimg = model.embed_image(towers, examples["image"], examples.get("image_key"))
+    return zimg, model.embed_text(towers, examples["tokens"], examples.get("text_key"))
+
+  def objective(zimg, ztxt, logit_params, batch):
+    scale, bias = scale_and_bias(logit_params)
+    labels = batch["label"] if config.loss.positives == "label" else None
+    loss = loss_fn(zimg, ztxt, scale, bias, weights=batch["weight"], labels=labels)
+    return loss, _statistics(config, mesh, zimg, ztxt, scale, bias, batch["weight"], labels)
+
+  def in_chunks(trainable, fixed, examples):
+    """The embeddings, and what pulls their gradients back into `trainable`; nothing is kept but the examples."""
+    examples = jax.tree.map(lambda x: mesh_lib.split_rows(mesh, x, chunks), examples)
+    z = jax.lax.map(lambda chunk: embed(trainable, fixed, chunk), examples)
+    like, _ = _split(_part(shardings, TOWERS), _part(frozen, TOWERS))
+
+    def pull_back(dz):
+
+      def add_chunk(grads, chunk):
+        examples, dz = chunk
+        _, pull_back = jax.vjp(lambda trainable: embed(trainable, fixed, examples), trainable)
+        grads = jax.tree.map(jnp.add, grads, *pull_back(dz))
+        return mesh_lib.constrain(grads, like), None
+
+      zeros = mesh_lib.constrain(jax.tree.map(jnp.zeros_like, trainable), like)
+      dz = jax.tree.map(lambda x: mesh_lib.split_rows(mesh, x, chunks), dz)
+      grads, _ = jax.lax.scan(add_chunk, zeros, (examples, dz))
+      return grads,
+
+    return jax.tree.map(lambda x: mesh_lib.join_rows(mesh, x), z), pull_back
+
+  def value_and_grad(params, batch, step):
+    logit_params = {k: v for k, v in params.items() if k not in TOWERS}
+    trainable, fixed = _split(_part(params, TOWERS), _part(frozen, TOWERS))
+    examples = _part(batch, ("image", "tokens"))
+    if dropout:
+      examples |= _dropout_keys(config.seed, step, config.batch_size)
+    if chunks == 1:
+      z, pull_back = jax.vjp(lambda trainable: embed(trainable, fixed, examples), trainable)
+    else:
+      z, pull_back = in_chunks(trainable, fixed, examples)
+    value, (*dz, dlogit_params) = jax.value_and_grad(objective, (0, 1, 2), has_aux=True)(*z, logit_params, batch)
+    grads, = pull_back(tuple(dz))
+    return value, grads | {k: None if frozen[k] else g for k, g in dlogit_params.items()}
+
+  return value_and_grad
 
 
 def jit(step, abstract_state: TrainState, mesh):
@@ -75,6 +127,18 @@ def _statistics(config, mesh, zimg, ztxt, scale, bias, weights, labels) -> dict:
   if config.loss.check_embeddings:
     values |= {f"norm_error_{tower}": statistics.norm_error(z) for tower, z in (("image", zimg), ("text", ztxt))}
   return values
+
+
+def _dropout_keys(seed, step, batch_size) -> dict:
+  """A key for each example and tower: a function of seed, step and place in the batch, so of nothing that resuming,
+  chunks or the number of devices change."""
+  keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), step))
+  of_examples = jax.vmap(jax.random.fold_in, (None, 0))
+  return {f"{tower}_key": of_examples(key, jnp.arange(batch_size)) for tower, key in zip(TOWERS, keys)}
+
+
+def _part(tree: dict, names) -> dict:
+  return {name: tree[name] for name in names}
 
 
 def _split(params, frozen):

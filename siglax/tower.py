@@ -157,16 +157,21 @@ def text_processor(config, folder=None) -> text_lib.TextProcessor:
   )
 
 
-def read_params(folder, model, mesh) -> dict:
-  """Parameters of the newest good checkpoint of a run folder, sharded over the mesh. ValueError when there is none."""
+def read_params(folder, model, mesh, rules=()) -> dict:
+  """Parameters of the newest good checkpoint of a run folder, sharded over the mesh: their average, if the run kept one.
+
+  rules: config.mesh.shard. ValueError when there is no good checkpoint.
+  """
+  missing = f"{folder} has no checkpoint; let siglax train save one"
   if not (pathlib.Path(folder) / checkpoint.FOLDER).is_dir():
-    raise ValueError(f"{folder} has no checkpoint; let siglax train save one")
-  abstract = mesh_lib.abstract(mesh, {"params": jax.eval_shape(model.init, jax.random.key(0))})
+    raise ValueError(missing)
+  name = "params" if read_config(folder).train.ema is None else "ema"
+  abstract = mesh_lib.abstract(mesh, {name: jax.eval_shape(model.init, jax.random.key(0))}, rules)
   checkpoints = checkpoint.Checkpoints(folder)
   try:
     restored = checkpoints.restore(abstract)
   finally:
     checkpoints.close()
   if restored is None:
-    raise ValueError(f"{folder} has no checkpoint; let siglax train save one")
-  return restored[0]["params"]
+    raise ValueError(missing)
+  return restored[0][name]

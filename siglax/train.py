@@ -6,7 +6,6 @@ waits for the host.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import pathlib
@@ -22,11 +21,13 @@ from siglax import curves
 from siglax import data as data_lib
 from siglax import evals
 from siglax import flops
+from siglax import goodput as goodput_lib
 from siglax import losses
 from siglax import mesh as mesh_lib
 from siglax import metrics as metrics_lib
 from siglax import models
 from siglax import optim
+from siglax import processes
 from siglax import state as state_lib
 from siglax import step as step_lib
 from siglax import tower
@@ -59,7 +60,9 @@ class Run:
         config, params, self.total_steps, durations["optim.warmup"] or 0, durations["optim.cooldown"] or 0
     )
     self.frozen = optim.frozen_mask(config, params)
-    self.abstract_state = state_lib.abstract(self.model, self.tx, self.mesh)
+    self.abstract_state = state_lib.abstract(
+        self.model, self.tx, self.mesh, config.train.ema is not None, config.mesh.shard
+    )
     self.embedder = tower.Embedder(
         self.model, None, text, self.mesh, batch_size=config.eval.batch_size, threads=config.loader.threads
     )
@@ -75,11 +78,12 @@ class Run:
   def initial_state(self) -> state_lib.TrainState:
     """A fresh state, made in its shards; parameters of config.model.init_from replace the random ones."""
     shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
-    create = jax.jit(lambda key: state_lib.create(key, self.model, self.tx), out_shardings=shardings)
-    state = create(jax.random.key(self.config.seed))
+    create = lambda params: state_lib.create(params, self.tx, self.config.train.ema is not None)
     if self.config.model.init_from is None:
-      return state
-    return state.replace(params=tower.read_params(self.config.model.init_from, self.model, self.mesh))
+      fresh = jax.jit(lambda key: create(self.model.init(key)), out_shardings=shardings)
+      return fresh(jax.random.key(self.config.seed))
+    params = tower.read_params(self.config.model.init_from, self.model, self.mesh, self.config.mesh.shard)
+    return jax.jit(create, out_shardings=shardings, donate_argnums=0)(params)
 
   def batches(self, start_step: int):
     return data_lib.train_batches(
@@ -128,10 +132,12 @@ class Run:
 def train(config, workdir) -> dict[str, float]:
   """Trains `config` in the run folder `workdir`, or resumes there; returns the metrics of the last evaluation.
 
-  SIGINT and SIGTERM save and return. Raises ValueError in one line for what is wrong with the config, the data or the
-  folder, and FloatingPointError when the loss is not finite.
+  SIGINT and SIGTERM, to any of the processes, save and return. Raises ValueError in one line for what is wrong with the
+  config, the data or the folder, and FloatingPointError when the loss is not finite.
   """
+  goodput = goodput_lib.Goodput()
   run = Run(config, workdir)
+  processes.check_same_config(run.config)
   run.write_files()
   checkpoints = checkpoint.Checkpoints(workdir, run.config.checkpoint)
   restored = checkpoints.restore(run.abstract_state)
@@ -139,6 +145,7 @@ def train(config, workdir) -> dict[str, float]:
   start = step = 0 if restored is None else restored[1]["step"]
   _announce(run, start)
   batches = run.batches(start)
+  profiler = Profiler(run, start)
   stop = StopSignals()
   evaluated, evaluated_at, saved = {}, None, start
   update = step_lib.jit(step_lib.make(run.config, run.model, run.tx, run.schedule, run.mesh, run.frozen), run.abstract_state, run.mesh)
@@ -151,35 +158,49 @@ def train(config, workdir) -> dict[str, float]:
       saved = step
 
   with metrics_lib.RunMetrics(workdir, run.config, total_steps=run.total_steps, step=start) as writer, jax.set_mesh(run.mesh), stop:
-    log = Log(run, writer, start, checkpoints)
+    log = Log(run, writer, start, checkpoints, goodput)
+    goodput.enter("step")
     try:
       while True:
         if step > start and run.config.eval.tasks and run.due("eval", step):
           log.flush()
-          evaluated, evaluated_at = run.evaluate(state.params), step
+          with goodput.during("evaluation"):
+            evaluated, evaluated_at = run.evaluate(state.evaluated), step
           writer.write(step, evaluated)
           log.pause()
-        if step == run.total_steps or stop.requested or run.due("checkpoint", step):
-          save()
+        stopping = stop.requested if jax.process_count() == 1 else checkpoints.preempted(step)
+        if step == run.total_steps or stopping or run.due("checkpoint", step):
+          with goodput.during("checkpoint"):
+            save()
           log.pause()
-        if step == run.total_steps or stop.requested:
+        if step == run.total_steps or stopping:
           break
-        with log.waiting():
+        with goodput.during("data_wait"):
           batch = next(batches)
-        with jax.transfer_guard("disallow"):
-          state, metrics = update(state, mesh_lib.to_global(run.mesh, batch))
+        batch = mesh_lib.to_global(run.mesh, batch)  # travels while the device works on the step before
+        profiler.before(step + 1)
+        with jax.transfer_guard("disallow"), goodput.during("step" if step > start else "compile"):
+          state, metrics = update(state, batch)
+          if step == start:
+            jax.block_until_ready(metrics)
         step += 1
+        profiler.after(step, metrics)
         log.push(step, metrics)
-      checkpoints.wait()
+      with goodput.during("checkpoint"):
+        checkpoints.wait()
     finally:
+      profiler.close()
       batches.close()
       checkpoints.close()
+    if step > start:
+      writer.write(step, goodput.shares())
     if step == run.total_steps:
       writer.print_summary()
-  if step < run.total_steps:
-    print(f"stopped by {stop.requested} at step {step}, saved; the same command resumes there", flush=True)
-  elif jax.process_index() == 0:
-    print(f"curves: {curves.plot(workdir)}", flush=True)
+  if jax.process_index() == 0:
+    if step < run.total_steps:
+      print(f"stopped by {stop.requested or 'SIGTERM'} at step {step}, saved; the same command resumes there", flush=True)
+    else:
+      print(f"curves: {curves.plot(workdir)}", flush=True)
   return evaluated
 
 
@@ -191,19 +212,12 @@ class Log:
   the devices could do in that time.
   """
 
-  def __init__(self, run, writer, start, checkpoints):
-    self._run, self._writer, self._checkpoints = run, writer, checkpoints
+  def __init__(self, run, writer, start, checkpoints, goodput):
+    self._run, self._writer, self._checkpoints, self._goodput = run, writer, checkpoints, goodput
     self._pending = None
     self._first = start + 1
     self._flops = None
     self.pause()
-
-  @contextlib.contextmanager
-  def waiting(self):
-    """Counts the time of a with block as waiting for data."""
-    start = time.perf_counter()
-    yield
-    self._wait += time.perf_counter() - start
 
   def push(self, step, metrics):
     """Takes the metrics of the step just dispatched, and reads those of the one before."""
@@ -216,7 +230,7 @@ class Log:
 
   def pause(self):
     """Leaves the time since the last record out: it went into an evaluation or a save."""
-    self._wait, self._steps = 0.0, 0
+    self._wait_before, self._steps = self._goodput.seconds("data_wait"), 0
     self._since, self._cpu_since = time.perf_counter(), time.thread_time()
 
   def _read(self):
@@ -256,7 +270,7 @@ class Log:
     speed = {
         "examples_per_sec": rate,
         "examples_per_sec_per_device": rate / jax.device_count(),
-        "data_wait": self._wait / seconds,
+        "data_wait": (self._goodput.seconds("data_wait") - self._wait_before) / seconds,
         "step_time": step_time,
         "host_time": (time.thread_time() - self._cpu_since) / self._steps,
     }
@@ -271,16 +285,47 @@ class Log:
     return self._flops
 
 
+class Profiler:
+  """Traces the steps of config.profile.steps into the run folder's profile/, on process 0."""
+
+  def __init__(self, run: Run, start: int):
+    steps = config_lib.profile_steps(run.config) if jax.process_index() == 0 else None
+    # A run that resumes inside of the window traces what is left of it.
+    self._first, self._last = (max(steps[0], start + 1), steps[1]) if steps else (None, None)
+    self._folder, self._running = str(run.workdir / "profile"), False
+
+  def before(self, step: int):
+    """Of the step about to be dispatched."""
+    if step == self._first and step <= self._last:
+      jax.profiler.start_trace(self._folder)
+      self._running = True
+
+  def after(self, step: int, metrics):
+    """Of the step just dispatched."""
+    if self._running and step == self._last:
+      jax.block_until_ready(metrics)
+      self.close()
+
+  def close(self):
+    if self._running:
+      self._running = False
+      jax.profiler.stop_trace()
+      logger.info("profile: %s", self._folder)
+
+
 class StopSignals:
-  """Turns SIGINT and SIGTERM into `requested`, the signal's name; a second one ends the process at once."""
+  """Turns SIGINT and SIGTERM into `requested`, the signal's name; a second one ends the process at once.
+
+  Among several processes jax itself waits for SIGTERM, and `Checkpoints.preempted` tells all of them at which step to end.
+  """
 
   def __init__(self):
     self.requested = ""
-    self._previous = {}
 
   def __enter__(self):
-    for sig in (signal.SIGINT, signal.SIGTERM):
-      self._previous[sig] = signal.signal(sig, self._handle)
+    single = jax.process_count() == 1
+    handlers = {signal.SIGINT: self._handle, signal.SIGTERM: self._handle} if single else {signal.SIGINT: processes.interrupt_all}
+    self._previous = {sig: signal.signal(sig, handler) for sig, handler in handlers.items()}
     return self
 
   def __exit__(self, *error):

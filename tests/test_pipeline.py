@@ -114,8 +114,8 @@ def test_threads_do_not_change_the_batches(threads, buffer):
 
 
 def together(parts):
-  """The batch of one process from the batches of several: row r of process p is row r · processes + p."""
-  return {name: np.concatenate(list(zip(*(part[name] for part in parts)))) for name in parts[0]}
+  """The batch of one process from the blocks of several."""
+  return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 @pytest.mark.parametrize("processes", [2, 4, 8])

@@ -25,6 +25,25 @@ def batch(n=16, seed=0):
   }
 
 
+def gradients(mesh, n=64, **fields):
+  """Loss and gradients of one batch with dropout, FLOPs of all of it, and of the towers forward."""
+  c = tiny.get_config()
+  c.batch_size = n
+  for field, value in {"model.image.dropout": 0.3, "model.text.dropout": 0.2, **fields}.items():
+    config_lib.override(c, field, str(value))
+  config_lib.validate(c, mesh.size)
+  c = config_lib.resolve(c, TextProcessor())
+  model = models.build(c.model)
+  params = jax.jit(model.init)(jax.random.key(0))
+  frozen = optim.frozen_mask(c, params)
+  function = step_lib.make_value_and_grad(c, model, mesh, frozen)
+  examples = mesh_lib.to_global(mesh, batch(n))
+  with jax.set_mesh(mesh):
+    (loss, _), grads = jax.jit(function)(jax.device_put(params, mesh_lib.replicated(mesh)), examples, jnp.int32(3))
+  forward = flops.count(model.embed_image, params, examples["image"]) + flops.count(model.embed_text, params, examples["tokens"])
+  return float(loss), jax.device_get(grads), flops.count(function, params, examples, jnp.int32(3)), forward
+
+
 def updates(mesh, count=2, **fields):
   c = tiny.get_config()
   for field, value in fields.items():
@@ -35,7 +54,7 @@ def updates(mesh, count=2, **fields):
   tx, schedule = optim.make(c, params, 12)
   abstract = state_lib.abstract(model, tx, mesh)
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
-  state = first = jax.jit(lambda key: state_lib.create(key, model, tx), out_shardings=shardings)(jax.random.key(0))
+  state = first = jax.jit(lambda key: state_lib.create(model.init(key), tx), out_shardings=shardings)(jax.random.key(0))
   first, history = jax.device_get(first.params), []
   with jax.set_mesh(mesh):
     update = step_lib.jit(step_lib.make(c, model, tx, schedule, mesh, optim.frozen_mask(c, params)), abstract, mesh)
@@ -70,6 +89,26 @@ def test_ring_and_dense_train_alike_on_eight_devices(name):
   ]
   assert curves[0][-1] != curves[0][0]
   np.testing.assert_allclose(*curves, rtol=1e-4)
+
+
+@pytest.mark.parametrize("devices, microbatch, fields", [
+    (1, 8, {"loss.name": "softmax"}), (8, 4, {"loss.name": "softmax", "loss.impl": "ring"}), (8, 1, {}),
+    (8, 2, {"optim.lr_multipliers": "(('text/.*', None), ('.*', 1.0))"}),
+])
+def test_a_micro_batched_step_is_the_full_step(devices, microbatch, fields):
+  mesh = one_device() if devices == 1 else mesh_lib.make(2, 4)
+  loss, grads, whole, forward = gradients(one_device(), **fields)  # in one piece, on one device
+  chunked_loss, chunked, work, _ = gradients(mesh, **fields, **{"train.microbatch": microbatch})
+  np.testing.assert_allclose(chunked_loss, loss, rtol=1e-5)
+  assert jax.tree.structure(chunked) == jax.tree.structure(grads)
+  largest = max(np.abs(g).max() for g in jax.tree.leaves(grads))
+  for (path, g), x in zip(jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(chunked)):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    # The bias of the keys moves no attention weight: all of its gradient is rounding.
+    size = largest if name.endswith("key/bias") else np.abs(g).max()
+    assert np.abs(x - g).max() <= 1e-5 * size, name
+  if devices == 1:  # on more, the ring is counted per device
+    assert work == whole + forward  # so 4/3 of the towers', which are three times their forward pass
 
 
 def test_a_frozen_tower_stays_and_the_scale_keeps_under_its_cap():

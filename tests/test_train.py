@@ -42,7 +42,7 @@ def losses(workdir):
 
 
 def evaluations(workdir):
-  return [{k: v for k, v in r.items() if k == "step" or k.startswith("eval/")} for r in records(workdir) if "loss" not in r]
+  return [{k: v for k, v in r.items() if k == "step" or k.startswith("eval/")} for r in records(workdir) if any(k.startswith("eval/") for k in r)]
 
 
 def stop_at(workdir, step, number):

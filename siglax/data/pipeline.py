@@ -3,8 +3,8 @@
 Element k of the run is fixed by the config alone: which source it comes from (`Mix`), which example (the source's
 shuffle, anew each epoch), and its random numbers (a generator seeded by the seed, the source and k). So the batches
 are the same, bit for bit, for any number of threads, workers and processes, and after any resume. A step's state is
-its number: step s holds elements s·batch_size to (s + 1)·batch_size. Row r of process p of P is row r·P + p of the
-batch of a single process.
+its number: step s holds elements s·batch_size to (s + 1)·batch_size. Process p of P has the p-th of P equal blocks of them,
+as its devices have of the global batch.
 """
 
 from __future__ import annotations
@@ -233,6 +233,24 @@ class Mix(grain.transforms.DatasetSelectionMap):
       k, after, rest = left, left_after, rest - share
 
 
+class Blocks(grain.transforms.DatasetSelectionMap):
+  """A mix whose element s·B + r·P + p is element s·B + p·B/P + r of another.
+
+  grain gives process p of P every P-th element from p on; of this one, those are its block of each batch of B.
+  """
+
+  def __init__(self, mix: Mix, batch_size: int, processes: int):
+    self._mix, self._batch_size, self._processes = mix, batch_size, processes
+
+  def __len__(self) -> int:
+    return len(self._mix)
+
+  def __getitem__(self, k: int) -> tuple[int, int]:
+    step, place = divmod(k, self._batch_size)
+    row, process = divmod(place, self._processes)
+    return self._mix[step * self._batch_size + process * (self._batch_size // self._processes) + row]
+
+
 def mix_shares(weights: list[float]) -> list[int]:
   """Whole numbers in the exact proportion of the weights as they are written in decimals: 0.3, 2 → 3, 20."""
   exact = [fractions.Fraction(str(weight)) for weight in weights]
@@ -304,7 +322,7 @@ def _elements(config, loads, process_index, process_count):
   if loader.workers and not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags, which only absl.app parses
   return iter(grain.experimental.ElasticIterator(
-      grain.MapDataset.select_from_datasets(parts, Mix(shares)),
+      grain.MapDataset.select_from_datasets(parts, Blocks(Mix(shares), config.batch_size, process_count)),
       config.batch_size,
       grain.sharding.ShardOptions(process_index, process_count),
       # A thread makes a whole batch, so a smaller buffer would idle threads.

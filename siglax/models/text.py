@@ -24,14 +24,14 @@ class TextTransformer(nnx.Module):
       self.pool = transformer.MapHead(shape, dtype, rngs)
     self.head = nnx.Linear(width, embed_dim, dtype=dtype, rngs=rngs)
 
-  def encode(self, tokens, key=None):
+  def encode(self, tokens, keys=None):
     """All positions after the last norm, [n, l, d]."""
     x = jnp.take(self.embedding[...], tokens, axis=0).astype(self.dtype)
     x = x + self.pos_embedding[...].astype(x.dtype)
-    return self.norm(self.encoder(x, key, causal=self.config.causal)).astype(self.dtype)
+    return self.norm(self.encoder(x, keys, causal=self.config.causal)).astype(self.dtype)
 
-  def __call__(self, tokens, key=None):
-    x = self.encode(tokens, key)
+  def __call__(self, tokens, keys=None):
+    x = self.encode(tokens, keys)
     # argmax finds the first end of sentence; a text without one ends at position 0 of argmax, so use the last.
     is_eos = tokens == self.config.eos_id
     end = jnp.where(is_eos.any(axis=1), is_eos.argmax(axis=1), tokens.shape[1] - 1)

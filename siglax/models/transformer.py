@@ -60,12 +60,20 @@ def layer_norm(width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
   return nnx.LayerNorm(width, epsilon=EPSILON, dtype=jnp.float32, rngs=rngs)
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-  """Zeroes a share of the activations and scales the rest up; a key of None keeps all."""
-  if key is None or not rate:
+def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
+  """Zeroes a share of the activations and scales the rest up; keys of None keep all.
+
+  keys: [n], one for each example, so that what is dropped does not depend on which examples are computed together.
+  """
+  if keys is None or not rate:
     return x
-  keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+  keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
   return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+def fold_in(keys: jax.Array | None, number: int | jax.Array) -> jax.Array | None:
+  """Another key for each example, by a number."""
+  return None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 
 
 class Mlp(nnx.Module):
@@ -110,13 +118,12 @@ class Block(nnx.Module):
     self.norm2 = layer_norm(shape.width, rngs)
     self.mlp = Mlp(shape.width, shape.mlp_dim, dtype, rngs)
 
-  def __call__(self, x, key, *, causal: bool, rate: float):
-    keys = (None, None) if key is None else jax.random.split(key)
+  def __call__(self, x, keys, *, causal: bool, rate: float):
     x = mesh_lib.constrain_batch(x)
     y = self.norm1(x).astype(x.dtype)
-    x = x + dropout(self.attention(y, y, causal), rate, keys[0])
+    x = x + dropout(self.attention(y, y, causal), rate, fold_in(keys, 0))
     y = self.norm2(x).astype(x.dtype)
-    return x + dropout(self.mlp(y), rate, keys[1])
+    return x + dropout(self.mlp(y), rate, fold_in(keys, 1))
 
 
 class Encoder(nnx.Module):
@@ -131,20 +138,19 @@ class Encoder(nnx.Module):
     else:
       self.blocks = nnx.List([Block(shape, dtype, rngs) for _ in range(shape.depth)])
 
-  def __call__(self, x, key=None, *, causal: bool = False):
-    keys = None if key is None or not self.rate else jax.random.split(key, self.depth)
+  def __call__(self, x, keys=None, *, causal: bool = False):
     graphdef, _ = nnx.split(self.blocks if self.scan else self.blocks[0])
 
     def block(x, layer):
-      params, key = layer
-      return nnx.merge(graphdef, params)(x, key, causal=causal, rate=self.rate), None
+      params, depth = layer
+      return nnx.merge(graphdef, params)(x, fold_in(keys, depth), causal=causal, rate=self.rate), None
 
     if self.remat != "none":
       block = jax.checkpoint(block, policy=REMAT[self.remat], prevent_cse=not self.scan)
     if self.scan:
-      return jax.lax.scan(block, x, (nnx.state(self.blocks), keys))[0]
+      return jax.lax.scan(block, x, (nnx.state(self.blocks), jnp.arange(self.depth)))[0]
     for i, layer in enumerate(self.blocks):
-      x, _ = block(x, (nnx.state(layer), None if keys is None else keys[i]))
+      x, _ = block(x, (nnx.state(layer), i))
     return x
 
 

@@ -58,13 +58,13 @@ class TwoTowers:
     mean, std = (jnp.asarray(x, jnp.float32) for x in (self.config.image.mean, self.config.image.std))
     return (images.astype(jnp.float32) / 255 - mean) / std
 
-  def embed_image(self, params: dict, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
-    """images [N, H, W, 3], uint8 or normalised float → unit rows [N, d] in float32. A key turns dropout on."""
-    return transformer.unit(self._tower(params, "image")(self.normalize(images), key))
+  def embed_image(self, params: dict, images: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+    """images [N, H, W, 3], uint8 or normalised float → unit rows [N, d] in float32. Random keys [N] turn dropout on."""
+    return transformer.unit(self._tower(params, "image")(self.normalize(images), keys))
 
-  def embed_text(self, params: dict, tokens: jax.Array, key: jax.Array | None = None) -> jax.Array:
-    """tokens int32 [N, L] → unit rows [N, d] in float32. A key turns dropout on."""
-    return transformer.unit(self._tower(params, "text")(tokens, key))
+  def embed_text(self, params: dict, tokens: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+    """tokens int32 [N, L] → unit rows [N, d] in float32. Random keys [N] turn dropout on."""
+    return transformer.unit(self._tower(params, "text")(tokens, keys))
 
   def image_tokens(self, params: dict, images: jax.Array) -> jax.Array:
     """images [N, H, W, 3] → patch tokens [N, patches, width] of the last layer, before pooling."""

@@ -84,7 +84,7 @@ class VisionTransformer(nnx.Module):
     fixed = sincos_2d(rows, columns, width)
     return np.concatenate([np.zeros((1, width), np.float32), fixed]) if self.config.pool == "cls" else fixed
 
-  def encode(self, images, key=None):
+  def encode(self, images, keys=None):
     """All positions after the last norm, [n, positions, d]; the class token, where there is one, comes first."""
     x = self.stem(images.astype(self.dtype))
     n, rows, columns, width = x.shape
@@ -93,15 +93,15 @@ class VisionTransformer(nnx.Module):
       cls = jnp.broadcast_to(self.cls[...], (n, 1, width)).astype(x.dtype)
       x = jnp.concatenate([cls, x], axis=1)
     x = x + jnp.asarray(self._positions(rows, columns, width), x.dtype)
-    return self.norm(self.encoder(x, key)).astype(self.dtype)
+    return self.norm(self.encoder(x, keys)).astype(self.dtype)
 
   def tokens(self, images):
     """Patch tokens [n, patches, d] of the last layer, before pooling."""
     x = self.encode(images)
     return x[:, 1:] if self.config.pool == "cls" else x
 
-  def __call__(self, images, key=None):
-    x = self.encode(images, key)
+  def __call__(self, images, keys=None):
+    x = self.encode(images, keys)
     if self.config.pool == "map":
       x = self.pool(x)
     elif self.config.pool == "cls":
