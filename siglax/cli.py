@@ -1,8 +1,10 @@
-"""The command line: `siglax train | evaluate | tokenizer`; `--help` on each."""
+"""The command line: `siglax train | evaluate | tokenizer | plan`; `--help` on each."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
 
 
@@ -10,7 +12,7 @@ def main(arguments: list[str] | None = None) -> int:
   """Runs one command; a wrong input prints one line and returns 1."""
   parser = argparse.ArgumentParser(prog="siglax", description="Contrastive image-text training (SigLIP, CLIP) in JAX.")
   commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-  for add in (_add_train, _add_evaluate, _add_tokenizer):
+  for add in (_add_train, _add_evaluate, _add_tokenizer, _add_plan):
     add(commands)
   known, rest = parser.parse_known_args(arguments)
   try:
@@ -69,6 +71,21 @@ def _add_tokenizer(commands):
   parser.set_defaults(run=_tokenizer)
 
 
+def _add_plan(commands):
+  parser = commands.add_parser(
+      "plan", help="memory, FLOPs, traffic and the fastest step of a config, without its devices",
+      description="Compiles the training step for N virtual CPU devices, allocates nothing, and tells what it needs and "
+      "how fast it can be on known chips (docs/plan.md).",
+      epilog="Fields: --config.mesh.fsdp=16 --config.train.remat.image=full",
+  )
+  parser.add_argument("--config", required=True, help="config file, with arguments after a colon: configs/x.py:name=value")
+  parser.add_argument("--devices", required=True, type=int, metavar="N", help="devices over all processes")
+  parser.add_argument("--batch", type=int, metavar="B", help="config.batch_size, over all devices")
+  parser.add_argument("--chips", help="names, separated by commas; all that are known by default")
+  parser.add_argument("--json", action="store_true", help="print one JSON object")
+  parser.set_defaults(run=_plan)
+
+
 def _train(arguments):
   _setup(arguments)
   from siglax import config, train
@@ -96,6 +113,23 @@ def _tokenizer(arguments):
       lowercase=not arguments.keep_case, strip_punctuation=not arguments.keep_punctuation,
   )
   print(f"wrote {arguments.out}; use it with --config.text.tokenizer={arguments.out}")
+
+
+def _plan(arguments):
+  # Before jax is imported: the plan's devices, whatever this machine has.
+  os.environ["JAX_PLATFORMS"] = "cpu"
+  os.environ["JAX_NUM_CPU_DEVICES"] = str(arguments.devices)
+  from siglax import config as config_lib
+  from siglax import plan
+
+  batch = {} if arguments.batch is None else {"batch_size": str(arguments.batch)}
+  config = config_lib.load(arguments.config, arguments.overrides | batch)
+  chips = {"chips": arguments.chips.split(",")} if arguments.chips else {}
+  report = plan.plan(config, arguments.devices, **chips)
+  if arguments.json:
+    print(json.dumps(report))
+  else:
+    plan.show(report, f"siglax plan {arguments.config}")
 
 
 def _setup(arguments):

@@ -263,7 +263,8 @@ def override(config: ConfigDict, field: str, text: str):
       set_duration(config, name, **{field.rpartition("_")[2]: _parse(text)})
       return
   old = get(config, field, default=None)
-  _set(config, field, text if isinstance(old, str) and text != "None" else _parse(text))
+  is_text = isinstance(old, str) and text != "None" and field != "mesh.data"  # that is "rest" or a number
+  _set(config, field, text if is_text else _parse(text))
 
 
 def get(config: ConfigDict, field: str, **default) -> Any:

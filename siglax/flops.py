@@ -15,14 +15,19 @@ def count(function, *args) -> int:
 
   Global view, except inside shard_map, whose body is per device. A while loop of unknown length counts once.
   """
-  return _count(jax.make_jaxpr(function)(*args).jaxpr)
+  return _count(jax.make_jaxpr(function)(*args).jaxpr, whole_mesh=False)
 
 
-def _count(jaxpr) -> int:
-  return sum(_equation(eqn) for eqn in jaxpr.eqns)
+def count_all_devices(jaxpr) -> int:
+  """The same of a jaxpr, with the body of shard_map times the devices of its mesh: all of it in global view."""
+  return _count(jaxpr, whole_mesh=True)
 
 
-def _equation(eqn) -> int:
+def _count(jaxpr, whole_mesh) -> int:
+  return sum(_equation(eqn, whole_mesh) for eqn in jaxpr.eqns)
+
+
+def _equation(eqn, whole_mesh) -> int:
   name = eqn.primitive.name
   if name == "dot_general":
     (contract, _), _ = eqn.params["dimension_numbers"]
@@ -33,6 +38,9 @@ def _equation(eqn) -> int:
     out_features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
     return 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) // out_features
   if name == "cond":
-    return max(_count(branch.jaxpr) for branch in eqn.params["branches"])
-  inner = sum(_count(getattr(p, "jaxpr", p)) for p in eqn.params.values() if hasattr(getattr(p, "jaxpr", p), "eqns"))
+    return max(_count(branch.jaxpr, whole_mesh) for branch in eqn.params["branches"])
+  bodies = [getattr(p, "jaxpr", p) for p in eqn.params.values()]
+  inner = sum(_count(body, whole_mesh) for body in bodies if hasattr(body, "eqns"))
+  if name == "shard_map" and whole_mesh:
+    return inner * eqn.params["mesh"].size
   return inner * eqn.params["length"] if name == "scan" else inner

@@ -13,7 +13,6 @@ import json
 import math
 import os
 import pathlib
-import re
 import secrets
 import statistics
 import sys
@@ -21,6 +20,8 @@ import time
 
 import jax
 from ml_collections import ConfigDict
+
+from siglax import chips
 
 FILE = "metrics.jsonl"
 # Seconds after which TensorBoard's events reach the disk: what kill -9 may lose there.
@@ -250,42 +251,10 @@ def print_table(title: str, rows):
   console.Console().print(grid)
 
 
-# Peak dense bf16 FLOP/s by jax.Device.device_kind, first match; a JAX device of TPU v2, v3 and 7x is half a chip.
-# V100 and T4 have no bf16: their fp16 tensor cores. Datasheets with 2:4 sparsity are halved. Sources:
-# cloud.google.com/tpu/docs/{v2,v3,v4,v5e,v5p,v6e,tpu7x}; nvidia.com datasheets of the V100, T4, A10, A40, A100, L4,
-# L40, L40S, H100, H200 and GH200; NVIDIA Blackwell datasheet (HGX B200, GB200).
-_PEAK_TFLOPS = (
-    (r"TPU v2", 22.5),
-    (r"TPU v3", 61.5),
-    (r"TPU v4 lite", 138),
-    (r"TPU v4", 275),
-    (r"TPU v5 ?(lite|e)", 197),
-    (r"TPU v5p?$", 459),
-    (r"TPU v6 ?(lite|e)", 918),
-    (r"TPU ?7x", 1153.5),
-    (r"\bGB200\b", 2500),
-    (r"\bB200\b", 2250),
-    (r"\bH[12]00 NVL\b", 835.5),
-    (r"\bH100 PCIe\b", 756.5),
-    (r"\bG?H[128]00\b", 989.5),
-    (r"\bA[18]00\b", 312),
-    (r"\bA40\b", 149.7),
-    (r"\bA10\b", 125),
-    (r"\bL40S\b", 362),
-    (r"\bL40\b", 181),
-    (r"\bL4\b", 121),
-    (r"\bV100S\b", 130),
-    (r"\bV100-PCIE\b", 112),
-    (r"\bV100\b", 125),
-    (r"\bT4\b", 65),
-)
-
-
 def peak_flops(device: jax.Device) -> float | None:
   """Peak dense bf16 FLOP/s of one JAX device; None where it is not known, as on CPUs and slices of a GPU."""
-  if device.platform == "cpu" or "MIG" in device.device_kind:
-    return None
-  return next((peak * 1e12 for pattern, peak in _PEAK_TFLOPS if re.search(pattern, device.device_kind)), None)
+  chip = None if device.platform == "cpu" else chips.find(device.device_kind)
+  return chip and chip.flops
 
 
 def _number(value) -> int | float:

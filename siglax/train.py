@@ -25,11 +25,9 @@ from siglax import goodput as goodput_lib
 from siglax import losses
 from siglax import mesh as mesh_lib
 from siglax import metrics as metrics_lib
-from siglax import models
-from siglax import optim
 from siglax import processes
+from siglax import program
 from siglax import state as state_lib
-from siglax import step as step_lib
 from siglax import tower
 
 logger = logging.getLogger("siglax")
@@ -37,32 +35,17 @@ logger = logging.getLogger("siglax")
 NORM_TOLERANCE = 0.01  # of unit embeddings; bfloat16 has 8 bits
 
 
-class Run:
+class Run(program.Program):
   """Everything a run needs, made of its config before anything compiles; see `train`."""
 
   def __init__(self, config, workdir):
     config_lib.validate(config, jax.device_count())
     text = tower.text_processor(config)
-    self.config = config = config_lib.resolve(config, text)
+    config = config_lib.resolve(config, text)
     self.text = text
     self.workdir = pathlib.Path(workdir)
     self.sources = data_lib.open_data(config)
-    examples = data_lib.num_examples(self.sources)
-    durations = {name: config_lib.duration_steps(config, name, examples) for name in config_lib.DURATIONS}
-    self.total_steps = durations["total"]
-    if not self.total_steps:
-      raise ValueError(f"the total of config comes to 0 steps of config.batch_size={config.batch_size}; raise it")
-    self.every = {name: durations[f"{name}.every"] for name in ("log", "eval", "checkpoint")}
-    self.mesh = mesh_lib.make(config.mesh.data, config.mesh.fsdp)
-    self.model = models.build(config.model)
-    params = jax.eval_shape(self.model.init, jax.random.key(0))
-    self.tx, self.schedule = optim.make(
-        config, params, self.total_steps, durations["optim.warmup"] or 0, durations["optim.cooldown"] or 0
-    )
-    self.frozen = optim.frozen_mask(config, params)
-    self.abstract_state = state_lib.abstract(
-        self.model, self.tx, self.mesh, config.train.ema is not None, config.mesh.shard
-    )
+    super().__init__(config, data_lib.num_examples(self.sources))
     self.embedder = tower.Embedder(
         self.model, None, text, self.mesh, batch_size=config.eval.batch_size, threads=config.loader.threads
     )
@@ -148,7 +131,7 @@ def train(config, workdir) -> dict[str, float]:
   profiler = Profiler(run, start)
   stop = StopSignals()
   evaluated, evaluated_at, saved = {}, None, start
-  update = step_lib.jit(step_lib.make(run.config, run.model, run.tx, run.schedule, run.mesh, run.frozen), run.abstract_state, run.mesh)
+  update = run.update()
 
   def save():
     nonlocal saved
