@@ -17,9 +17,9 @@ import numpy as np
 
 from siglax import config as config_lib
 from siglax import mesh as mesh_lib
-from siglax import models, optim
+from siglax import program
 from siglax import state as state_lib
-from siglax import step as step_lib
+from siglax import tower
 from siglax import train
 
 
@@ -37,51 +37,54 @@ def big_vision_shape():
   return c
 
 
-def main():
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--config", help="config file; the default is the shape big_vision was measured at")
-  parser.add_argument("--repeat", type=int, default=20)
-  arguments, rest = parser.parse_known_args()
-  mesh_lib.keep_freed_memory()
-  config = config_lib.load(arguments.config) if arguments.config else big_vision_shape()
-  for word in rest:
-    field, _, value = word.removeprefix("--config.").partition("=")
-    config_lib.override(config, field, value)
+def prepare(config):
+  """(program, compiled update, state, batch on the device) of a config; the batch is random."""
   if config.model.text.vocab_size is None:
-    from siglax import tower
-
     config = config_lib.resolve(config, tower.text_processor(config))
-  mesh = mesh_lib.make(config.mesh.data, config.mesh.fsdp)
-  model = models.build(config.model)
-  params = jax.eval_shape(model.init, jax.random.key(0))
-  tx, schedule = optim.make(config, params, 1000, 10)
-  abstract = state_lib.abstract(model, tx, mesh)
-  state = jax.jit(lambda key: state_lib.create(model.init(key), tx), out_shardings=jax.tree.map(lambda x: x.sharding, abstract))(
-      jax.random.key(0)
-  )
+  made = program.Program(config, epoch_examples=1)
+  create = lambda key: state_lib.create(made.model.init(key), made.tx, config.train.ema is not None)
+  state = jax.jit(create, out_shardings=jax.tree.map(lambda x: x.sharding, made.abstract_state))(jax.random.key(0))
   rng, size = np.random.default_rng(0), config.image.size
   rows = mesh_lib.process_rows(config.batch_size)
-  batch = mesh_lib.to_global(mesh, {
+  batch = mesh_lib.to_global(made.mesh, {
       "image": rng.integers(0, 256, (rows, size, size, 3), np.uint8),
       "tokens": rng.integers(0, config.model.text.vocab_size, (rows, config.text.length), np.int32),
       "label": np.arange(rows, dtype=np.int32),
       "weight": np.ones(rows, np.float32),
   })
-  update = step_lib.make(config, model, tx, schedule, mesh, optim.frozen_mask(config, params))
-  with jax.set_mesh(mesh):
-    compiled = step_lib.jit(update, abstract, mesh).lower(abstract, batch).compile()
-    times = []
-    for _ in range(arguments.repeat + 1):
-      start = time.perf_counter()
-      state, metrics = jax.block_until_ready(compiled(state, batch))
-      times.append(time.perf_counter() - start)
+  with jax.set_mesh(made.mesh):
+    return made, made.update().lower(made.abstract_state, batch).compile(), state, batch
+
+
+def parse(parser, default):
+  """(arguments, config with its --config.a.b=value) of the command line; default() makes the config of none."""
+  arguments, rest = parser.parse_known_args()
+  config = config_lib.load(arguments.config) if arguments.config else default()
+  for word in rest:
+    field, _, value = word.removeprefix("--config.").partition("=")
+    config_lib.override(config, field, value)
+  return arguments, config
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--config", help="config file; the default is the shape big_vision was measured at")
+  parser.add_argument("--repeat", type=int, default=20)
+  arguments, config = parse(parser, big_vision_shape)
+  mesh_lib.keep_freed_memory()
+  made, compiled, state, batch = prepare(config)
+  times = []
+  for _ in range(arguments.repeat + 1):
+    start = time.perf_counter()
+    state, metrics = jax.block_until_ready(compiled(state, batch))
+    times.append(time.perf_counter() - start)
   print(json.dumps({
       "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
       "batch_size": config.batch_size,
-      "parameters": sum(x.size for x in jax.tree.leaves(params)),
+      "parameters": sum(x.size for x in jax.tree.leaves(made.abstract_state.params)),
       "seconds_per_step": round(statistics.median(times[1:]), 4),
       "spread": [round(min(times[1:]), 4), round(max(times[1:]), 4)],
-      "model_gflops_per_step": round(train.model_flops(config, model) / 1e9, 1),
+      "model_gflops_per_step": round(train.model_flops(made.config, made.model) / 1e9, 1),
       "temp_mib": round(compiled.memory_analysis().temp_size_in_bytes / 2**20, 1),
       "loss": round(float(metrics["loss"]), 4),
   }))

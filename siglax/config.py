@@ -379,7 +379,7 @@ def validate(config: ConfigDict, devices: int):
       raise ValueError(f"config.{field}={value} must be at least {least}")
   _validate_mesh(config, devices)
   _validate_towers(config)
-  _validate_train(config, devices)
+  validate_train(config, devices)
   if not 0 < config.image.crop_min_area <= 1:
     raise ValueError(f"config.image.crop_min_area={config.image.crop_min_area} must lie in (0, 1]")
   if config.loss.scale_init <= 0:
@@ -415,7 +415,8 @@ def _validate_mesh(config, devices):
       )
 
 
-def _validate_train(config, devices):
+def validate_train(config, devices):
+  """Checks config.train and config.profile; a part of `validate`."""
   microbatch, size = config.train.microbatch, config.batch_size // devices
   if microbatch is not None and (microbatch < 1 or size % microbatch):
     near = [n for n in range(1, size + 1) if size % n == 0]

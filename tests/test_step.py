@@ -69,6 +69,23 @@ def one_device():
   return jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), mesh_lib.BATCH_AXES)
 
 
+def test_micro_batched_memory_does_not_grow_with_the_batch():
+  temp = {}
+  for n in (64, 512):
+    c = tiny.get_config()
+    c.batch_size, c.train.microbatch, c.loss.impl = n, 16, "ring"
+    c = config_lib.resolve(c, TextProcessor())
+    model, mesh = models.build(c.model), one_device()
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    function = step_lib.make_value_and_grad(c, model, mesh, optim.frozen_mask(c, params))
+    with jax.set_mesh(mesh):
+      compiled = jax.jit(function).lower(params, batch(n), jnp.int32(0)).compile()
+    temp[n] = compiled.memory_analysis().temp_size_in_bytes
+  embeddings = 4 * 512 * 16 * 4  # both towers' and their gradients
+  tile = 256 * 256 * 4 * 4  # at this width a tile is more than the embeddings
+  assert temp[512] <= 1.2 * temp[64] + embeddings + tile
+
+
 @pytest.mark.parametrize("fields", [{}, {"loss.impl": "ring", "train.microbatch": 1, "train.ema": 0.5}])
 def test_eight_devices_with_sharded_parameters_train_as_one(monkeypatch, fields):
   monkeypatch.setattr(mesh_lib, "FSDP_MIN_ELEMENTS", 100)
