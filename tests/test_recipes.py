@@ -10,6 +10,7 @@ import pytest
 from siglax import cli
 from siglax import config as config_lib
 from siglax import models
+from siglax import train
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 
@@ -72,7 +73,10 @@ def test_every_config_file_is_tested():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_config_is_valid_on_its_devices(name):
-  config_lib.validate(load(name), RECIPES[name][0])
+  config = load(name)
+  config_lib.validate(config, RECIPES[name][0])
+  warmup, total = (config_lib.duration_steps(config, k, epoch_examples=400_000_000) for k in ("optim.warmup", "total"))
+  assert warmup <= total / 10
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -80,14 +84,14 @@ def test_parameter_counts_are_the_published(name):
   config = load(name)
   config.model.text.eos_id = 1
   params = jax.eval_shape(models.build(config.model).init, jax.random.key(0))
-  if config.model.bias_init is None:
-    assert config.loss.name == "softmax"
   assert sum(x.size for x in jax.tree.leaves(params)) == RECIPES[name][1]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_smoke_is_valid_here(name):
-  config_lib.validate(load(name, ":smoke=True"), jax.device_count())
+def test_smoke_makes_a_run(name, tmp_path):
+  """Everything but compilation: data, tokenizer, towers, and an optimizer whose patterns match these parameters."""
+  run = train.Run(load(name, ":smoke=True"), tmp_path)
+  assert run.total_steps == 4 and any(jax.tree.leaves(run.frozen)) == (name == "lit_b16")
 
 
 def test_arguments_reach_the_config():
@@ -98,9 +102,8 @@ def test_arguments_reach_the_config():
   assert load("lit_b16", ":init=runs/x").model.init_from == "runs/x"
 
 
-@pytest.mark.parametrize("name", ["siglip_b16", "clip_b32"])
-def test_smoke_trains(name, tmp_path):
-  assert cli.main(["train", "--config", f"{CONFIGS / name}.py:smoke=True", "--workdir", str(tmp_path)]) == 0
+def test_smoke_trains(tmp_path):
+  assert cli.main(["train", "--config", f"{CONFIGS / 'siglip_b16'}.py:smoke=True", "--workdir", str(tmp_path)]) == 0
   lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
   assert np.isfinite([line["loss"] for line in lines if "loss" in line]).all()
