@@ -1,0 +1,23 @@
+"""SigLiT B/16: the text tower learns to read a frozen image tower, taken from a run that has one.
+
+    siglax train --config configs/lit_b16.py:init=runs/siglip_b16,train=PATH,tokenizer=FILE.model --workdir runs/lit_b16
+
+Sources: Zhai et al. (LiT), arXiv 2111.07991; with the sigmoid loss arXiv 2303.15343, section 4.1; freezing and a warmup
+of 3% as in big_vision's configs/proj/image_text/siglip_lit_coco.py. All of the run's parameters are taken: its text
+tower goes on from there. Frozen parameters have no gradient, no optimizer state and no weight decay.
+"""
+
+from siglax import config as config_lib
+from siglax import recipes
+
+
+def get_config(
+    init: str = "runs/siglip_b16", train: str = "train-*.parquet", tokenizer: str = "tokenizer.model", zero_shot: str = "",
+    examples: int = 900_000_000, smoke: bool = False,
+):
+  c = recipes.siglip(train, tokenizer, zero_shot, examples)
+  c.model.init_from = init
+  c.optim.lr_multipliers = (("image/.*", None), (".*", 1.0))
+  c.optim.name = "adamw"
+  config_lib.set_duration(c, "optim.warmup", examples=examples * 3 // 100)
+  return recipes.shrink(c) if smoke else c

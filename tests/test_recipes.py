@@ -1,0 +1,109 @@
+"""Every config in configs/ is valid on its devices and as large as published; its smoke=True trains."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from siglax import cli
+from siglax import config as config_lib
+from siglax import models
+from siglax import train
+
+CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+
+
+def block(width, mlp_dim):
+  """Parameters of one transformer block: four projections, two layers of the MLP, two norms."""
+  return 4 * (width * width + width) + 2 * width * mlp_dim + mlp_dim + width + 4 * width
+
+
+def siglip_image(width, depth, mlp_dim, patch, patches):
+  """big_vision's ViT with a MAP head: patch embedding, positions, blocks, norm; probe, attention, norm, MLP."""
+  pooling = width + block(width, mlp_dim) - 2 * width
+  return 3 * patch**2 * width + width + patches * width + depth * block(width, mlp_dim) + 2 * width + pooling
+
+
+def siglip_text(width, depth, mlp_dim, vocab, length, embed_dim):
+  """big_vision's text tower: embedding, positions, blocks, norm, projection with a bias."""
+  return vocab * width + length * width + depth * block(width, mlp_dim) + 2 * width + width * embed_dim + embed_dim
+
+
+def openai_clip(patch, patches):
+  """OpenAI's published ViT-B CLIP: 151,277,313 (B/32), 149,620,737 (B/16)."""
+  image = 3 * patch**2 * 768 + 768 + (patches + 1) * 768 + 2 * 768 + 12 * block(768, 3072) + 2 * 768 + 768 * 512
+  text = 49_408 * 512 + 77 * 512 + 12 * block(512, 2048) + 2 * 512 + 512 * 512
+  return image + text + 1
+
+
+# Ours has no norm before the first block, but biases on the patch embedding and on both projections.
+CLIP_DIFFERENCE = -2 * 768 + 768 + 512 + 512
+SIGLIP_B = siglip_image(768, 12, 3072, 16, 256) + siglip_text(768, 12, 3072, 32_000, 64, 768) + 2
+# Devices to validate on, and parameters by the published layouts with scale and bias; None where nothing is published.
+RECIPES = {
+    "quickstart": (1, None),
+    "cifar10_captions": (1, None),
+    "siglip_b16": (32, SIGLIP_B),
+    "siglip_b16_one_gpu": (1, SIGLIP_B),
+    "lit_b16": (32, SIGLIP_B),
+    "siglip_l16": (64, siglip_image(1024, 24, 4096, 16, 256) + siglip_text(1024, 24, 4096, 32_000, 64, 1024) + 2),
+    "siglip_so400m": (128, siglip_image(1152, 27, 4304, 14, 256) + siglip_text(1152, 27, 4304, 32_000, 16, 1152) + 2),
+    "siglip_g_opt": (256, siglip_image(1536, 40, 6144, 16, 256) + siglip_text(1152, 27, 4304, 256_000, 64, 1536) + 2),
+    "clip_b32": (32, openai_clip(32, 49) + CLIP_DIFFERENCE),
+    "clip_b16": (32, openai_clip(16, 196) + CLIP_DIFFERENCE),
+}
+PUBLISHED = [name for name, (_, count) in RECIPES.items() if count]
+
+
+def load(name, arguments=""):
+  return config_lib.load(f"{CONFIGS / name}.py{arguments}")
+
+
+def test_the_formulas_give_the_published_counts():
+  assert openai_clip(32, 49) == 151_277_313 and openai_clip(16, 196) == 149_620_737
+  assert round(SIGLIP_B / 1e6, 1) == 203.2
+  assert [round(RECIPES[f"siglip_{name}"][1] / 1e6) for name in ("l16", "so400m", "g_opt")] == [652, 877, 1871]
+
+
+def test_every_config_file_is_tested():
+  assert sorted(RECIPES) == sorted(path.stem for path in CONFIGS.glob("*.py"))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_config_is_valid_on_its_devices(name):
+  config = load(name)
+  config_lib.validate(config, RECIPES[name][0])
+  warmup, total = (config_lib.duration_steps(config, k, epoch_examples=400_000_000) for k in ("optim.warmup", "total"))
+  assert warmup <= total / 10
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameter_counts_are_the_published(name):
+  config = load(name)
+  config.model.text.eos_id = 1
+  params = jax.eval_shape(models.build(config.model).init, jax.random.key(0))
+  assert sum(x.size for x in jax.tree.leaves(params)) == RECIPES[name][1]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_smoke_makes_a_run(name, tmp_path):
+  """Everything but compilation: data, tokenizer, towers, and an optimizer whose patterns match these parameters."""
+  run = train.Run(load(name, ":smoke=True"), tmp_path)
+  assert run.total_steps == 4 and any(jax.tree.leaves(run.frozen)) == (name == "lit_b16")
+
+
+def test_arguments_reach_the_config():
+  c = load("siglip_b16", ":train=a-*.parquet,tokenizer=b.model,zero_shot=c.parquet,examples=9_000_000_000")
+  assert c.data[0]["path"] == "a-*.parquet" and c.text.tokenizer == "b.model"
+  assert c.eval.tasks[0]["data"]["path"] == "c.parquet" and c.total_examples == 9_000_000_000
+  assert load("siglip_b16", ":examples=327_680_000").optim.warmup_steps == 1000
+  assert load("lit_b16", ":init=runs/x").model.init_from == "runs/x"
+
+
+def test_smoke_trains(tmp_path):
+  assert cli.main(["train", "--config", f"{CONFIGS / 'siglip_b16'}.py:smoke=True", "--workdir", str(tmp_path)]) == 0
+  lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+  assert np.isfinite([line["loss"] for line in lines if "loss" in line]).all()
