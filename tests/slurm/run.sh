@@ -71,8 +71,8 @@ until_true() {  # until_true SECONDS CONDITION COMPLAINT
 
 submit() {  # prints the job's number
   sbatch --parsable --nodes=1 --ntasks-per-node=2 --cpus-per-task=1 --time=20 --output="$dir/%j.out" launch/slurm.sbatch \
-    --config configs/siglip_b16.py:smoke=True --workdir "$workdir" \
-    --config.total_steps=1000 --config.checkpoint.every_steps=500 --config.log.every_steps=10
+    --config configs/quickstart.py:steps=300 --workdir "$workdir" \
+    --config.checkpoint.every_steps=150 --config.log.every_steps=10
 }
 
 state() {  # state JOB: such as "COMPLETED 0:0"
@@ -99,13 +99,13 @@ until_true 120 "ended $first" "the job told to stop has not ended"
 [[ $(state "$first") == "COMPLETED 0:0" ]] || failed "the job told to stop is $(state "$first")"
 grep -q "stopped by" "$dir/$first.out" || failed "the job told to stop does not say so"
 stopped=$(logged)
-((stopped >= 20 && stopped < 1000)) || failed "stopped at step $stopped"
+((stopped >= 20 && stopped < 300)) || failed "stopped at step $stopped"
 
 second=$(submit)
 until_true 600 "ended $second" "the resumed job has not ended"
 [[ $(state "$second") == "COMPLETED 0:0" ]] || failed "the resumed job is $(state "$second")"
 resumed=$(sed -n 's/.*resuming at step \([0-9]*\).*/\1/p' "$dir/$second.out" | head -n 1)
 ((resumed >= stopped)) || failed "resumed at step ${resumed:-0}, stopped after $stopped"
-[[ $(logged) == 1000 ]] || failed "the resumed job ended at step $(logged)"
+[[ $(logged) == 300 ]] || failed "the resumed job ended at step $(logged)"
 sed 's/.*"step": *\([0-9]*\).*/\1/' "$workdir/metrics.jsonl" | sort -nC || failed "steps of metrics.jsonl go back"
-echo "passed: stopped at step $resumed, resumed there, finished at 1000; logs in $dir"
+echo "passed: stopped at step $resumed, resumed there, finished at 300; logs in $dir"
