@@ -73,13 +73,15 @@ class Run:
     return step == self.total_steps or bool(every and step and step % every == 0)
 
   def initial_state(self) -> state_lib.TrainState:
-    """A fresh state, made in its shards; parameters of config.model.init_from replace the random ones."""
+    """A fresh state, made in its shards; parameters of config.model.init_from, read before anything compiles, replace the random ones."""
+    init_from = self.config.model.init_from
+    loaded = None if init_from is None else tower.initial_params(init_from, self.model, self.mesh)
     shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
     create = jax.jit(lambda key: state_lib.create(key, self.model, self.tx), out_shardings=shardings)
     state = create(jax.random.key(self.config.seed))
-    if self.config.model.init_from is None:
+    if loaded is None:
       return state
-    return state.replace(params=tower.read_params(self.config.model.init_from, self.model, self.mesh))
+    return state.replace(params={**state.params, **loaded})
 
   def batches(self, start_step: int):
     return data_lib.train_batches(
