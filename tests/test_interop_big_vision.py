@@ -167,10 +167,10 @@ def test_files_cut_short(tmp_path):
   whole = file.read_bytes()
   for length in (0, 100, len(whole) - 30):
     file.write_bytes(whole[:length])
-    with pytest.raises(ValueError, match="x.npz is no .npz file, or is cut short"):
+    with pytest.raises(ValueError, match="x.npz is no .npz file, or is damaged"):
       siglax.load(file)
   flipped = bytearray(whole)
   flipped[whole.index(bv["params/txt/Embed_0/embedding"].tobytes()) + 100] ^= 1
   file.write_bytes(flipped)
-  with pytest.raises(ValueError, match="x.npz: txt/Embed_0/embedding cannot be read, the file is damaged"):
+  with pytest.raises(ValueError, match="x.npz .*damaged: .*txt/Embed_0/embedding"):
     siglax.load(file)

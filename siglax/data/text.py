@@ -63,6 +63,15 @@ class TextProcessor:
       row[: len(ids) + 1] = [*ids, self.eos_id]
     return tokens
 
+  @property
+  def unk_id(self) -> int:
+    """The token of what the model has no piece for."""
+    return self._pieces.unk_id()
+
+  def piece(self, token: int) -> str:
+    """The string that a token stands for."""
+    return self._pieces.id_to_piece(token)
+
   def save(self, path):
     """Writes the sentencepiece model, which `tokenizer=path` reads back."""
     pathlib.Path(path).write_bytes(self._pieces.serialized_model_proto())

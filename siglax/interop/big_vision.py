@@ -131,3 +131,23 @@ def _shape(arrays, name, rank) -> tuple[int, ...]:
     found = "is missing" if shape is None else f"has the shape {list(shape)}; it must have {rank} dimensions"
     raise ValueError(f"{arrays.name}: {name} {found}")
   return shape
+
+
+# What two_towers.py with models.vit and text_transformer is; the .npz has no place for other values of these fields.
+NEEDS = {
+    "model.image.stem": ("patch",),
+    "model.image.patch_bias": (True,),
+    "model.image.position": ("learned",),
+    "model.image.pre_norm": (False,),
+    "model.image.pool": ("map", "mean"),
+    "model.image.activation": ("gelu_tanh",),
+    "model.image.norm_eps": (1e-6,),
+    "model.image.head": ("auto", "linear"),
+}
+TEXT_NEEDS = {
+    "model.text.pool": ("last", "map"),
+    "model.text.causal": (False,),
+    "model.text.activation": ("gelu_tanh",),
+    "model.text.norm_eps": (1e-6,),
+    "model.text.head": ("linear",),
+}

@@ -87,7 +87,7 @@ def _open(file: pathlib.Path):
   try:
     return safetensors.safe_open(file, framework="numpy")
   except (safetensors.SafetensorError, OSError) as e:
-    raise ValueError(f"{file} is no safetensors file, or is cut short: {_line(e)}") from None
+    raise ValueError(f"{file} is no safetensors file, or is damaged: {_line(e)}") from None
 
 
 class Npz(Arrays):
@@ -105,7 +105,7 @@ class Npz(Arrays):
         names = [m.removeprefix(self._prefix) for m in members if m.startswith(self._prefix)]
         self.shapes = {name: self._header(z, name) for name in names}
     except (zipfile.BadZipFile, OSError, EOFError, zlib.error) as e:
-      raise ValueError(f"{file} is no .npz file, or is cut short: {_line(e)}") from None
+      raise ValueError(f"{file} is no .npz file, or is damaged: {_line(e)}") from None
 
   def _header(self, z, name) -> tuple[int, ...]:
     with z.open(f"{self._prefix}{name}.npy") as member:

@@ -13,6 +13,7 @@ from siglax import models
 from siglax.interop import files
 from siglax.interop import layout
 from siglax.interop.layout import CONV, LEAD, Row, TRANSPOSED, linear, norm
+from siglax.models import transformer
 
 ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "quick_gelu": "quick_gelu"}
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
@@ -211,3 +212,72 @@ def _tokenization(config, folder, tokenizer):
   config.text.lowercase = bool(given.get("do_lower_case", True))
   config.text.strip_punctuation = first
   config.text.pad = "eos" if token("pad_token") == token("eos_token") else "pad"
+
+
+# What a SiglipModel is; other values of these fields have no place in its config.json.
+NEEDS = {
+    "image.fit": ("squash",),
+    "model.image.stem": ("patch",),
+    "model.image.patch_bias": (True,),
+    "model.image.position": ("learned",),
+    "model.image.pre_norm": (False,),
+    "model.image.pool": ("map",),
+}
+TEXT_NEEDS = {
+    "text.strip_punctuation": (True,),
+    "text.pad": ("eos",),
+    "model.text.pool": ("last",),
+    "model.text.causal": (False,),
+    "model.text.head": ("linear",),
+}
+
+
+def config_json(tower, dtype: str, vision_only: bool) -> dict:
+  """config.json of a SiglipModel, or of its image tower alone."""
+  text, c = tower.text, tower.config
+  vision = {
+      "model_type": "siglip_vision_model", **_sizes(tower, "image"), "image_size": c.image.size,
+      "patch_size": c.model.image.patch, "num_channels": 3, "vision_use_head": True,
+  }
+  if vision_only:
+    return {"architectures": ["SiglipVisionModel"], **vision, "dtype": dtype}
+  eos = c.model.text.eos_id if text is None else text.eos_id
+  words = {
+      "model_type": "siglip_text_model", **_sizes(tower, "text"), "vocab_size": c.model.text.vocab_size,
+      "max_position_embeddings": c.text.length, "projection_size": tower.model.embed_dim,
+      "bos_token_id": None, "eos_token_id": eos, "pad_token_id": eos,
+  }
+  return {
+      "architectures": ["SiglipModel"], "model_type": "siglip", "initializer_factor": 1.0,
+      "text_config": words, "vision_config": vision, "dtype": dtype,
+  }
+
+
+def _sizes(tower, name) -> dict:
+  shape = transformer.Shape.of(tower.model.config[name])
+  return {
+      "hidden_size": shape.width, "num_hidden_layers": shape.depth, "num_attention_heads": shape.heads,
+      "intermediate_size": shape.mlp_dim, "layer_norm_eps": shape.norm_eps, "attention_dropout": 0.0,
+      "hidden_act": {ours: theirs for theirs, ours in ACTIVATIONS.items()}[shape.activation],
+  }
+
+
+def preprocessor_json(config) -> dict:
+  """preprocessor_config.json: the resize of evaluation, and the mean and std of the model."""
+  return {
+      "image_processor_type": "SiglipImageProcessor",
+      "do_convert_rgb": True,
+      "do_resize": True, "size": {"height": config.image.size, "width": config.image.size},
+      "resample": {name: number for number, name in RESAMPLE.items()}[config.image.resize],
+      "do_rescale": True, "rescale_factor": 1 / 255,
+      "do_normalize": True, "image_mean": list(config.image.mean), "image_std": list(config.image.std),
+  }
+
+
+def tokenizer_json(text) -> dict:
+  """tokenizer_config.json of a SiglipTokenizer. It gives no attention mask: SigLIP attends to padding too."""
+  end, unknown = text.piece(text.eos_id), text.piece(text.unk_id)
+  return {
+      "tokenizer_class": "SiglipTokenizer", "model_input_names": ["input_ids"], "model_max_length": text.length,
+      "do_lower_case": text.lowercase, "padding_side": "right", "eos_token": end, "pad_token": end, "unk_token": unknown,
+  }
