@@ -115,7 +115,7 @@ def test_any_encoder_goes_out_and_comes_back(scan, tmp_path, monkeypatch):
     ("hf", {"model.image.pool": "mean"}, "config.model.image.pool='mean'; it needs 'map'"),
     ("hf", {"text.strip_punctuation": False}, "config.text.strip_punctuation=False; it needs True"),
     ("hf", {"model.text.causal": True}, "config.model.text.causal=True"),
-    ("hf-vision", {"model.image.head": "linear"}, "config.model.embed_dim=16 with"),
+    ("hf-vision", {"model.image.head": "linear"}, "config.model.embed_dim=16 with a head on an image tower of width 16"),
     ("big_vision", {"model.text.norm_eps": 1e-5}, "config.model.text.norm_eps=1e-05; it needs 1e-06"),
     ("big_vision", {"model.image.pool": "cls"}, "config.model.image.pool='cls'; it needs 'map' or 'mean'"),
 ])

@@ -1,7 +1,7 @@
 """Towers in and out of other libraries' checkpoints.
 
-`find` opens what is not a run of siglax: a Hugging Face folder or a big_vision .npz. Each format is a
-table of names (layout.py) and the reading of its config; reading and writing are the same for all.
+`find` opens what is not a run of siglax: a Hugging Face folder, a big_vision .npz, a folder of open_clip. Each format is
+a table of names (layout.py) and its config; reading and writing arrays are the same for all.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from siglax.interop import big_vision
 from siglax.interop import files
 from siglax.interop import huggingface
 from siglax.interop import layout
+from siglax.interop import open_clip
 from siglax.models import transformer
 
 ONE_TOWER = {"img": ("image",), "txt": ("text",)}
@@ -78,6 +79,8 @@ def find(path) -> Checkpoint | None:
     raise ValueError(f"{file}: no such file or folder")
   elif (file / "config.json").is_file() and "model_type" in files.read_json(file / "config.json"):
     arrays, form, config, towers, tokenizer = huggingface.open_folder(file)
+  elif (file / open_clip.CONFIG).is_file():
+    arrays, form, config, towers, tokenizer = open_clip.open_folder(file)
   else:
     return None
   if not set(towers) & set(wanted):

@@ -19,6 +19,8 @@ from siglax.interop import big_vision
 from siglax.interop import files
 from siglax.interop import huggingface
 from siglax.interop import layout
+from siglax.interop import open_clip
+from siglax.models import transformer
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
@@ -77,25 +79,48 @@ def _hf_vision(tower, folder, dtype, source):
 
 def _siglip(tower, folder, dtype, source, form, towers, needs):
   _check(form, tower, towers, needs)
-  if "head" in tower.params["image"]:
-    width = tower.config.model.image.width or "that of its size"
-    raise ValueError(
-        f"--format {form} cannot express config.model.embed_dim={tower.model.embed_dim} with "
-        f"config.model.image.width={width}; it needs the two to be the same, and no head"
-    )
+  _check_no_head(form, tower)
   arrays = _arrays(tower, huggingface.SIGLIP, towers, dtype)
   if form == "hf":
     # A SiglipModel always has a bias; a softmax loss has none, which is a bias of 0.
     arrays.setdefault("logit_bias", np.zeros(1, DTYPES[dtype]))
   folder.mkdir()
-  safetensors.numpy.save_file(arrays, folder / files.WEIGHTS, {"format": "pt"})
-  (folder / files.WEIGHTS).chmod(0o644)  # safetensors makes it 600
+  _save(arrays, folder / files.WEIGHTS)
   _write_json(folder / "config.json", huggingface.config_json(tower, dtype, vision_only=form == "hf-vision"))
   _write_json(folder / "preprocessor_config.json", huggingface.preprocessor_json(tower.config))
-  if form == "hf" and tower.text is not None:
-    tower.text.save(folder / huggingface.TOKENIZERS[0])
-    _write_json(folder / "tokenizer_config.json", huggingface.tokenizer_json(tower.text))
+  if form == "hf":
+    _save_tokenizer(tower, folder)
   (folder / "README.md").write_text(_card(tower, form, source))
+
+
+def _check_no_head(form, tower):
+  if "head" in tower.params["image"]:
+    raise ValueError(
+        f"--format {form} cannot express config.model.embed_dim={tower.model.embed_dim} with a head on an image tower of "
+        f"width {transformer.Shape.of(tower.model.config.image).width}; it needs the two to be the same, and no head"
+    )
+
+
+def _save(arrays, file):
+  safetensors.numpy.save_file(arrays, file, {"format": "pt"})
+  file.chmod(0o644)  # safetensors makes it 600
+
+
+def _save_tokenizer(tower, folder):
+  if tower.text is not None:
+    tower.text.save(folder / files.TOKENIZERS[0])
+    _write_json(folder / "tokenizer_config.json", huggingface.tokenizer_json(tower.text))
+
+
+def _open_clip(tower, folder, dtype, source):
+  _check("open_clip", tower, models.TOWERS, open_clip.NEEDS)
+  _check_no_head("open_clip", tower)
+  config = open_clip.config_json(tower)
+  arrays = _arrays(tower, open_clip.FORMAT, models.TOWERS, dtype)
+  folder.mkdir()
+  _save(arrays, folder / open_clip.WEIGHTS)
+  _write_json(folder / open_clip.CONFIG, config)
+  _save_tokenizer(tower, folder)
 
 
 def _big_vision(tower, file, dtype, source):
@@ -107,7 +132,7 @@ def _big_vision(tower, file, dtype, source):
     np.savez(f, **{big_vision.PREFIX + name: x for name, x in arrays.items()})
 
 
-FORMATS = {"hf": _hf, "hf-vision": _hf_vision, "big_vision": _big_vision}
+FORMATS = {"hf": _hf, "hf-vision": _hf_vision, "big_vision": _big_vision, "open_clip": _open_clip}
 
 _USE = {
     "hf": """import torch

@@ -12,6 +12,7 @@ import numpy as np
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
+TOKENIZERS = ("spiece.model", "tokenizer.model")  # sentencepiece models, as SigLIP's and Gemma's folders call them
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 

@@ -17,7 +17,6 @@ from siglax.models import transformer
 
 ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "quick_gelu": "quick_gelu"}
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
-TOKENIZERS = ("spiece.model", "tokenizer.model")
 
 # What transformers takes for a field that config.json leaves out.
 _TOWER = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
@@ -126,7 +125,7 @@ def open_folder(folder: pathlib.Path):
     config.model.embed_dim = (text["projection_size"] or text["hidden_size"]) if text else vision["hidden_size"]
     config.loss.bias_init = -10.0  # there is a bias; its value is in the file
   _preprocessing(config, folder, family)
-  tokenizer = next((folder / name for name in TOKENIZERS if (folder / name).is_file()), None)
+  tokenizer = next((folder / name for name in files.TOKENIZERS if (folder / name).is_file()), None)
   if tokenizer:
     _tokenization(config, folder, tokenizer)
   return arrays, form, config, towers, tokenizer
