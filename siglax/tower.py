@@ -135,18 +135,18 @@ class Tower:
 def load(path) -> Tower:
   """The towers at a path: a run folder (its newest good checkpoint), a Hugging Face folder or a big_vision .npz.
 
-  ":img" or ":txt" behind the path of another library's checkpoint takes one of its towers. Raises ValueError in one
-  line for what is missing, damaged or of an architecture that siglax does not have.
+  ":img" or ":txt" behind the path takes one of its towers. Raises ValueError in one line for what is missing, damaged
+  or of an architecture that siglax does not have.
   """
   mesh = mesh_lib.make()
   if (foreign := interop.find(path)) is not None:
     text = text_processor(foreign.config) if foreign.tokenizer else None
     config_lib.check_vocabulary(foreign.config, text)
     return Tower(foreign.config, foreign.read(mesh), text, mesh)
-  folder = pathlib.Path(path)
+  folder, towers = interop.split(path)
   config = read_config(folder)
-  text = text_processor(config, folder)
-  return Tower(config, read_params(folder, models.build(config.model), mesh), text, mesh)
+  text = text_processor(config, folder) if "text" in towers else None
+  return Tower(config, read_params(folder, models.build(config.model, towers), mesh), text, mesh)
 
 
 def read_config(folder):
@@ -175,15 +175,22 @@ def initial_params(path, model, mesh) -> dict:
 
   Raises ValueError in one line when they do not fit the model.
   """
-  foreign = interop.find(path)
-  return read_params(path, model, mesh) if foreign is None else foreign.read_into(model, mesh)
+  if (foreign := interop.find(path)) is not None:
+    return foreign.read_into(model, mesh)
+  folder, towers = interop.split(path)
+  return read_params(folder, model, mesh, towers)
 
 
-def read_params(folder, model, mesh) -> dict:
-  """Parameters of the newest good checkpoint of a run folder, sharded over the mesh. ValueError when there is none."""
+def read_params(folder, model, mesh, towers: tuple[str, ...] = models.TOWERS) -> dict:
+  """Parameters of the newest good checkpoint of a run folder, sharded over the mesh. ValueError when there is none.
+
+  towers: one tower alone comes without scale and bias.
+  """
   if not (pathlib.Path(folder) / checkpoint.FOLDER).is_dir():
     raise ValueError(f"{folder} has no checkpoint; let siglax train save one")
-  abstract = mesh_lib.abstract(mesh, {"params": jax.eval_shape(model.init, jax.random.key(0))})
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  shapes = shapes if towers == models.TOWERS else {name: shapes[name] for name in towers}
+  abstract = mesh_lib.abstract(mesh, {"params": shapes})
   checkpoints = checkpoint.Checkpoints(folder)
   try:
     restored = checkpoints.restore(abstract)

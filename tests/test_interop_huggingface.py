@@ -246,7 +246,8 @@ def test_wrong_tensors_are_named(folder, change, match):
     (lambda c: c.update(model_type="siglip2"), "model_type='siglip2'"),
     (lambda c: c["vision_config"].update(hidden_act="relu"), "hidden_act='relu' is unknown"),
     (lambda c: c["vision_config"].update(num_channels=1), "num_channels=1"),
-    (lambda c: c["text_config"].update(vocab_size="many"), "text_config.vocab_size='many' is not int"),
+    (lambda c: c["text_config"].update(vocab_size="many"), "text_config.vocab_size='many' is not a positive int"),
+    (lambda c: c["vision_config"].update(patch_size=0), "vision_config.patch_size=0 is not a positive int"),
     (lambda c: c["text_config"].update(num_hidden_layers=3), "it lacks text_model.encoder.layers.2.layer_norm1.bias"),
     (lambda c: c["text_config"].update(num_attention_heads=5), "width=12 is not divisible by heads=5"),
 ])
@@ -288,12 +289,15 @@ def test_preprocessing_and_tokenizer_come_with_the_folder(folder):
   pieces = tower.text_lib.TextProcessor(length=6).vocab_size
   edit(folder, lambda x: x.update({"text_model.embeddings.token_embedding.weight": np.ones((pieces, 12), np.float32)}))
   configure(folder, lambda c: c["text_config"].update(vocab_size=pieces))
-  (folder / "preprocessor_config.json").write_text(json.dumps(
-      {"resample": 2, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "size": {"shortest_edge": 16}}
-  ))
+  preprocessor = folder / "preprocessor_config.json"
+  images = {"resample": 2, "image_std": [0.4, 0.5, 0.6], "size": {"shortest_edge": 16}}
+  preprocessor.write_text(json.dumps({**images, "image_mean": "grey"}))
   (folder / "tokenizer_config.json").write_text(json.dumps(
       {"tokenizer_class": "GemmaTokenizer", "pad_token": "<pad>", "eos_token": {"content": "<eos>"}}
   ))
+  with pytest.raises(ValueError, match="preprocessor_config.json: image_mean='grey' is no list of three numbers"):
+    siglax.load(folder)
+  preprocessor.write_text(json.dumps({**images, "image_mean": [0.1, 0.2, 0.3]}))
   t = siglax.load(folder)
   c, text = t.config.image, t.config.text
   assert (c.resize, c.fit, c.mean, c.std) == ("bilinear", "crop", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))

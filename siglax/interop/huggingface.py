@@ -119,7 +119,10 @@ def open_folder(folder: pathlib.Path):
   if "text" in towers:
     _text_tower(config, text, family, file)
   if family == "clip":
-    config.model.embed_dim = hf.get("projection_dim", 512)
+    projection = hf.get("projection_dim", 512)
+    if not isinstance(projection, int) or projection < 1:
+      raise ValueError(f"{file}: projection_dim={projection!r} is not a positive int")
+    config.model.embed_dim = projection
     config.loss.name = "softmax"
   else:
     config.model.embed_dim = (text["projection_size"] or text["hidden_size"]) if text else vision["hidden_size"]
@@ -140,9 +143,10 @@ def _sections(file, hf, family, towers):
       raise ValueError(f"{file}: {name}_config is no JSON object")
     section = {k: given[name].get(k, default) for k, default in defaults.items()}
     for k, value in section.items():
-      wanted = (int, type(None)) if defaults[k] is None else type(defaults[k])
-      if not isinstance(value, wanted) or isinstance(value, int) and not isinstance(value, bool) and value < 0:
-        raise ValueError(f"{file}: {name}_config.{k}={value!r} is not {' or '.join(t.__name__ for t in (wanted if isinstance(wanted, tuple) else (wanted,)))}")
+      wanted = int if defaults[k] is None else type(defaults[k])
+      if value != defaults[k] and (not isinstance(value, wanted) or wanted is int and value < 1):
+        kind = "a positive int" if wanted is int else f"a {wanted.__name__}"
+        raise ValueError(f"{file}: {name}_config.{k}={value!r} is not {kind}")
     found.append(section)
   return found[0], found[1] if "text" in towers else None
 
@@ -189,23 +193,23 @@ def _preprocessing(config, folder, family):
     return
   given = files.read_json(file)
   resample = given.get("resample", 3)
-  if resample not in RESAMPLE:
-    raise ValueError(f"{file}: resample={resample!r} is none of {RESAMPLE}")
+  if not isinstance(resample, int) or resample not in RESAMPLE:
+    raise ValueError(f"{file}: resample={resample!r} is none that siglax has; it has 2, bilinear, and 3, bicubic")
   image.resize = RESAMPLE[resample]
-  try:
-    image.mean = tuple(float(x) for x in given.get("image_mean", image.mean))
-    image.std = tuple(float(x) for x in given.get("image_std", image.std))
-  except (TypeError, ValueError):
-    raise ValueError(f"{file}: image_mean and image_std must be lists of three numbers") from None
-  if "shortest_edge" in (given.get("size") or {}):
-    image.fit = "crop"
+  for field, key in (("mean", "image_mean"), ("std", "image_std")):
+    values = given.get(key, image[field])
+    if not isinstance(values, (list, tuple)) or [type(x) for x in values] not in ([float] * 3, [int] * 3):
+      raise ValueError(f"{file}: {key}={values!r} is no list of three numbers")
+    image[field] = tuple(map(float, values))
+  if isinstance(size := given.get("size"), dict):
+    image.fit = "crop" if "shortest_edge" in size else "squash"
 
 
 def _tokenization(config, folder, tokenizer):
   """config.text of tokenizer_config.json. SigLIP's tokenizer drops punctuation; SigLIP 2's only lower-cases."""
   file = folder / "tokenizer_config.json"
   given = files.read_json(file) if file.is_file() else {}
-  first = given.get("tokenizer_class", "SiglipTokenizer").startswith("SiglipTokenizer")
+  first = str(given.get("tokenizer_class", "SiglipTokenizer")).startswith("SiglipTokenizer")
   token = lambda name: t.get("content") if isinstance(t := given.get(name, "</s>"), dict) else t
   config.text.tokenizer = str(tokenizer)
   config.text.lowercase = bool(given.get("do_lower_case", True))

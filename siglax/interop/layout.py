@@ -106,9 +106,9 @@ class Format:
 
 
 class Layout:
-  """The rows of a format that some towers have. stacked: their layers lie in one array, with an axis in front."""
+  """The rows of a format that some towers have. stacked: towers whose layers are one array there, with an axis in front."""
 
-  def __init__(self, form: Format, model, towers: tuple[str, ...], stacked: bool = False):
+  def __init__(self, form: Format, model, towers: tuple[str, ...], stacked: frozenset[str] = frozenset()):
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     both = LOGITS if set(towers) == set(models.TOWERS) else ()
     self.tree = {k: v for k, v in shapes.items() if k in (*towers, *both)}
@@ -132,7 +132,10 @@ class Layout:
 
   def name(self, row: Row, i: int | None) -> str:
     """Their array of layer i of a row."""
-    return _stack(row.theirs) if self._stacked and row.is_layer else row.theirs.format(i=i)
+    return _stack(row.theirs) if self._in_one_array(row) else row.theirs.format(i=i)
+
+  def _in_one_array(self, row: Row) -> bool:
+    return row.is_layer and row.tower in self._stacked
 
   def shape(self, row: Row) -> tuple[int, ...]:
     """Our shape of one layer."""
@@ -144,7 +147,7 @@ class Layout:
     shape = row.view.shape(self.shape(row), self.heads(row))
     if row.parts > 1:
       shape = (shape[0] * row.parts, *shape[1:])
-    return (len(self.layers(row)), *shape) if self._stacked and row.is_layer else shape
+    return (len(self.layers(row)), *shape) if self._in_one_array(row) else shape
 
   def heads(self, row: Row) -> int:
     return self._sizes[row.tower].heads if row.tower in self._sizes else 1
@@ -158,7 +161,7 @@ class Layout:
       part = slice(row.part * size, (row.part + 1) * size)
     for i in self.layers(row):
       name = self.name(row, i)
-      if self._stacked and row.is_layer:
+      if self._in_one_array(row):
         whole = source.read(name) if i == 0 else whole
         x = whole[i]
       else:
@@ -175,7 +178,8 @@ def read(source, form: Format, model, mesh, towers: tuple[str, ...], fresh: bool
   source: a files.Arrays. fresh: leave out a scale or bias that the source or the model does not have, and say so.
   Raises ValueError that names the file and each array that is missing, left over or of a wrong shape.
   """
-  layout = Layout(form, model, towers, stacked=any("/encoderblock/" in name for name in source.shapes))
+  stacked = frozenset(row.tower for row in form.rows if row.is_layer and _stack(row.theirs) in source.shapes)
+  layout = Layout(form, model, towers, stacked)
   rows = _check_names(source, form, layout, towers, fresh)
   for row in rows:
     _check_shapes(source, layout, row)
