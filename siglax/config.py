@@ -109,7 +109,7 @@ def default() -> ConfigDict:
   c.image.mean = (0.5, 0.5, 0.5)  # subtracted on the device, of pixels in 0..1
   c.image.std = (0.5, 0.5, 0.5)  # divided by on the device
   c.image.resize = "bilinear"  # antialiased resampler of evaluation and export: bilinear | bicubic
-  c.image.fit = "squash"  # of evaluation and export: squash both sides | crop: resize the shorter side, centre crop (CLIP)
+  c.image.fit = "squash"  # of evaluation and export: squash both sides | crop: shorter side, then its centre (CLIP)
   c.image.crop_min_area = 1.0  # random resized crop keeps at least this share of the area; 1 resizes without a crop
   c.image.crop_max_aspect = 4 / 3  # random resized crop's widest aspect ratio (and its inverse)
   c.image.pad = 0  # pixels of reflected border for a random shift after the resize; 0 shifts nothing
@@ -183,7 +183,7 @@ def default() -> ConfigDict:
   c.model.text.vocab_size = placeholder(int)  # None takes the tokenizer's
   c.model.text.eos_id = placeholder(int)  # token that ends and pads a text; None takes the tokenizer's
   c.model.text.causal = False  # attend to earlier tokens only
-  c.model.text.pool = "last"  # last position | mean | map | eos: first end token | argmax: highest token (OpenAI's CLIP)
+  c.model.text.pool = "last"  # last position | mean | map | eos: first end token | argmax: highest token (CLIP's first)
   c.model.text.norm_eps = 1e-6
   c.model.text.activation = "gelu_tanh"
   c.model.text.head = "linear"  # linear | linear_no_bias (CLIP)

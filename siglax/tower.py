@@ -71,12 +71,13 @@ class Tower:
   """A trained model with its preprocessing: raw pictures and strings to unit embeddings.
 
   model, params: see siglax.models. config: the run's resolved config, or one that describes a checkpoint of another
-  library. text: a TextProcessor; None where there is no tokenizer. scale = exp(t'), bias: floats.
+  library; the model is built of it unless given. text: a TextProcessor; None where there is no tokenizer.
+  scale = exp(t'), bias: floats.
   """
 
-  def __init__(self, config, params, text, mesh=None):
+  def __init__(self, config, params, text, mesh=None, model=None):
     self.config, self.params, self.text = config, params, text
-    self.model = models.build(config.model, tuple(name for name in models.TOWERS if name in params))
+    self.model = model or models.build(config.model, tuple(name for name in models.TOWERS if name in params))
     self._mesh = mesh or mesh_lib.make()
     self._embedders = {}
 
@@ -117,7 +118,8 @@ class Tower:
     try:
       if isinstance(image, (str, pathlib.Path)):
         image = pathlib.Path(image).read_bytes()
-      return images_lib.resize(images_lib.decode(image), self.config.image.size, self.config.image.resize, self.config.image.fit)
+      c = self.config.image
+      return images_lib.resize(images_lib.decode(image), c.size, c.resize, c.fit)
     except (OSError, ValueError) as e:
       raise ValueError(f"images[{i}]: {e}") from e
 
@@ -142,7 +144,8 @@ def load(path) -> Tower:
   if (foreign := interop.find(path)) is not None:
     text = text_processor(foreign.config) if foreign.tokenizer else None
     config_lib.check_vocabulary(foreign.config, text)
-    return Tower(foreign.config, foreign.read(mesh), text, mesh)
+    model = foreign.model()
+    return Tower(foreign.config, foreign.read(model, mesh), text, mesh, model)
   folder, towers = interop.split(path)
   config = read_config(folder)
   text = text_processor(config, folder) if "text" in towers else None

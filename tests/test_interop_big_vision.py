@@ -86,7 +86,8 @@ def test_both_layouts_give_what_transformers_gives(layout, tmp_path):
   np.savez(tmp_path / "x.npz", **layout(), **{"opt/step": np.int64(3)})
   z = np.load(GOLDEN / "hf_siglip" / "io.npz")
   t = siglax.load(tmp_path / "x.npz")
-  zimg, ztxt = (np.asarray(x) for x in jax.jit(lambda p: (t.model.embed_image(p, z["pixels"]), t.model.embed_text(p, z["ids"])))(t.params))
+  embed = jax.jit(lambda p: (t.model.embed_image(p, z["pixels"]), t.model.embed_text(p, z["ids"])))
+  zimg, ztxt = (np.asarray(x) for x in embed(t.params))
   np.testing.assert_allclose(zimg, z["zimg"], atol=1e-5)
   np.testing.assert_allclose(ztxt, z["ztxt"], atol=1e-5)
   np.testing.assert_allclose(t.logits(zimg, ztxt), z["logits"], atol=1e-5)
@@ -98,7 +99,8 @@ def test_both_layouts_give_what_transformers_gives(layout, tmp_path):
 @pytest.mark.parametrize("name", ["big_vision_siglip", "big_vision_siglip_scan"])
 def test_shared_parity_vectors(name):
   t, z = siglax.load(PARITY / name / "checkpoint.npz"), np.load(PARITY / name / "io.npz")
-  embed = lambda p: (t.model.embed_image(p, z["image"]), t.model.embed_text(p, z["labels"]), t.model.image_tokens(p, z["image"]))
+  m = t.model
+  embed = lambda p: (m.embed_image(p, z["image"]), m.embed_text(p, z["labels"]), m.image_tokens(p, z["image"]))
   zimg, ztxt, encoded = jax.jit(embed)(t.params)
   np.testing.assert_allclose(zimg, z["zimg"], atol=1e-5)
   np.testing.assert_allclose(ztxt, z["ztxt"], atol=1e-5)

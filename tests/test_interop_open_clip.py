@@ -95,10 +95,13 @@ def test_what_timm_has_no_name_for_is_named(tiny, tmp_path, capsys):
     return capsys.readouterr().err.strip()
 
   transformer.SIZES["B"] = (16, 3, 2, 24)
-  assert "config.model.image of width 16, depth 2, heads 2, mlp_dim 24 and patch 8; timm has B/16" in refused(GOLDEN)
+  assert "config.model.image of width 16, depth 2, heads 2, mlp_dim 24 and patch 8; timm has B/32, B/16" in refused(GOLDEN)
   transformer.SIZES["B"] = (16, 2, 2, 24)
   open_clip.TRUNKS["base", 8] = {"gelu": (16, 24)}
-  assert "activation='gelu_tanh' with config.image.size=16; timm's vit_base_patch8_siglip has 'gelu' with config.image.size in (16, 24)" in refused(GOLDEN)
+  assert (
+      "activation='gelu_tanh' with config.image.size=16; timm's vit_base_patch8_siglip has 'gelu' with "
+      "config.image.size in (16, 24)"
+  ) in refused(GOLDEN)
   assert "cannot express config.model.image.patch_bias=False" in refused(GOLDEN.parent / "hf_clip")
 
 

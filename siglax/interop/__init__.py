@@ -39,9 +39,12 @@ class Checkpoint:
   towers: tuple[str, ...]
   tokenizer: pathlib.Path | None
 
-  def read(self, mesh) -> dict:
+  def model(self) -> models.TwoTowers:
+    """The model of its own config."""
+    return models.build(self.config.model, self.towers)
+
+  def read(self, model, mesh) -> dict:
     """All its parameters, for the model of its own config."""
-    model = models.build(self.config.model, self.towers)
     return layout.read(self.arrays, self.format, model, mesh, self.towers)
 
   def read_into(self, model, mesh) -> dict:
@@ -49,10 +52,9 @@ class Checkpoint:
 
     Raises ValueError that lists each field of config.model in which the two differ.
     """
-    there = models.build(self.config.model, self.towers)
+    there, here = (_fields(m, self.towers) for m in (self.model(), model))
     different = [
-        f"config.model.{field} is {a!r} there and {b!r} here"
-        for (field, a), (_, b) in zip(_fields(there, self.towers), _fields(model, self.towers)) if a != b
+        f"config.model.{field} is {a!r} there and {b!r} here" for (field, a), (_, b) in zip(there, here) if a != b
     ]
     if different:
       raise ValueError(f"config.model.init_from={self.arrays.name} holds other towers: {'; '.join(different)}")
@@ -73,7 +75,7 @@ def find(path) -> Checkpoint | None:
   file, wanted = split(path)
   if file.is_file():
     if file.suffix != ".npz":
-      raise ValueError(f"{file} is no checkpoint that siglax reads: a run folder, a Hugging Face folder, a big_vision .npz")
+      raise ValueError(f"{file} is no checkpoint; siglax reads folders of runs, Hugging Face and open_clip, and .npz files")
     arrays, form, config, towers, tokenizer = big_vision.open_file(file)
   elif not file.is_dir():
     raise ValueError(f"{file}: no such file or folder")

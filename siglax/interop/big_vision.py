@@ -78,7 +78,7 @@ def open_file(file: pathlib.Path):
   Raises ValueError when it holds no such towers.
   """
   arrays = files.Npz(file, PREFIX)
-  towers = tuple(t for t, name in zip(models.TOWERS, ("img/pos_embedding", "txt/pos_embedding")) if name in arrays.shapes)
+  towers = tuple(t for t, name in zip(models.TOWERS, ("img", "txt")) if f"{name}/pos_embedding" in arrays.shapes)
   if not towers:
     raise ValueError(f"{file} holds no towers of big_vision: it has neither img/pos_embedding nor txt/pos_embedding")
   config = config_lib.default()

@@ -151,8 +151,9 @@ out.last_hidden_state  # patch tokens""",
 def _card(tower, form, source) -> str:
   """README.md: use, preprocessing and the last evaluation of the run."""
   c = tower.config
+  task = "zero-shot-image-classification" if form == "hf" else "image-feature-extraction"
   lines = [
-      "---", "library_name: transformers", f"pipeline_tag: {'zero-shot-image-classification' if form == 'hf' else 'image-feature-extraction'}",
+      "---", "library_name: transformers", f"pipeline_tag: {task}",
       "tags: [siglip, siglax]", "---", "", f"# {source.resolve().name}", "",
       f"{'Image and text towers' if form == 'hf' else 'Image tower'} trained with siglax ({c.loss.name} loss).", "",
       "```python", *_USE[form].splitlines(), "```", "", "## Preprocessing", "",
@@ -161,7 +162,10 @@ def _card(tower, form, source) -> str:
   ]
   if form == "hf":
     case = "lower-cased, " if c.text.lowercase else ""
-    lines.append(f"Texts: {case}ASCII punctuation removed, cut and padded to {c.text.length} tokens with the end token; no attention mask.")
+    lines.append(
+        f"Texts: {case}ASCII punctuation removed, cut and padded to {c.text.length} tokens with the end token; "
+        "no attention mask."
+    )
   if evaluated := _last_evaluation(source):
     lines += ["", "## Evaluation", "", "| metric | value |", "|---|---|"]
     lines += [f"| {name.removeprefix('eval/')} | {value:.4g} |" for name, value in evaluated.items()]

@@ -106,7 +106,7 @@ class Format:
 
 
 class Layout:
-  """The rows of a format that some towers have. stacked: towers whose layers are one array there, with an axis in front."""
+  """The rows of a format that some towers have. stacked: towers whose layers are one array there, an axis in front."""
 
   def __init__(self, form: Format, model, towers: tuple[str, ...], stacked: frozenset[str] = frozenset()):
     shapes = jax.eval_shape(model.init, jax.random.key(0))
@@ -250,7 +250,7 @@ def some(names, limit: int = 8) -> str:
 
 
 def _stack(name: str) -> str:
-  """The name of all layers in one array: ours "blocks/{i}/" → "blocks/", theirs "encoderblock_{i}/" → "encoderblock/"."""
+  """The name of all layers in one array: "blocks/{i}/" → "blocks/", "encoderblock_{i}/" → "encoderblock/"."""
   return name.replace("/{i}", "").replace("_{i}", "")
 
 

@@ -131,7 +131,8 @@ def trunk_name(tower) -> str:
   if name is None or not kinds:
     raise ValueError(
         f"--format open_clip cannot express config.model.image of width {shape.width}, depth {shape.depth}, heads "
-        f"{shape.heads}, mlp_dim {shape.mlp_dim} and patch {image.patch}; timm has B/16, B/32, L/16, So400m/14, So400m/16, g-opt/16"
+        f"{shape.heads}, mlp_dim {shape.mlp_dim} and patch {image.patch}; timm has "
+        + ", ".join(f"{SIZES[n]}/{patch}" for n, patch in TRUNKS)
     )
   if size not in kinds.get(shape.activation, ()):
     known = " or ".join(f"{activation!r} with config.image.size in {sizes}" for activation, sizes in kinds.items())
@@ -163,7 +164,7 @@ def _open(folder, model, preprocess):
       for (name, patch), kinds in TRUNKS.items() for activation, sizes in kinds.items() for size in sizes
   }
   if vision["timm_model_name"] not in trunks or (text["pool_type"], text["no_causal_mask"]) != ("last", True):
-    raise ValueError(f"{folder / CONFIG}: siglax reads timm's vit_*_siglip_* with a text tower pooled from its last position")
+    raise ValueError(f"{folder / CONFIG}: siglax reads timm's vit_*_siglip_* with text pooled from its last position")
   name, config.model.image.patch, config.image.size, config.model.image.activation = trunks[vision["timm_model_name"]]
   config.model.image.size, config.model.embed_dim = SIZES[name], model["embed_dim"]
   tower = config.model.text
@@ -174,7 +175,8 @@ def _open(folder, model, preprocess):
   tower.activation = "gelu_tanh" if (text.get("act_kwargs") or {}).get("approximate") == "tanh" else "gelu"
   image = config.image
   image.mean, image.std = tuple(preprocess["mean"]), tuple(preprocess["std"])
-  image.resize, image.fit = preprocess["interpolation"], {"squash": "squash", "shortest": "crop"}[preprocess["resize_mode"]]
+  image.resize = preprocess["interpolation"]
+  image.fit = {"squash": "squash", "shortest": "crop"}[preprocess["resize_mode"]]
   arrays = files.Safetensors(folder, WEIGHTS)
   if "logit_bias" in arrays.shapes:
     config.loss.bias_init = -10.0
