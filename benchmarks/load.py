@@ -46,10 +46,11 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("checkpoint")
   path = parser.parse_args().checkpoint
+  load = siglax.load  # imports what it needs, before anything is measured
   jax.numpy.zeros(1).block_until_ready()
   before, start = resident(), time.perf_counter()
   with Peak() as peak:
-    tower = siglax.load(path)
+    tower = load(path)
     jax.block_until_ready(tower.params)
   size, more = sum(x.nbytes for x in jax.tree.leaves(tower.params)), peak.bytes - before
   print(
