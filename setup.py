@@ -17,6 +17,7 @@ setup(
         "grain>=0.2.18",
         "sentencepiece>=0.2.3",
         "ml-collections>=1.1.0",
+        "safetensors>=0.8.0",
         "chex>=0.1.92",
         "numpy>=2.4",
         "opencv-python-headless>=5.0.0.93",
@@ -29,9 +30,8 @@ setup(
     extras_require={
         "gpu": ["jax[cuda13]>=0.10.2"],
         "tpu": ["jax[tpu]>=0.10.2"],
-        "hf": ["safetensors>=0.5"],
         "wandb": ["wandb>=0.19"],
-        "test": ["pytest>=9.2"],
+        "test": ["pytest>=9.2", "pyyaml>=6.0"],
     },
     entry_points={"console_scripts": ["siglax=siglax.cli:main"]},
 )

@@ -1,10 +1,10 @@
 """SigLiT B/16: the text tower learns to read a frozen image tower, taken from a run that has one.
 
-    siglax train --config configs/lit_b16.py:init=runs/siglip_b16,train=PATH,tokenizer=FILE.model --workdir runs/lit_b16
+    siglax train --config configs/lit_b16.py:init=runs/siglip_b16:img,train=PATH,tokenizer=FILE.model --workdir runs/lit_b16
 
 Sources: Zhai et al. (LiT), arXiv 2111.07991; with the sigmoid loss arXiv 2303.15343, section 4.1; freezing and a warmup
-of 3% as in big_vision's configs/proj/image_text/siglip_lit_coco.py. All of the run's parameters are taken: its text
-tower goes on from there. Frozen parameters have no gradient, no optimizer state and no weight decay.
+of 3% as in big_vision's configs/proj/image_text/siglip_lit_coco.py. ":img" takes the image tower alone, of whatever
+siglax.load opens; the text tower starts fresh. Frozen parameters have no gradient, no optimizer state and no weight decay.
 """
 
 from siglax import config as config_lib
@@ -12,7 +12,7 @@ from siglax import recipes
 
 
 def get_config(
-    init: str = "runs/siglip_b16", train: str = "train-*.parquet", tokenizer: str = "tokenizer.model", zero_shot: str = "",
+    init: str = "runs/siglip_b16:img", train: str = "train-*.parquet", tokenizer: str = "tokenizer.model", zero_shot: str = "",
     examples: int = 900_000_000, smoke: bool = False,
 ):
   c = recipes.siglip(train, tokenizer, zero_shot, examples)

@@ -1,4 +1,4 @@
-"""The command line: `siglax train | evaluate | tokenizer | plan`; `--help` on each."""
+"""The command line: `siglax train | evaluate | export | tokenizer | plan`; `--help` on each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def main(arguments: list[str] | None = None) -> int:
   """Runs one command; a wrong input prints one line and returns 1."""
   parser = argparse.ArgumentParser(prog="siglax", description="Contrastive image-text training (SigLIP, CLIP) in JAX.")
   commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-  for add in (_add_train, _add_evaluate, _add_tokenizer, _add_plan):
+  for add in (_add_train, _add_evaluate, _add_export, _add_tokenizer, _add_plan):
     add(commands)
   known, rest = parser.parse_known_args(arguments)
   try:
@@ -58,6 +58,20 @@ def _add_process_flags(parser):
   group.add_argument("--wait", type=int, default=300, metavar="SECONDS", help="for the others at the start (default: 300)")
 
 
+def _add_export(commands):
+  parser = commands.add_parser(
+      "export", help="write the towers in another library's format",
+      description="Writes the towers of a run folder, of a Hugging Face folder or of a big_vision .npz for other "
+      "libraries: hf is a SiglipModel with its preprocessing and tokenizer, hf-vision its image tower alone, big_vision "
+      "an .npz file, open_clip a folder for local-dir:.",
+  )
+  parser.add_argument("--from", dest="source", required=True, metavar="DIR", help="run folder, or what siglax.load takes")
+  parser.add_argument("--format", required=True, choices=("hf", "hf-vision", "big_vision", "open_clip"))
+  parser.add_argument("--out", required=True, metavar="DIR_OR_FILE", help="folder, or .npz file, that does not exist yet")
+  parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the parameters")
+  parser.set_defaults(run=_export)
+
+
 def _add_tokenizer(commands):
   parser = commands.add_parser(
       "tokenizer", help="train a sentencepiece model",
@@ -87,22 +101,36 @@ def _add_plan(commands):
 
 
 def _train(arguments):
-  _setup(arguments)
+  _setup()
+  _join(arguments)
   from siglax import config, train
 
   train.train(config.load(arguments.config, arguments.overrides), arguments.workdir)
 
 
 def _evaluate(arguments):
-  _setup(arguments)
+  _setup()
+  _join(arguments)
   from siglax import evaluate
 
   evaluate.evaluate(arguments.source, arguments.overrides, arguments.out)
 
 
-def _tokenizer(arguments):
+def _export(arguments):
+  _no_overrides(arguments)
+  _setup()
+  from siglax.interop import export
+
+  print(f"wrote {export.export(arguments.source, arguments.format, arguments.out, arguments.dtype)}")
+
+
+def _no_overrides(arguments):
   if arguments.overrides:
     raise ValueError(f"--config.{next(iter(arguments.overrides))} has no use here")
+
+
+def _tokenizer(arguments):
+  _no_overrides(arguments)
   from siglax.data import sources, text
 
   spec = sources.parse_spec(arguments.source)
@@ -132,19 +160,29 @@ def _plan(arguments):
     plan.show(report, f"siglax plan {arguments.config}")
 
 
-def _setup(arguments):
-  """Logging to stderr, memory kept between steps, compiled programs kept between runs, other processes."""
+def _setup():
+  """Logging to stderr, memory kept between steps, compiled programs kept between runs."""
   import logging
 
-  from siglax import mesh, processes
+  from siglax import mesh
 
   logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
+  logging.getLogger("siglax").setLevel(logging.INFO)
   mesh.keep_freed_memory()
   mesh.keep_compiled_programs()
+
+
+def _join(arguments):
+  """As one of several processes, of which the first alone reports; after `_setup`."""
+  import logging
+
+  from siglax import processes
+
   processes.start(arguments.coordinator, arguments.processes, arguments.process_id, arguments.wait)
   import jax
 
-  logging.getLogger("siglax").setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
+  if jax.process_index() > 0:
+    logging.getLogger("siglax").setLevel(logging.WARNING)
 
 
 def _overrides(rest: list[str]) -> dict[str, str]:

@@ -42,6 +42,8 @@ CHOICES = {
     "loss.positives": ("pair", "label"),
     "loss.negatives": ("all", "hardest"),
     "image.resize": ("bilinear", "bicubic"),
+    "image.fit": ("squash", "crop"),
+    "text.pad": ("eos", "pad"),
     "train.dtype": ("float32", "bfloat16"),
     "train.remat.image": ("none", "dots", "full"),
     "train.remat.text": ("none", "dots", "full"),
@@ -49,8 +51,12 @@ CHOICES = {
     "model.image.stem": ("patch", "conv"),
     "model.image.position": ("learned", "sincos"),
     "model.image.pool": ("map", "mean", "cls"),
+    "model.image.activation": ("gelu_tanh", "gelu", "quick_gelu"),
+    "model.image.head": ("auto", "linear", "linear_no_bias"),
     "model.text.size": ("Ti", "S", "B", "L", "So400m", "g-opt"),
-    "model.text.pool": ("last", "mean", "map", "eos"),
+    "model.text.pool": ("last", "mean", "map", "eos", "argmax"),
+    "model.text.activation": ("gelu_tanh", "gelu", "quick_gelu"),
+    "model.text.head": ("linear", "linear_no_bias"),
     "optim.name": ("adamw", "adafactor", "lion"),
     "optim.schedule": ("cosine", "rsqrt", "linear", "constant"),
 }
@@ -106,6 +112,7 @@ def default() -> ConfigDict:
   c.image.mean = (0.5, 0.5, 0.5)  # subtracted on the device, of pixels in 0..1
   c.image.std = (0.5, 0.5, 0.5)  # divided by on the device
   c.image.resize = "bilinear"  # antialiased resampler of evaluation and export: bilinear | bicubic
+  c.image.fit = "squash"  # of evaluation and export: squash both sides | crop: shorter side, then its centre (CLIP)
   c.image.crop_min_area = 1.0  # random resized crop keeps at least this share of the area; 1 resizes without a crop
   c.image.crop_max_aspect = 4 / 3  # random resized crop's widest aspect ratio (and its inverse)
   c.image.pad = 0  # pixels of reflected border for a random shift after the resize; 0 shifts nothing
@@ -116,6 +123,7 @@ def default() -> ConfigDict:
   c.text.length = 64  # tokens, padded and truncated to it
   c.text.lowercase = True  # lower-case before tokenizing
   c.text.strip_punctuation = True  # remove ASCII punctuation before tokenizing, as SigLIP's canonicalization does
+  c.text.pad = "eos"  # what fills a text up: the end token, as in SigLIP | pad: the tokenizer's padding token (SigLIP 2)
 
   c.loss = ConfigDict()
   c.loss.name = "sigmoid"  # sigmoid | softmax | focal | hinge (docs/losses.md)
@@ -141,7 +149,9 @@ def default() -> ConfigDict:
 
   c.model = ConfigDict()
   c.model.embed_dim = placeholder(int)  # width of the shared space; None takes the image tower's width
-  c.model.init_from = placeholder(str)  # run folder whose parameters to start from
+  # Parameters to start from: a run folder, an export, a Hugging Face folder, a big_vision .npz; ":img" or ":txt" at the
+  # end takes one tower. Position embeddings are resized to this image.size.
+  c.model.init_from = placeholder(str)
   c.model.scale_init = c.loss.get_oneway_ref("scale_init")
   c.model.bias_init = c.loss.get_oneway_ref("bias_init")
 
@@ -155,6 +165,11 @@ def default() -> ConfigDict:
   c.model.image.stem = "patch"  # patch: one linear patch embedding | conv: 3×3 convolutions of stride 2 up to the patch size
   c.model.image.position = "learned"  # learned | sincos
   c.model.image.pool = "map"  # map: attention head with one probe | mean | cls
+  c.model.image.patch_bias = True  # CLIP's patch embedding has no bias
+  c.model.image.pre_norm = False  # a layer norm before the encoder (CLIP)
+  c.model.image.norm_eps = 1e-6  # of the layer norms; CLIP's is 1e-5
+  c.model.image.activation = "gelu_tanh"  # gelu_tanh | gelu | quick_gelu (OpenAI's CLIP)
+  c.model.image.head = "auto"  # map to embed_dim: auto, linear where the widths differ | linear | linear_no_bias (CLIP)
   c.model.image.dropout = 0.0  # after attention and MLP
   c.model.image.scan = True  # one compiled block for all layers: parameters stacked over depth
   c.model.image.image_size = c.image.get_oneway_ref("size")
@@ -172,7 +187,10 @@ def default() -> ConfigDict:
   c.model.text.vocab_size = placeholder(int)  # None takes the tokenizer's
   c.model.text.eos_id = placeholder(int)  # token that ends and pads a text; None takes the tokenizer's
   c.model.text.causal = False  # attend to earlier tokens only
-  c.model.text.pool = "last"  # last position | mean | map | eos: first end-of-sentence token
+  c.model.text.pool = "last"  # last position | mean | map | eos: first end token | argmax: highest token (CLIP's first)
+  c.model.text.norm_eps = 1e-6
+  c.model.text.activation = "gelu_tanh"
+  c.model.text.head = "linear"  # linear | linear_no_bias (CLIP)
   c.model.text.dropout = 0.0
   c.model.text.scan = True
   c.model.text.length = c.text.get_oneway_ref("length")
@@ -340,10 +358,7 @@ def resolve(config: ConfigDict, text) -> ConfigDict:
   config.model.text.eos_id = text.eos_id
   if config.model.text.vocab_size is None:
     config.model.text.vocab_size = text.vocab_size
-  if config.model.text.vocab_size < text.vocab_size:
-    raise ValueError(
-        f"config.model.text.vocab_size={config.model.text.vocab_size} is below the {text.vocab_size} tokens of {text.tokenizer}"
-    )
+  check_vocabulary(config, text)
   if config.loss.name in ("sigmoid", "focal"):
     if config.loss.bias_init is None:
       config.loss.bias_init = -math.log(config.batch_size)
@@ -355,6 +370,14 @@ def resolve(config: ConfigDict, text) -> ConfigDict:
     config.loss.scale_max = 100.0
   config.model.bias_init = config.loss.bias_init
   return config
+
+
+def check_vocabulary(config: ConfigDict, text):
+  """ValueError when the tokenizer, if there is one, has more tokens than the text tower."""
+  if text is not None and config.model.text.vocab_size < text.vocab_size:
+    raise ValueError(
+        f"config.model.text.vocab_size={config.model.text.vocab_size} is below the {text.vocab_size} tokens of {text.tokenizer}"
+    )
 
 
 def validate(config: ConfigDict, devices: int):
@@ -445,10 +468,14 @@ def _validate_towers(config):
   image = config.model.image
   if image.image_size % image.patch:
     raise ValueError(f"config.image.size={image.image_size} is not divisible by config.model.image.patch={image.patch}")
+  if image.stem == "conv" and not image.patch_bias:
+    raise ValueError('config.model.image.patch_bias=False has no place in config.model.image.stem="conv"; leave it True')
   if image.stem == "conv" and image.patch & (image.patch - 1):
     raise ValueError(f'config.model.image.patch={image.patch} must be a power of two for config.model.image.stem="conv"')
   for name in ("image", "text"):
     tower = config.model[name]
+    if tower.norm_eps <= 0:
+      raise ValueError(f"config.model.{name}.norm_eps={tower.norm_eps} must be positive")
     if tower.width and tower.heads and tower.width % tower.heads:
       raise ValueError(f"config.model.{name}.width={tower.width} is not divisible by its heads={tower.heads}")
     if not 0 <= tower.dropout < 1:

@@ -52,9 +52,7 @@ def clip(train: str, tokenizer: str, zero_shot: str = "", epochs: float = 32) ->
   place a sentencepiece model of up to that size takes.
   Source: Radford et al., arXiv 2103.00020, section 2.5, tables 18 and 20: batch 32,768, 32 epochs, AdamW, weight decay
   0.2 on all but gains and biases (times the learning rate, as here), 2000 steps of warmup, cosine, scale 1/0.07 capped
-  at 100. The random crop is OpenCLIP's (at least 0.9 of the area); the paper crops squares.
-  The towers are not OpenAI's in every detail: their GELU is by tanh, no norm stands before the first block, and the
-  patch embedding and both projections have biases.
+  at 100. The random crop is OpenCLIP's (at least 0.9 of the area); the paper crops squares. The towers are OpenAI's.
   """
   c = config_lib.default()
   c.batch_size = 32_768
@@ -62,7 +60,7 @@ def clip(train: str, tokenizer: str, zero_shot: str = "", epochs: float = 32) ->
   _data(c, train, zero_shot)
   c.image.size = 224
   c.image.mean, c.image.std = CLIP_MEAN, CLIP_STD
-  c.image.resize = "bicubic"
+  c.image.resize, c.image.fit = "bicubic", "crop"
   c.image.crop_min_area = 0.9
   c.text.tokenizer = tokenizer
   c.text.length = 77
@@ -70,11 +68,14 @@ def clip(train: str, tokenizer: str, zero_shot: str = "", epochs: float = 32) ->
   c.model.embed_dim = 512
   c.model.image.size = "B"
   c.model.image.pool = "cls"
+  c.model.image.pre_norm, c.model.image.patch_bias = True, False
   text = c.model.text
   text.width, text.depth, text.heads, text.mlp_dim = 512, 12, 8, 2048
   text.vocab_size = 49_408
   text.causal = True
   text.pool = "eos"
+  for tower in (c.model.image, text):
+    tower.norm_eps, tower.activation, tower.head = 1e-5, "quick_gelu", "linear_no_bias"
   c.loss.name = "softmax"
   c.loss.scale_init = 1 / 0.07
   c.loss.scale_max = 100.0

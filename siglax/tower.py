@@ -15,6 +15,7 @@ import numpy as np
 
 from siglax import checkpoint
 from siglax import config as config_lib
+from siglax import interop
 from siglax import mesh as mesh_lib
 from siglax import models
 from siglax.data import images as images_lib
@@ -69,12 +70,14 @@ class Embedder:
 class Tower:
   """A trained model with its preprocessing: raw pictures and strings to unit embeddings.
 
-  model, params: see siglax.models. config: the run's resolved config. scale = exp(t'), bias: floats.
+  model, params: see siglax.models. config: the run's resolved config, or one that describes a checkpoint of another
+  library; the model is built of it unless given. text: a TextProcessor; None where there is no tokenizer.
+  scale = exp(t'), bias: floats.
   """
 
-  def __init__(self, config, params, text, mesh=None):
-    self.config, self.params, self._text = config, params, text
-    self.model = models.build(config.model)
+  def __init__(self, config, params, text, mesh=None, model=None):
+    self.config, self.params, self.text = config, params, text
+    self.model = model or models.build(config.model, tuple(name for name in models.TOWERS if name in params))
     self._mesh = mesh or mesh_lib.make()
     self._embedders = {}
 
@@ -91,26 +94,32 @@ class Tower:
     # Rounded up, so that any batch size runs on any number of devices.
     size = -(-(batch_size or self.config.eval.batch_size) // devices) * devices
     if size not in self._embedders:
-      self._embedders[size] = Embedder(self.model, self.params, self._text, self._mesh, batch_size=size)
+      self._embedders[size] = Embedder(self.model, self.params, self.text, self._mesh, batch_size=size)
     return self._embedders[size]
 
   def embed_images(self, images, batch_size: int | None = None) -> np.ndarray:
     """Unit rows float32 [N, d] of N pictures: uint8 arrays [H, W, 3], encoded bytes, or paths, of any size.
 
-    Resized as in evaluation: squashed to the training size by config.image.resize. batch_size: pictures at a time.
+    Resized as in evaluation, to config.image.size by config.image.resize and .fit. batch_size: pictures at a time.
     Raises ValueError that names the picture which cannot be read.
     """
     return self._embedder(batch_size).images(lambda i: self._pixels(i, images[i]), len(images))
 
   def embed_texts(self, texts: list[str], batch_size: int | None = None) -> np.ndarray:
     """Unit rows float32 [N, d] of N strings, canonicalised and tokenized as in training."""
+    if self.text is None:
+      raise ValueError(
+          "this checkpoint has no sentencepiece tokenizer (spiece.model or tokenizer.model in its folder); "
+          "give tokens to tower.model.embed_text(tower.params, tokens)"
+      )
     return self._embedder(batch_size).texts(list(texts))
 
   def _pixels(self, i, image) -> np.ndarray:
     try:
       if isinstance(image, (str, pathlib.Path)):
         image = pathlib.Path(image).read_bytes()
-      return images_lib.resize(images_lib.decode(image), self.config.image.size, self.config.image.resize)
+      c = self.config.image
+      return images_lib.resize(images_lib.decode(image), c.size, c.resize, c.fit)
     except (OSError, ValueError) as e:
       raise ValueError(f"images[{i}]: {e}") from e
 
@@ -126,15 +135,21 @@ class Tower:
 
 
 def load(path) -> Tower:
-  """The tower of a run folder: config.json, tokenizer.model and the newest good checkpoint.
+  """The towers at a path: a run folder (its newest good checkpoint), a Hugging Face folder or a big_vision .npz.
 
-  Raises ValueError when one of them is missing or damaged.
+  ":img" or ":txt" behind the path takes one of its towers. Raises ValueError in one line for what is missing, damaged
+  or of an architecture that siglax does not have.
   """
-  folder = pathlib.Path(path)
-  config = read_config(folder)
-  text = text_processor(config, folder)
   mesh = mesh_lib.make()
-  return Tower(config, read_params(folder, models.build(config.model), mesh), text, mesh)
+  if (foreign := interop.find(path)) is not None:
+    text = text_processor(foreign.config) if foreign.tokenizer else None
+    config_lib.check_vocabulary(foreign.config, text)
+    model = foreign.model()
+    return Tower(foreign.config, foreign.read(model, mesh), text, mesh, model)
+  folder, towers = interop.split(path)
+  config = read_config(folder)
+  text = text_processor(config, folder) if "text" in towers else None
+  return Tower(config, read_params(folder, models.build(config.model, towers), mesh), text, mesh)
 
 
 def read_config(folder):
@@ -154,19 +169,33 @@ def text_processor(config, folder=None) -> text_lib.TextProcessor:
       length=config.text.length,
       lowercase=config.text.lowercase,
       strip_punctuation=config.text.strip_punctuation,
+      pad=config.text.pad,
   )
 
 
-def read_params(folder, model, mesh, rules=()) -> dict:
+def initial_params(path, model, mesh) -> dict:
+  """Parameters to start `model` from, of what config.model.init_from names: those of both towers, or of one.
+
+  Raises ValueError in one line when they do not fit the model.
+  """
+  if (foreign := interop.find(path)) is not None:
+    return foreign.read_into(model, mesh)
+  folder, towers = interop.split(path)
+  return read_params(folder, model, mesh, towers)
+
+
+def read_params(folder, model, mesh, towers: tuple[str, ...] = models.TOWERS) -> dict:
   """Parameters of the newest good checkpoint of a run folder, sharded over the mesh: their average, if the run kept one.
 
-  rules: config.mesh.shard. ValueError when there is no good checkpoint.
+  ValueError when there is no good checkpoint. towers: one tower alone comes without scale and bias.
   """
   missing = f"{folder} has no checkpoint; let siglax train save one"
   if not (pathlib.Path(folder) / checkpoint.FOLDER).is_dir():
     raise ValueError(missing)
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  shapes = shapes if towers == models.TOWERS else {name: shapes[name] for name in towers}
   name = "params" if read_config(folder).train.ema is None else "ema"
-  abstract = mesh_lib.abstract(mesh, {name: jax.eval_shape(model.init, jax.random.key(0))}, rules)
+  abstract = mesh_lib.abstract(mesh, {name: shapes})
   checkpoints = checkpoint.Checkpoints(folder)
   try:
     restored = checkpoints.restore(abstract)

@@ -59,14 +59,13 @@ class Run(program.Program):
     return step == self.total_steps or bool(every and step and step % every == 0)
 
   def initial_state(self) -> state_lib.TrainState:
-    """A fresh state, made in its shards; parameters of config.model.init_from replace the random ones."""
+    """A fresh state, made in its shards. Parameters of config.model.init_from, read before anything compiles, take the
+    place of random ones."""
+    init_from = self.config.model.init_from
+    loaded = {} if init_from is None else tower.initial_params(init_from, self.model, self.mesh)
     shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
-    create = lambda params: state_lib.create(params, self.tx, self.config.train.ema is not None)
-    if self.config.model.init_from is None:
-      fresh = jax.jit(lambda key: create(self.model.init(key)), out_shardings=shardings)
-      return fresh(jax.random.key(self.config.seed))
-    params = tower.read_params(self.config.model.init_from, self.model, self.mesh, self.config.mesh.shard)
-    return jax.jit(create, out_shardings=shardings, donate_argnums=0)(params)
+    create = lambda key, loaded: state_lib.create({**self.model.init(key), **loaded}, self.tx, self.config.train.ema is not None)
+    return jax.jit(create, out_shardings=shardings, donate_argnums=1)(jax.random.key(self.config.seed), loaded)
 
   def batches(self, start_step: int):
     return data_lib.train_batches(

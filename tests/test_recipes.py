@@ -38,8 +38,6 @@ def openai_clip(patch, patches):
   return image + text + 1
 
 
-# Ours has no norm before the first block, but biases on the patch embedding and on both projections.
-CLIP_DIFFERENCE = -2 * 768 + 768 + 512 + 512
 SIGLIP_B = siglip_image(768, 12, 3072, 16, 256) + siglip_text(768, 12, 3072, 32_000, 64, 768) + 2
 # Devices to validate on, and parameters by the published layouts with scale and bias; None where nothing is published.
 RECIPES = {
@@ -51,8 +49,8 @@ RECIPES = {
     "siglip_l16": (64, siglip_image(1024, 24, 4096, 16, 256) + siglip_text(1024, 24, 4096, 32_000, 64, 1024) + 2),
     "siglip_so400m": (128, siglip_image(1152, 27, 4304, 14, 256) + siglip_text(1152, 27, 4304, 32_000, 16, 1152) + 2),
     "siglip_g_opt": (256, siglip_image(1536, 40, 6144, 16, 256) + siglip_text(1152, 27, 4304, 256_000, 64, 1536) + 2),
-    "clip_b32": (32, openai_clip(32, 49) + CLIP_DIFFERENCE),
-    "clip_b16": (32, openai_clip(16, 196) + CLIP_DIFFERENCE),
+    "clip_b32": (32, openai_clip(32, 49)),
+    "clip_b16": (32, openai_clip(16, 196)),
 }
 PUBLISHED = [name for name, (_, count) in RECIPES.items() if count]
 

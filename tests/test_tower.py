@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import siglax
-from siglax import cli, config as config_lib, metrics, train
+from siglax import cli, config as config_lib, metrics, tower as tower_lib, train
 from siglax.data import images
 
 TINY = pathlib.Path(__file__).parent / "tiny.py"
@@ -70,6 +70,9 @@ def test_init_from_starts_from_another_run(folder, tmp_path):
   run = train.Run(c, tmp_path)
   old, new = siglax.load(folder).params, run.initial_state().params
   jax.tree.map(np.testing.assert_array_equal, old, new)
+  image = siglax.load(f"{folder}:img").params
+  jax.tree.map(np.testing.assert_array_equal, image, {"image": old["image"]})
+  jax.tree.map(np.testing.assert_array_equal, tower_lib.initial_params(f"{folder}:img", run.model, run.mesh), image)
 
 
 def test_tokenizer_command(tmp_path, capsys):

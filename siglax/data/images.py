@@ -56,14 +56,23 @@ def _from_array(image):
   return np.repeat(image, 3, axis=2) if channels == 1 else image[..., :3]
 
 
-def resize(image: np.ndarray, size: int, resample: str = "bilinear") -> np.ndarray:
-  """uint8 [H, W, 3] squashed to [size, size, 3] by Pillow's antialiased resampler: bilinear | bicubic.
+def resize(image: np.ndarray, size: int, resample: str = "bilinear", fit: str = "squash") -> np.ndarray:
+  """uint8 [H, W, 3] to [size, size, 3] by Pillow's antialiased resampler: bilinear | bicubic.
 
+  fit: "squash" both sides, or "crop": the shorter side to size and the centre cut out of the longer, as CLIP does.
   The resize of evaluation and of every exported preprocessor. An image of that size is returned as it is.
   """
-  if image.shape[:2] == (size, size):
+  height, width = image.shape[:2]
+  if (height, width) == (size, size):
     return image
-  return np.array(Image.fromarray(image).resize((size, size), RESAMPLERS[resample]))
+  short, left, top = min(height, width), 0, 0
+  if fit == "crop":
+    height, width = size * height // short, size * width // short
+    left, top = (width - size) // 2, (height - size) // 2
+  else:
+    height = width = size
+  resized = np.array(Image.fromarray(image).resize((width, height), RESAMPLERS[resample]))
+  return resized[top : top + size, left : left + size]
 
 
 def augment(image: np.ndarray, rng: np.random.Generator, config) -> np.ndarray:

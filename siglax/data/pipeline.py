@@ -261,13 +261,13 @@ def mix_shares(weights: list[float]) -> list[int]:
 class EvalExamples:
   """Examples of a source as evaluation sees them: {"image": uint8 [S, S, 3], "captions": [str, …], "label"}.
 
-  The image is squashed by `images.resize`; captions are all of them, maybe none; label is None where there is none.
+  The image is resized by `images.resize`; captions are all of them, maybe none; label is None where there is none.
   Raises ValueError for a broken image: an evaluation that leaves some out is another evaluation.
   """
 
   def __init__(self, source, config):
     self._source, self._threads = source, config.loader.threads
-    self._size, self._resample = config.image.size, config.image.resize
+    self._resize = (config.image.size, config.image.resize, config.image.fit)
     self.classnames = source.classnames
 
   def __len__(self) -> int:
@@ -276,7 +276,7 @@ class EvalExamples:
   def __getitem__(self, i: int) -> dict:
     example = self._source[i]
     try:
-      image = images.resize(images.decode(example["image"]), self._size, self._resample)
+      image = images.resize(images.decode(example["image"]), *self._resize)
     except ValueError as e:
       raise ValueError(f"example {i} of {self._source}: {e}; evaluation data must be without broken images") from e
     return {"image": image, "captions": example["captions"], "label": example.get("label")}

@@ -28,12 +28,13 @@ class TextProcessor:
   tokenizer: path of a sentencepiece .model, or "shapes", the built-in dataset's.
   length: tokens of each text, padded and truncated to it, end token included.
   lowercase, strip_punctuation: see `canonicalize`; a model trained with them must be used with them.
+  pad: "eos" fills up with the end token, "pad" with the tokenizer's padding token (SigLIP 2).
   vocab_size, eos_id: the model's number of pieces and its end token.
   Picklable, and one instance may serve many threads. Raises ValueError for a missing or damaged model, or one
   without an end token.
   """
 
-  def __init__(self, tokenizer="shapes", *, length: int = 64, lowercase: bool = True, strip_punctuation: bool = True):
+  def __init__(self, tokenizer="shapes", *, length: int = 64, lowercase: bool = True, strip_punctuation: bool = True, pad: str = "eos"):
     if length < 2:
       raise ValueError(f"config.text.length={length} must be at least 2: one token of text and the end token")
     self.tokenizer = os.fspath(tokenizer)
@@ -45,6 +46,9 @@ class TextProcessor:
       raise ValueError(
           f"config.text.tokenizer={self.tokenizer!r} has no end token (eos); give a model trained with one"
       )
+    self.pad_id = self._pieces.pad_id() if pad == "pad" else self.eos_id
+    if self.pad_id < 0:
+      raise ValueError(f'config.text.pad="pad": config.text.tokenizer={self.tokenizer!r} has no padding token; use "eos"')
 
   def canonicalize(self, text: str) -> str:
     """The text as the tokenizer sees it; canonicalizing twice changes nothing."""
@@ -53,11 +57,20 @@ class TextProcessor:
   def __call__(self, texts: str | list[str]) -> np.ndarray:
     """int32 [N, length]; one str counts as a list of one. TypeError for what is not a str."""
     texts = [texts] if isinstance(texts, str) else texts
-    tokens = np.full((len(texts), self.length), self.eos_id, np.int32)
+    tokens = np.full((len(texts), self.length), self.pad_id, np.int32)
     for row, text in zip(tokens, texts):
       ids = self._pieces.encode(self.canonicalize(text))[: self.length - 1]
-      row[: len(ids)] = ids
+      row[: len(ids) + 1] = [*ids, self.eos_id]
     return tokens
+
+  @property
+  def unk_id(self) -> int:
+    """The token of what the model has no piece for."""
+    return self._pieces.unk_id()
+
+  def piece(self, token: int) -> str:
+    """The string that a token stands for."""
+    return self._pieces.id_to_piece(token)
 
   def save(self, path):
     """Writes the sentencepiece model, which `tokenizer=path` reads back."""

@@ -38,7 +38,9 @@ def examples(z_bd, weights_b, labels_b) -> dict:
 
 
 def matches(row, col) -> jax.Array:
-  """p [t, t] of two tiles."""
+  """p [t, t] of two tiles; without labels none match away from the own pairs, which XLA then leaves out."""
+  if row["label"] is None and not row["paired"]:
+    return jnp.zeros((len(row["index"]), len(col["index"])), bool)
   a, b = (row["index"], col["index"]) if row["label"] is None else (row["label"], col["label"])
   return a[:, None] == b[None, :]
 

@@ -19,14 +19,15 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 
-def sweep(visit, tile, rows, cols, row_index, col_index, row_state, col_state):
+def sweep(visit, tile, rows, cols, row_index, col_index, row_state, col_state, paired=True):
   """Calls visit(row, col, row_state, col_state) → states on all pairs of tiles. Per device.
 
   rows, cols: dicts of arrays [b, …] with "w", the weights (or None). row_index, col_index: global index of the first
-  of each. visit sees up to `tile` examples at a time and their "index" [t]. A last tile that is not full begins earlier, at
-  b − t, and gives those it has seen before the weight 0: nothing is padded or copied.
+  of each. visit sees up to `tile` examples at a time, their "index" [t] and whether they may be "paired", as those of
+  equal index are. A last tile that is not full begins earlier, at b − t, and gives those it has seen before the weight 0:
+  nothing is padded or copied.
   """
-  row_tiles, col_tiles = _Tiles(rows, row_index, tile), _Tiles(cols, col_index, tile)
+  row_tiles, col_tiles = _Tiles(rows, row_index, tile, paired), _Tiles(cols, col_index, tile, paired)
 
   def across(j, states):
     row_state, col_state = states
@@ -46,8 +47,8 @@ def sweep(visit, tile, rows, cols, row_index, col_index, row_state, col_state):
 class _Tiles:
   """Arrays [b, …] seen as `count` tiles of t rows, t ≤ tile as even as can be."""
 
-  def __init__(self, arrays, index, tile):
-    self.arrays, self.index = arrays, index
+  def __init__(self, arrays, index, tile, paired):
+    self.arrays, self.index, self.paired = arrays, index, paired
     self.b = len(arrays["z"])
     self.count = -(-self.b // tile)
     self.t = -(-self.b // self.count)
@@ -70,7 +71,7 @@ class _Tiles:
     w = tile["w"]
     if self.count * self.t > self.b:
       w = jnp.where(position >= i * self.t, 1.0 if w is None else w, 0.0)
-    return {**tile, "w": w, "index": self.index + position}
+    return {**tile, "w": w, "index": self.index + position, "paired": self.paired}
 
 
 def _loop(count, body, carry):
@@ -104,12 +105,12 @@ class Ring:
     row_state, empty = self.varying((row_state, col_state))
     b = len(cols["z"])
 
-    def meet(texts, hops, row_state):
+    def meet(texts, hops, row_state, paired=False):
       origin = (self.index - hops) % self.size
-      return sweep(visit, self.tile, rows, texts, self.index * b, origin * b, row_state, empty)
+      return sweep(visit, self.tile, rows, texts, self.index * b, origin * b, row_state, empty, paired)
 
     if self.size == 1:
-      return meet(cols, 0, row_state)
+      return meet(cols, 0, row_state, paired=True)
 
     def hop(hops, carry):
       texts, sent, row_state = carry
@@ -125,8 +126,8 @@ class Ring:
     arrived = self.pass_on(part)
     # An empty state that XLA cannot make before the loop, where it would take memory all the while.
     empty = jax.tree.map(lambda e, p: e + 0 * p, empty, part)
-    row_state, own = meet(cols, 0, row_state)
-    return row_state, merge(arrived, own)
+    row_state, part = meet(cols, 0, row_state, paired=True)
+    return row_state, merge(arrived, part)
 
   def pass_on(self, tree):
     ring = [(i, (i + 1) % self.size) for i in range(self.size)]

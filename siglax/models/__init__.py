@@ -1,8 +1,8 @@
 """The towers: pure functions over a dict of parameters."""
 
-from siglax.models.two_towers import TwoTowers, scale_and_bias
+from siglax.models.two_towers import TOWERS, TwoTowers, scale_and_bias
 
 
-def build(config) -> TwoTowers:
-  """The two towers of `config.model`; see TwoTowers."""
-  return TwoTowers(config)
+def build(config, towers: tuple[str, ...] = TOWERS) -> TwoTowers:
+  """The two towers of `config.model`, or one of them; see TwoTowers."""
+  return TwoTowers(config, towers)

@@ -19,10 +19,10 @@ class TextTransformer(nnx.Module):
     self.embedding = nnx.Param(normal(rngs.params(), (config.vocab_size, width)))
     self.pos_embedding = nnx.Param(normal(rngs.params(), (config.length, width)))
     self.encoder = transformer.Encoder(shape, config, rngs)
-    self.norm = transformer.layer_norm(width, rngs)
+    self.norm = transformer.layer_norm(width, shape.norm_eps, rngs)
     if config.pool == "map":
       self.pool = transformer.MapHead(shape, dtype, rngs)
-    self.head = nnx.Linear(width, embed_dim, dtype=dtype, rngs=rngs)
+    self.head = nnx.Linear(width, embed_dim, use_bias=config.head != "linear_no_bias", dtype=dtype, rngs=rngs)
 
   def encode(self, tokens, keys=None):
     """All positions after the last norm, [n, l, d]."""
@@ -39,8 +39,9 @@ class TextTransformer(nnx.Module):
       x = self.pool(x)
     elif self.config.pool == "last":
       x = x[:, -1]
-    elif self.config.pool == "eos":
-      x = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
+    elif self.config.pool in ("eos", "argmax"):
+      at = end if self.config.pool == "eos" else tokens.argmax(axis=1)
+      x = jnp.take_along_axis(x, at[:, None, None], axis=1)[:, 0]
     else:
       real = (jnp.arange(tokens.shape[1]) <= end[:, None])[..., None]
       x = (jnp.sum(x * real, axis=1, dtype=jnp.float32) / jnp.sum(real, axis=1)).astype(x.dtype)

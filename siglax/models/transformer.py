@@ -30,17 +30,24 @@ REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-EPSILON = 1e-6
+# SigLIP's is the tanh approximation; OpenAI's CLIP has x·σ(1.702x), and later CLIPs the exact form.
+ACTIVATIONS = {
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  """Sizes of one transformer."""
+  """Sizes of one transformer, its activation and the epsilon of its norms."""
 
   width: int
   depth: int
   heads: int
   mlp_dim: int
+  activation: str
+  norm_eps: float
 
   @classmethod
   def of(cls, config) -> Shape:
@@ -50,14 +57,15 @@ class Shape:
       mlp_dim = mlp_dim * config.width // width
       heads = max(1, heads * config.width // width)
       width = config.width
-    shape = cls(width, config.depth or depth, config.heads or heads, config.mlp_dim or mlp_dim)
+    sizes = (width, config.depth or depth, config.heads or heads, config.mlp_dim or mlp_dim)
+    shape = cls(*sizes, config.activation, config.norm_eps)
     if shape.width % shape.heads:
       raise ValueError(f"width={shape.width} is not divisible by heads={shape.heads}; change one of them in config.model")
     return shape
 
 
-def layer_norm(width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
-  return nnx.LayerNorm(width, epsilon=EPSILON, dtype=jnp.float32, rngs=rngs)
+def layer_norm(width: int, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
+  return nnx.LayerNorm(width, epsilon=epsilon, dtype=jnp.float32, rngs=rngs)
 
 
 def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
@@ -77,18 +85,19 @@ def fold_in(keys: jax.Array | None, number: int | jax.Array) -> jax.Array | None
 
 
 class Mlp(nnx.Module):
-  """fc2(gelu(fc1(x))) with tanh GELU."""
+  """fc2(activation(fc1(x)))."""
 
-  def __init__(self, width: int, mlp_dim: int, dtype, rngs: nnx.Rngs):
+  def __init__(self, shape: Shape, dtype, rngs: nnx.Rngs):
     linear = functools.partial(
         nnx.Linear, dtype=dtype, kernel_init=nnx.initializers.xavier_uniform(),
         bias_init=nnx.initializers.normal(1e-6), rngs=rngs,
     )
-    self.fc1 = linear(width, mlp_dim)
-    self.fc2 = linear(mlp_dim, width)
+    self.fc1 = linear(shape.width, shape.mlp_dim)
+    self.fc2 = linear(shape.mlp_dim, shape.width)
+    self.activation = shape.activation
 
   def __call__(self, x):
-    return self.fc2(jax.nn.gelu(self.fc1(x), approximate=True))
+    return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
 
 
 class Attention(nnx.Module):
@@ -113,10 +122,10 @@ class Block(nnx.Module):
   """x + attention(norm(x)), then x + mlp(norm(x))."""
 
   def __init__(self, shape: Shape, dtype, rngs: nnx.Rngs):
-    self.norm1 = layer_norm(shape.width, rngs)
+    self.norm1 = layer_norm(shape.width, shape.norm_eps, rngs)
     self.attention = Attention(shape.width, shape.heads, dtype, rngs)
-    self.norm2 = layer_norm(shape.width, rngs)
-    self.mlp = Mlp(shape.width, shape.mlp_dim, dtype, rngs)
+    self.norm2 = layer_norm(shape.width, shape.norm_eps, rngs)
+    self.mlp = Mlp(shape, dtype, rngs)
 
   def __call__(self, x, keys, *, causal: bool, rate: float):
     x = mesh_lib.constrain_batch(x)
@@ -160,8 +169,8 @@ class MapHead(nnx.Module):
   def __init__(self, shape: Shape, dtype, rngs: nnx.Rngs):
     self.probe = nnx.Param(nnx.initializers.xavier_uniform()(rngs.params(), (1, 1, shape.width)))
     self.attention = Attention(shape.width, shape.heads, dtype, rngs)
-    self.norm = layer_norm(shape.width, rngs)
-    self.mlp = Mlp(shape.width, shape.mlp_dim, dtype, rngs)
+    self.norm = layer_norm(shape.width, shape.norm_eps, rngs)
+    self.mlp = Mlp(shape, dtype, rngs)
 
   def __call__(self, x):
     probe = jnp.broadcast_to(self.probe[...], (x.shape[0], 1, x.shape[2])).astype(x.dtype)

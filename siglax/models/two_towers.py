@@ -18,16 +18,20 @@ from siglax.models import transformer
 from siglax.models import vit
 
 
+TOWERS = ("image", "text")
+
+
 class TwoTowers:
   """An image tower and a text tower into one unit sphere. Global view; every method is traceable.
 
-  config: `config.model`, with `text.vocab_size` and `text.eos_id` filled in.
+  config: `config.model`, with `text.vocab_size` and `text.eos_id` filled in. towers: those that are there; a
+  checkpoint of one tower has one, and then neither scale nor bias.
   """
 
-  def __init__(self, config: ConfigDict):
+  def __init__(self, config: ConfigDict, towers: tuple[str, ...] = TOWERS):
     config = FrozenConfigDict(config.copy_and_resolve_references())
     for field in ("vocab_size", "eos_id"):
-      if config.text[field] is None:
+      if "text" in towers and config.text[field] is None:
         raise ValueError(f"config.model.text.{field} is None; siglax.config.resolve takes it from the tokenizer")
     self.config = config
     self.embed_dim = config.embed_dim or transformer.Shape.of(config.image).width
@@ -35,6 +39,7 @@ class TwoTowers:
         "image": lambda rngs: vit.VisionTransformer(config.image, config.embed_dim, rngs),
         "text": lambda rngs: text_lib.TextTransformer(config.text, self.embed_dim, rngs),
     }
+    self._builders = {name: self._builders[name] for name in towers}
     self._graphdefs = {k: nnx.split(nnx.eval_shape(lambda b=b: b(nnx.Rngs(0))))[0] for k, b in self._builders.items()}
 
   def init(self, key: jax.Array) -> dict:
@@ -43,12 +48,16 @@ class TwoTowers:
         name: _rename(nnx.to_pure_dict(nnx.state(build(nnx.Rngs(k)))), str)
         for (name, build), k in zip(self._builders.items(), jax.random.split(key))
     }
+    if len(params) < len(TOWERS):
+      return params
     params["log_scale"] = jnp.float32(math.log(self.config.scale_init))
     if self.config.bias_init is not None:
       params["bias"] = jnp.float32(self.config.bias_init)
     return params
 
   def _tower(self, params: dict, name: str) -> nnx.Module:
+    if name not in self._graphdefs:
+      raise ValueError(f"there is no {name} tower here; load a checkpoint that has one")
     return nnx.merge(self._graphdefs[name], _rename(params[name], lambda k: int(k) if k.isdigit() else k))
 
   def normalize(self, images: jax.Array) -> jax.Array:
@@ -72,7 +81,9 @@ class TwoTowers:
 
 
 def scale_and_bias(params: dict) -> tuple[jax.Array, jax.Array]:
-  """exp(t') and the bias, 0 where the loss has none."""
+  """exp(t') and the bias, 0 where the loss has none. ValueError for the parameters of one tower alone."""
+  if "log_scale" not in params:
+    raise ValueError("one tower alone has neither a scale nor a bias; load a checkpoint of both")
   return jnp.exp(params["log_scale"]), params.get("bias", jnp.float32(0))
 
 

@@ -13,8 +13,11 @@ from siglax.models import transformer
 class PatchStem(nnx.Module):
   """One linear map per patch: images [n, H, W, 3] → [n, H/p, W/p, d]."""
 
-  def __init__(self, width: int, patch: int, dtype, rngs: nnx.Rngs):
-    self.embedding = nnx.Conv(3, width, (patch, patch), (patch, patch), padding="VALID", dtype=dtype, rngs=rngs)
+  def __init__(self, config, shape: transformer.Shape, dtype, rngs: nnx.Rngs):
+    patch = (config.patch, config.patch)
+    self.embedding = nnx.Conv(
+        3, shape.width, patch, patch, padding="VALID", use_bias=config.patch_bias, dtype=dtype, rngs=rngs
+    )
 
   def __call__(self, x):
     return self.embedding(x)
@@ -27,14 +30,14 @@ class ConvStem(nnx.Module):
   short schedules shapes are learned several times sooner than from one linear patch embedding.
   """
 
-  def __init__(self, width: int, patch: int, dtype, rngs: nnx.Rngs):
-    strides = patch.bit_length() - 1
+  def __init__(self, config, shape: transformer.Shape, dtype, rngs: nnx.Rngs):
+    width, strides = shape.width, config.patch.bit_length() - 1
     widths = [3] + [max(width >> (strides - 1 - i), 16) for i in range(strides)]
     self.convs = nnx.List([
         nnx.Conv(a, b, (3, 3), (2, 2), padding=((1, 1), (1, 1)), use_bias=False, dtype=dtype, rngs=rngs)
         for a, b in zip(widths, widths[1:])
     ])
-    self.norms = nnx.List([transformer.layer_norm(w, rngs) for w in widths[1:]])
+    self.norms = nnx.List([transformer.layer_norm(w, shape.norm_eps, rngs) for w in widths[1:]])
     self.embedding = nnx.Linear(widths[-1], width, dtype=dtype, rngs=rngs)
 
   def __call__(self, x):
@@ -64,19 +67,22 @@ class VisionTransformer(nnx.Module):
     width, grid = shape.width, config.image_size // config.patch
     self.config, self.dtype = config, dtype
     stem = {"patch": PatchStem, "conv": ConvStem}[config.stem]
-    self.stem = stem(width, config.patch, dtype, rngs)
+    self.stem = stem(config, shape, dtype, rngs)
     positions = grid * grid + (config.pool == "cls")
     if config.position == "learned":
       initial = nnx.initializers.normal(width**-0.5)(rngs.params(), (positions, width))
       self.pos_embedding = nnx.Param(initial)
     if config.pool == "cls":
       self.cls = nnx.Param(jnp.zeros((width,)))
+    if config.pre_norm:
+      self.pre_norm = transformer.layer_norm(width, shape.norm_eps, rngs)
     self.encoder = transformer.Encoder(shape, config, rngs)
-    self.norm = transformer.layer_norm(width, rngs)
+    self.norm = transformer.layer_norm(width, shape.norm_eps, rngs)
     if config.pool == "map":
       self.pool = transformer.MapHead(shape, dtype, rngs)
-    if embed_dim and embed_dim != width:
-      self.head = nnx.Linear(width, embed_dim, dtype=dtype, rngs=rngs)
+    if config.head != "auto" or embed_dim and embed_dim != width:
+      use_bias = config.head != "linear_no_bias"
+      self.head = nnx.Linear(width, embed_dim or width, use_bias=use_bias, dtype=dtype, rngs=rngs)
 
   def _positions(self, rows, columns, width):
     if self.config.position == "learned":
@@ -93,6 +99,8 @@ class VisionTransformer(nnx.Module):
       cls = jnp.broadcast_to(self.cls[...], (n, 1, width)).astype(x.dtype)
       x = jnp.concatenate([cls, x], axis=1)
     x = x + jnp.asarray(self._positions(rows, columns, width), x.dtype)
+    if self.config.pre_norm:
+      x = self.pre_norm(x).astype(x.dtype)
     return self.norm(self.encoder(x, keys)).astype(self.dtype)
 
   def tokens(self, images):

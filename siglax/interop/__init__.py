@@ -1,0 +1,104 @@
+"""Towers in and out of other libraries' checkpoints.
+
+`find` opens what is not a run of siglax: a Hugging Face folder, a big_vision .npz, a folder of open_clip. Each format is
+a table of names (layout.py) and its config; reading and writing arrays are the same for all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+from siglax import models
+from siglax.interop import big_vision
+from siglax.interop import files
+from siglax.interop import huggingface
+from siglax.interop import layout
+from siglax.interop import open_clip
+from siglax.models import transformer
+
+ONE_TOWER = {"img": ("image",), "txt": ("text",)}
+# What must be the same where parameters come from and where they go. A position embedding has its own rule, and
+# dropout, scan and the like change no parameter.
+FIELDS = {
+    "image": ("patch", "stem", "position", "pool", "pre_norm", "patch_bias"),
+    "text": ("vocab_size", "length", "pool", "causal"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """A checkpoint of another library. config: a siglax config that describes its towers and their preprocessing.
+
+  towers: those to read, of those it has. tokenizer: path of its sentencepiece model, or None.
+  """
+
+  arrays: files.Arrays
+  format: layout.Format
+  config: object
+  towers: tuple[str, ...]
+  tokenizer: pathlib.Path | None
+
+  def model(self) -> models.TwoTowers:
+    """The model of its own config."""
+    return models.build(self.config.model, self.towers)
+
+  def read(self, model, mesh) -> dict:
+    """All its parameters, for the model of its own config."""
+    return layout.read(self.arrays, self.format, model, mesh, self.towers)
+
+  def read_into(self, model, mesh) -> dict:
+    """Its parameters for another model; positions are resized, and a scale or bias that one of them lacks is left out.
+
+    Raises ValueError that lists each field of config.model in which the two differ.
+    """
+    there, here = (_fields(m, self.towers) for m in (self.model(), model))
+    different = [
+        f"config.model.{field} is {a!r} there and {b!r} here" for (field, a), (_, b) in zip(there, here) if a != b
+    ]
+    if different:
+      raise ValueError(f"config.model.init_from={self.arrays.name} holds other towers: {'; '.join(different)}")
+    return layout.read(self.arrays, self.format, model, mesh, self.towers, fresh=True)
+
+
+def split(path) -> tuple[pathlib.Path, tuple[str, ...]]:
+  """(path, towers) of `path`, `path:img` or `path:txt`."""
+  start, colon, end = str(path).rpartition(":")
+  return (pathlib.Path(start), ONE_TOWER[end]) if colon and end in ONE_TOWER else (pathlib.Path(path), models.TOWERS)
+
+
+def find(path) -> Checkpoint | None:
+  """The checkpoint of another library at a path, with ":img" or ":txt" behind it for one of its towers; None for a run.
+
+  Raises ValueError in one line when there is nothing, or it is none of the formats that siglax reads.
+  """
+  file, wanted = split(path)
+  if file.is_file():
+    if file.suffix != ".npz":
+      raise ValueError(f"{file} is no checkpoint; siglax reads folders of runs, Hugging Face and open_clip, and .npz files")
+    arrays, form, config, towers, tokenizer = big_vision.open_file(file)
+  elif not file.is_dir():
+    raise ValueError(f"{file}: no such file or folder")
+  elif (file / "config.json").is_file() and "model_type" in files.read_json(file / "config.json"):
+    arrays, form, config, towers, tokenizer = huggingface.open_folder(file)
+  elif (file / open_clip.CONFIG).is_file():
+    arrays, form, config, towers, tokenizer = open_clip.open_folder(file)
+  else:
+    return None
+  if not set(towers) & set(wanted):
+    raise ValueError(f"{path}: {file} has no {wanted[0]} tower")
+  towers = tuple(t for t in towers if t in wanted)
+  return Checkpoint(arrays, form, config, towers, tokenizer if "text" in towers else None)
+
+
+def _fields(model, towers):
+  """(name, value) of all that two models must share, sizes as numbers."""
+  yield "embed_dim", model.embed_dim
+  for name in towers:
+    shape, config = transformer.Shape.of(model.config[name]), model.config[name]
+    for field in dataclasses.fields(shape):
+      yield f"{name}.{field.name}", getattr(shape, field.name)
+    for field in FIELDS[name]:
+      yield f"{name}.{field}", config[field]
+    linear = name == "text" or config.head != "auto" or model.embed_dim != shape.width
+    yield f"{name}.head", ("linear_no_bias" if config.head == "linear_no_bias" else "linear") if linear else "auto"

@@ -1,0 +1,180 @@
+"""Towers out: what `siglax export` writes. Each format's table (layout.py) is the one that import reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shutil
+
+import ml_dtypes
+import numpy as np
+import safetensors.numpy
+
+from siglax import config as config_lib
+from siglax import metrics as metrics_lib
+from siglax import models
+from siglax import tower as tower_lib
+from siglax.interop import big_vision
+from siglax.interop import files
+from siglax.interop import huggingface
+from siglax.interop import layout
+from siglax.interop import open_clip
+from siglax.models import transformer
+
+DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
+
+
+def export(source, form: str, out, dtype: str = "float32") -> pathlib.Path:
+  """Writes the towers at `source` (see siglax.load) in the format `form` to the folder or file `out`; returns its path.
+
+  form: hf | hf-vision | big_vision | open_clip. dtype: of the parameters; float32 is bit for bit what was trained.
+  Nothing is there until all is written. Raises ValueError in one line that names the field which the format cannot
+  express, or an `out` that exists.
+  """
+  if form not in FORMATS:
+    raise ValueError(f"--format {form} is unknown; known are {', '.join(FORMATS)}")
+  out = pathlib.Path(out)
+  if out.exists():
+    raise ValueError(f"--out {out} exists; give a path that does not")
+  tower = tower_lib.load(source)
+  temporary = out.with_name(f".{out.name}.{os.getpid()}")
+  try:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    FORMATS[form](tower, temporary, dtype, pathlib.Path(source))
+    os.replace(temporary, out)
+  except OSError as e:
+    raise ValueError(f"--out {out} cannot be written: {e.strerror or e}") from e
+  finally:
+    shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+  return out
+
+
+def _check(form: str, tower, towers, needs: dict):
+  """ValueError that names the first field of config which the format has no place for."""
+  lacking = [name for name in towers if name not in tower.params]
+  if lacking:
+    raise ValueError(f"--format {form} needs the {lacking[0]} tower, which is not there")
+  for field, values in needs.items():
+    if (value := config_lib.get(tower.config, field)) not in values:
+      needed = " or ".join(f"{v!r}" for v in values)
+      raise ValueError(f"--format {form} cannot express config.{field}={value!r}; it needs {needed}")
+
+
+def _arrays(tower, table: layout.Format, towers, dtype) -> dict[str, np.ndarray]:
+  return {name: make().astype(DTYPES[dtype]) for name, make in layout.arrays(table, tower.model, tower.params, towers)}
+
+
+def _write_json(file: pathlib.Path, value: dict):
+  file.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def _hf(tower, folder, dtype, source):
+  _siglip(tower, folder, dtype, source, "hf", models.TOWERS, {**huggingface.NEEDS, **huggingface.TEXT_NEEDS})
+
+
+def _hf_vision(tower, folder, dtype, source):
+  _siglip(tower, folder, dtype, source, "hf-vision", ("image",), huggingface.NEEDS)
+
+
+def _siglip(tower, folder, dtype, source, form, towers, needs):
+  _check(form, tower, towers, needs)
+  _check_no_head(form, tower)
+  arrays = _arrays(tower, huggingface.SIGLIP, towers, dtype)
+  if form == "hf":
+    # A SiglipModel always has a bias; a softmax loss has none, which is a bias of 0.
+    arrays.setdefault("logit_bias", np.zeros(1, DTYPES[dtype]))
+  folder.mkdir()
+  _save(arrays, folder / files.WEIGHTS)
+  _write_json(folder / "config.json", huggingface.config_json(tower, dtype, vision_only=form == "hf-vision"))
+  _write_json(folder / "preprocessor_config.json", huggingface.preprocessor_json(tower.config))
+  if form == "hf":
+    _save_tokenizer(tower, folder)
+  (folder / "README.md").write_text(_card(tower, form, source))
+
+
+def _check_no_head(form, tower):
+  if "head" in tower.params["image"]:
+    raise ValueError(
+        f"--format {form} cannot express config.model.embed_dim={tower.model.embed_dim} with a head on an image tower of "
+        f"width {transformer.Shape.of(tower.model.config.image).width}; it needs the two to be the same, and no head"
+    )
+
+
+def _save(arrays, file):
+  safetensors.numpy.save_file(arrays, file, {"format": "pt"})
+  file.chmod(0o644)  # safetensors makes it 600
+
+
+def _save_tokenizer(tower, folder):
+  if tower.text is not None:
+    tower.text.save(folder / files.TOKENIZERS[0])
+    _write_json(folder / "tokenizer_config.json", huggingface.tokenizer_json(tower.text))
+
+
+def _open_clip(tower, folder, dtype, source):
+  _check("open_clip", tower, models.TOWERS, open_clip.NEEDS)
+  _check_no_head("open_clip", tower)
+  config = open_clip.config_json(tower)
+  arrays = _arrays(tower, open_clip.FORMAT, models.TOWERS, dtype)
+  folder.mkdir()
+  _save(arrays, folder / open_clip.WEIGHTS)
+  _write_json(folder / open_clip.CONFIG, config)
+  _save_tokenizer(tower, folder)
+
+
+def _big_vision(tower, file, dtype, source):
+  towers = tuple(name for name in models.TOWERS if name in tower.params)
+  needs = {"image": big_vision.NEEDS, "text": big_vision.TEXT_NEEDS}
+  _check("big_vision", tower, towers, {k: v for name in towers for k, v in needs[name].items()})
+  arrays = _arrays(tower, big_vision.FORMAT, towers, dtype)
+  with file.open("wb") as f:  # given a path, numpy would put .npz behind the temporary name
+    np.savez(f, **{big_vision.PREFIX + name: x for name, x in arrays.items()})
+
+
+FORMATS = {"hf": _hf, "hf-vision": _hf_vision, "big_vision": _big_vision, "open_clip": _open_clip}
+
+_USE = {
+    "hf": """import torch
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+model, images, texts = (auto.from_pretrained(".") for auto in (AutoModel, AutoImageProcessor, AutoTokenizer))
+tokens = texts(["a caption"], padding="max_length", truncation=True, return_tensors="pt")
+print(torch.sigmoid(model(**images(picture, return_tensors="pt"), **tokens).logits_per_image))""",
+    "hf-vision": """from transformers import AutoImageProcessor, AutoModel
+model, images = (auto.from_pretrained(".") for auto in (AutoModel, AutoImageProcessor))
+out = model(**images(picture, return_tensors="pt"))
+out.pooler_output      # embedding, not yet normalised
+out.last_hidden_state  # patch tokens""",
+}
+
+
+def _card(tower, form, source) -> str:
+  """README.md: use, preprocessing and the last evaluation of the run."""
+  c = tower.config
+  task = "zero-shot-image-classification" if form == "hf" else "image-feature-extraction"
+  lines = [
+      "---", "library_name: transformers", f"pipeline_tag: {task}",
+      "tags: [siglip, siglax]", "---", "", f"# {source.resolve().name}", "",
+      f"{'Image and text towers' if form == 'hf' else 'Image tower'} trained with siglax ({c.loss.name} loss).", "",
+      "```python", *_USE[form].splitlines(), "```", "", "## Preprocessing", "",
+      f"Pictures: squashed to {c.image.size}×{c.image.size} ({c.image.resize}, antialiased), of pixels in 0..1 minus "
+      f"{tuple(c.image.mean)}, divided by {tuple(c.image.std)}.",
+  ]
+  if form == "hf":
+    case = "lower-cased, " if c.text.lowercase else ""
+    lines.append(
+        f"Texts: {case}ASCII punctuation removed, cut and padded to {c.text.length} tokens with the end token; "
+        "no attention mask."
+    )
+  if evaluated := _last_evaluation(source):
+    lines += ["", "## Evaluation", "", "| metric | value |", "|---|---|"]
+    lines += [f"| {name.removeprefix('eval/')} | {value:.4g} |" for name, value in evaluated.items()]
+  return "\n".join(lines) + "\n"
+
+
+def _last_evaluation(source) -> dict[str, float]:
+  """The newest eval/… metrics of a run folder; none for other sources."""
+  if not (source / "metrics.jsonl").is_file():
+    return {}
+  found = ({k: v for k, v in line.items() if k.startswith("eval/")} for line in reversed(metrics_lib.read(source)))
+  return next(filter(None, found), {})

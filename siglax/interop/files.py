@@ -1,0 +1,150 @@
+"""Arrays in files of other libraries: safetensors and npz, read one at a time. Nothing here executes a pickle."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+import zipfile
+import zlib
+
+import numpy as np
+
+INDEX = "model.safetensors.index.json"
+WEIGHTS = "model.safetensors"
+TOKENIZERS = ("spiece.model", "tokenizer.model")  # sentencepiece models, as SigLIP's and Gemma's folders call them
+FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+class Arrays:
+  """shapes: {name: shape} of the arrays in a file; `read` reads one. name: as errors call the file."""
+
+  name: str
+  shapes: dict[str, tuple[int, ...]]
+
+  def read(self, name: str, part: slice = slice(None)) -> np.ndarray:
+    """One array, or a range of its first axis, as float32. ValueError when it is damaged or not finite."""
+    x = np.asarray(self._read(name, part), np.float32)
+    if x.size and not (math.isfinite(x.min()) and math.isfinite(x.max())):
+      raise ValueError(f"{self.name}: {name} holds values that are not finite")
+    return x
+
+  def _read(self, name, part):
+    raise NotImplementedError
+
+
+class Safetensors(Arrays):
+  """One file, or the shards of an index; mapped into memory while an array is read, and let go after it.
+
+  A mapping that stays counts every page it has touched to the process: twice the checkpoint in the end.
+  """
+
+  def __init__(self, folder: pathlib.Path, weights: str = WEIGHTS):
+    self.name = str(folder)
+    self.shapes, self._files = {}, {}
+    for file, names in _shards(folder, weights).items():
+      with _open(file) as f:
+        present = set(f.keys())
+        if names is not None and names - present:
+          raise ValueError(f"{file} lacks {sorted(names - present)[0]}, which {INDEX} says is in it")
+        for name in present if names is None else names:
+          piece = f.get_slice(name)
+          if piece.get_dtype() not in FLOATS:
+            if name.endswith("position_ids"):
+              continue
+            raise ValueError(f"{file}: {name} is of type {piece.get_dtype()}; parameters are {', '.join(FLOATS)}")
+          self.shapes[name], self._files[name] = tuple(piece.get_shape()), file
+
+  def _read(self, name, part):
+    with _open(self._files[name]) as f:
+      return f.get_tensor(name) if part == slice(None) else f.get_slice(name)[part]
+
+
+def _shards(folder, weights) -> dict[pathlib.Path, set[str] | None]:
+  """{file: the names in it that count, or None for all}."""
+  if (folder / weights).is_file():
+    return {folder / weights: None}
+  if not (folder / INDEX).is_file():
+    pickles = [file.name for file in folder.glob("*.bin")]
+    hint = f"; {pickles[0]} is a pickle, which is never read: save it as safetensors" if pickles else ""
+    raise ValueError(f"{folder} has no {weights}{hint}")
+  index = read_json(folder / INDEX).get("weight_map")
+  if not isinstance(index, dict) or not index:
+    raise ValueError(f"{folder / INDEX} has no weight_map")
+  shards = {}
+  for name, file in index.items():
+    if pathlib.Path(file).name != file:
+      raise ValueError(f"{folder / INDEX}: {file!r} is no file name in this folder")
+    shards.setdefault(folder / file, set()).add(name)
+  for file in shards:
+    if not file.is_file():
+      raise ValueError(f"{file} is missing; {INDEX} says that it holds {len(shards[file])} tensors")
+  return shards
+
+
+def _open(file: pathlib.Path):
+  import safetensors  # late: training reads none
+
+  try:
+    return safetensors.safe_open(file, framework="numpy")
+  except (safetensors.SafetensorError, OSError) as e:
+    raise ValueError(f"{file} is no safetensors file, or is damaged: {_line(e)}") from None
+
+
+class Npz(Arrays):
+  """A .npz whose arrays are read one at a time, always without pickle. prefix: what names start with, left out here.
+
+  Arrays outside the prefix are not parameters (big_vision's optimizer state) and are not read.
+  """
+
+  def __init__(self, file: pathlib.Path, prefix: str):
+    self.name = str(file)
+    try:
+      with zipfile.ZipFile(file) as z:
+        members = [m.removesuffix(".npy") for m in z.namelist()]
+        self._prefix = prefix if any(m.startswith(prefix) for m in members) else ""
+        names = [m.removeprefix(self._prefix) for m in members if m.startswith(self._prefix)]
+        self.shapes = {name: self._header(z, name) for name in names}
+    except (zipfile.BadZipFile, OSError, EOFError, zlib.error) as e:
+      raise ValueError(f"{file} is no .npz file, or is damaged: {_line(e)}") from None
+
+  def _header(self, z, name) -> tuple[int, ...]:
+    with z.open(f"{self._prefix}{name}.npy") as member:
+      try:
+        version = np.lib.format.read_magic(member)
+        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, _, dtype = header[version](member)
+      except (ValueError, KeyError) as e:
+        raise ValueError(f"{self.name}: {name} is no array: {_line(e)}") from None
+    if dtype.hasobject:
+      raise ValueError(f"{self.name}: {name} is a pickle, which is never read; save it as an array of numbers")
+    if dtype.kind != "f" and dtype.str != "|V2":
+      raise ValueError(f"{self.name}: {name} is of type {dtype}; parameters are floats")
+    return tuple(shape)
+
+  def _read(self, name, part):
+    try:
+      with np.load(self.name, allow_pickle=False) as z:
+        x = z[self._prefix + name]
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, zlib.error) as e:
+      raise ValueError(f"{self.name}: {name} cannot be read, the file is damaged: {_line(e)}") from None
+    if x.dtype.kind == "V":  # numpy stores bfloat16 as two bytes without a name
+      import ml_dtypes
+
+      x = x.view(ml_dtypes.bfloat16)
+    return x[part]
+
+
+def read_json(file: pathlib.Path) -> dict:
+  """A JSON object. ValueError that names the file when it is none."""
+  try:
+    value = json.loads(file.read_text())
+  except (OSError, ValueError) as e:
+    raise ValueError(f"{file} cannot be read as JSON: {_line(e)}") from None
+  if not isinstance(value, dict):
+    raise ValueError(f"{file} holds no JSON object")
+  return value
+
+
+def _line(error: Exception) -> str:
+  return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,193 @@
+"""Folders that open_clip opens as local-dir:PATH: a SigLIP image tower of timm and open_clip's text tower.
+
+open_clip builds the image tower by its timm name, which fixes patch, image size and activation; names of other sizes do
+not exist. Names: open_clip's timm_model.py and transformer.py, timm's vision_transformer.py.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+from siglax import config as config_lib
+from siglax import models
+from siglax.interop import files
+from siglax.interop import layout
+from siglax.interop.layout import CONV, LEAD, Row, linear, norm
+from siglax.models import transformer
+
+CONFIG = "open_clip_config.json"
+WEIGHTS = "open_clip_model.safetensors"
+# (size, patch): {activation: image sizes} of timm 1.0.31's vit_{size}_patch{patch}_siglip_{image size}.
+TRUNKS = {
+    ("base", 32): {"gelu_tanh": (256,)},
+    ("base", 16): {"gelu": (224, 256, 384, 512)},
+    ("large", 16): {"gelu": (256, 384), "gelu_tanh": (512,)},
+    ("so400m", 14): {"gelu": (224, 378, 384)},
+    ("so400m", 16): {"gelu_tanh": (256, 384, 512)},
+    ("giantopt", 16): {"gelu_tanh": (256, 384)},
+}
+SIZES = {"base": "B", "large": "L", "so400m": "So400m", "giantopt": "g-opt"}
+
+_QKV = ("query", "key", "value")
+_BLOCK, _TRUNK = "image/encoder/blocks/{i}", "visual.trunk.blocks.{i}"
+_TEXT_BLOCK, _RESBLOCK = "text/encoder/blocks/{i}", "text.transformer.resblocks.{i}"
+_POOL = "visual.trunk.attn_pool"
+_IN_PROJ = ("in_proj_weight", "in_proj_bias")
+
+
+def _fused(ours, parts, theirs, **options) -> tuple[Row, ...]:
+  """The rows of projections that are one array there."""
+  return tuple(
+      row for part, name in enumerate(parts)
+      for row in linear(f"{ours}/{name}", theirs, part=part, parts=len(parts), **options)
+  )
+
+
+FORMAT = layout.Format(
+    (
+        Row("image/stem/embedding/kernel", "visual.trunk.patch_embed.proj.weight", CONV),
+        Row("image/stem/embedding/bias", "visual.trunk.patch_embed.proj.bias"),
+        Row("image/pos_embedding", "visual.trunk.pos_embed", LEAD),
+        *norm(f"{_BLOCK}/norm1", f"{_TRUNK}.norm1."),
+        *_fused(f"{_BLOCK}/attention", _QKV, f"{_TRUNK}.attn.qkv."),
+        *linear(f"{_BLOCK}/attention/out", f"{_TRUNK}.attn.proj."),
+        *norm(f"{_BLOCK}/norm2", f"{_TRUNK}.norm2."),
+        *linear(f"{_BLOCK}/mlp/fc1", f"{_TRUNK}.mlp.fc1."),
+        *linear(f"{_BLOCK}/mlp/fc2", f"{_TRUNK}.mlp.fc2."),
+        *norm("image/norm", "visual.trunk.norm."),
+        Row("image/pool/probe", f"{_POOL}.latent"),
+        *linear("image/pool/attention/query", f"{_POOL}.q."),
+        *_fused("image/pool/attention", ("key", "value"), f"{_POOL}.kv."),
+        *linear("image/pool/attention/out", f"{_POOL}.proj."),
+        *norm("image/pool/norm", f"{_POOL}.norm."),
+        *linear("image/pool/mlp/fc1", f"{_POOL}.mlp.fc1."),
+        *linear("image/pool/mlp/fc2", f"{_POOL}.mlp.fc2."),
+        Row("text/embedding", "text.token_embedding.weight"),
+        Row("text/pos_embedding", "text.positional_embedding"),
+        *norm(f"{_TEXT_BLOCK}/norm1", f"{_RESBLOCK}.ln_1."),
+        *_fused(f"{_TEXT_BLOCK}/attention", _QKV, f"{_RESBLOCK}.attn.", names=_IN_PROJ),
+        *linear(f"{_TEXT_BLOCK}/attention/out", f"{_RESBLOCK}.attn.out_proj."),
+        *norm(f"{_TEXT_BLOCK}/norm2", f"{_RESBLOCK}.ln_2."),
+        *linear(f"{_TEXT_BLOCK}/mlp/fc1", f"{_RESBLOCK}.mlp.c_fc."),
+        *linear(f"{_TEXT_BLOCK}/mlp/fc2", f"{_RESBLOCK}.mlp.c_proj."),
+        *norm("text/norm", "text.ln_final."),
+        *linear("text/head", "text.text_projection."),
+        Row("log_scale", "logit_scale"),
+        Row("bias", "logit_bias"),
+    ),
+    {"image": ("visual.",), "text": ("text.",)},
+)
+NEEDS = {
+    "text.strip_punctuation": (True,),
+    "text.pad": ("eos",),
+    "model.image.stem": ("patch",),
+    "model.image.patch_bias": (True,),
+    "model.image.position": ("learned",),
+    "model.image.pre_norm": (False,),
+    "model.image.pool": ("map",),
+    "model.image.norm_eps": (1e-6,),
+    "model.text.pool": ("last",),
+    "model.text.causal": (False,),
+    "model.text.activation": ("gelu", "gelu_tanh"),
+    "model.text.head": ("linear",),
+}
+
+
+def config_json(tower) -> dict:
+  """open_clip_config.json of two towers. ValueError when timm has no image tower of these sizes."""
+  c, text = tower.config, transformer.Shape.of(tower.model.config.text)
+  words = {
+      "context_length": c.text.length, "vocab_size": c.model.text.vocab_size, "hf_tokenizer_name": "local",
+      "tokenizer_kwargs": {"clean": "whitespace"}, "width": text.width, "heads": text.heads, "layers": text.depth,
+      # open_clip truncates width·mlp_ratio; half a unit more keeps it from falling short by rounding.
+      "mlp_ratio": (text.mlp_dim + 0.5) / text.width, "no_causal_mask": True, "proj_bias": True, "pool_type": "last",
+      "norm_kwargs": {"eps": text.norm_eps},
+  }
+  if text.activation == "gelu_tanh":
+    words["act_kwargs"] = {"approximate": "tanh"}
+  model = {
+      "embed_dim": tower.model.embed_dim,
+      "custom_text": True,
+      "vision_cfg": {
+          "image_size": c.image.size, "timm_model_name": trunk_name(tower), "timm_model_pretrained": False,
+          "timm_pool": "map", "timm_proj": "none",
+      },
+      "text_cfg": words,
+  }
+  if "bias" in tower.params:
+    model["init_logit_bias"] = -10
+  fit = {"squash": "squash", "crop": "shortest"}[c.image.fit]
+  preprocess = {"mean": list(c.image.mean), "std": list(c.image.std), "interpolation": c.image.resize, "resize_mode": fit}
+  return {"model_cfg": model, "preprocess_cfg": preprocess}
+
+
+def trunk_name(tower) -> str:
+  """timm's name of the image tower. ValueError that says which fields to change when there is none."""
+  image, size = tower.config.model.image, tower.config.image.size
+  shape = transformer.Shape.of(tower.model.config.image)
+  sizes = (shape.width, shape.depth, shape.heads, shape.mlp_dim)
+  name = next((n for n, ours in SIZES.items() if transformer.SIZES[ours] == sizes), None)
+  kinds = TRUNKS.get((name, image.patch), {})
+  if name is None or not kinds:
+    raise ValueError(
+        f"--format open_clip cannot express config.model.image of width {shape.width}, depth {shape.depth}, heads "
+        f"{shape.heads}, mlp_dim {shape.mlp_dim} and patch {image.patch}; timm has "
+        + ", ".join(f"{SIZES[n]}/{patch}" for n, patch in TRUNKS)
+    )
+  if size not in kinds.get(shape.activation, ()):
+    known = " or ".join(f"{activation!r} with config.image.size in {sizes}" for activation, sizes in kinds.items())
+    raise ValueError(
+        f"--format open_clip cannot express config.model.image.activation={shape.activation!r} with "
+        f"config.image.size={size}; timm's vit_{name}_patch{image.patch}_siglip has {known}"
+    )
+  return f"vit_{name}_patch{image.patch}_siglip_{size}"
+
+
+def open_folder(folder: pathlib.Path):
+  """(arrays, format, config, towers, tokenizer) of a folder that `siglax export --format open_clip` wrote, or its like.
+
+  Raises ValueError for a tower that is not timm's SigLIP, or a text tower with other options.
+  """
+  file = folder / CONFIG
+  found = files.read_json(file)
+  try:
+    return _open(folder, found["model_cfg"], found["preprocess_cfg"])
+  except (KeyError, TypeError, AttributeError) as e:
+    raise ValueError(f"{file} does not describe a SigLIP of open_clip: {type(e).__name__} {e}") from None
+
+
+def _open(folder, model, preprocess):
+  vision, text = model["vision_cfg"], model["text_cfg"]
+  config = config_lib.default()
+  trunks = {
+      f"vit_{name}_patch{patch}_siglip_{size}": (name, patch, size, activation)
+      for (name, patch), kinds in TRUNKS.items() for activation, sizes in kinds.items() for size in sizes
+  }
+  if vision["timm_model_name"] not in trunks or (text["pool_type"], text["no_causal_mask"]) != ("last", True):
+    raise ValueError(f"{folder / CONFIG}: siglax reads timm's vit_*_siglip_* with text pooled from its last position")
+  name, config.model.image.patch, config.image.size, config.model.image.activation = trunks[vision["timm_model_name"]]
+  config.model.image.size, config.model.embed_dim = SIZES[name], model["embed_dim"]
+  tower = config.model.text
+  tower.width, tower.depth, tower.heads = text["width"], text["layers"], text["heads"]
+  tower.mlp_dim = int(text["width"] * text.get("mlp_ratio", 4.0))
+  tower.vocab_size, config.text.length, tower.eos_id = text["vocab_size"], text["context_length"], 1
+  tower.norm_eps = (text.get("norm_kwargs") or {}).get("eps", 1e-5)
+  tower.activation = "gelu_tanh" if (text.get("act_kwargs") or {}).get("approximate") == "tanh" else "gelu"
+  image = config.image
+  image.mean, image.std = tuple(preprocess["mean"]), tuple(preprocess["std"])
+  image.resize = preprocess["interpolation"]
+  image.fit = {"squash": "squash", "shortest": "crop"}[preprocess["resize_mode"]]
+  arrays = files.Safetensors(folder, WEIGHTS)
+  if "logit_bias" in arrays.shapes:
+    config.loss.bias_init = -10.0
+  else:
+    config.loss.name = "softmax"
+  tokenizer = next((folder / n for n in files.TOKENIZERS if (folder / n).is_file()), None)
+  if tokenizer:
+    config.text.tokenizer = str(tokenizer)
+    config.text.lowercase = _lowercase(folder / "tokenizer_config.json")
+  return arrays, FORMAT, config, models.TOWERS, tokenizer
+
+
+def _lowercase(file) -> bool:
+  return bool(files.read_json(file).get("do_lower_case", True)) if file.is_file() else True

@@ -1,0 +1,143 @@
+"""Towers out: the file is the one that was read, tensor for tensor, and what a format cannot express is named."""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import siglax
+from siglax import cli, config as config_lib, mesh, models, tower
+from siglax.interop import export
+from test_interop_big_vision import renamed
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+SHAPES = pathlib.Path(tower.__file__).parent / "data" / "shapes.model"
+PIECES = tower.text_lib.TextProcessor().vocab_size
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """The SigLIP folder with a vocabulary for the built-in tokenizer, and a log of evaluations as a run has."""
+  folder = tmp_path_factory.mktemp("hf") / "source"
+  shutil.copytree(GOLDEN / "hf_siglip", folder)
+  tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+  tensors["text_model.embeddings.token_embedding.weight"] = np.random.default_rng(0).normal(size=(PIECES, 12)).astype(np.float32)
+  safetensors.numpy.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+  config = json.loads((folder / "config.json").read_text())
+  config["text_config"]["vocab_size"] = PIECES
+  (folder / "config.json").write_text(json.dumps(config))
+  shutil.copy(SHAPES, folder / "spiece.model")
+  (folder / "metrics.jsonl").write_text('{"step": 1, "eval/classes/acc1": 0.25}\n{"step": 2, "loss": 1.0}\n')
+  return folder
+
+
+def exported(folder, form, out, *more):
+  assert cli.main(["export", "--from", str(folder), "--format", form, "--out", str(out), *more]) == 0
+  return out
+
+
+def same(a, b):
+  assert a.keys() == b.keys()
+  for name in a:
+    np.testing.assert_array_equal(a[name], b[name], err_msg=name, strict=True)
+
+
+def test_hf_is_the_folder_that_transformers_wrote(folder, tmp_path):
+  out = exported(folder, "hf", tmp_path / "a" / "hf")
+  with safetensors.safe_open(out / "model.safetensors", "numpy") as f:
+    assert f.metadata() == {"format": "pt"}
+  same(*(safetensors.numpy.load_file(x / "model.safetensors") for x in (out, folder)))
+  ours, theirs = (json.loads((x / "config.json").read_text()) for x in (out, folder))
+  assert ours["model_type"] == theirs["model_type"] and ours["architectures"] == theirs["architectures"]
+  for section in ("text_config", "vision_config"):
+    assert ours[section] == theirs[section] | ({"bos_token_id": None} if section == "text_config" else {})
+  images = json.loads((out / "preprocessor_config.json").read_text())
+  assert images["size"] == {"height": 16, "width": 16} and images["resample"] == 3
+  texts = json.loads((out / "tokenizer_config.json").read_text())
+  assert texts["model_input_names"] == ["input_ids"] and (texts["eos_token"], texts["unk_token"]) == ("</s>", "<unk>")
+  assert "classes/acc1 | 0.25" in (out / "README.md").read_text()
+  pictures = list(np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), np.uint8))
+  a, b = siglax.load(folder), siglax.load(out)
+  np.testing.assert_array_equal(a.embed_images(pictures), b.embed_images(pictures))
+  np.testing.assert_array_equal(a.embed_texts(["A red disc."]), b.embed_texts(["A red disc."]))
+
+
+def test_hf_vision_is_the_image_tower_alone(tmp_path):
+  out = exported(GOLDEN / "hf_siglip", "hf-vision", tmp_path / "v")
+  whole = safetensors.numpy.load_file(GOLDEN / "hf_siglip" / "model.safetensors")
+  same(safetensors.numpy.load_file(out / "model.safetensors"), {k: v for k, v in whole.items() if k.startswith("vision_model")})
+  assert json.loads((out / "config.json").read_text())["model_type"] == "siglip_vision_model"
+  jax.tree.map(np.testing.assert_array_equal, siglax.load(out).params["image"], siglax.load(GOLDEN / "hf_siglip").params["image"])
+  again = exported(out, "hf-vision", tmp_path / "w")
+  assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+
+
+def test_big_vision_is_the_file_renamed_by_hand(tmp_path):
+  out = exported(GOLDEN / "hf_siglip", "big_vision", tmp_path / "x.npz")
+  same(dict(np.load(out)), renamed())
+  half = exported(f"{GOLDEN / 'hf_siglip'}:txt", "big_vision", tmp_path / "txt.npz")
+  same(dict(np.load(half)), {k: v for k, v in renamed().items() if k.startswith("params/txt/")})
+
+
+@pytest.mark.parametrize("form", ["hf", "big_vision"])
+def test_bfloat16_is_rounded_once(form, tmp_path):
+  out = exported(GOLDEN / "hf_siglip", form, tmp_path / "x.npz", "--dtype", "bfloat16")
+  want = siglax.load(GOLDEN / "hf_siglip").params
+  rounded = jax.tree.map(lambda x: np.asarray(x).astype(jax.numpy.bfloat16).astype(np.float32), want)
+  jax.tree.map(np.testing.assert_array_equal, siglax.load(out).params, rounded)
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_any_encoder_goes_out_and_comes_back(scan, tmp_path, monkeypatch):
+  c = siglax.load(GOLDEN / "hf_siglip").config
+  c.model.image.scan = c.model.text.scan = scan
+  c.model.bias_init = None
+  model = models.build(c.model)
+  rng = np.random.default_rng(3)
+  random = lambda x: jax.numpy.asarray(rng.normal(size=x.shape), x.dtype)
+  params = jax.tree.map(random, jax.eval_shape(model.init, jax.random.key(0)))
+  monkeypatch.setattr(tower, "load", lambda _: tower.Tower(c, params, None))
+  back = {}
+  for form in ("hf", "big_vision"):
+    out = export.export("run", form, tmp_path / f"{form}.npz")
+    back[form] = tower.initial_params(out, model, mesh.make())
+  for found in back.values():
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+  assert safetensors.numpy.load_file(tmp_path / "hf.npz" / "model.safetensors")["logit_bias"] == 0
+
+
+@pytest.mark.parametrize("form, fields, match", [
+    ("hf", {"model.image.stem": "conv"}, "hf cannot express config.model.image.stem='conv'; it needs 'patch'"),
+    ("hf", {"model.image.pool": "mean"}, "config.model.image.pool='mean'; it needs 'map'"),
+    ("hf", {"text.strip_punctuation": False}, "config.text.strip_punctuation=False; it needs True"),
+    ("hf", {"model.text.causal": True}, "config.model.text.causal=True"),
+    ("hf-vision", {"model.image.head": "linear"}, "config.model.embed_dim=16 with a head on an image tower of width 16"),
+    ("big_vision", {"model.text.norm_eps": 1e-5}, "config.model.text.norm_eps=1e-05; it needs 1e-06"),
+    ("big_vision", {"model.image.pool": "cls"}, "config.model.image.pool='cls'; it needs 'map' or 'mean'"),
+])
+def test_what_a_format_cannot_express_is_named(form, fields, match, tmp_path, monkeypatch):
+  c = siglax.load(GOLDEN / "hf_siglip").config
+  for field, value in fields.items():
+    config_lib.override(c, field, str(value))
+  params = jax.eval_shape(models.build(c.model).init, jax.random.key(0))
+  monkeypatch.setattr(tower, "load", lambda _: tower.Tower(c, params, None))
+  with pytest.raises(ValueError, match=match) as e:
+    export.export("run", form, tmp_path / "out")
+  assert "\n" not in str(e.value) and not list(tmp_path.iterdir())
+
+
+def test_nothing_is_overwritten_and_wrong_inputs_are_one_line(tmp_path, capsys):
+  (tmp_path / "there").mkdir()
+  run = lambda *words: cli.main(["export", *words])
+  assert run("--from", str(GOLDEN / "hf_siglip"), "--format", "hf", "--out", str(tmp_path / "there")) == 1
+  assert run("--from", str(tmp_path / "none"), "--format", "hf", "--out", str(tmp_path / "x")) == 1
+  assert run("--from", f"{GOLDEN / 'hf_siglip'}:txt", "--format", "hf-vision", "--out", str(tmp_path / "x")) == 1
+  lines = capsys.readouterr().err.splitlines()
+  assert [line.partition(": ")[2] for line in lines] == [
+      f"--out {tmp_path / 'there'} exists; give a path that does not", f"{tmp_path / 'none'}: no such file or folder",
+      "--format hf-vision needs the image tower, which is not there",
+  ]
