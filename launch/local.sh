@@ -6,6 +6,10 @@
 # Ctrl-C or SIGTERM has all of them save and exit; the same command resumes. Exits with the code of a process that failed.
 set -meuo pipefail  # -m: a process group each, so that the terminal's Ctrl-C reaches them once, through the trap below
 processes=${1:?usage: launch/local.sh N --config FILE --workdir DIR}
+if ! [[ $processes =~ ^[1-9][0-9]*$ ]]; then
+  echo "N=$processes must be a number of processes; usage: launch/local.sh N --config FILE --workdir DIR" >&2
+  exit 1
+fi
 shift
 # shellcheck source=launch/env.sh
 source "$(dirname "$0")/env.sh"

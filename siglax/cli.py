@@ -18,6 +18,9 @@ def main(arguments: list[str] | None = None) -> int:
   try:
     known.overrides = _overrides(rest)
     known.run(known)
+  except KeyboardInterrupt:
+    print(f"siglax {known.command}: interrupted", file=sys.stderr)
+    return 130
   except (ValueError, FloatingPointError) as e:
     print(f"siglax {known.command}: {e}", file=sys.stderr)
     return 1

@@ -70,12 +70,15 @@ MINIMA = {
     "loss.gamma": 0,
     "loss.margin": 0,
     "text.length": 2,
+    "model.image.patch": 1,
     "loader.threads": 1,
     "loader.workers": 0,
     "loader.buffer": 1,
     "checkpoint.keep_latest": 1,
     "mesh.fsdp": 1,
 }
+# Overrides of a tower's named size.
+SHAPE = ("width", "depth", "heads", "mlp_dim")
 # A run may be resumed with other values of these: they change its speed and its reports, not its losses.
 FREE_ON_RESUME = (
     "loader", "mesh", "eval", "checkpoint", "log", "profile", "loss.impl", "loss.tile", "loss.check_embeddings",
@@ -260,6 +263,8 @@ def load(path: str, overrides: dict[str, str] | None = None) -> ConfigDict:
   if not file.is_file():
     known = sorted(str(p) for p in pathlib.Path("configs").glob("*.py"))
     raise ValueError(f"--config {filename}: no such file" + (f"; here are {', '.join(known)}" if known else ""))
+  if file.suffix != ".py":
+    raise ValueError(f"--config {filename}: not a Python file")
   spec = importlib.util.spec_from_file_location(f"siglax_config_{file.stem}", file)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
@@ -280,9 +285,10 @@ def override(config: ConfigDict, field: str, text: str):
     if field in [f"{name}_{k}" for k in UNITS]:
       set_duration(config, name, **{field.rpartition("_")[2]: _parse(text)})
       return
-  old = get(config, field, default=None)
-  is_text = isinstance(old, str) and text != "None" and field != "mesh.data"  # that is "rest" or a number
-  _set(config, field, text if is_text else _parse(text))
+  old, (head, _, key) = get(config, field, default=None), field.rpartition(".")
+  parent = get(config, head, default=None) if head else config
+  kind = parent.get_type(key) if isinstance(parent, ConfigDict) and key in parent else type(old)
+  _set(config, field, text if kind is str and text.lower() != "none" else _parse(text))
 
 
 def get(config: ConfigDict, field: str, **default) -> Any:
@@ -413,6 +419,11 @@ def validate(config: ConfigDict, devices: int):
     raise ValueError(
         f"config.loss.lr_multiplier={config.loss.lr_multiplier} must be positive; config.optim.lr_multipliers freezes with None"
     )
+  for field in ("optim.lr", "optim.clip_norm", "loss.scale_max", *(f"model.{t}.{k}" for t in ("image", "text") for k in SHAPE)):
+    if (value := get(config, field)) is not None and value <= 0:
+      raise ValueError(f"config.{field}={value} must be positive")
+  if min(config.image.std) <= 0:
+    raise ValueError(f"config.image.std={config.image.std} must be positive: pixels are divided by it")
   if not config.data:
     raise ValueError("config.data is empty; give at least one spec, e.g. ({'source': 'shapes'},)")
   from siglax import data, evals  # late: they import the sources and the models
@@ -424,6 +435,8 @@ def validate(config: ConfigDict, devices: int):
 
 def _validate_mesh(config, devices):
   data, fsdp = config.mesh.data, config.mesh.fsdp
+  if data != "rest" and not isinstance(data, int):
+    raise ValueError(f'config.mesh.data={data!r} must be a number of devices or "rest"')
   if data == "rest" and devices % fsdp:
     raise ValueError(f"config.mesh.fsdp={fsdp} does not divide the {devices} devices")
   if data != "rest" and data * fsdp != devices:

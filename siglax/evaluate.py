@@ -20,7 +20,12 @@ def evaluate(folder, overrides: dict[str, str] | None = None, out=None) -> dict[
   overrides: changes of the run's config, such as {"eval.batch_size": "512"}.
   """
   folder = pathlib.Path(folder)
+  out = pathlib.Path(out or folder / "eval.json")
+  if not out.parent.is_dir():
+    raise ValueError(f"--out {out}: there is no folder {out.parent}")
   config = tower.read_config(folder)
+  # Whatever devices there are: how the training was split changes no embedding.
+  config.mesh.data, config.mesh.fsdp, config.mesh.shard, config.train.microbatch = "rest", 1, (), None
   for field, text in (overrides or {}).items():
     config_lib.override(config, field, text)
   config.text.tokenizer = str(folder / tower.TOKENIZER)
@@ -29,7 +34,6 @@ def evaluate(folder, overrides: dict[str, str] | None = None, out=None) -> dict[
     raise ValueError("config.eval.tasks is empty; the run's config must name what to evaluate")
   values = run.evaluate(tower.read_params(folder, run.model, run.mesh))
   if jax.process_index() == 0:
-    out = pathlib.Path(out or folder / "eval.json")
     records = evals.clip_benchmark_json(run.config, values, model="siglax", pretrained=folder.name)
     out.write_text(json.dumps(records, indent=1))
     metrics.print_table(f"siglax evaluate {folder}", [(k, f"{v:.4f}") for k, v in values.items()] + [("file", str(out))])

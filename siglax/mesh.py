@@ -164,6 +164,15 @@ def process_rows(batch_size: int) -> int:
   return batch_size // jax.process_count()
 
 
+def process_indices(mesh: jax.sharding.Mesh, batch_size: int) -> np.ndarray:
+  """Indices in a global batch of the rows that this process provides, in the order that `to_global` takes them.
+
+  A mesh may list the devices of several processes in turn, as TPUs' links run; then they are no single block.
+  """
+  held = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+  return np.sort(np.concatenate([np.arange(batch_size)[rows] for rows, in held.values()]))
+
+
 def to_host(x: jax.Array) -> np.ndarray:
   """A replicated global array as numpy."""
   return np.asarray(x.addressable_data(0))

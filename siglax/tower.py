@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import logging
 import pathlib
 from typing import Callable
 
@@ -20,7 +21,9 @@ from siglax import mesh as mesh_lib
 from siglax import models
 from siglax.data import images as images_lib
 from siglax.data import text as text_lib
+from siglax.interop import positions
 
+logger = logging.getLogger("siglax")
 TOKENIZER = "tokenizer.model"
 CONFIG = "config.json"
 
@@ -57,11 +60,10 @@ class Embedder:
     return self._run(self._embed_text, lambda rows: self._text([texts[i] for i in rows]), len(texts))
 
   def _run(self, embed, read, count):
-    done, size = [], mesh_lib.process_rows(self._batch_size)
+    done, mine = [], mesh_lib.process_indices(self._mesh, self._batch_size)
     for start in range(0, count, self._batch_size):
       # The last batch repeats its last example up to the full size; those rows are cut off again.
-      mine = start + jax.process_index() * size + np.arange(size)
-      rows = read(np.minimum(mine, count - 1).tolist())
+      rows = read(np.minimum(start + mine, count - 1).tolist())
       with jax.set_mesh(self._mesh):
         done.append(mesh_lib.to_host(embed(self.params, mesh_lib.to_global(self._mesh, rows))))
     return np.concatenate(done)[:count] if done else np.zeros((0, 0), np.float32)
@@ -181,7 +183,18 @@ def initial_params(path, model, mesh) -> dict:
   if (foreign := interop.find(path)) is not None:
     return foreign.read_into(model, mesh)
   folder, towers = interop.split(path)
-  return read_params(folder, model, mesh, towers)
+  there = models.build(read_config(folder).model)
+  interop.check_same(there, model, towers, path)
+  wanted = mesh_lib.abstract(mesh, jax.eval_shape(model.init, jax.random.key(0)))
+  read = read_params(folder, there, mesh, towers)
+  params = {name: value for name, value in read.items() if name in wanted}
+  for name in (read.keys() ^ wanted.keys()) - set(models.TOWERS) if towers == models.TOWERS else ():
+    logger.warning("%s: %s", path, f"{name} is left out, this loss has none" if name in read else f"it has no {name}, which starts afresh")
+  if "image" in params and (need := wanted["image"].get("pos_embedding")) is not None:
+    class_token = model.config.image.pool == "cls"
+    resized = positions.resize(np.asarray(jax.device_get(params["image"]["pos_embedding"])), need.shape[0], int(class_token))
+    params["image"]["pos_embedding"] = jax.device_put(resized, need.sharding)
+  return params
 
 
 def read_params(folder, model, mesh, towers: tuple[str, ...] = models.TOWERS) -> dict:

@@ -93,11 +93,11 @@ class Run(program.Program):
     return self._task_data[key]
 
   def write_files(self):
-    """config.json and tokenizer.model of the run folder; a folder of another run is an error that names the fields."""
+    """config.json and tokenizer.model of the run folder; a folder that holds checkpoints of another run is an error."""
     file = self.workdir / tower.CONFIG
     try:
       self.workdir.mkdir(parents=True, exist_ok=True)
-      if file.exists():
+      if file.exists() and any((self.workdir / checkpoint.FOLDER).glob("[0-9]*")):
         different = config_lib.differences(config_lib.from_json(file.read_text()), self.config)
         if different:
           raise ValueError(
@@ -117,6 +117,11 @@ def train(config, workdir) -> dict[str, float]:
   SIGINT and SIGTERM, to any of the processes, save and return. Raises ValueError in one line for what is wrong with the
   config, the data or the folder, and FloatingPointError when the loss is not finite.
   """
+  with StopSignals() as stop:
+    return _train(config, workdir, stop)
+
+
+def _train(config, workdir, stop: StopSignals):
   goodput = goodput_lib.Goodput()
   run = Run(config, workdir)
   processes.check_same_config(run.config)
@@ -128,7 +133,6 @@ def train(config, workdir) -> dict[str, float]:
   _announce(run, start)
   batches = run.batches(start)
   profiler = Profiler(run, start)
-  stop = StopSignals()
   evaluated, evaluated_at, saved = {}, None, start
   update = run.update()
 
@@ -139,7 +143,7 @@ def train(config, workdir) -> dict[str, float]:
       checkpoints.save(step, state, _meta(run, step), evaluated if step == evaluated_at else None)
       saved = step
 
-  with metrics_lib.RunMetrics(workdir, run.config, total_steps=run.total_steps, step=start) as writer, jax.set_mesh(run.mesh), stop:
+  with metrics_lib.RunMetrics(workdir, run.config, total_steps=run.total_steps, step=start) as writer, jax.set_mesh(run.mesh):
     log = Log(run, writer, start, checkpoints, goodput)
     goodput.enter("step")
     try:
@@ -180,7 +184,8 @@ def train(config, workdir) -> dict[str, float]:
       writer.print_summary()
   if jax.process_index() == 0:
     if step < run.total_steps:
-      print(f"stopped by {stop.requested or 'SIGTERM'} at step {step}, saved; the same command resumes there", flush=True)
+      saved_too = ", saved; the same command resumes there" if step else " before the first one; the same command starts again"
+      print(f"stopped by {stop.requested or 'SIGTERM'} at step {step}{saved_too}", flush=True)
     else:
       print(f"curves: {curves.plot(workdir)}", flush=True)
   return evaluated
@@ -226,7 +231,7 @@ class Log:
       raise FloatingPointError(
           f"loss={values['loss']} at step {step}; the last good checkpoint is "
           + (f"of step {good[-1]}" if good else "none")
-          + "; lower config.optim.lr or set config.optim.clip_norm"
+          + "; lower config.optim.lr or set config.optim.clip_norm, in a new --workdir"
       )
     self._steps += 1
     if step == self._first:
@@ -272,6 +277,8 @@ class Profiler:
 
   def __init__(self, run: Run, start: int):
     steps = config_lib.profile_steps(run.config) if jax.process_index() == 0 else None
+    if steps and steps[0] > run.total_steps:
+      raise ValueError(f"config.profile.steps={run.config.profile.steps!r} begins after the last of {run.total_steps} steps")
     # A run that resumes inside of the window traces what is left of it.
     self._first, self._last = (max(steps[0], start + 1), steps[1]) if steps else (None, None)
     self._folder, self._running = str(run.workdir / "profile"), False

@@ -1,4 +1,5 @@
-"""One of two processes of four devices: ring and gather against float64, over gloo. `python loss_process.py RANK ADDRESS_FILE`."""
+"""One of two processes of four devices: ring and gather against float64, and an evaluation on a mesh that lists the devices
+of both in turn, over gloo. `python loss_process.py RANK ADDRESS_FILE`."""
 
 import json
 import os
@@ -6,6 +7,7 @@ import pathlib
 import socket
 import sys
 import time
+import types
 
 os.environ["JAX_PLATFORMS"], os.environ["JAX_NUM_CPU_DEVICES"] = "cpu", "4"
 
@@ -33,6 +35,7 @@ def main(rank, file):
   jax.distributed.initialize(address(rank, file), 2, rank, heartbeat_timeout_seconds=10, shutdown_timeout_seconds=10)
   from siglax import losses
   from siglax import mesh as mesh_lib
+  from siglax import tower
 
   mesh = mesh_lib.make(4, 2)
   rows = NamedSharding(mesh, P(mesh_lib.BATCH_AXES))
@@ -59,6 +62,11 @@ def main(rank, file):
         for shard in got.addressable_shards:  # each process holds its own half of the truth
           errors.append(np.abs(np.asarray(shard.data) - 3 * np.asarray(x)[shard.index]).max() / np.abs(3 * x).max())
       worst[f"{name} {impl}"] = float(max(errors))
+  in_turn = jax.sharding.Mesh(np.array(jax.devices())[[0, 4, 1, 5, 6, 2, 3, 7]].reshape(4, 2), mesh_lib.BATCH_AXES)
+  same = lambda params, x: x
+  counts = types.SimpleNamespace(embed_image=same, embed_text=same)
+  embedder = tower.Embedder(counts, {}, None, in_turn, batch_size=16)
+  worst["order"] = float(np.abs(embedder.images(lambda k: np.float32([k]), 21)[:, 0] - np.arange(21)).max())
   print(json.dumps(worst))
 
 

@@ -89,6 +89,16 @@ def test_over_two_flattened_axes_in_bfloat16(name):
 
 
 @EACH
+@pytest.mark.parametrize("impl", ["ring", "gather"])
+def test_the_value_alone_as_evaluation_takes_it(name, impl):
+  loss, oracle, _ = LOSSES[name]
+  zimg, ztxt, _, _ = oracles.batch(25 * 8, 16)
+  value = jax.jit(functools.partial(loss, mesh=line(8), impl=impl, tile=TILE))(*(jnp.float32(x) for x in (zimg, ztxt, 10.0, -3.0)))
+  want = oracle(zimg, ztxt, 10.0, -3.0)[0]
+  assert abs(value - want) <= 1e-5 * abs(want)
+
+
+@EACH
 @pytest.mark.parametrize("impl", ["dense", "ring"])
 def test_weight_zero_removes_an_example_from_rows_and_columns(name, impl):
   zimg, ztxt, w, labels = oracles.batch(25, 64)
@@ -112,7 +122,7 @@ def test_integer_weight_with_labels_equals_repeating(name):
   assert abs(value - 3 * want) <= 1e-5 * abs(3 * want)
 
 
-def test_two_real_processes_agree_with_float64(tmp_path):
+def test_two_real_processes_agree_with_float64_and_embed_in_order(tmp_path):
   worker = str(pathlib.Path(__file__).parent / "loss_process.py")
   processes = [
       subprocess.Popen([sys.executable, worker, str(rank), str(tmp_path / "address")], stdout=subprocess.PIPE, text=True)
@@ -122,7 +132,7 @@ def test_two_real_processes_agree_with_float64(tmp_path):
   assert [process.returncode for process in processes] == [0, 0]
   for output in outputs:
     worst = json.loads(output.splitlines()[-1])
-    assert len(worst) == 4 and max(worst.values()) <= 1e-5, worst
+    assert len(worst) == 5 and max(worst.values()) <= 1e-5, worst
 
 
 # What follows reads compiled programs, runs none.

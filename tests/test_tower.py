@@ -75,6 +75,18 @@ def test_init_from_starts_from_another_run(folder, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, tower_lib.initial_params(f"{folder}:img", run.model, run.mesh), image)
 
 
+def test_init_from_a_run_of_another_resolution_or_loss(folder, tmp_path, caplog):
+  c = config_lib.load(str(TINY))
+  c.model.init_from, c.image.size, c.loss.name = str(folder), 24, "softmax"
+  params = train.Run(c, tmp_path).initial_state().params
+  old = siglax.load(folder).params
+  assert params["image"]["pos_embedding"].shape == (9, 16) and "bias is left out" in caplog.text
+  np.testing.assert_array_equal(params["image"]["norm"]["scale"], old["image"]["norm"]["scale"])
+  c.model.image.width = 32
+  with pytest.raises(ValueError, match="holds other towers: config.model.*image.width is 16 there and 32 here"):
+    train.Run(c, tmp_path).initial_state()
+
+
 def test_tokenizer_command(tmp_path, capsys):
   out = tmp_path / "t.model"
   assert cli.main(["tokenizer", "--from", "shapes:size=300", "--out", str(out), "--vocab-size", "100"]) == 0

@@ -52,12 +52,7 @@ class Checkpoint:
 
     Raises ValueError that lists each field of config.model in which the two differ.
     """
-    there, here = (_fields(m, self.towers) for m in (self.model(), model))
-    different = [
-        f"config.model.{field} is {a!r} there and {b!r} here" for (field, a), (_, b) in zip(there, here) if a != b
-    ]
-    if different:
-      raise ValueError(f"config.model.init_from={self.arrays.name} holds other towers: {'; '.join(different)}")
+    check_same(self.model(), model, self.towers, self.arrays.name)
     return layout.read(self.arrays, self.format, model, mesh, self.towers, fresh=True)
 
 
@@ -89,6 +84,16 @@ def find(path) -> Checkpoint | None:
     raise ValueError(f"{path}: {file} has no {wanted[0]} tower")
   towers = tuple(t for t in towers if t in wanted)
   return Checkpoint(arrays, form, config, towers, tokenizer if "text" in towers else None)
+
+
+def check_same(there, here, towers, name):
+  """ValueError that lists each field of config.model in which two models differ, but for what can be resized."""
+  different = [
+      f"config.model.{field} is {a!r} there and {b!r} here"
+      for (field, a), (_, b) in zip(_fields(there, towers), _fields(here, towers)) if a != b
+  ]
+  if different:
+    raise ValueError(f"config.model.init_from={name} holds other towers: {'; '.join(different)}")
 
 
 def _fields(model, towers):

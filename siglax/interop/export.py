@@ -35,6 +35,8 @@ def export(source, form: str, out, dtype: str = "float32") -> pathlib.Path:
   if form not in FORMATS:
     raise ValueError(f"--format {form} is unknown; known are {', '.join(FORMATS)}")
   out = pathlib.Path(out)
+  if form == "big_vision" and out.suffix != ".npz":
+    raise ValueError(f"--out {out} must end in .npz, as big_vision's files do")
   if out.exists():
     raise ValueError(f"--out {out} exists; give a path that does not")
   tower = tower_lib.load(source)

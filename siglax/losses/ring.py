@@ -145,7 +145,7 @@ class Gather(Ring):
       cols = jax.tree.map(gather, cols)
       col_state = jax.tree.map(lambda x: jnp.concatenate([x] * self.size), col_state)
     row_state, col_state = sweep(visit, self.tile, rows, cols, self.index * b, 0, row_state, col_state)
-    if self.size > 1:
+    if self.size > 1 and col_state:
       exchange = lambda x: lax.all_to_all(x.reshape(self.size, b, *x.shape[1:]), self.axes, 0, 0)
       parts = jax.tree.map(exchange, col_state)
       first = jax.tree.map(lambda x: x[0], parts)
