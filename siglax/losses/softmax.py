@@ -20,20 +20,23 @@ def dense(zimg_Bd, ztxt_Bd, scale, weights_B, labels_B) -> jax.Array:
 
   The target q_ij = p_ij w_j / Σ_k p_ik w_k is uniform over the positives of i, by weight.
   """
-  logits_BB = scale * pairs.similarity(zimg_Bd, ztxt_Bd)
-  B = logits_BB.shape[0]
-  weights_B = jnp.ones((B,), jnp.float32) if weights_B is None else weights_B
-  p_BB = pairs.positives(labels_B, B)
-  both = _one_way(logits_BB, p_BB, weights_B) + _one_way(logits_BB.T, p_BB, weights_B)
-  return 0.5 * both / jnp.sum(weights_B)
-
-
-def _one_way(x_BB, p_BB, weights_B):
-  lse_B = jax.nn.logsumexp(x_BB, axis=1, b=weights_B[None, :])
-  mass_BB = jnp.where(p_BB, weights_B[None, :], 0)
-  # A row of weight 0 has no positives left; its target is never used, so its sum may be anything but 0.
-  target_B = jnp.sum(mass_BB * x_BB, axis=1) / jnp.maximum(jnp.sum(mass_BB, axis=1), jnp.finfo(jnp.float32).tiny)
-  return jnp.sum(jnp.where(weights_B > 0, weights_B * (lse_B - target_B), 0))
+  x_BB = scale * pairs.similarity(zimg_Bd, ztxt_Bd)
+  p_BB = pairs.positives(labels_B, x_BB.shape[0])
+  excess_B = 0
+  for axis in (1, 0):
+    others_BB = None if weights_B is None else jnp.expand_dims(weights_B, 1 - axis)
+    lse_B = jax.nn.logsumexp(x_BB, axis=axis, b=others_BB)
+    if labels_B is None:
+      target_B = jnp.sum(jnp.where(p_BB, x_BB, 0), axis=axis)
+    else:
+      mass_BB = jnp.where(p_BB, 1.0 if others_BB is None else others_BB, 0)
+      # A row of weight 0 may have no positives left; its target is never used, so its sum may be anything but 0.
+      mass_B = jnp.maximum(jnp.sum(mass_BB, axis=axis), jnp.finfo(jnp.float32).tiny)
+      target_B = jnp.sum(mass_BB * x_BB, axis=axis) / mass_B
+    excess_B += 0.5 * (lse_B - target_B)
+  if weights_B is None:
+    return jnp.mean(excess_B)
+  return jnp.sum(jnp.where(weights_B > 0, weights_B * excess_B, 0)) / jnp.sum(weights_B)
 
 
 def program(transport, zimg_bd, ztxt_bd, scalars, weights_b, labels_b, grad):
