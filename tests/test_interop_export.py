@@ -126,7 +126,7 @@ def test_what_a_format_cannot_express_is_named(form, fields, match, tmp_path, mo
   params = jax.eval_shape(models.build(c.model).init, jax.random.key(0))
   monkeypatch.setattr(tower, "load", lambda _: tower.Tower(c, params, None))
   with pytest.raises(ValueError, match=match) as e:
-    export.export("run", form, tmp_path / "out")
+    export.export("run", form, tmp_path / ("out.npz" if form == "big_vision" else "out"))
   assert "\n" not in str(e.value) and not list(tmp_path.iterdir())
 
 
@@ -136,8 +136,10 @@ def test_nothing_is_overwritten_and_wrong_inputs_are_one_line(tmp_path, capsys):
   assert run("--from", str(GOLDEN / "hf_siglip"), "--format", "hf", "--out", str(tmp_path / "there")) == 1
   assert run("--from", str(tmp_path / "none"), "--format", "hf", "--out", str(tmp_path / "x")) == 1
   assert run("--from", f"{GOLDEN / 'hf_siglip'}:txt", "--format", "hf-vision", "--out", str(tmp_path / "x")) == 1
+  assert run("--from", str(GOLDEN / "hf_siglip"), "--format", "big_vision", "--out", str(tmp_path / "x")) == 1
   lines = capsys.readouterr().err.splitlines()
   assert [line.partition(": ")[2] for line in lines] == [
       f"--out {tmp_path / 'there'} exists; give a path that does not", f"{tmp_path / 'none'}: no such file or folder",
       "--format hf-vision needs the image tower, which is not there",
+      f"--out {tmp_path / 'x'} must end in .npz, as big_vision's files do",
   ]
