@@ -61,7 +61,7 @@ def measure(size, arguments):
   from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
   import numpy as np
 
-  from siglax import flops, losses
+  from siglax import flops
 
   B, D, d = size
   b = B // D
@@ -75,14 +75,14 @@ def measure(size, arguments):
   table = []
   for name in arguments.losses:
     for impl in arguments.impls:
-      loss = textbook(name) if impl == "textbook" else of_siglax(losses, name, mesh, impl, arguments.tile)
+      loss = textbook(name) if impl == "textbook" else of_siglax(name, mesh, impl, arguments.tile)
       if loss is None or impl == "textbook" and arguments.extras:
         continue
       function = jax.value_and_grad(loss, (0, 1, 2, 3))
       start = time.perf_counter()
       compiled = jax.jit(function).lower(*abstract).compile()
       temp = compiled.memory_analysis().temp_size_in_bytes
-      work = flops.count(function, *abstract) / (D if impl in ("textbook", "dense") else 1)  # those are in global view
+      work = flops.count_all_devices(jax.make_jaxpr(function)(*abstract).jaxpr) / D
       table.append({
           "loss": name, "impl": impl, "B": B, "D": D, "d": d, "temp_bytes": temp, "temp_bd4": temp / (b * d * 4),
           "flops": work, "flops_bBd": work / (b * B * d), "compile_seconds": time.perf_counter() - start,
@@ -119,14 +119,13 @@ def run(table, args, repeat):
       row["faster_than_textbook"] = base[row["loss"]] / row["seconds"]
 
 
-def of_siglax(losses, name, mesh, impl, tile):
-  shared = dict(mesh=mesh, impl=impl, tile=None if impl == "dense" else tile)
-  return {
-      "sigmoid": lambda zi, zt, s, b, w, l: losses.sigmoid_loss(zi, zt, s, b, weights=w, labels=l, **shared),
-      "softmax": lambda zi, zt, s, b, w, l: losses.softmax_loss(zi, zt, s, weights=w, labels=l, **shared),
-      "focal": lambda zi, zt, s, b, w, l: losses.focal_loss(zi, zt, s, b, weights=w, labels=l, **shared),
-      "hinge": lambda zi, zt, s, b, w, l: losses.hinge_loss(zi, zt, weights=w, labels=l, **shared),
-  }[name]
+def of_siglax(name, mesh, impl, tile):
+  from siglax import config, losses
+
+  c = config.default().loss
+  c.name, c.impl, c.tile = name, impl, tile
+  loss = losses.make(c, mesh)
+  return lambda zimg, ztxt, scale, bias, weights, labels: loss(zimg, ztxt, scale, bias, weights=weights, labels=labels)
 
 
 def textbook(name):

@@ -18,7 +18,6 @@ import numpy as np
 from siglax import config as config_lib
 from siglax import mesh as mesh_lib
 from siglax import program
-from siglax import state as state_lib
 from siglax import tower
 from siglax import train
 
@@ -42,10 +41,10 @@ def prepare(config):
   if config.model.text.vocab_size is None:
     config = config_lib.resolve(config, tower.text_processor(config))
   made = program.Program(config, epoch_examples=1)
-  create = lambda key: state_lib.create(made.model.init(key), made.tx, config.train.ema is not None)
+  create = lambda key: made.create(made.model.init(key))
   state = jax.jit(create, out_shardings=jax.tree.map(lambda x: x.sharding, made.abstract_state))(jax.random.key(0))
   rng, size = np.random.default_rng(0), config.image.size
-  rows = mesh_lib.process_rows(config.batch_size)
+  rows = config.batch_size
   batch = mesh_lib.to_global(made.mesh, {
       "image": rng.integers(0, 256, (rows, size, size, 3), np.uint8),
       "tokens": rng.integers(0, config.model.text.vocab_size, (rows, config.text.length), np.int32),

@@ -34,7 +34,7 @@ def _add_train(commands):
       epilog="Fields: --config.optim.lr=3e-4 --config.data.0.path=a.parquet --config.total_epochs=3; "
       "siglax/config.py lists them all.",
   )
-  parser.add_argument("--config", required=True, help="config file, with arguments after a colon: configs/x.py:name=value")
+  _add_config_flag(parser)
   parser.add_argument("--workdir", required=True, help="run folder: config, checkpoints, metrics, curves")
   _add_process_flags(parser)
   parser.set_defaults(run=_train)
@@ -51,6 +51,10 @@ def _add_evaluate(commands):
   parser.add_argument("--out", help="file to write; DIR/eval.json by default")
   _add_process_flags(parser)
   parser.set_defaults(run=_evaluate)
+
+
+def _add_config_flag(parser):
+  parser.add_argument("--config", required=True, help="config file, with arguments after a colon: configs/x.py:name=value")
 
 
 def _add_process_flags(parser):
@@ -95,7 +99,7 @@ def _add_plan(commands):
       "how fast it can be on known chips (docs/plan.md).",
       epilog="Fields: --config.mesh.fsdp=16 --config.train.remat.image=full",
   )
-  parser.add_argument("--config", required=True, help="config file, with arguments after a colon: configs/x.py:name=value")
+  _add_config_flag(parser)
   parser.add_argument("--devices", required=True, type=int, metavar="N", help="devices over all processes")
   parser.add_argument("--batch", type=int, metavar="B", help="config.batch_size, over all devices")
   parser.add_argument("--chips", help="names, separated by commas; all that are known by default")

@@ -20,10 +20,10 @@ def evaluate(folder, overrides: dict[str, str] | None = None, out=None) -> dict[
   overrides: changes of the run's config, such as {"eval.batch_size": "512"}.
   """
   folder = pathlib.Path(folder)
+  config = tower.read_config(folder)
   out = pathlib.Path(out or folder / "eval.json")
   if not out.parent.is_dir():
     raise ValueError(f"--out {out}: there is no folder {out.parent}")
-  config = tower.read_config(folder)
   # Whatever devices there are: how the training was split changes no embedding.
   config.mesh.data, config.mesh.fsdp, config.mesh.shard, config.train.microbatch = "rest", 1, (), None
   for field, text in (overrides or {}).items():

@@ -159,11 +159,6 @@ def to_global(mesh: jax.sharding.Mesh, batch):
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
-def process_rows(batch_size: int) -> int:
-  """Rows of a global batch that this process provides."""
-  return batch_size // jax.process_count()
-
-
 def process_indices(mesh: jax.sharding.Mesh, batch_size: int) -> np.ndarray:
   """Indices in a global batch of the rows that this process provides, in the order that `to_global` takes them.
 

@@ -149,8 +149,11 @@ class PlainProgress:
     self._total, self._batch_size = total_steps, batch_size
 
   def write(self, record):
-    if not any(k.startswith("goodput/") for k in record):  # for the summary
-      print(self._line(record), file=sys.stderr, flush=True)
+    if not any(k.startswith("goodput/") for k in record):  # that is for the summary
+      self._show(record)
+
+  def _show(self, record):
+    print(self._line(record), file=sys.stderr, flush=True)
 
   def _line(self, record) -> str:
     """Step, loss, examples/s and time left of a training record; the metrics of an evaluation."""
@@ -184,9 +187,7 @@ class TerminalProgress(PlainProgress):
     self._task = self._progress.add_task(f"step {step}/{total_steps}", total=total_steps, completed=step)
     self._progress.start()
 
-  def write(self, record):
-    if any(k.startswith("goodput/") for k in record):
-      return
+  def _show(self, record):
     if any(k.startswith("eval/") for k in record):
       self._progress.console.print(self._line(record), markup=False, highlight=False)
     else:

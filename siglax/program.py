@@ -34,9 +34,12 @@ class Program:
         config, params, self.total_steps, durations["optim.warmup"] or 0, durations["optim.cooldown"] or 0
     )
     self.frozen = optim.frozen_mask(config, params)
-    self.abstract_state = state_lib.abstract(
-        self.model, self.tx, self.mesh, config.train.ema is not None, config.mesh.shard
-    )
+    self._ema = config.train.ema is not None
+    self.abstract_state = state_lib.abstract(self.model, self.tx, self.mesh, self._ema, config.mesh.shard)
+
+  def create(self, params: dict) -> state_lib.TrainState:
+    """The state before the first update; traceable."""
+    return state_lib.create(params, self.tx, self._ema)
 
   def update(self):
     """The jitted update (state, batch) → (state, metrics); call it with the mesh set."""

@@ -18,10 +18,8 @@ import optax
 from siglax import losses
 from siglax import mesh as mesh_lib
 from siglax.losses import statistics
-from siglax.models import scale_and_bias
+from siglax.models import TOWERS, scale_and_bias
 from siglax.state import TrainState
-
-TOWERS = ("image", "text")
 
 
 def make(config, model, tx, schedule, mesh, frozen):
@@ -56,7 +54,6 @@ def make_value_and_grad(config, model, mesh, frozen):
   dropout = config.model.image.dropout > 0 or config.model.text.dropout > 0
   microbatch = config.train.microbatch
   chunks = 1 if microbatch is None else config.batch_size // mesh.size // microbatch
-  shardings = mesh_lib.state_shardings(mesh, jax.eval_shape(model.init, jax.random.key(0)), config.mesh.shard)
 
   def embed(trainable, fixed, examples):
     towers = _merge(trainable, fixed)
@@ -73,7 +70,7 @@ def make_value_and_grad(config, model, mesh, frozen):
     """The embeddings, and what pulls their gradients back into `trainable`; nothing is kept but the examples."""
     examples = jax.tree.map(lambda x: mesh_lib.split_rows(mesh, x, chunks), examples)
     z = jax.lax.map(lambda chunk: embed(trainable, fixed, chunk), examples)
-    like, _ = _split(_part(shardings, TOWERS), _part(frozen, TOWERS))
+    like = mesh_lib.state_shardings(mesh, trainable, config.mesh.shard)
 
     def pull_back(dz):
 

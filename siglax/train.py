@@ -64,7 +64,7 @@ class Run(program.Program):
     init_from = self.config.model.init_from
     loaded = {} if init_from is None else tower.initial_params(init_from, self.model, self.mesh)
     shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
-    create = lambda key, loaded: state_lib.create({**self.model.init(key), **loaded}, self.tx, self.config.train.ema is not None)
+    create = lambda key, loaded: self.create({**self.model.init(key), **loaded})
     return jax.jit(create, out_shardings=shardings, donate_argnums=1)(jax.random.key(self.config.seed), loaded)
 
   def batches(self, start_step: int):
@@ -350,9 +350,10 @@ def _announce(run: Run, start: int):
 
 def _loss_in_words(run: Run) -> str:
   """For example "sigmoid (ring of 8, tile 512)"."""
-  config, B = run.config, run.config.batch_size
-  d = jax.eval_shape(run.model.embed_text, run.abstract_state.params, np.zeros((1, config.text.length), np.int32)).shape[1]
-  impl, tile = losses.plan(config.loss.impl, config.loss.tile, B, d, run.mesh, mesh_lib.BATCH_AXES)
+  config = run.config
+  impl, tile = losses.plan(
+      config.loss.impl, config.loss.tile, config.batch_size, run.model.embed_dim, run.mesh, mesh_lib.BATCH_AXES
+  )
   of = f"{impl} of {run.mesh.size}" if impl != "dense" and run.mesh.size > 1 else impl
   return f"{config.loss.name} ({of}{f', tile {tile}' if tile else ''}{', chosen by auto' if config.loss.impl == 'auto' else ''})"
 

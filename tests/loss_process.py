@@ -1,12 +1,9 @@
 """One of two processes of four devices: ring and gather against float64, and an evaluation on a mesh that lists the devices
-of both in turn, over gloo. `python loss_process.py RANK ADDRESS_FILE`."""
+of both in turn, over gloo. `python loss_process.py RANK PORT`."""
 
 import json
 import os
-import pathlib
-import socket
 import sys
-import time
 import types
 
 os.environ["JAX_PLATFORMS"], os.environ["JAX_NUM_CPU_DEVICES"] = "cpu", "4"
@@ -19,20 +16,8 @@ import numpy as np
 import oracles
 
 
-def address(rank, file):
-  """Rank 0 finds a free port and writes it down; the other waits for it."""
-  if rank == 0:
-    with socket.socket() as s:
-      s.bind(("127.0.0.1", 0))
-      file.with_suffix(".new").write_text(f"127.0.0.1:{s.getsockname()[1]}")
-    file.with_suffix(".new").rename(file)
-  while not file.exists():
-    time.sleep(0.05)
-  return file.read_text()
-
-
-def main(rank, file):
-  jax.distributed.initialize(address(rank, file), 2, rank, heartbeat_timeout_seconds=10, shutdown_timeout_seconds=10)
+def main(rank, port):
+  jax.distributed.initialize(f"127.0.0.1:{port}", 2, rank, heartbeat_timeout_seconds=10, shutdown_timeout_seconds=10)
   from siglax import losses
   from siglax import mesh as mesh_lib
   from siglax import tower
@@ -71,4 +56,4 @@ def main(rank, file):
 
 
 if __name__ == "__main__":
-  main(int(sys.argv[1]), pathlib.Path(sys.argv[2]))
+  main(int(sys.argv[1]), int(sys.argv[2]))

@@ -18,6 +18,7 @@ from siglax import flops, losses
 from siglax import mesh as mesh_lib
 from siglax.losses import statistics
 
+from conftest import free_port
 import oracles
 
 TILE = 10  # of 25 examples on a device: three tiles of 9, two of them overlapping
@@ -122,10 +123,10 @@ def test_integer_weight_with_labels_equals_repeating(name):
   assert abs(value - 3 * want) <= 1e-5 * abs(3 * want)
 
 
-def test_two_real_processes_agree_with_float64_and_embed_in_order(tmp_path):
-  worker = str(pathlib.Path(__file__).parent / "loss_process.py")
+def test_two_real_processes_agree_with_float64_and_embed_in_order():
+  worker, port = str(pathlib.Path(__file__).parent / "loss_process.py"), str(free_port())
   processes = [
-      subprocess.Popen([sys.executable, worker, str(rank), str(tmp_path / "address")], stdout=subprocess.PIPE, text=True)
+      subprocess.Popen([sys.executable, worker, str(rank), port], stdout=subprocess.PIPE, text=True)
       for rank in range(2)
   ]
   outputs = [process.communicate(timeout=120)[0] for process in processes]

@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ from siglax import cli
 from siglax import config as config_lib
 from siglax import processes
 
+from conftest import free_port
+
 TINY = str(pathlib.Path(__file__).parent / "tiny.py")
 # What could tell processes apart: dropout by place in the batch, the ring over both axes, sharded parameters.
 FIELDS = ("--config.mesh.fsdp=2", "--config.loss.impl=ring", "--config.model.image.dropout=0.2", "--config.train.microbatch=1")
@@ -23,9 +24,7 @@ FIELDS = ("--config.mesh.fsdp=2", "--config.loss.impl=ring", "--config.model.ima
 
 def start(workdir, count, *fields, devices=8):
   """`count` processes of siglax train with devices / count devices each."""
-  with socket.socket() as s:
-    s.bind(("127.0.0.1", 0))
-    port = s.getsockname()[1]
+  port = free_port()
   command = [sys.executable, "-m", "siglax.cli", "train", "--config", TINY, "--workdir", str(workdir), *FIELDS, *fields]
   started = []
   for i in range(count):
@@ -98,11 +97,11 @@ def test_a_killed_process_ends_the_others_and_four_resume(whole, tmp_path):
 
 
 def test_processes_with_different_configs_are_told_apart(tmp_path):
-  a, b = start(tmp_path, 2), None
-  a[1].kill()
-  command = [word for word in a[1].args] + ["--config.optim.lr=0.5"]
-  b = subprocess.Popen(command, env={**os.environ, "JAX_NUM_CPU_DEVICES": "4"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-  codes, outputs = finish([a[0], b])
+  first, second = start(tmp_path, 2)
+  second.kill()
+  command = [*second.args, "--config.optim.lr=0.5"]
+  other = subprocess.Popen(command, env={**os.environ, "JAX_NUM_CPU_DEVICES": "4"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+  codes, outputs = finish([first, other])
   assert codes == [1, 1]
   for output in outputs:
     assert "the processes have different configs: optim.lr is 0.001 in process 0 and 0.5 in process 1" in output

@@ -10,6 +10,7 @@ import pathlib
 
 from siglax import config as config_lib
 from siglax import models
+from siglax import recipes
 from siglax.interop import files
 from siglax.interop import layout
 from siglax.interop.layout import CONV, LEAD, Row, TRANSPOSED, linear, norm
@@ -188,7 +189,7 @@ def _preprocessing(config, folder, family):
   image.resize, image.fit = "bicubic", "squash"
   if family == "clip":
     image.fit = "crop"
-    image.mean, image.std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    image.mean, image.std = recipes.CLIP_MEAN, recipes.CLIP_STD
   if not file.is_file():
     return
   given = files.read_json(file)

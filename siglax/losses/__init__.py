@@ -25,7 +25,6 @@ from siglax.losses import ring
 from siglax.losses import sigmoid
 from siglax.losses import softmax
 
-NAMES = ("sigmoid", "softmax", "focal", "hinge")
 IMPLS = ("auto", "dense", "ring", "gather")
 NEGATIVES = ("all", "hardest")
 

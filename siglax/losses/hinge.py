@@ -12,8 +12,6 @@ import jax.numpy as jnp
 
 from siglax.losses import pairs
 
-LOWEST = -1e30  # similarity of a negative where there is none
-
 
 def dense(zimg_Bd, ztxt_Bd, weights_B, labels_B, margin, negatives) -> jax.Array:
   """L = (1/Σw) Σ_i w_i [N_j (α + s_ij − s_ii)₊ + N_j (α + s_ji − s_ii)₊] over j that do not match i.
@@ -81,13 +79,13 @@ def _hardest(transport, rows, cols, margin, grad):
   def find(row, col, row_state, col_state):
     s_tt = pairs.similarity(row["z"], col["z"])
     negative_tt = ~pairs.matches(row, col) & (pairs.weigh(row, col, jnp.ones_like(s_tt)) > 0)
-    s_tt = jnp.where(negative_tt, s_tt, LOWEST)
+    s_tt = jnp.where(negative_tt, s_tt, pairs.LOWEST)
     in_row = {"s": jnp.max(s_tt, axis=1), "at": col["index"][jnp.argmax(s_tt, axis=1)]}
     in_col = {"s": jnp.max(s_tt, axis=0), "at": row["index"][jnp.argmax(s_tt, axis=0)]}
     return _harder(row_state, in_row), _harder(col_state, in_col)
 
   b = len(rows["z"])
-  none = {"s": jnp.full((b,), LOWEST), "at": jnp.full((b,), -1)}
+  none = {"s": jnp.full((b,), pairs.LOWEST), "at": jnp.full((b,), -1)}
   row_b, col_b = transport.around(find, rows, cols, none, none, _harder)
   w_b = jnp.ones((b,), jnp.float32) if rows["w"] is None else rows["w"]
   over = [jnp.where(w_b > 0, margin + side["s"] - rows["own"], 0) for side in (row_b, col_b)]

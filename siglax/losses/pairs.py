@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from siglax.losses import ring
 
+LOWEST = -1e30  # below every logit, and finite, so that differences of two are
+
 
 def matmul(a, b, contract) -> jax.Array:
   """a·b over one dimension of each, in float32; float32 operands are not rounded on any device."""

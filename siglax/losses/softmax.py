@@ -12,8 +12,6 @@ import jax.numpy as jnp
 
 from siglax.losses import pairs
 
-LOWEST = -1e30  # below every logit, and finite, so that differences of two are
-
 
 def dense(zimg_Bd, ztxt_Bd, scale, weights_B, labels_B) -> jax.Array:
   """L = ½ Σ over both directions of (1/Σw) Σ_i w_i [log Σ_j w_j exp(x_ij) − Σ_j q_ij x_ij], x = scale·zimg·ztxtᵀ.
@@ -50,7 +48,7 @@ def program(transport, zimg_bd, ztxt_bd, scalars, weights_b, labels_b, grad):
   rows, cols = pairs.examples(zimg_bd, weights_b, labels_b), pairs.examples(ztxt_bd, weights_b, labels_b)
   b = len(zimg_bd)
   zeros_b = jnp.zeros((b,), jnp.float32)
-  none = {"m": jnp.full((b,), LOWEST), "s": zeros_b}
+  none = {"m": jnp.full((b,), pairs.LOWEST), "s": zeros_b}
 
   def normalise(row, col, row_state, col_state):
     x_tt = scale * pairs.similarity(row["z"], col["z"])
@@ -95,7 +93,7 @@ def program(transport, zimg_bd, ztxt_bd, scalars, weights_b, labels_b, grad):
 
 def _add(state, x_tt, w_tt, axis):
   """The normalisers with the logits of one more tile."""
-  m_t = jnp.maximum(state["m"], jnp.max(jnp.where(w_tt > 0, x_tt, LOWEST), axis=axis))
+  m_t = jnp.maximum(state["m"], jnp.max(jnp.where(w_tt > 0, x_tt, pairs.LOWEST), axis=axis))
   e_tt = jnp.where(w_tt > 0, w_tt * jnp.exp(x_tt - jnp.expand_dims(m_t, axis)), 0)
   return {"m": m_t, "s": state["s"] * jnp.exp(state["m"] - m_t) + jnp.sum(e_tt, axis=axis)}
 
