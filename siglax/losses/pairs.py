@@ -77,7 +77,8 @@ def add(a, b):
 def pairwise(tile):
   """The program of (1/Σw) Σ_ij w_i w_j l(x_ij, p_ij) with x = scale·zimg·ztxtᵀ + bias; tile(x, p) → l, dl/dx.
 
-  One trip. Sums of the loss and of dscale and dbias are kept by row, so that they stay exact over millions of columns.
+  One trip. Sums of the loss and of dbias are kept by row, so that they stay exact over millions of columns; dscale,
+  Σ_ij dL/dx_ij s_ij, is Σ_i zimg_i·(Σ_j dL/dx_ij ztxt_j), what the images gather.
   """
 
   def program(transport, zimg_bd, ztxt_bd, scalars, weights_b, labels_b, grad):
@@ -87,22 +88,27 @@ def pairwise(tile):
     def visit(row, col, row_state, col_state):
       s_tt = similarity(row["z"], col["z"])
       loss_tt, dx_tt = tile(scale * s_tt + bias, matches(row, col))
-      sums = [weigh(row, col, loss_tt)]
+      sums = {"loss": row_state["loss"] + jnp.sum(weigh(row, col, loss_tt), axis=1)}
       if not grad:
-        return {"sums": row_state["sums"] + jnp.sum(sums[0], axis=1)[:, None]}, {}
+        return sums, {}
       dx_tt = weigh(row, col, dx_tt)
-      sums = jnp.stack([jnp.sum(x, axis=1) for x in (sums[0], dx_tt * s_tt, dx_tt)], axis=1)
-      dimg_td, dtxt_td = pull_back(row, col, dx_tt * (scale / total), row_state["dimg"], col_state["dtxt"])
-      return {"sums": row_state["sums"] + sums, "dimg": dimg_td}, {"dtxt": dtxt_td}
+      sums["dbias"] = row_state["dbias"] + jnp.sum(dx_tt, axis=1)
+      dimg_td, dtxt_td = pull_back(row, col, dx_tt, row_state["dimg"], col_state["dtxt"])
+      return sums | {"dimg": dimg_td}, {"dtxt": dtxt_td}
 
-    zeros = lambda z: jnp.zeros(z.shape, jnp.float32)
-    b = len(zimg_bd)
-    row_state = {"sums": jnp.zeros((b, 3 if grad else 1), jnp.float32)} | ({"dimg": zeros(zimg_bd)} if grad else {})
-    col_state = {"dtxt": zeros(ztxt_bd)} if grad else {}
+    zeros = lambda x: jnp.zeros(x.shape, jnp.float32)
+    row_state, col_state = {"loss": zeros(zimg_bd[:, 0])}, {}
+    if grad:
+      row_state |= {"dbias": zeros(zimg_bd[:, 0]), "dimg": zeros(zimg_bd)}
+      col_state |= {"dtxt": zeros(ztxt_bd)}
     rows, cols = examples(zimg_bd, weights_b, labels_b), examples(ztxt_bd, weights_b, labels_b)
-    row_state, col_state = transport.around(visit, rows, cols, row_state, col_state, add)
-    sums = transport.sum(jnp.sum(row_state["sums"], axis=0)) / total
-    return sums[0], (row_state["dimg"], col_state["dtxt"], (sums[1], sums[2])) if grad else None
+    row_b, col_b = transport.around(visit, rows, cols, row_state, col_state, add)
+    loss = transport.sum(jnp.sum(row_b["loss"])) / total
+    if not grad:
+      return loss, None
+    dscale = transport.sum(jnp.sum(zimg_bd * row_b["dimg"])) / total
+    dbias = transport.sum(jnp.sum(row_b["dbias"])) / total
+    return loss, (row_b["dimg"] * (scale / total), col_b["dtxt"] * (scale / total), (dscale, dbias))
 
   return program
 

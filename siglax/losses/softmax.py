@@ -73,22 +73,21 @@ def program(transport, zimg_bd, ztxt_bd, scalars, weights_b, labels_b, grad):
     return loss, None
 
   def pull_back(row, col, row_state, col_state):
-    s_tt = pairs.similarity(row["z"], col["z"])
-    x_tt = scale * s_tt
+    x_tt = scale * pairs.similarity(row["z"], col["z"])
     dx_tt = jnp.exp(x_tt - row["m"][:, None]) * row["share"][:, None] + jnp.exp(x_tt - col["m"]) * col["share"]
     dx_tt = dx_tt - jnp.where(pairs.matches(row, col), row["target"][:, None], 0)
     dx_tt = pairs.weigh(row, col, dx_tt)
-    dimg_td, dtxt_td = pairs.pull_back(row, col, dx_tt * (scale / total), row_state["dimg"], col_state["dtxt"])
-    return {"dimg": dimg_td, "dscale": row_state["dscale"] + jnp.sum(dx_tt * s_tt, axis=1)}, {"dtxt": dtxt_td}
+    dimg_td, dtxt_td = pairs.pull_back(row, col, dx_tt, row_state["dimg"], col_state["dtxt"])
+    return {"dimg": dimg_td}, {"dtxt": dtxt_td}
 
   own = 1.0 if weights_b is None else weights_b
   rows |= {"m": row_b["m"], "share": 0.5 * own / row_b["s"], "target": own / row_b["mass"]}
   cols |= {"m": col_b["m"], "share": 0.5 * own / col_b["s"]}
-  row_state = {"dimg": jnp.zeros(zimg_bd.shape, jnp.float32), "dscale": zeros_b}
+  row_state = {"dimg": jnp.zeros(zimg_bd.shape, jnp.float32)}
   col_state = {"dtxt": jnp.zeros(ztxt_bd.shape, jnp.float32)}
   row_b, col_b = transport.around(pull_back, rows, cols, row_state, col_state, pairs.add)
-  dscale = transport.sum(jnp.sum(row_b["dscale"])) / total
-  return loss, (row_b["dimg"], col_b["dtxt"], (dscale,))
+  dscale = transport.sum(jnp.sum(zimg_bd * row_b["dimg"])) / total
+  return loss, (row_b["dimg"] * (scale / total), col_b["dtxt"] * (scale / total), (dscale,))
 
 
 def _add(state, x_tt, w_tt, axis):
