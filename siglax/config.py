@@ -31,6 +31,7 @@ DURATIONS = {
     "total": True,
     "optim.warmup": False,
     "optim.cooldown": False,
+    "train.unmasked": False,
     "log.every": True,
     "eval.every": False,
     "checkpoint.every": False,
@@ -76,6 +77,8 @@ MINIMA = {
     "loader.buffer": 1,
     "checkpoint.keep_latest": 1,
     "mesh.fsdp": 1,
+    "model.image.lora_rank": 0,
+    "model.text.lora_rank": 0,
 }
 # Overrides of a tower's named size.
 SHAPE = ("width", "depth", "heads", "mlp_dim")
@@ -148,6 +151,8 @@ def default() -> ConfigDict:
   c.train.remat.image = "none"
   c.train.remat.text = "none"
   c.train.microbatch = placeholder(int)  # examples a device embeds at a time, exact (siglax/step.py); None all at once
+  c.train.patch_drop = 0.0  # share of the patches that training leaves out, at random for each picture (FLIP)
+  add_duration(c.train, "unmasked", steps=0)  # end of the training that sees all patches all the same
   c.train.ema = placeholder(float)  # decay of an average of the parameters, which is evaluated and exported, e.g. 0.999
 
   c.model = ConfigDict()
@@ -174,11 +179,13 @@ def default() -> ConfigDict:
   c.model.image.activation = "gelu_tanh"  # gelu_tanh | gelu | quick_gelu (OpenAI's CLIP)
   c.model.image.head = "auto"  # map to embed_dim: auto, linear where the widths differ | linear | linear_no_bias (CLIP)
   c.model.image.dropout = 0.0  # after attention and MLP
+  c.model.image.lora_rank = 0  # adapters on the attention of the blocks (LoRA); train them alone by optim.lr_multipliers
   c.model.image.scan = True  # one compiled block for all layers: parameters stacked over depth
   c.model.image.image_size = c.image.get_oneway_ref("size")
   c.model.image.mean = c.image.get_oneway_ref("mean")
   c.model.image.std = c.image.get_oneway_ref("std")
   c.model.image.dtype = c.train.get_oneway_ref("dtype")
+  c.model.image.patch_drop = c.train.get_oneway_ref("patch_drop")
   c.model.image.remat = c.train.remat.get_oneway_ref("image")
 
   c.model.text = ConfigDict()
@@ -195,6 +202,7 @@ def default() -> ConfigDict:
   c.model.text.activation = "gelu_tanh"
   c.model.text.head = "linear"  # linear | linear_no_bias (CLIP)
   c.model.text.dropout = 0.0
+  c.model.text.lora_rank = 0
   c.model.text.scan = True
   c.model.text.length = c.text.get_oneway_ref("length")
   c.model.text.dtype = c.train.get_oneway_ref("dtype")
@@ -215,6 +223,10 @@ def default() -> ConfigDict:
   # First match wins; the pattern must match the whole path of a parameter, such as "image/encoder/blocks/mlp/fc1/kernel".
   c.optim.decay = ((".*/kernel", 1.0), (".*", 0.0))  # (pattern, multiplier of weight_decay)
   c.optim.lr_multipliers = ((".*", 1.0),)  # (pattern, multiplier of lr); None freezes
+
+  c.optim.layer_decay = ConfigDict()  # of fine-tuning, by tower: lr times it for each layer between a parameter and the head
+  c.optim.layer_decay.image = 1.0
+  c.optim.layer_decay.text = 1.0
 
   c.mesh = ConfigDict()
   c.mesh.data = placeholder(object)  # devices that split the batch: a number or "rest", all that are left
@@ -401,7 +413,7 @@ def validate(config: ConfigDict, devices: int):
           f"{' and '.join(given) or 'none'} of config.{name}_{{steps,examples,epochs}} set; set exactly one"
       )
     for field, value in given.items():
-      if value < 0 or value == 0 and name not in ("optim.warmup", "optim.cooldown"):
+      if value < 0 or value == 0 and name not in ("optim.warmup", "optim.cooldown", "train.unmasked"):
         raise ValueError(f"config.{field}={value} must be positive")
   for field, least in MINIMA.items():
     if (value := get(config, field)) < least:
@@ -461,6 +473,10 @@ def validate_train(config, devices):
         f"config.train.microbatch={microbatch} does not divide the {size} examples of a device (config.batch_size="
         f"{config.batch_size} over {devices} devices); use {' or '.join(map(str, use))}"
     )
+  if not 0 <= config.train.patch_drop < 1:
+    raise ValueError(f"config.train.patch_drop={config.train.patch_drop} must lie in [0, 1)")
+  if not config.train.patch_drop and any(get(config, f"train.unmasked_{k}") for k in UNITS):
+    raise ValueError("config.train.unmasked is set, but config.train.patch_drop=0 leaves no patch out; set both or none")
   if config.train.ema is not None and not 0 < config.train.ema < 1:
     raise ValueError(f"config.train.ema={config.train.ema} must lie in (0, 1), or be None")
   profile_steps(config)
@@ -487,6 +503,8 @@ def _validate_towers(config):
     raise ValueError(f'config.model.image.patch={image.patch} must be a power of two for config.model.image.stem="conv"')
   for name in ("image", "text"):
     tower = config.model[name]
+    if not 0 < (decay := config.optim.layer_decay[name]) <= 1:
+      raise ValueError(f"config.optim.layer_decay.{name}={decay} must lie in (0, 1]; 1 decays nothing")
     if tower.norm_eps <= 0:
       raise ValueError(f"config.model.{name}.norm_eps={tower.norm_eps} must be positive")
     if tower.width and tower.heads and tower.width % tower.heads:

@@ -3,9 +3,9 @@
 A parameter's path is its keys joined by "/", such as "image/encoder/blocks/mlp/fc1/kernel" or "log_scale". One update of a
 trainable parameter p with gradient g, after the global-norm clip over all trainable gradients:
 
-    p ← p − lr(step)·lr_multiplier·(direction(g) + weight_decay·decay_multiplier·p)
+    p ← p − lr(step)·lr_multiplier·layer_decay^above·(direction(g) + weight_decay·decay_multiplier·p)
 
-direction is that of Adam, Lion or Adafactor. Frozen parameters get zero updates, hold no optimizer state and do not
+direction is that of Adam, Lion or Adafactor; above counts the layers between p and the head of its tower. Frozen parameters get zero updates, hold no optimizer state and do not
 count in the norm that clips. The norm that a run logs is the one before the clip.
 """
 
@@ -16,12 +16,15 @@ import re
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
+import numpy as np
 import optax
 
 # Adafactor keeps row and column statistics where both are at least this long, so never over a stack of layers.
 MIN_DIM_TO_FACTOR = 128
 # Those of the loss; config.loss.lr_multiplier is theirs.
 LOGIT_PARAMETERS = ("log_scale", "bias")
+# What comes before the first block of a tower.
+EMBEDDINGS = ("stem", "embedding", "pos_embedding", "cls", "pre_norm")
 
 
 def schedule(config: ConfigDict, total_steps: int, warmup_steps: int = 0, cooldown_steps: int = 0) -> optax.Schedule:
@@ -66,9 +69,9 @@ def make(
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """The optimizer of `config.optim` for these parameters, and the learning rate it follows.
 
-  params: nested dict of arrays or jax.ShapeDtypeStruct; only its paths are read.
+  params: nested dict of arrays or jax.ShapeDtypeStruct; only its paths and shapes are read.
   adamw and lion are optax's (Lion's own b2 is 0.99, with lr 3–10 times smaller). adafactor is `adafactor` below.
-  config.loss.lr_multiplier multiplies that of scale and bias.
+  config.loss.lr_multiplier multiplies that of scale and bias; config.optim.layer_decay is `layer_decay`'s.
   Weight decay multiplies the learning rate and its multiplier, as in optax.adamw and PyTorch. big_vision's does not:
   it shrinks weights by wd per step at the peak, so divide its wd by its lr (wd 1e-4 at lr 1e-3 is 0.1 here).
   Raises ValueError for a parameter that no pattern covers, a pattern that decides none, and values out of range.
@@ -78,6 +81,7 @@ def make(
   multiplier = _first_match(params, optim.lr_multipliers, "config.optim.lr_multipliers")
   _check_values(decay, multiplier)
   multiplier |= {name: multiplier[name] * config.loss.lr_multiplier for name in LOGIT_PARAMETERS if multiplier.get(name)}
+  multiplier |= {name: multiplier[name] * x for name, x in layer_decay(config, params).items() if multiplier[name] is not None}
   lr = schedule(config, total_steps, warmup_steps, cooldown_steps)
   direction = {
       "adamw": lambda: optax.scale_by_adam(optim.b1, optim.b2, optim.eps),
@@ -88,7 +92,7 @@ def make(
       optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity(),
       direction,
       _by_path(lambda path, u, p: u + optim.weight_decay * decay[path] * p if optim.weight_decay * decay[path] else u),
-      _by_path(lambda path, u, p: u if multiplier[path] == 1 else multiplier[path] * u),
+      _by_path(lambda path, u, p: u if np.all(multiplier[path] == 1) else (multiplier[path] * u).astype(u.dtype)),
       optax.scale_by_learning_rate(lr),
   )
   labels = jax.tree.map(lambda frozen: "frozen" if frozen else "trainable", frozen_mask(config, params))
@@ -99,6 +103,33 @@ def frozen_mask(config: ConfigDict, params):
   """A tree of bools like params: True where `config.optim.lr_multipliers` gives None."""
   multiplier = _first_match(params, config.optim.lr_multipliers, "config.optim.lr_multipliers")
   return jax.tree_util.tree_map_with_path(lambda path, _: multiplier[_name(path)] is None, params)
+
+
+def layer_decay(config: ConfigDict, params) -> dict:
+  """{path: layer_decay^above} for the towers whose config.optim.layer_decay is not 1.
+
+  above is 0 for the last norm, pooling and head, L − i for block i of L, and L + 1 for the embeddings; of blocks that are
+  stacked, an array that broadcasts over them. Source: Clark et al., ELECTRA, arXiv 2003.10555, section 3.1; for vision
+  transformers Bao et al., BEiT, arXiv 2106.08254, appendix. Raises ValueError for a tower without blocks.
+  """
+  decayed = {}
+  for tower, decay in config.optim.layer_decay.items():
+    if decay == 1 or tower not in params:
+      continue
+    leaves = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params[tower])}
+    found = {name: re.match(r"encoder/blocks/(?:(\d+)/)?", name) for name in leaves}
+    if not any(found.values()):
+      raise ValueError(f"config.optim.layer_decay.{tower}={decay} needs a transformer; set 1.0")
+    depth = max(int(m[1]) + 1 if m[1] else leaves[name].shape[0] for name, m in found.items() if m)
+    for name, leaf in leaves.items():
+      above = 0
+      if m := found[name]:
+        stacked = np.arange(depth).reshape(-1, *[1] * (leaf.ndim - 1))
+        above = depth - (int(m[1]) if m[1] else stacked)
+      elif name.split("/")[0] in EMBEDDINGS:
+        above = depth + 1
+      decayed[f"{tower}/{name}"] = decay ** above
+  return decayed
 
 
 def adafactor(b1: float, b2: float) -> optax.GradientTransformation:

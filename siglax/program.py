@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import numpy as np
 
@@ -27,6 +29,12 @@ class Program:
     if not self.total_steps:
       raise ValueError(f"the total of config comes to 0 steps of config.batch_size={config.batch_size}; raise it")
     self.every = {name: durations[f"{name}.every"] for name in ("log", "eval", "checkpoint")}
+    # The first steps, whose pictures lack config.train.patch_drop of their patches.
+    self.masked_steps = self.total_steps - (durations["train.unmasked"] or 0)
+    if self.masked_steps < 0:
+      raise ValueError(
+          f"config.train.unmasked is {durations['train.unmasked']} steps, but the training is {self.total_steps} steps; shorten it"
+      )
     self.mesh = mesh_lib.make(config.mesh.data, config.mesh.fsdp)
     self.model = models.build(config.model)
     params = jax.eval_shape(self.model.init, jax.random.key(0))
@@ -34,6 +42,7 @@ class Program:
         config, params, self.total_steps, durations["optim.warmup"] or 0, durations["optim.cooldown"] or 0
     )
     self.frozen = optim.frozen_mask(config, params)
+    self._updates = {}
     self._ema = config.train.ema is not None
     self.abstract_state = state_lib.abstract(self.model, self.tx, self.mesh, self._ema, config.mesh.shard)
 
@@ -41,10 +50,23 @@ class Program:
     """The state before the first update; traceable."""
     return state_lib.create(params, self.tx, self._ema)
 
-  def update(self):
-    """The jitted update (state, batch) → (state, metrics); call it with the mesh set."""
-    step = step_lib.make(self.config, self.model, self.tx, self.schedule, self.mesh, self.frozen)
-    return step_lib.jit(step, self.abstract_state, self.mesh)
+  def training_model(self, step: int) -> models.TwoTowers:
+    """What is trained after `step` steps: `model`, or at the end one like it that sees all patches."""
+    return self.model if step < self.masked_steps else self._unmasked
+
+  @functools.cached_property
+  def _unmasked(self):
+    config = self.config.model.copy_and_resolve_references()
+    config.image.patch_drop = 0.0
+    return models.build(config)
+
+  def update(self, step: int = 0):
+    """The jitted update (state, batch) → (state, metrics) after `step` steps; call it with the mesh set."""
+    model = self.training_model(step)
+    if model not in self._updates:
+      update = step_lib.make(self.config, model, self.tx, self.schedule, self.mesh, self.frozen)
+      self._updates[model] = step_lib.jit(update, self.abstract_state, self.mesh)
+    return self._updates[model]
 
   def abstract_batch(self) -> dict:
     """Shapes and shardings of a global batch."""

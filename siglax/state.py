@@ -30,6 +30,11 @@ def create(params: dict, tx, ema: bool = False) -> TrainState:
   return TrainState(step=jnp.int32(0), params=params, opt_state=tx.init(params), ema=average)
 
 
+def overlay(params: dict, loaded: dict) -> dict:
+  """params with the leaves of `loaded` in place of its own."""
+  return params | {k: overlay(params[k], v) if isinstance(v, dict) else v for k, v in loaded.items()}
+
+
 def abstract(model, tx, mesh, ema: bool = False, rules=()) -> TrainState:
   """The state's shapes and shardings on a mesh, without making it. rules: config.mesh.shard."""
   shapes = jax.eval_shape(lambda key: create(model.init(key), tx, ema), jax.random.key(0))

@@ -51,7 +51,8 @@ def make(config, model, tx, schedule, mesh, frozen):
 def make_value_and_grad(config, model, mesh, frozen):
   """(params, batch, step) → ((loss, statistics), gradients like params with None where frozen); see the module."""
   loss_fn = losses.make(config.loss, mesh, mesh_lib.BATCH_AXES)
-  dropout = config.model.image.dropout > 0 or config.model.text.dropout > 0
+  image, text = model.config.image, model.config.text
+  random = image.dropout > 0 or image.patch_drop > 0 or text.dropout > 0
   microbatch = config.train.microbatch
   chunks = 1 if microbatch is None else config.batch_size // mesh.size // microbatch
 
@@ -91,8 +92,8 @@ def make_value_and_grad(config, model, mesh, frozen):
     logit_params = {k: v for k, v in params.items() if k not in TOWERS}
     trainable, fixed = _split(_part(params, TOWERS), _part(frozen, TOWERS))
     examples = _part(batch, ("image", "tokens"))
-    if dropout:
-      examples |= _dropout_keys(config.seed, step, config.batch_size)
+    if random:
+      examples |= _keys(config.seed, step, config.batch_size)
     if chunks == 1:
       z, pull_back = jax.vjp(lambda trainable: embed(trainable, fixed, examples), trainable)
     else:
@@ -126,7 +127,7 @@ def _statistics(config, mesh, zimg, ztxt, scale, bias, weights, labels) -> dict:
   return values
 
 
-def _dropout_keys(seed, step, batch_size) -> dict:
+def _keys(seed, step, batch_size) -> dict:
   """A key for each example and tower: a function of seed, step and place in the batch, so of nothing that resuming,
   chunks or the number of devices change."""
   keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), step))

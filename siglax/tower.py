@@ -151,7 +151,10 @@ def load(path) -> Tower:
   folder, towers = interop.split(path)
   config = read_config(folder)
   text = text_processor(config, folder) if "text" in towers else None
-  return Tower(config, read_params(folder, models.build(config.model, towers), mesh), text, mesh)
+  params = read_params(folder, models.build(config.model, towers), mesh)
+  for name in models.TOWERS:
+    config.model[name].lora_rank = 0
+  return Tower(config, models.merge_lora(params), text, mesh)
 
 
 def read_config(folder):
@@ -176,17 +179,19 @@ def text_processor(config, folder=None) -> text_lib.TextProcessor:
 
 
 def initial_params(path, model, mesh) -> dict:
-  """Parameters to start `model` from, of what config.model.init_from names: those of both towers, or of one.
+  """Parameters to start `model` from, of what config.model.init_from names: those of both towers, or of one. LoRA's own
+  are not among them: those that a run has are merged into the rest.
 
   Raises ValueError in one line when they do not fit the model.
   """
+  model = models.without_lora(model)
   if (foreign := interop.find(path)) is not None:
     return foreign.read_into(model, mesh)
   folder, towers = interop.split(path)
   there = models.build(read_config(folder).model)
   interop.check_same(there, model, towers, path)
   wanted = mesh_lib.abstract(mesh, jax.eval_shape(model.init, jax.random.key(0)))
-  read = read_params(folder, there, mesh, towers)
+  read = models.merge_lora(read_params(folder, there, mesh, towers))
   params = {name: value for name, value in read.items() if name in wanted}
   for name in (read.keys() ^ wanted.keys()) - set(models.TOWERS) if towers == models.TOWERS else ():
     logger.warning("%s: %s", path, f"{name} is left out, this loss has none" if name in read else f"it has no {name}, which starts afresh")

@@ -64,7 +64,7 @@ class Run(program.Program):
     init_from = self.config.model.init_from
     loaded = {} if init_from is None else tower.initial_params(init_from, self.model, self.mesh)
     shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
-    create = lambda key, loaded: self.create({**self.model.init(key), **loaded})
+    create = lambda key, loaded: self.create(state_lib.overlay(self.model.init(key), loaded))
     return jax.jit(create, out_shardings=shardings, donate_argnums=1)(jax.random.key(self.config.seed), loaded)
 
   def batches(self, start_step: int):
@@ -134,7 +134,6 @@ def _train(config, workdir, stop: StopSignals):
   batches = run.batches(start)
   profiler = Profiler(run, start)
   evaluated, evaluated_at, saved = {}, None, start
-  update = run.update()
 
   def save():
     nonlocal saved
@@ -165,13 +164,14 @@ def _train(config, workdir, stop: StopSignals):
           batch = next(batches)
         batch = mesh_lib.to_global(run.mesh, batch)  # travels while the device works on the step before
         profiler.before(step + 1)
-        with jax.transfer_guard("disallow"), goodput.during("step" if step > start else "compile"):
-          state, metrics = update(state, batch)
-          if step == start:
+        compiles = step in (start, run.masked_steps)
+        with jax.transfer_guard("disallow"), goodput.during("compile" if compiles else "step"):
+          state, metrics = run.update(step)(state, batch)
+          if compiles:
             jax.block_until_ready(metrics)
         step += 1
         profiler.after(step, metrics)
-        log.push(step, metrics)
+        log.push(step, metrics, compiles)
       with goodput.during("checkpoint"):
         checkpoints.wait()
     finally:
@@ -203,13 +203,13 @@ class Log:
     self._run, self._writer, self._checkpoints, self._goodput = run, writer, checkpoints, goodput
     self._pending = None
     self._first = start + 1
-    self._flops = None
+    self._flops = {}
     self.pause()
 
-  def push(self, step, metrics):
-    """Takes the metrics of the step just dispatched, and reads those of the one before."""
+  def push(self, step, metrics, compiled):
+    """Takes the metrics of the step just dispatched, and whether it was compiled, and reads those of the one before."""
     self._read()
-    self._pending = (step, metrics)
+    self._pending = (step, metrics, compiled)
 
   def flush(self):
     """Reads and writes what is pending."""
@@ -223,7 +223,7 @@ class Log:
   def _read(self):
     if self._pending is None:
       return
-    (step, metrics), self._pending = self._pending, None
+    (step, metrics, compiled), self._pending = self._pending, None
     values = {k: float(v) for k, v in jax.device_get(metrics).items()}
     self._check_embeddings(step, values)
     if not np.isfinite(values["loss"]):
@@ -234,10 +234,10 @@ class Log:
           + "; lower config.optim.lr or set config.optim.clip_norm, in a new --workdir"
       )
     self._steps += 1
-    if step == self._first:
+    if compiled:
       self.pause()  # compilation is no part of the speed
     if step == self._first or self._run.due("log", step):
-      self._writer.write(step, {**values, **self._speed()})
+      self._writer.write(step, {**values, **self._speed(step)})
       self.pause()
 
   def _check_embeddings(self, step, values):
@@ -249,7 +249,7 @@ class Log:
             f"the {tower} tower's embeddings at step {step} are not of unit length: off by up to {error:.3g}"
         )
 
-  def _speed(self) -> dict:
+  def _speed(self, step) -> dict:
     if not self._steps:
       return {}
     seconds = time.perf_counter() - self._since
@@ -263,13 +263,14 @@ class Log:
     }
     peak = metrics_lib.peak_flops(jax.devices()[0])
     if peak is not None:
-      speed["mfu"] = self._step_flops() / (step_time * peak * jax.device_count())
+      speed["mfu"] = self._step_flops(step) / (step_time * peak * jax.device_count())
     return speed
 
-  def _step_flops(self) -> int:
-    if self._flops is None:
-      self._flops = model_flops(self._run.config, self._run.model)
-    return self._flops
+  def _step_flops(self, step) -> int:
+    model = self._run.training_model(step - 1)
+    if model not in self._flops:
+      self._flops[model] = model_flops(self._run.config, model)
+    return self._flops[model]
 
 
 class Profiler:
@@ -329,12 +330,14 @@ class StopSignals:
 
 
 def model_flops(config, model) -> int:
-  """Model FLOPs of one step: both towers forward, times three for the backward pass; rematerialisation not counted."""
+  """Model FLOPs of one step: both towers forward on what they see in training, times three for the backward pass;
+  rematerialisation is not counted."""
   params = jax.eval_shape(model.init, jax.random.key(0))
   size = config.image.size
   images = jax.ShapeDtypeStruct((config.batch_size, size, size, 3), np.uint8)
   tokens = jax.ShapeDtypeStruct((config.batch_size, config.text.length), np.int32)
-  return 3 * (flops.count(model.embed_image, params, images) + flops.count(model.embed_text, params, tokens))
+  keys = jax.ShapeDtypeStruct((config.batch_size,), jax.random.key(0).dtype)
+  return 3 * (flops.count(model.embed_image, params, images, keys) + flops.count(model.embed_text, params, tokens))
 
 
 def _announce(run: Run, start: int):

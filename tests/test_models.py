@@ -1,5 +1,7 @@
 """The towers: published sizes, an independent numpy forward pass, and the properties each option promises."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,21 +76,70 @@ def jitter(params):
   return tree.unflatten([np.asarray(x) + 0.1 * rng.normal(size=x.shape).astype(np.float32) for x in leaves])
 
 
-def test_image_tower_equals_float64_numpy():
-  model, params = tiny()
-  params = jitter(params)
+def numpy_image_tower(params, kept=slice(None)):
+  """Tokens and embeddings of IMAGES in float64, of some of the patches alone."""
   p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)["image"]
   x = (IMAGES / 255 - 0.5) / 0.5
   patches = x.reshape(3, 2, 8, 2, 8, 3).transpose(0, 1, 3, 2, 4, 5).reshape(3, 4, -1)
   stem = p["stem"]["embedding"]
-  x = patches @ stem["kernel"].reshape(-1, 16) + stem["bias"] + p["pos_embedding"]
-  x = encoder(x, p)
-  np.testing.assert_allclose(model.image_tokens(params, IMAGES), x, atol=1e-5)
+  tokens = encoder((patches @ stem["kernel"].reshape(-1, 16) + stem["bias"] + p["pos_embedding"])[:, kept], p)
   head = p["pool"]
-  y = attention(np.broadcast_to(head["probe"], (3, 1, 16)), x, head["attention"])
+  y = attention(np.broadcast_to(head["probe"], (3, 1, 16)), tokens, head["attention"])
   y = (y + mlp(layer_norm(y, head["norm"]), head["mlp"]))[:, 0]
-  want = y / np.linalg.norm(y, axis=1, keepdims=True)
+  return tokens, y / np.linalg.norm(y, axis=1, keepdims=True)
+
+
+def test_image_tower_equals_float64_numpy():
+  model, params = tiny()
+  params = jitter(params)
+  tokens, want = numpy_image_tower(params)
+  np.testing.assert_allclose(model.image_tokens(params, IMAGES), tokens, atol=1e-5)
   np.testing.assert_allclose(jax.jit(model.embed_image)(params, IMAGES), want, atol=1e-5)
+
+
+def test_dropped_patches_leave_the_tower_of_the_others():
+  model, params = tiny(**{"train.patch_drop": 0.5})
+  params = jitter(params)
+  halves = list(itertools.combinations(range(4), 2))
+  wanted = np.stack([numpy_image_tower(params, half)[1] for half in halves])  # [6, 3, d]
+  embed, chosen = jax.jit(model.embed_image), set()
+  for seed in range(8):
+    z = np.asarray(embed(params, IMAGES, jax.random.split(jax.random.key(seed), 3)))
+    error = np.abs(wanted - z).max(axis=2)
+    assert (error.min(axis=0) < 1e-5).all()
+    chosen |= {tuple(error.argmin(axis=0).tolist())}
+  assert len({half for row in chosen for half in row}) == 6  # every half comes up, and not the same for all pictures
+  assert any(len(set(row)) > 1 for row in chosen)
+  np.testing.assert_allclose(embed(params, IMAGES), numpy_image_tower(params)[1], atol=1e-5)  # without keys, all
+
+
+def test_a_class_token_is_never_dropped():
+  model, params = tiny(**{"train.patch_drop": 0.75, "model.image.pool": "cls"})
+  keys = jax.random.split(jax.random.key(0), 3)
+  tokens = model._tower(params, "image").encode(model.normalize(IMAGES), keys)
+  full = model._tower(params, "image").stem(model.normalize(IMAGES))
+  assert tokens.shape[1] == 2 and full.shape[1:3] == (2, 2)
+  changed = {**params, "image": {**params["image"], "cls": params["image"]["cls"] + np.arange(16.0)}}
+  assert np.abs(model.embed_image(changed, IMAGES, keys) - model.embed_image(params, IMAGES, keys)).max() > 1e-3
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_lora_is_its_merged_kernels(scan):
+  model, params = tiny(**{"model.image.lora_rank": 2, "model.image.scan": scan})
+  plain = models.without_lora(model)
+  same = jax.tree_util.tree_leaves_with_path(params["image"])
+  assert all((x == 0).all() for path, x in same if path[-1].key == "lora_b")  # so that nothing changes at first
+  params = jitter(params)
+  wide = jax.tree.map(np.float64, params["image"])  # merged by hand, in float64
+  blocks = wide["encoder"]["blocks"]
+  for attention in [blocks["attention"]] if scan else [blocks[str(i)]["attention"] for i in range(2)]:
+    for part in attention.values():
+      lora = part.pop("lora")
+      part["kernel"] = part["kernel"] + np.einsum("...dr,...re->...de", lora["lora_a"], lora["lora_b"])
+  by_hand = {**params, "image": jax.tree.map(np.float32, wide)}
+  want = plain.embed_image(by_hand, IMAGES)
+  np.testing.assert_allclose(model.embed_image(params, IMAGES), want, atol=2e-6)
+  np.testing.assert_allclose(plain.embed_image(models.merge_lora(params), IMAGES), want, atol=2e-6)
 
 
 def test_text_tower_equals_float64_numpy():

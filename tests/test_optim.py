@@ -103,6 +103,28 @@ def test_scale_and_bias_have_a_multiplier_of_their_own():
   assert_close(train(config)[0], reference(config, adam(config.optim), multiplier=multiplier))
 
 
+@pytest.mark.parametrize("scan", [True, False])
+def test_layer_decay_by_distance_from_the_head(scan):
+  blocks = {"mlp": {"kernel": np.zeros((3, 4, 2))}, "norm1": {"scale": np.zeros((3, 4))}}
+  if not scan:
+    blocks = {str(i): jax.tree.map(lambda x: x[i], blocks) for i in range(3)}
+  image = {"stem": {"embedding": {"bias": np.zeros(4)}}, "pos_embedding": np.zeros((2, 4)), "encoder": {"blocks": blocks}}
+  params = {"image": image | {"norm": {"bias": np.zeros(4)}, "pool": {"probe": np.zeros(4)}}, "text": {"embedding": np.zeros((5, 4))}}
+  config = make_config(name="lion", lr=1.0, schedule="constant", lr_multipliers=(("image/pos.*", 0.5), (".*", 1.0)))
+  config.optim.layer_decay.image = 0.1
+  tx, _ = optim.make(config, params, 1)
+  updates, _ = tx.update(jax.tree.map(np.ones_like, params), tx.init(params), params)
+  got = flat(updates)
+  for i in range(3):
+    for name in ("mlp/kernel", "norm1/scale"):
+      block = got[f"image/encoder/blocks/{name}"][i] if scan else got[f"image/encoder/blocks/{i}/{name}"]
+      np.testing.assert_allclose(block, -(0.1 ** (3 - i)), rtol=1e-6)
+  np.testing.assert_allclose(got["image/stem/embedding/bias"], -1e-4, rtol=1e-6)
+  np.testing.assert_allclose(got["image/pos_embedding"], -0.5e-4, rtol=1e-6)
+  for name in ("image/norm/bias", "image/pool/probe", "text/embedding"):
+    np.testing.assert_allclose(got[name], -1, rtol=1e-6)
+
+
 def test_multipliers_frozen_and_decay_of_scalars():
   config = make_config(
       lr=0.01,

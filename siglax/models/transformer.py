@@ -101,10 +101,15 @@ class Mlp(nnx.Module):
 
 
 class Attention(nnx.Module):
-  """Multi-head attention of queries [n, q, d] over inputs [n, l, d]."""
+  """Multi-head attention of queries [n, q, d] over inputs [n, l, d].
 
-  def __init__(self, width: int, heads: int, dtype, rngs: nnx.Rngs):
-    linear = functools.partial(nnx.Linear, width, width, dtype=dtype, kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs)
+  lora_rank: r > 0 adds x·A·B with A [d, r], B [r, d] to each of its four maps, nothing at the start, as B is 0
+  (LoRA: Hu et al., arXiv 2106.09685, section 4.1, with α = r).
+  """
+
+  def __init__(self, width: int, heads: int, dtype, rngs: nnx.Rngs, lora_rank: int = 0):
+    make = functools.partial(nnx.LoRALinear, lora_rank=lora_rank, lora_dtype=dtype) if lora_rank else nnx.Linear
+    linear = functools.partial(make, width, width, dtype=dtype, kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs)
     self.query, self.key, self.value, self.out = linear(), linear(), linear(), linear()
     self.heads = heads
 
@@ -121,9 +126,9 @@ class Attention(nnx.Module):
 class Block(nnx.Module):
   """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-  def __init__(self, shape: Shape, dtype, rngs: nnx.Rngs):
+  def __init__(self, shape: Shape, lora_rank: int, dtype, rngs: nnx.Rngs):
     self.norm1 = layer_norm(shape.width, shape.norm_eps, rngs)
-    self.attention = Attention(shape.width, shape.heads, dtype, rngs)
+    self.attention = Attention(shape.width, shape.heads, dtype, rngs, lora_rank)
     self.norm2 = layer_norm(shape.width, shape.norm_eps, rngs)
     self.mlp = Mlp(shape, dtype, rngs)
 
@@ -143,9 +148,9 @@ class Encoder(nnx.Module):
     self.depth, self.rate, self.scan, self.remat = shape.depth, config.dropout, config.scan, config.remat
     if config.scan:
       keys = jax.random.split(rngs.params(), shape.depth)
-      self.blocks = nnx.vmap(lambda key: Block(shape, dtype, nnx.Rngs(key)))(keys)
+      self.blocks = nnx.vmap(lambda key: Block(shape, config.lora_rank, dtype, nnx.Rngs(key)))(keys)
     else:
-      self.blocks = nnx.List([Block(shape, dtype, rngs) for _ in range(shape.depth)])
+      self.blocks = nnx.List([Block(shape, config.lora_rank, dtype, rngs) for _ in range(shape.depth)])
 
   def __call__(self, x, keys=None, *, causal: bool = False):
     graphdef, _ = nnx.split(self.blocks if self.scan else self.blocks[0])

@@ -35,6 +35,7 @@ class TwoTowers:
         raise ValueError(f"config.model.text.{field} is None; siglax.config.resolve takes it from the tokenizer")
     self.config = config
     self.embed_dim = config.embed_dim or transformer.Shape.of(config.image).width
+    self.towers = towers
     self._builders = {
         "image": lambda rngs: vit.VisionTransformer(config.image, config.embed_dim, rngs),
         "text": lambda rngs: text_lib.TextTransformer(config.text, self.embed_dim, rngs),
@@ -78,6 +79,24 @@ class TwoTowers:
   def image_tokens(self, params: dict, images: jax.Array) -> jax.Array:
     """images [N, H, W, 3] → patch tokens [N, patches, width] of the last layer, before pooling."""
     return self._tower(params, "image").tokens(self.normalize(images))
+
+
+def without_lora(model: TwoTowers) -> TwoTowers:
+  """The model whose parameters `merge_lora` gives."""
+  config = ConfigDict(model.config)
+  for name in model.towers:
+    config[name].lora_rank = 0
+  return TwoTowers(config, model.towers)
+
+
+def merge_lora(params: dict) -> dict:
+  """The parameters of the same towers without LoRA: each kernel plus A·B. Traceable; [depth, …] stacks too."""
+  if not isinstance(params, dict):
+    return params
+  merged = {name: merge_lora(value) for name, value in params.items() if name != "lora"}
+  if "lora" in params:
+    merged["kernel"] += params["lora"]["lora_a"] @ params["lora"]["lora_b"]
+  return merged
 
 
 def scale_and_bias(params: dict) -> tuple[jax.Array, jax.Array]:

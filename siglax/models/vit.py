@@ -9,6 +9,8 @@ import numpy as np
 
 from siglax.models import transformer
 
+PATCHES = 2**16  # folded into the keys of examples to choose patches; no block has this number
+
 
 class PatchStem(nnx.Module):
   """One linear map per patch: images [n, H, W, 3] → [n, H/p, W/p, d]."""
@@ -59,6 +61,16 @@ def sincos_2d(rows: int, columns: int, width: int, temperature: float = 10_000.0
   return np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1).astype(np.float32)
 
 
+def drop_patches(x: jax.Array, share: float, keys: jax.Array) -> jax.Array:
+  """Keeps a random (1 − share) of the patches [n, l, d] of each example, in their order, by its key [n].
+
+  Source: FLIP, Li et al., arXiv 2212.00794, section 3.
+  """
+  keep = max(1, round(x.shape[1] * (1 - share)))
+  kept = jax.vmap(lambda key: jnp.sort(jax.random.permutation(key, x.shape[1])[:keep]))(keys)
+  return jnp.take_along_axis(x, kept[..., None], axis=1)
+
+
 class VisionTransformer(nnx.Module):
   """Images [n, H, W, 3], normalised → tokens [n, patches, d] and pooled vectors [n, embed_dim]."""
 
@@ -91,14 +103,20 @@ class VisionTransformer(nnx.Module):
     return np.concatenate([np.zeros((1, width), np.float32), fixed]) if self.config.pool == "cls" else fixed
 
   def encode(self, images, keys=None):
-    """All positions after the last norm, [n, positions, d]; the class token, where there is one, comes first."""
+    """All positions after the last norm, [n, positions, d]; the class token, where there is one, comes first.
+
+    Random keys [n], given in training, turn dropout and config.patch_drop on.
+    """
     x = self.stem(images.astype(self.dtype))
     n, rows, columns, width = x.shape
-    x = x.reshape(n, rows * columns, width)
-    if self.config.pool == "cls":
-      cls = jnp.broadcast_to(self.cls[...], (n, 1, width)).astype(x.dtype)
+    x, positions = x.reshape(n, rows * columns, width), jnp.asarray(self._positions(rows, columns, width), x.dtype)
+    cls_token = int(self.config.pool == "cls")
+    x = x + positions[cls_token:]
+    if keys is not None and self.config.patch_drop:
+      x = drop_patches(x, self.config.patch_drop, transformer.fold_in(keys, PATCHES))
+    if cls_token:
+      cls = jnp.broadcast_to(self.cls[...].astype(x.dtype) + positions[0], (n, 1, width))
       x = jnp.concatenate([cls, x], axis=1)
-    x = x + jnp.asarray(self._positions(rows, columns, width), x.dtype)
     if self.config.pre_norm:
       x = self.pre_norm(x).astype(x.dtype)
     return self.norm(self.encoder(x, keys)).astype(self.dtype)

@@ -1,0 +1,117 @@
+"""Fine-tuning: a LoRA on one tower of a run, patches dropped but for the end, resumed at any step; what is loaded is what was trained."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import siglax
+from siglax import checkpoint
+from siglax import config as config_lib
+from siglax import mesh as mesh_lib
+from siglax import metrics
+from siglax import models
+from siglax import optim
+from siglax import tower
+from siglax import train
+
+from tiny import get_config
+
+ONLY_LORA = ((".*/lora/.*", 1.0), ("text/.*", None), ("image/.*", None), (".*", 1.0))
+
+
+def adapted(base):
+  c = get_config(steps=6)
+  c.eval.tasks = ()
+  c.model.init_from = str(base)
+  c.model.text.lora_rank = 2
+  c.optim.lr_multipliers = ONLY_LORA
+  c.optim.lr = 0.1
+  c.train.patch_drop = 0.5
+  config_lib.set_duration(c, "train.unmasked", steps=3)
+  config_lib.set_duration(c, "checkpoint.every", steps=2)
+  return c
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("base")
+  c = get_config(steps=1)
+  c.eval.tasks = ()
+  train.train(c, workdir)
+  return workdir
+
+
+@pytest.fixture(scope="module")
+def run(base, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("adapted")
+  train.train(adapted(base), workdir)
+  return workdir
+
+
+def params(workdir):
+  config = tower.read_config(workdir)
+  mesh = mesh_lib.make()
+  return tower.read_params(workdir, models.build(config.model), mesh)
+
+
+def test_only_the_adapters_and_the_scale_are_trained(base, run):
+  before, after = params(base), params(run)
+  changed = set()
+  for path, x in jax.tree_util.tree_leaves_with_path(after):
+    name = optim._name(path)
+    old = before
+    for key in name.split("/"):
+      old = old.get(key, {})
+    if isinstance(old, dict) or (np.asarray(x) != np.asarray(old)).any():
+      changed.add(name)
+  assert changed == {n for n in changed if "/lora/" in n} | {"log_scale", "bias"}
+  assert sum("/lora/" in n for n in changed) == 8 and all(n.startswith("text/") for n in changed if "/lora/" in n)
+  assert all(np.abs(x).max() > 0 for path, x in jax.tree_util.tree_leaves_with_path(after["text"]) if path[-1].key == "lora_b")
+
+
+def test_no_optimizer_state_but_for_the_adapters(base, run, tmp_path):
+  made = train.Run(adapted(base), tmp_path)
+  moments = [x for x in jax.tree.leaves(made.abstract_state.opt_state) if x.ndim]
+  adapters = [x for path, x in jax.tree_util.tree_leaves_with_path(made.abstract_state.params) if "lora" in optim._name(path)]
+  assert sorted(x.shape for x in moments) == sorted(2 * [x.shape for x in adapters])
+
+
+def test_what_is_loaded_is_what_was_trained(run):
+  loaded = siglax.load(run)
+  texts = ["a small red circle", "a large blue square above a disc"]
+  config = tower.read_config(run)
+  want = models.build(config.model).embed_text(params(run), loaded.text(texts))
+  assert loaded.config.model.text.lora_rank == 0 and "lora" not in str(jax.tree.structure(loaded.params))
+  np.testing.assert_allclose(loaded.embed_texts(texts), want, atol=2e-6)
+
+
+def test_resumed_within_the_unmasked_end_and_before_it(run, tmp_path):
+  lines = [r for r in metrics.read(run) if "loss" in r]
+  for steps in (2, 4):
+    workdir = tmp_path / str(steps)
+    shutil.copytree(run, workdir)
+    for later in (workdir / checkpoint.FOLDER).iterdir():
+      if later.name.isdigit() and int(later.name) > steps:
+        shutil.rmtree(later)
+    train.train(tower.read_config(run), workdir)
+    again = [r for r in metrics.read(workdir) if "loss" in r][-(6 - steps):]
+    assert [(r["step"], r["loss"], r["grad_norm"]) for r in again] == [(r["step"], r["loss"], r["grad_norm"]) for r in lines[steps:]]
+
+
+def test_the_end_sees_all_patches(base, tmp_path):
+  made = train.Run(adapted(base), tmp_path)
+  assert [made.training_model(step).config.image.patch_drop for step in range(6)] == [0.5] * 3 + [0.0] * 3
+  assert made.update(0) is made.update(2) and made.update(2) is not made.update(3)
+  masked, whole = (train.model_flops(made.config, made.training_model(step)) for step in (0, 5))
+  d, hidden = 16, 32  # of tests/tiny.py: one block, then an attention head of one probe
+  of = lambda n: n * (8 * d * d + 4 * d * hidden + 4 * n * d) + n * (4 * d * d + 4 * d)
+  assert whole - masked == 3 * made.config.batch_size * (of(4) - of(2))
+
+
+def test_an_end_longer_than_the_training(base, tmp_path):
+  c = adapted(base)
+  config_lib.set_duration(c, "train.unmasked", steps=7)
+  with pytest.raises(ValueError, match="config.train.unmasked is 7 steps, but the training is 6 steps"):
+    train.Run(c, tmp_path)
