@@ -341,14 +341,20 @@ def model_flops(config, model) -> int:
 
 
 def _announce(run: Run, start: int):
-  count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
-  params = run.abstract_state.params
   logger.info(
       "%s: %s steps of %d on %d %s device(s); parameters: image %s, text %s; loss %s%s",
       run.workdir, f"{run.total_steps:,}", run.config.batch_size, jax.device_count(), jax.devices()[0].platform,
-      f"{count(params['image']):,}", f"{count(params['text']):,}", _loss_in_words(run),
+      _parameters_in_words(run, "image"), _parameters_in_words(run, "text"), _loss_in_words(run),
       f"; resuming at step {start}" if start else "",
   )
+
+
+def _parameters_in_words(run: Run, tower: str) -> str:
+  """For example "1,234", "1,234 frozen" or "1,234, of which 56 are trained"."""
+  sizes = jax.tree.map(lambda x: x.size, run.abstract_state.params[tower])
+  total = sum(jax.tree.leaves(sizes))
+  trained = sum(jax.tree.leaves(jax.tree.map(lambda size, frozen: 0 if frozen else size, sizes, run.frozen[tower])))
+  return f"{total:,}" + ("" if trained == total else f", of which {trained:,} are trained" if trained else " frozen")
 
 
 def _loss_in_words(run: Run) -> str:

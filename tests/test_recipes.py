@@ -45,6 +45,7 @@ RECIPES = {
     "cifar10_captions": (1, None),
     "siglip_b16": (32, SIGLIP_B),
     "siglip_b16_one_gpu": (1, SIGLIP_B),
+    "siglip_b16_384": (64, SIGLIP_B + (576 - 256) * 768),
     "lit_b16": (32, SIGLIP_B),
     "siglip_l16": (64, siglip_image(1024, 24, 4096, 16, 256) + siglip_text(1024, 24, 4096, 32_000, 64, 1024) + 2),
     "siglip_so400m": (128, siglip_image(1152, 27, 4304, 14, 256) + siglip_text(1152, 27, 4304, 32_000, 16, 1152) + 2),
