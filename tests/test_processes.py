@@ -19,7 +19,9 @@ from conftest import free_port
 
 TINY = str(pathlib.Path(__file__).parent / "tiny.py")
 # What could tell processes apart: dropout by place in the batch, the ring over both axes, sharded parameters.
-FIELDS = ("--config.mesh.fsdp=2", "--config.loss.impl=ring", "--config.model.image.dropout=0.2", "--config.train.microbatch=1")
+FIELDS = (
+    "--config.eval.tasks=()", "--config.mesh.fsdp=2", "--config.loss.impl=ring", "--config.model.image.dropout=0.2", "--config.train.microbatch=1",
+)
 
 
 def start(workdir, count, *fields, devices=8):

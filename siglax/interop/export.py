@@ -9,7 +9,6 @@ import shutil
 
 import ml_dtypes
 import numpy as np
-import safetensors.numpy
 
 from siglax import config as config_lib
 from siglax import metrics as metrics_lib
@@ -63,8 +62,10 @@ def _check(form: str, tower, towers, needs: dict):
       raise ValueError(f"--format {form} cannot express config.{field}={value!r}; it needs {needed}")
 
 
-def _arrays(tower, table: layout.Format, towers, dtype) -> dict[str, np.ndarray]:
-  return {name: make().astype(DTYPES[dtype]) for name, make in layout.arrays(table, tower.model, tower.params, towers)}
+def _arrays(tower, table: layout.Format, towers, dtype):
+  """(name, function that makes it) of each array, so that one is on the host at a time."""
+  for name, make in layout.arrays(table, tower.model, tower.params, towers):
+    yield name, lambda make=make: make().astype(DTYPES[dtype], copy=False)
 
 
 def _write_json(file: pathlib.Path, value: dict):
@@ -82,12 +83,12 @@ def _hf_vision(tower, folder, dtype, source):
 def _siglip(tower, folder, dtype, source, form, towers, needs):
   _check(form, tower, towers, needs)
   _check_no_head(form, tower)
-  arrays = _arrays(tower, huggingface.SIGLIP, towers, dtype)
+  arrays = dict(_arrays(tower, huggingface.SIGLIP, towers, dtype))
   if form == "hf":
     # A SiglipModel always has a bias; a softmax loss has none, which is a bias of 0.
-    arrays.setdefault("logit_bias", np.zeros(1, DTYPES[dtype]))
+    arrays.setdefault("logit_bias", lambda: np.zeros(1, DTYPES[dtype]))
   folder.mkdir()
-  _save(arrays, folder / files.WEIGHTS)
+  files.write_safetensors(folder / files.WEIGHTS, arrays.items())
   _write_json(folder / "config.json", huggingface.config_json(tower, dtype, vision_only=form == "hf-vision"))
   _write_json(folder / "preprocessor_config.json", huggingface.preprocessor_json(tower.config))
   if form == "hf":
@@ -103,11 +104,6 @@ def _check_no_head(form, tower):
     )
 
 
-def _save(arrays, file):
-  safetensors.numpy.save_file(arrays, file, {"format": "pt"})
-  file.chmod(0o644)  # safetensors makes it 600
-
-
 def _save_tokenizer(tower, folder):
   if tower.text is not None:
     tower.text.save(folder / files.TOKENIZERS[0])
@@ -118,9 +114,9 @@ def _open_clip(tower, folder, dtype, source):
   _check("open_clip", tower, models.TOWERS, open_clip.NEEDS)
   _check_no_head("open_clip", tower)
   config = open_clip.config_json(tower)
-  arrays = _arrays(tower, open_clip.FORMAT, models.TOWERS, dtype)
+  arrays = list(_arrays(tower, open_clip.FORMAT, models.TOWERS, dtype))
   folder.mkdir()
-  _save(arrays, folder / open_clip.WEIGHTS)
+  files.write_safetensors(folder / open_clip.WEIGHTS, arrays)
   _write_json(folder / open_clip.CONFIG, config)
   _save_tokenizer(tower, folder)
 
@@ -130,8 +126,7 @@ def _big_vision(tower, file, dtype, source):
   needs = {"image": big_vision.NEEDS, "text": big_vision.TEXT_NEEDS}
   _check("big_vision", tower, towers, {k: v for name in towers for k, v in needs[name].items()})
   arrays = _arrays(tower, big_vision.FORMAT, towers, dtype)
-  with file.open("wb") as f:  # given a path, numpy would put .npz behind the temporary name
-    np.savez(f, **{big_vision.PREFIX + name: x for name, x in arrays.items()})
+  files.write_npz(file, ((big_vision.PREFIX + name, make) for name, make in arrays))
 
 
 FORMATS = {"hf": _hf, "hf-vision": _hf_vision, "big_vision": _big_vision, "open_clip": _open_clip}

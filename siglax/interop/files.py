@@ -135,6 +135,34 @@ class Npz(Arrays):
     return x[part]
 
 
+def write_safetensors(file: pathlib.Path, arrays):
+  """Writes (name, function that makes the array) pairs, one at a time: the library's own writer wants all at once.
+
+  The header comes first and needs the sizes of all, so its room is kept free and filled in at the end.
+  """
+  arrays = list(arrays)
+  room = 64 + sum(len(json.dumps(name)) + 200 for name, _ in arrays) // 8 * 8
+  header, offset = {"__metadata__": {"format": "pt"}}, 0
+  with file.open("wb") as f:
+    f.seek(8 + room)
+    for name, make in arrays:
+      x = make()
+      f.write(x.data if x.dtype.kind == "f" else x.tobytes())
+      dtype = next(kind for kind, known in FLOATS.items() if known == x.dtype.name)
+      header[name] = {"dtype": dtype, "shape": x.shape, "data_offsets": (offset, offset + x.nbytes)}
+      offset += x.nbytes
+    f.seek(0)
+    f.write(room.to_bytes(8, "little") + json.dumps(header).encode().ljust(room))
+
+
+def write_npz(file: pathlib.Path, arrays):
+  """Writes (name, function that makes the array) pairs as numpy.savez does, one at a time."""
+  with zipfile.ZipFile(file, "w") as z:
+    for name, make in arrays:
+      with z.open(f"{name}.npy", "w", force_zip64=True) as member:
+        np.lib.format.write_array(member, make(), allow_pickle=False)
+
+
 def read_json(file: pathlib.Path) -> dict:
   """A JSON object. ValueError that names the file when it is none."""
   try:
