@@ -25,6 +25,7 @@ from siglax import goodput as goodput_lib
 from siglax import losses
 from siglax import mesh as mesh_lib
 from siglax import metrics as metrics_lib
+from siglax import models
 from siglax import processes
 from siglax import program
 from siglax import state as state_lib
@@ -46,6 +47,8 @@ class Run(program.Program):
     self.workdir = pathlib.Path(workdir)
     self.sources = data_lib.open_data(config)
     super().__init__(config, data_lib.num_examples(self.sources))
+    if self.embedded:
+      data_lib.embeddings.check(config, self.sources, self.model.embed_dim)
     self.embedder = tower.Embedder(
         self.model, None, text, self.mesh, batch_size=config.eval.batch_size, threads=config.loader.threads
     )
@@ -66,6 +69,11 @@ class Run(program.Program):
     shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
     create = lambda key, loaded: self.create({**self.model.init(key), **loaded})
     return jax.jit(create, out_shardings=shardings, donate_argnums=1)(jax.random.key(self.config.seed), loaded)
+
+  def check_tower(self, params):
+    """ValueError when the embeddings of pictures to train on were made by another image tower than the run's."""
+    if self.embedded:
+      data_lib.embeddings.check_tower(self.sources, tower.image_digest(self.model, params, self.mesh))
 
   def batches(self, start_step: int):
     return data_lib.train_batches(
@@ -129,6 +137,7 @@ def _train(config, workdir, stop: StopSignals):
   checkpoints = checkpoint.Checkpoints(workdir, run.config.checkpoint)
   restored = checkpoints.restore(run.abstract_state)
   state = run.initial_state() if restored is None else restored[0]
+  run.check_tower(state.params)
   start = step = 0 if restored is None else restored[1]["step"]
   _announce(run, start)
   batches = run.batches(start)
@@ -195,8 +204,8 @@ class Log:
   """Holds a step's metrics until the next one is under way, then checks and writes them, with the times since.
 
   step_time: mean seconds a step; data_wait: share of it spent waiting for batches; host_time: mean CPU seconds a step
-  of this thread, which is all the loop does but wait; mfu: model FLOPs (three forward passes of both towers) over what
-  the devices could do in that time.
+  of this thread, which is all the loop does but wait; mfu: model FLOPs (see `model_flops`) over what the devices could
+  do in that time.
   """
 
   def __init__(self, run, writer, start, checkpoints, goodput):
@@ -268,7 +277,7 @@ class Log:
 
   def _step_flops(self) -> int:
     if self._flops is None:
-      self._flops = model_flops(self._run.config, self._run.model)
+      self._flops = model_flops(self._run)
     return self._flops
 
 
@@ -328,13 +337,15 @@ class StopSignals:
     logger.warning("%s: saving after this step; again to stop at once", self.requested)
 
 
-def model_flops(config, model) -> int:
-  """Model FLOPs of one step: both towers forward, times three for the backward pass; rematerialisation not counted."""
-  params = jax.eval_shape(model.init, jax.random.key(0))
-  size = config.image.size
-  images = jax.ShapeDtypeStruct((config.batch_size, size, size, 3), np.uint8)
-  tokens = jax.ShapeDtypeStruct((config.batch_size, config.text.length), np.int32)
-  return 3 * (flops.count(model.embed_image, params, images) + flops.count(model.embed_text, params, tokens))
+def model_flops(made: program.Program) -> int:
+  """Model FLOPs of one step: each tower forward, times three for the backward pass where any of it trains.
+
+  Rematerialisation is not counted, and an image tower whose embeddings are precomputed does not run.
+  """
+  params, batch = made.abstract_state.params, made.abstract_batch()
+  passes = {name: 1 if all(jax.tree.leaves(made.frozen[name])) else 3 for name in models.TOWERS}
+  text = passes["text"] * flops.count(made.model.embed_text, params, batch["tokens"])
+  return text if made.embedded else text + passes["image"] * flops.count(made.model.embed_image, params, batch["image"])
 
 
 def _announce(run: Run, start: int):
