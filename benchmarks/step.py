@@ -83,7 +83,7 @@ def main():
       "parameters": sum(x.size for x in jax.tree.leaves(made.abstract_state.params)),
       "seconds_per_step": round(statistics.median(times[1:]), 4),
       "spread": [round(min(times[1:]), 4), round(max(times[1:]), 4)],
-      "model_gflops_per_step": round(train.model_flops(made.config, made.model) / 1e9, 1),
+      "model_gflops_per_step": round(train.model_flops(made) / 1e9, 1),
       "temp_mib": round(compiled.memory_analysis().temp_size_in_bytes / 2**20, 1),
       "loss": round(float(metrics["loss"]), 4),
   }))

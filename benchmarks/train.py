@@ -67,7 +67,7 @@ def measure(config, steps):
   seconds = (time.perf_counter() - start) / steps
   device = jax.devices()[0]
   peak, memory = metrics_lib.peak_flops(device), (device.memory_stats() or {}).get("peak_bytes_in_use")
-  flops = train.model_flops(made.config, made.model)
+  flops = train.model_flops(made)
   return {
       "steps": steps,
       "seconds_per_step": round(seconds, 5),

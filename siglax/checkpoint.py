@@ -113,10 +113,11 @@ def digest(state) -> dict[str, int]:
 
 @jax.jit
 def _digest(leaves):
-  return [_leaf_digest(x) for x in leaves]
+  return [leaf_digest(x) for x in leaves]
 
 
-def _leaf_digest(x):
+def leaf_digest(x: jax.Array) -> jax.Array:
+  """uint32, of one leaf; see `digest`. Traceable."""
   unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
   bits = jax.lax.bitcast_convert_type(x, unsigned) if x.dtype != jnp.bool_ else x
   index, stride = jnp.zeros(x.shape, jnp.uint32), 1

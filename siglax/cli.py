@@ -1,4 +1,4 @@
-"""The command line: `siglax train | evaluate | export | tokenizer | plan`; `--help` on each."""
+"""The command line: `siglax train | evaluate | embed | export | tokenizer | plan`; `--help` on each."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import os
 import sys
 
 
+_DATA_HELP = "file.parquet or shapes, and fields of the spec: file.parquet:caption=text"
+
+
 def main(arguments: list[str] | None = None) -> int:
   """Runs one command; a wrong input prints one line and returns 1."""
   parser = argparse.ArgumentParser(prog="siglax", description="Contrastive image-text training (SigLIP, CLIP) in JAX.")
   commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-  for add in (_add_train, _add_evaluate, _add_export, _add_tokenizer, _add_plan):
+  for add in (_add_train, _add_evaluate, _add_embed, _add_export, _add_tokenizer, _add_plan):
     add(commands)
   known, rest = parser.parse_known_args(arguments)
   try:
@@ -53,6 +56,22 @@ def _add_evaluate(commands):
   parser.set_defaults(run=_evaluate)
 
 
+def _add_embed(commands):
+  parser = commands.add_parser(
+      "embed", help="write the embeddings of a dataset's pictures",
+      description="Embeds every picture of a dataset and writes the embeddings with the captions, to train a text tower "
+      'on them (data source "embeddings") or for other programs. docs/towers.md tells how to read each format.',
+  )
+  parser.add_argument("--from", dest="source", required=True, metavar="DIR", help="run folder, or what siglax.load takes")
+  parser.add_argument("--data", required=True, metavar="DATA", help=_DATA_HELP)
+  parser.add_argument("--out", required=True, metavar="FILE", help=".npz, .parquet or .array_record that does not exist")
+  parser.add_argument("--texts", action="store_true", help="also the embeddings of the captions")
+  parser.add_argument("--tokens", action="store_true", help="also the image tokens, one for each patch")
+  parser.add_argument("--batch-size", type=int, metavar="N", help="pictures at a time; config.eval.batch_size by default")
+  parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"), help="of what is stored")
+  parser.set_defaults(run=_embed)
+
+
 def _add_config_flag(parser):
   parser.add_argument("--config", required=True, help="config file, with arguments after a colon: configs/x.py:name=value")
 
@@ -84,7 +103,7 @@ def _add_tokenizer(commands):
       "tokenizer", help="train a sentencepiece model",
       description="Trains a sentencepiece model on the captions of a dataset, preprocessed as in training.",
   )
-  parser.add_argument("--from", dest="source", required=True, metavar="DATA", help="file.parquet or shapes, and fields of the spec: file.parquet:caption=text")
+  parser.add_argument("--from", dest="source", required=True, metavar="DATA", help=_DATA_HELP)
   parser.add_argument("--out", required=True, metavar="FILE.model", help="file to write")
   parser.add_argument("--vocab-size", required=True, type=int, help="number of tokens")
   parser.add_argument("--keep-case", action="store_true", help="for config.text.lowercase=False")
@@ -121,6 +140,20 @@ def _evaluate(arguments):
   from siglax import evaluate
 
   evaluate.evaluate(arguments.source, arguments.overrides, arguments.out)
+
+
+def _embed(arguments):
+  _no_overrides(arguments)
+  _setup()
+  from siglax import embed
+  from siglax.data import sources
+
+  made = embed.embed(
+      arguments.source, sources.parse_spec(arguments.data), arguments.out, texts=arguments.texts, tokens=arguments.tokens,
+      batch_size=arguments.batch_size, dtype=arguments.dtype,
+  )
+  skipped = f", {made['skipped']:,} skipped" if made["skipped"] else ""
+  print(f"wrote {arguments.out}: {made['examples']:,} embeddings of width {made['width']}{skipped}")
 
 
 def _export(arguments):

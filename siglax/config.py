@@ -442,6 +442,7 @@ def validate(config: ConfigDict, devices: int):
 
   for i, spec in enumerate(config.data):
     data.validate_spec(spec, f"config.data.{i}")
+  data.embeddings.validate(config)
   evals.validate_tasks(config)
 
 

@@ -3,14 +3,14 @@
 Memory, per device, of XLA's memory_analysis: arguments (state and batch) + results − those that reuse donated arguments +
 temporaries (activations, gradients, buffers of collectives). XLA's CPU backend computes bfloat16 in float32, so the
 temporaries of a bfloat16 run are more than an accelerator's. FLOPs are counted over the jaxpr; model FLOPs are three forward
-passes of both towers, executed ones are what the step does: rematerialisation and the loss too. Collectives:
-siglax/collectives.py.
+passes of both towers (one of a frozen tower, none of one whose embeddings are precomputed), executed ones are what the step
+does: rematerialisation and the loss too. Collectives: siglax/collectives.py.
 
 The roofline of a chip with peak FLOP/s F, HBM bandwidth H and one-way interconnect bandwidth N, all three perfectly
 overlapped, so that the step is never faster:
 
     compute = executed FLOPs of a device / F
-    memory  = 2 · bytes of the state of a device / H        (the update reads and writes all of it)
+    memory  = 2 · bytes of the state of a device / H        (the update reads and writes all but what is frozen)
     network = bytes a device sends in collectives / N
     step    = max(compute, memory, network)                 MFU ≤ model FLOPs / (devices · F · step)
 
@@ -37,6 +37,7 @@ from siglax import losses
 from siglax import mesh as mesh_lib
 from siglax import metrics
 from siglax import program as program_lib
+from siglax import state as state_lib
 from siglax import tower
 from siglax import train
 from siglax.data import text as text_lib
@@ -75,7 +76,7 @@ def plan(config, devices: int, chips=tuple(chips_lib.NAMED)) -> dict:
   traffic = collectives.read(compiled.as_text(), devices)
   d = program.model.embed_dim
   impl, tile = losses.plan(config.loss.impl, config.loss.tile, config.batch_size, d, program.mesh, mesh_lib.BATCH_AXES)
-  model_flops = train.model_flops(config, program.model)
+  model_flops = train.model_flops(program)
   report = {
       "devices": devices,
       "mesh": dict(program.mesh.shape),
@@ -185,10 +186,11 @@ def _memory(compiled, program) -> dict[str, int]:
   held = lambda tree: sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
   analysis = compiled.memory_analysis()
   arguments, temp = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
-  state = held(program.abstract_state)
+  state, frozen = held(program.abstract_state), state_lib.split(program.abstract_state.params, program.frozen)[1]
   return {
       "parameters": held(program.abstract_state.params),
       "state": state,
+      "frozen": held(frozen),
       "batch": arguments - state,
       "temp": temp,
       "total": arguments + analysis.output_size_in_bytes - analysis.alias_size_in_bytes + temp,
@@ -217,7 +219,8 @@ def _on_chip(report, chip, config, d, mesh) -> dict:
       "memory": chip.memory,
       "memory_share": used["total"] / chip.memory,
       **roofline(
-          chip, executed_flops=report["flops"]["executed_per_device"], state_bytes=used["state"], sent_bytes=sent,
+          chip, executed_flops=report["flops"]["executed_per_device"], sent_bytes=sent,
+          state_bytes=used["state"] - used["frozen"],
           model_flops=report["flops"]["per_step"] / report["devices"],
       ),
       # What auto takes there, where that is not what was compiled: its rule asks for the device's memory.

@@ -13,13 +13,15 @@ from siglax import models
 from siglax import optim
 from siglax import state as state_lib
 from siglax import step as step_lib
+from siglax.data import embeddings
 
 
 class Program:
   """Mesh, model, optimizer, abstract state and update of a resolved config, over all devices.
 
   epoch_examples: examples of one pass over the training data, for durations in epochs.
-  Raises ValueError in one line for a training of 0 steps and for an optimizer that does not fit the parameters.
+  Raises ValueError in one line for a training of 0 steps, for an optimizer that does not fit the parameters, and for an
+  image tower that is to train on embeddings of it.
   """
 
   def __init__(self, config, epoch_examples: int):
@@ -44,11 +46,17 @@ class Program:
     self.frozen = optim.frozen_mask(config, params)
     self._updates = {}
     self._ema = config.train.ema is not None
-    self.abstract_state = state_lib.abstract(self.model, self.tx, self.mesh, self._ema, config.mesh.shard)
+    self.embedded = embeddings.given(config)
+    if self.embedded and not all(jax.tree.leaves(self.frozen["image"])):
+      raise ValueError(
+          'config.optim.lr_multipliers trains the image tower, which config.data with source "embeddings" never runs; '
+          'freeze it with ("image/.*", None) before what matches it now'
+      )
+    self.abstract_state = state_lib.abstract(self.model, self.tx, self.mesh, self._ema, config.mesh.shard, self.frozen)
 
   def create(self, params: dict) -> state_lib.TrainState:
     """The state before the first update; traceable."""
-    return state_lib.create(params, self.tx, self._ema)
+    return state_lib.create(params, self.tx, self._ema, self.frozen)
 
   def training_model(self, step: int) -> models.TwoTowers:
     """What is trained after `step` steps: `model`, or at the end one like it that sees all patches."""
@@ -71,9 +79,10 @@ class Program:
   def abstract_batch(self) -> dict:
     """Shapes and shardings of a global batch."""
     B, S, L = self.config.batch_size, self.config.image.size, self.config.text.length
-    shapes = {
-        "image": ((B, S, S, 3), np.uint8), "tokens": ((B, L), np.int32),
-        "label": ((B,), np.int32), "weight": ((B,), np.float32),
-    }
+    shapes = {"tokens": ((B, L), np.int32), "label": ((B,), np.int32), "weight": ((B,), np.float32)}
+    if self.embedded:
+      shapes["image_embedding"] = (B, self.model.embed_dim), np.float32
+    else:
+      shapes["image"] = (B, S, S, 3), np.uint8
     rows = mesh_lib.batch_sharding(self.mesh)
     return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for name, (shape, dtype) in shapes.items()}

@@ -1,6 +1,7 @@
 """One update: embed → loss → gradient → optimizer. Global view; jit it once.
 
-The batch is {"image": uint8 [B, H, W, 3], "tokens": int32 [B, L], "label": int32 [B], "weight": float32 [B]}.
+The batch is {"image": uint8 [B, H, W, 3], "tokens": int32 [B, L], "label": int32 [B], "weight": float32 [B]}. With
+"image_embedding": float32 [B, d] in place of "image", the image tower does not run.
 
 The loss needs the embeddings of the whole batch, the towers need activations of no more than they work on. So a step
 with config.train.microbatch embeds in chunks and keeps nothing but the embeddings, takes the loss and its gradients
@@ -17,6 +18,7 @@ import optax
 
 from siglax import losses
 from siglax import mesh as mesh_lib
+from siglax import state as state_lib
 from siglax.losses import statistics
 from siglax.models import TOWERS, scale_and_bias
 from siglax.state import TrainState
@@ -42,7 +44,8 @@ def make(config, model, tx, schedule, mesh, frozen):
     params = optax.apply_updates(state.params, updates)
     if scale_max is not None:
       params["log_scale"] = jnp.minimum(params["log_scale"], jnp.log(scale_max))
-    ema = None if decay is None else jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state.ema, params)
+    average = lambda p, a: None if a is None else decay * a + (1 - decay) * p
+    ema = None if decay is None else jax.tree.map(average, params, state.ema)
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
 
   return step
@@ -57,8 +60,10 @@ def make_value_and_grad(config, model, mesh, frozen):
   chunks = 1 if microbatch is None else config.batch_size // mesh.size // microbatch
 
   def embed(trainable, fixed, examples):
-    towers = _merge(trainable, fixed)
-    zimg = model.embed_image(towers, examples["image"], examples.get("image_key"))
+    towers = state_lib.merge(trainable, fixed)
+    zimg = examples.get("image_embedding")
+    if zimg is None:
+      zimg = model.embed_image(towers, examples["image"], examples.get("image_key"))
     return zimg, model.embed_text(towers, examples["tokens"], examples.get("text_key"))
 
   def objective(zimg, ztxt, logit_params, batch):
@@ -90,8 +95,8 @@ def make_value_and_grad(config, model, mesh, frozen):
 
   def value_and_grad(params, batch, step):
     logit_params = {k: v for k, v in params.items() if k not in TOWERS}
-    trainable, fixed = _split(_part(params, TOWERS), _part(frozen, TOWERS))
-    examples = _part(batch, ("image", "tokens"))
+    trainable, fixed = state_lib.split(_part(params, TOWERS), _part(frozen, TOWERS))
+    examples = {name: batch[name] for name in ("image", "image_embedding", "tokens") if name in batch}
     if random:
       examples |= _keys(config.seed, step, config.batch_size)
     if chunks == 1:
@@ -137,14 +142,3 @@ def _keys(seed, step, batch_size) -> dict:
 
 def _part(tree: dict, names) -> dict:
   return {name: tree[name] for name in names}
-
-
-def _split(params, frozen):
-  """(trainable, frozen) parts of params, each with None where the other has a leaf."""
-  trainable = jax.tree.map(lambda p, f: None if f else p, params, frozen)
-  fixed = jax.tree.map(lambda p, f: p if f else None, params, frozen)
-  return trainable, fixed
-
-
-def _merge(trainable, fixed):
-  return jax.tree.map(lambda a, b: b if a is None else a, trainable, fixed, is_leaf=lambda x: x is None)

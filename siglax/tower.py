@@ -7,8 +7,11 @@
 from __future__ import annotations
 
 import concurrent.futures
+import hashlib
+import json
 import logging
 import pathlib
+import re
 from typing import Callable
 
 import jax
@@ -19,6 +22,8 @@ from siglax import config as config_lib
 from siglax import interop
 from siglax import mesh as mesh_lib
 from siglax import models
+from siglax import optim
+from siglax import state as state_lib
 from siglax.data import images as images_lib
 from siglax.data import text as text_lib
 from siglax.interop import positions
@@ -80,7 +85,7 @@ class Tower:
   def __init__(self, config, params, text, mesh=None, model=None):
     self.config, self.params, self.text = config, params, text
     self.model = model or models.build(config.model, tuple(name for name in models.TOWERS if name in params))
-    self._mesh = mesh or mesh_lib.make()
+    self.mesh = mesh or mesh_lib.make()
     self._embedders = {}
 
   @property
@@ -92,11 +97,11 @@ class Tower:
     return self._embedder(None).bias
 
   def _embedder(self, batch_size: int | None) -> Embedder:
-    devices = self._mesh.size
+    devices = self.mesh.size
     # Rounded up, so that any batch size runs on any number of devices.
     size = -(-(batch_size or self.config.eval.batch_size) // devices) * devices
     if size not in self._embedders:
-      self._embedders[size] = Embedder(self.model, self.params, self.text, self._mesh, batch_size=size)
+      self._embedders[size] = Embedder(self.model, self.params, self.text, self.mesh, batch_size=size)
     return self._embedders[size]
 
   def embed_images(self, images, batch_size: int | None = None) -> np.ndarray:
@@ -210,10 +215,13 @@ def read_params(folder, model, mesh, towers: tuple[str, ...] = models.TOWERS) ->
   missing = f"{folder} has no checkpoint; let siglax train save one"
   if not (pathlib.Path(folder) / checkpoint.FOLDER).is_dir():
     raise ValueError(missing)
-  shapes = jax.eval_shape(model.init, jax.random.key(0))
-  shapes = shapes if towers == models.TOWERS else {name: shapes[name] for name in towers}
-  name = "params" if read_config(folder).train.ema is None else "ema"
-  abstract = mesh_lib.abstract(mesh, {name: shapes})
+  config, shapes = read_config(folder), jax.eval_shape(model.init, jax.random.key(0))
+  wanted = {"params": shapes}
+  if config.train.ema is not None:  # of the frozen parameters there is none
+    wanted["ema"], wanted["params"] = state_lib.split(shapes, optim.frozen_mask(config, shapes))
+  if towers != models.TOWERS:
+    wanted = {field: {name: tree[name] for name in towers} for field, tree in wanted.items()}
+  abstract = mesh_lib.abstract(mesh, wanted)
   checkpoints = checkpoint.Checkpoints(folder)
   try:
     restored = checkpoints.restore(abstract)
@@ -221,4 +229,25 @@ def read_params(folder, model, mesh, towers: tuple[str, ...] = models.TOWERS) ->
     checkpoints.close()
   if restored is None:
     raise ValueError(missing)
-  return restored[0][name]
+  read = restored[0]
+  return state_lib.merge(read["ema"], read["params"]) if "ema" in read else read["params"]
+
+
+def image_digest(model, params, mesh) -> str:
+  """Names an image tower: its parameters, to the bit, and what it makes of them; preprocessing is no part of it.
+
+  Global view: all processes call together. The same whether layers are stacked (config.model.image.scan) or not.
+  """
+  leaves = jax.tree_util.tree_leaves_with_path(params["image"])
+  leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+  stacked = {name for name in leaves if re.search(r"(^|/)blocks/(?!\d+/)", name)}
+  of_layers = jax.vmap(checkpoint.leaf_digest)
+  digests = lambda leaves: {k: of_layers(x) if k in stacked else checkpoint.leaf_digest(x) for k, x in leaves.items()}
+  sums = {}
+  for name, value in jax.device_get(jax.jit(digests, out_shardings=mesh_lib.replicated(mesh))(leaves)).items():
+    if name in stacked:
+      sums |= {name.replace("blocks/", f"blocks/{i}/"): int(x) for i, x in enumerate(value)}
+    else:
+      sums[name] = int(value)
+  options = {name: model.config.image[name] for name in ("activation", "norm_eps", "pool", "position")}
+  return hashlib.sha256(json.dumps([options, sums], sort_keys=True).encode()).hexdigest()[:16]

@@ -25,6 +25,7 @@ from siglax import goodput as goodput_lib
 from siglax import losses
 from siglax import mesh as mesh_lib
 from siglax import metrics as metrics_lib
+from siglax import models
 from siglax import processes
 from siglax import program
 from siglax import state as state_lib
@@ -46,6 +47,8 @@ class Run(program.Program):
     self.workdir = pathlib.Path(workdir)
     self.sources = data_lib.open_data(config)
     super().__init__(config, data_lib.num_examples(self.sources))
+    if self.embedded:
+      data_lib.embeddings.check(config, self.sources, self.model.embed_dim)
     self.embedder = tower.Embedder(
         self.model, None, text, self.mesh, batch_size=config.eval.batch_size, threads=config.loader.threads
     )
@@ -66,6 +69,11 @@ class Run(program.Program):
     shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
     create = lambda key, loaded: self.create(state_lib.overlay(self.model.init(key), loaded))
     return jax.jit(create, out_shardings=shardings, donate_argnums=1)(jax.random.key(self.config.seed), loaded)
+
+  def check_tower(self, params):
+    """ValueError when the embeddings of pictures to train on were made by another image tower than the run's."""
+    if self.embedded:
+      data_lib.embeddings.check_tower(self.sources, tower.image_digest(self.model, params, self.mesh))
 
   def batches(self, start_step: int):
     return data_lib.train_batches(
@@ -129,6 +137,7 @@ def _train(config, workdir, stop: StopSignals):
   checkpoints = checkpoint.Checkpoints(workdir, run.config.checkpoint)
   restored = checkpoints.restore(run.abstract_state)
   state = run.initial_state() if restored is None else restored[0]
+  run.check_tower(state.params)
   start = step = 0 if restored is None else restored[1]["step"]
   _announce(run, start)
   batches = run.batches(start)
@@ -195,8 +204,8 @@ class Log:
   """Holds a step's metrics until the next one is under way, then checks and writes them, with the times since.
 
   step_time: mean seconds a step; data_wait: share of it spent waiting for batches; host_time: mean CPU seconds a step
-  of this thread, which is all the loop does but wait; mfu: model FLOPs (three forward passes of both towers) over what
-  the devices could do in that time.
+  of this thread, which is all the loop does but wait; mfu: model FLOPs (see `model_flops`) over what the devices could
+  do in that time.
   """
 
   def __init__(self, run, writer, start, checkpoints, goodput):
@@ -269,7 +278,7 @@ class Log:
   def _step_flops(self, step) -> int:
     model = self._run.training_model(step - 1)
     if model not in self._flops:
-      self._flops[model] = model_flops(self._run.config, model)
+      self._flops[model] = model_flops(self._run, step - 1)
     return self._flops[model]
 
 
@@ -329,15 +338,17 @@ class StopSignals:
     logger.warning("%s: saving after this step; again to stop at once", self.requested)
 
 
-def model_flops(config, model) -> int:
-  """Model FLOPs of one step: both towers forward on what they see in training, times three for the backward pass;
-  rematerialisation is not counted."""
-  params = jax.eval_shape(model.init, jax.random.key(0))
-  size = config.image.size
-  images = jax.ShapeDtypeStruct((config.batch_size, size, size, 3), np.uint8)
-  tokens = jax.ShapeDtypeStruct((config.batch_size, config.text.length), np.int32)
-  keys = jax.ShapeDtypeStruct((config.batch_size,), jax.random.key(0).dtype)
-  return 3 * (flops.count(model.embed_image, params, images, keys) + flops.count(model.embed_text, params, tokens))
+def model_flops(made: program.Program, step: int = 0) -> int:
+  """Model FLOPs of an update after `step` of them: each tower forward on what it then sees, times three for the backward
+  pass where any of it trains.
+
+  Rematerialisation is not counted, and an image tower whose embeddings are precomputed does not run.
+  """
+  params, batch, model = made.abstract_state.params, made.abstract_batch(), made.training_model(step)
+  passes = {name: 1 if all(jax.tree.leaves(made.frozen[name])) else 3 for name in models.TOWERS}
+  keys = jax.ShapeDtypeStruct((made.config.batch_size,), jax.random.key(0).dtype)
+  work = passes["text"] * flops.count(model.embed_text, params, batch["tokens"], keys)
+  return work if made.embedded else work + passes["image"] * flops.count(model.embed_image, params, batch["image"], keys)
 
 
 def _announce(run: Run, start: int):

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from siglax.data import sources
+from siglax.data import files as files_lib
 from siglax.data.sources import open_source, validate_spec
 
 IMAGE = pa.array([b"one", b"", b"three", None, b"five"], pa.binary())
@@ -90,7 +91,7 @@ def test_large_data_is_mapped_from_an_arrow_file_written_once(tmp_path, monkeypa
   path = write(tmp_path / "a.parquet", image=picture, caption=[f"c{i}" for i in range(50)], unread=["y" * 99] * 50)
   in_memory = parquet(path)
   assert not (tmp_path / "cache").exists()
-  monkeypatch.setattr(sources, "MEMORY_BYTES", 0)
+  monkeypatch.setattr(files_lib, "MEMORY_BYTES", 0)
   mapped = parquet(path)
   assert [mapped[i] for i in range(50)] == [in_memory[i] for i in range(50)]
   (cache,) = (tmp_path / "cache/siglax").iterdir()

@@ -66,6 +66,8 @@ class TrainBatches:
 
   {"image": uint8 [b, S, S, 3], "tokens": int32 [b, L], "label": int32 [b], "weight": float32 [b]}
 
+  Of precomputed embeddings "image_embedding": float32 [b, d] takes the place of "image".
+
   config: data, loader, image, batch_size, seed and loss.positives are read.
   text: list of str → int32 [N, L].
   start_step: the first batch is that of this step, as if all before had been drawn.
@@ -161,7 +163,7 @@ class Load:
     self._text = text
 
   def __call__(self, i: int, rng: np.random.Generator) -> dict:
-    """The example, or the first sound one drawn instead: {"image", "tokens", "label", "weight", "source", "bad"}."""
+    """The example, or the first sound one drawn instead: as a row of `TrainBatches`, with "source" and "bad"."""
     bad = np.full(MAX_REPLACEMENTS, -1, np.int64)
     first = i
     for attempt in range(MAX_REPLACEMENTS):
@@ -189,16 +191,19 @@ class Load:
     if not captions:
       raise ValueError("no caption")
     caption = captions[int(rng.random() * len(captions))]
-    image = images.augment(images.decode(example["image"]), rng, self._image_config)
+    picture = _embedding(example) if "image_embedding" in example else self._augmented(example, rng)
     weight = example.get("weight", 1.0)
     if not 0 <= weight < math.inf:
       raise ValueError(f"weight={weight} is not a finite number from 0 up")
     return {
-        "image": image,
+        **picture,
         "tokens": self._text([caption])[0],
         "label": np.int32(self._label(example.get("label"))),
         "weight": np.float32(weight),
     }
+
+  def _augmented(self, example, rng):
+    return {"image": images.augment(images.decode(example["image"]), rng, self._image_config)}
 
   def _label(self, label):
     if label is None or label < 0:
@@ -299,6 +304,12 @@ class EvalExamples:
         yield _stack([pending.popleft().result() for _ in range(min(batch_size, len(pending)))])
     finally:
       pool.shutdown(cancel_futures=True)
+
+
+def _embedding(example):
+  if not np.isfinite(example["image_embedding"]).all():
+    raise ValueError("the image embedding is not finite")
+  return {"image_embedding": example["image_embedding"]}
 
 
 def _stack(examples):

@@ -2,8 +2,9 @@
 
 A source is a class with `__len__`, `__getitem__(i)` and `classnames` (a tuple, or None). Example i is
 {"image": encoded bytes or uint8 array, "captions": [str, …]}, and optionally "label": int, an index into classnames,
-and "weight": float, the example's weight in the loss. `__getitem__` is random access, safe from many threads, and
-the same on every call; a source can be pickled. Raising from it marks the example as broken: training replaces it.
+"weight": float, the example's weight in the loss, and "key": str, its name. Of precomputed embeddings, "image_embedding":
+float32 [d] takes the place of "image". `__getitem__` is random access, safe from many threads, and the same on every
+call; a source can be pickled. Raising from it marks the example as broken: training replaces it.
 
 A data spec names a source and gives its constructor's arguments: {"source": "parquet", "path": "a.parquet"}.
 A new source is such a class and its line in SOURCES; its constructor raises ValueErrors that begin with the argument.
@@ -12,31 +13,21 @@ A new source is such a class and its line in SOURCES; its constructor raises Val
 from __future__ import annotations
 
 import difflib
-import glob
-import hashlib
 import inspect
-import logging
 import math
 import numbers
-import os
-import pathlib
-import tempfile
-from collections.abc import Iterator
+import re
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from siglax.data import files as files_lib
+from siglax.data.embeddings import Embeddings
 from siglax.data.shapes import Shapes
 
 # Fields of every spec, whatever its source.
 COMMON_FIELDS = ("source", "weight", "max_bad_fraction")
 MAX_BAD_FRACTION = 0.01
-# Parquet data larger than this is mapped from disk instead of held in memory.
-MEMORY_BYTES = 4 * 2**30
-# Rows read at a time: bounds what is held besides the data itself.
-READ_ROWS = 1024
-logger = logging.getLogger("siglax")
 
 
 class Parquet:
@@ -55,19 +46,13 @@ class Parquet:
 
   def __init__(self, path, image="image", caption=None, label=None, weights=None):
     self._arguments = (path, image, caption, label, weights)
-    files = {file: _open(file) for file in _find(path)}
+    files = {file: files_lib.open_parquet(file) for file in files_lib.find(path)}
     columns = _Columns(files, image, caption, label, weights)
     rows = sum(file.metadata.num_rows for file in files.values())
     if not rows:
       raise ValueError(f"path={path!r} has no rows")
     self.classnames = _classnames(files)
-    # Row groups are units of compression, thousands of rows each: too coarse to read for one random row. So the
-    # columns are decompressed once, into memory while they fit, else into an Arrow file to map.
-    size = columns.bytes(files)
-    if size <= MEMORY_BYTES:
-      table = pa.Table.from_batches(columns.batches(files), columns.schema)
-    else:
-      table = _mapped(files, columns, size)
+    table = files_lib.read(files, columns)
     self._columns = {name: table.column(name) for name in table.column_names}
     self._rows = rows
 
@@ -93,7 +78,7 @@ class Parquet:
     return Parquet, self._arguments
 
 
-SOURCES = {"shapes": Shapes, "parquet": Parquet}
+SOURCES = {"shapes": Shapes, "parquet": Parquet, "embeddings": Embeddings}
 
 
 def parse_spec(text: str) -> dict:
@@ -108,7 +93,8 @@ def parse_spec(text: str) -> dict:
     name, equals, value = part.partition("=")
     if not equals:
       raise ValueError(f"{text}: {part!r} must be field=value")
-    spec[name] = int(value) if value.isdigit() else value
+    number = int if value.isdigit() else float if re.fullmatch(r"\d*\.\d+", value) else str
+    spec[name] = number(value)
   return spec
 
 
@@ -160,32 +146,6 @@ def _is_number(value):
   return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def _find(path) -> list[str]:
-  """Files of a path, a glob, or several."""
-  patterns = path.split(",") if isinstance(path, str) else path
-  if not isinstance(patterns, (tuple, list)) or not all(isinstance(p, (str, os.PathLike)) for p in patterns):
-    raise ValueError(f"path={path!r} must be a file, a glob, or a tuple of them")
-  files = []
-  for pattern in map(str.strip, map(os.fspath, patterns)):
-    found = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
-    if not found:
-      raise ValueError(f"path={pattern!r}: no such file")
-    if os.path.isdir(pattern):
-      raise ValueError(f"path={pattern!r} is a folder; use {os.path.join(pattern, '*.parquet')!r}")
-    files += found
-  return files
-
-
-def _open(file: str) -> pq.ParquetFile:
-  size = os.path.getsize(file)
-  if not size:
-    raise ValueError(f"path={file!r} is empty (0 bytes)")
-  try:
-    return pq.ParquetFile(file)
-  except (pa.ArrowException, OSError) as e:
-    raise ValueError(f"path={file!r} ({size} bytes) is not a Parquet file, or is cut short: {_first_line(e)}") from None
-
-
 def _classnames(files) -> tuple[str, ...] | None:
   """The files' class names; labels mean nothing when they differ."""
   names = {(file.schema_arrow.metadata or {}).get(b"classes") for file in files.values()}
@@ -195,7 +155,7 @@ def _classnames(files) -> tuple[str, ...] | None:
   return tuple(name.strip() for name in found.decode().split(",")) if found else None
 
 
-class _Columns:
+class _Columns(files_lib.Columns):
   """Which columns to read, and as what, the same for all files ({path: ParquetFile})."""
 
   def __init__(self, files, image, caption, label, weights):
@@ -217,7 +177,7 @@ class _Columns:
         "label": ("label", pa.int64()),
         "weights": ("weight", pa.float64()),
     }
-    self.schema = pa.schema([types[argument] for argument in self._wanted])
+    super().__init__(pa.schema([types[argument] for argument in self._wanted]))
 
   def _check(self, path, schema):
     for argument, name in self._wanted.items():
@@ -232,26 +192,7 @@ class _Columns:
     structs = [name for name in self._wanted.values() if pa.types.is_struct(file.schema_arrow.field(name).type)]
     return [f"{name}.bytes" if name in structs else name for name in self._wanted.values()]
 
-  def bytes(self, files) -> int:
-    """Uncompressed size of what `batches` reads."""
-    total = 0
-    for file in files.values():
-      wanted = tuple(f"{path}." for path in self.paths(file))
-      for group in map(file.metadata.row_group, range(file.num_row_groups)):
-        columns = map(group.column, range(group.num_columns))
-        total += sum(c.total_uncompressed_size for c in columns if f"{c.path_in_schema}.".startswith(wanted))
-    return total
-
-  def batches(self, files) -> Iterator[pa.RecordBatch]:
-    """The rows of all files in self.schema."""
-    for path, file in files.items():
-      try:
-        for batch in file.iter_batches(READ_ROWS, columns=self.paths(file)):
-          yield self._convert(batch)
-      except (pa.ArrowException, OSError) as e:
-        raise ValueError(f"path={path!r} is damaged: {_first_line(e)}") from None
-
-  def _convert(self, batch):
+  def convert(self, batch):
     arrays = []
     for name, target in zip(self._wanted.values(), self.schema.types):
       array = batch.column(name)
@@ -281,32 +222,3 @@ _TYPES = {
     "label": (pa.types.is_integer, "whole numbers"),
     "weights": (lambda kind: pa.types.is_floating(kind) or pa.types.is_integer(kind), "numbers"),
 }
-
-
-def _mapped(files, columns: _Columns, size: int) -> pa.Table:
-  """The rows as an uncompressed Arrow file in the user's cache, written once, for all processes of the machine."""
-  folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "siglax"
-  folder.mkdir(parents=True, exist_ok=True)
-  cache = folder / f"{_fingerprint(files, columns)}.arrow"
-  if not cache.exists():
-    logger.warning("writing %.1f GB of decompressed rows to %s, once; XDG_CACHE_HOME moves it", size / 2**30, cache)
-    handle, unfinished = tempfile.mkstemp(dir=folder, suffix=".unfinished")
-    try:
-      with os.fdopen(handle, "wb") as out, pa.ipc.new_file(out, columns.schema) as writer:
-        for batch in columns.batches(files):
-          writer.write_batch(batch)
-      os.replace(unfinished, cache)  # whole or not at all, also when several processes write it
-    finally:
-      pathlib.Path(unfinished).unlink(missing_ok=True)
-  return pa.ipc.open_file(pa.memory_map(str(cache))).read_all()
-
-
-def _fingerprint(files, columns: _Columns) -> str:
-  """Names the content: which files, their sizes and times, and the columns read."""
-  stats = [(os.path.abspath(path), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files]
-  read = [columns.paths(file) for file in files.values()]
-  return hashlib.sha256(repr((stats, read, columns.schema.to_string())).encode()).hexdigest()[:24]
-
-
-def _first_line(error):
-  return str(error).strip().partition("\n")[0]

@@ -102,6 +102,8 @@ def validate_tasks(config: ConfigDict):
     if "data" not in task:
       raise ValueError(f'{field}.data is missing; give a spec such as {{"source": "shapes"}}')
     data.validate_spec(task["data"], f"{field}.data")
+    if task["data"]["source"] == data.embeddings.SOURCE:
+      raise ValueError(f'{field}.data.source="{data.embeddings.SOURCE}" has no pictures; name where these are')
   best, known = config.checkpoint.keep_best, metric_names(config)
   if best is not None and best not in known:
     near = difflib.get_close_matches(best, known, n=1, cutoff=0.0)

@@ -1,0 +1,126 @@
+"""Files of a data spec: which ones a path means, and the rows of Parquet files for random access."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import glob
+import hashlib
+import logging
+import os
+import pathlib
+import tempfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+# Parquet data larger than this is mapped from disk instead of held in memory.
+MEMORY_BYTES = 4 * 2**30
+# Rows read at a time: bounds what is held besides the data itself.
+READ_ROWS = 1024
+logger = logging.getLogger("siglax")
+
+
+def find(path, ending: str = "parquet") -> list[str]:
+  """Files of a path, a glob, or several. ending: of the example in the message about a folder."""
+  patterns = path.split(",") if isinstance(path, str) else path
+  if not isinstance(patterns, (tuple, list)) or not all(isinstance(p, (str, os.PathLike)) for p in patterns):
+    raise ValueError(f"path={path!r} must be a file, a glob, or a tuple of them")
+  files = []
+  for pattern in map(str.strip, map(os.fspath, patterns)):
+    found = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
+    if not found:
+      raise ValueError(f"path={pattern!r}: no such file")
+    if os.path.isdir(pattern):
+      raise ValueError(f"path={pattern!r} is a folder; use {os.path.join(pattern, f'*.{ending}')!r}")
+    files += found
+  return files
+
+
+def size(file: str) -> int:
+  """Bytes of a file; ValueError when it has none."""
+  if not (found := os.path.getsize(file)):
+    raise ValueError(f"path={file!r} is empty (0 bytes)")
+  return found
+
+
+def open_parquet(file: str) -> pq.ParquetFile:
+  bytes_there = size(file)
+  try:
+    return pq.ParquetFile(file)
+  except (pa.ArrowException, OSError) as e:
+    reason = f"is not a Parquet file, or is cut short: {first_line(e)}"
+    raise ValueError(f"path={file!r} ({bytes_there} bytes) {reason}") from None
+
+
+class Columns:
+  """Columns to read of Parquet files ({path: ParquetFile}), the same for all, as `schema`."""
+
+  def __init__(self, schema: pa.Schema):
+    self.schema = schema
+
+  def paths(self, file: pq.ParquetFile) -> list[str]:
+    """Names to ask Parquet for."""
+    return self.schema.names
+
+  def convert(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Rows as they are read, in self.schema."""
+    return batch.cast(self.schema)
+
+  def bytes(self, files) -> int:
+    """Uncompressed size of what `batches` reads."""
+    total = 0
+    for file in files.values():
+      wanted = tuple(f"{path}." for path in self.paths(file))
+      for group in map(file.metadata.row_group, range(file.num_row_groups)):
+        columns = map(group.column, range(group.num_columns))
+        total += sum(c.total_uncompressed_size for c in columns if f"{c.path_in_schema}.".startswith(wanted))
+    return total
+
+  def batches(self, files) -> Iterator[pa.RecordBatch]:
+    """The rows of all files in self.schema."""
+    for path, file in files.items():
+      try:
+        for batch in file.iter_batches(READ_ROWS, columns=self.paths(file)):
+          yield self.convert(batch)
+      except (pa.ArrowException, OSError) as e:
+        raise ValueError(f"path={path!r} is damaged: {first_line(e)}") from None
+
+
+def read(files, columns: Columns) -> pa.Table:
+  """The columns of all files, decompressed: in memory, or mapped from disk where they are more than MEMORY_BYTES.
+
+  Row groups are units of compression, thousands of rows each: too coarse to read for one random row.
+  """
+  needed = columns.bytes(files)
+  if needed <= MEMORY_BYTES:
+    return pa.Table.from_batches(columns.batches(files), columns.schema)
+  return _mapped(files, columns, needed)
+
+
+def _mapped(files, columns: Columns, needed: int) -> pa.Table:
+  """The rows as an uncompressed Arrow file in the user's cache, written once, for all processes of the machine."""
+  folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "siglax"
+  folder.mkdir(parents=True, exist_ok=True)
+  cache = folder / f"{_fingerprint(files, columns)}.arrow"
+  if not cache.exists():
+    logger.warning("writing %.1f GB of decompressed rows to %s, once; XDG_CACHE_HOME moves it", needed / 2**30, cache)
+    handle, unfinished = tempfile.mkstemp(dir=folder, suffix=".unfinished")
+    try:
+      with os.fdopen(handle, "wb") as out, pa.ipc.new_file(out, columns.schema) as writer:
+        for batch in columns.batches(files):
+          writer.write_batch(batch)
+      os.replace(unfinished, cache)  # whole or not at all, also when several processes write it
+    finally:
+      pathlib.Path(unfinished).unlink(missing_ok=True)
+  return pa.ipc.open_file(pa.memory_map(str(cache))).read_all()
+
+
+def _fingerprint(files, columns: Columns) -> str:
+  """Names the content: which files, their sizes and times, and the columns read."""
+  stats = [(os.path.abspath(path), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files]
+  paths = [columns.paths(file) for file in files.values()]
+  return hashlib.sha256(repr((stats, paths, columns.schema.to_string())).encode()).hexdigest()[:24]
+
+
+def first_line(error) -> str:
+  return str(error).strip().partition("\n")[0]
