@@ -64,13 +64,14 @@ def updates(mesh, count=2, **fields):
   abstract = state_lib.abstract(model, tx, mesh, ema)
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
   state = first = jax.jit(lambda key: state_lib.create(model.init(key), tx, ema), out_shardings=shardings)(jax.random.key(0))
-  first, history = jax.device_get(first.params), []
+  first, history, averages = jax.device_get(first.params), [], []
   with jax.set_mesh(mesh):
     update = step_lib.jit(step_lib.make(c, model, tx, schedule, mesh, optim.frozen_mask(c, params)), abstract, mesh)
     for i in range(count):
       state, metrics = update(state, mesh_lib.to_global(mesh, batch(seed=i)))
       history.append(jax.device_get(metrics))
-  return first, state, history
+      averages.append(jax.device_get((state.params, state.ema)))
+  return first, state, history, averages
 
 
 def one_device():
@@ -96,8 +97,8 @@ def test_micro_batched_memory_does_not_grow_with_the_batch():
 
 def test_eight_devices_with_sharded_parameters_train_as_one(monkeypatch):
   monkeypatch.setattr(mesh_lib, "FSDP_MIN_ELEMENTS", 100)
-  _, _, one = updates(one_device(), 20)
-  _, state, eight = updates(mesh_lib.make(2, 4), 20, **{"loss.impl": "ring", "train.microbatch": 1, "train.ema": 0.5})
+  _, _, one, _ = updates(one_device(), 20)
+  _, state, eight, _ = updates(mesh_lib.make(2, 4), 20, **{"loss.impl": "ring", "train.microbatch": 1, "train.ema": 0.5})
   for tree in (state.params, state.opt_state, state.ema):
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
       if jax.tree_util.keystr(path).endswith("['fc1']['kernel']"):
@@ -132,10 +133,10 @@ def test_a_rule_decides_how_a_parameter_is_split():
 
 
 def test_the_average_follows_the_parameters():
-  first, state, _ = updates(one_device(), 2, **{"train.ema": 0.75})
-  _, after_one, _ = updates(one_device(), 1, **{"train.ema": 0.75})
-  want = jax.tree.map(lambda a, b, c: 0.75 * (0.75 * a + 0.25 * b) + 0.25 * c, first, jax.device_get(after_one.params), jax.device_get(state.params))
-  jax.tree.map(lambda got, want: np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-7), jax.device_get(state.evaluated), want)
+  want, _, _, steps = updates(one_device(), 3, **{"train.ema": 0.75})
+  for params, average in steps:
+    want = jax.tree.map(lambda a, p: 0.75 * a + 0.25 * p, want, params)
+    jax.tree.map(lambda got, want: np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-7), average, want)
 
 
 @pytest.mark.parametrize("name", ["sigmoid", "softmax"])
@@ -170,7 +171,7 @@ def test_a_micro_batched_step_is_the_full_step(devices, microbatch, fields):
 
 def test_a_frozen_tower_stays_and_the_scale_keeps_under_its_cap():
   fields = {"optim.lr_multipliers": "(('image/.*', None), ('.*', 1.0))", "loss.scale_init": 10.0, "loss.scale_max": 5.0}
-  first, state, _ = updates(one_device(), **fields)
+  first, state, _, _ = updates(one_device(), **fields)
   after = jax.device_get(state.params)
   jax.tree.map(np.testing.assert_array_equal, first["image"], after["image"])
   assert np.abs(first["text"]["head"]["kernel"] - after["text"]["head"]["kernel"]).max() > 0
