@@ -70,10 +70,10 @@ def _add_export(commands):
       "export", help="write the towers in another library's format",
       description="Writes the towers of a run folder, of a Hugging Face folder or of a big_vision .npz for other "
       "libraries: hf is a SiglipModel with its preprocessing and tokenizer, hf-vision its image tower alone, big_vision "
-      "an .npz file, open_clip a folder for local-dir:.",
+      "an .npz file, open_clip a folder for local-dir:., stablehlo functions that jax runs without siglax.",
   )
   parser.add_argument("--from", dest="source", required=True, metavar="DIR", help="run folder, or what siglax.load takes")
-  parser.add_argument("--format", required=True, choices=("hf", "hf-vision", "big_vision", "open_clip"))
+  parser.add_argument("--format", required=True, choices=("hf", "hf-vision", "big_vision", "open_clip", "stablehlo"))
   parser.add_argument("--out", required=True, metavar="DIR_OR_FILE", help="folder, or .npz file, that does not exist yet")
   parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the parameters")
   parser.set_defaults(run=_export)
