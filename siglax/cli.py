@@ -62,7 +62,8 @@ def _add_classify(commands):
   parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="image file")
   parser.add_argument("--labels", required=True, metavar="A,B,…", help="names, separated by commas")
   parser.add_argument(
-      "--template", action="append", metavar="TEXT", help="caption with a {} for the label; several are averaged (default: 'a photo of a {}.')"
+      "--template", action="append", metavar="TEXT",
+      help="caption with a {} for the label; several are averaged (default: 'a photo of a {}.')",
   )
   parser.add_argument("--json", action="store_true", help="print one JSON object")
   parser.set_defaults(run=_classify)

@@ -129,7 +129,8 @@ def embed(tower, paths: list[pathlib.Path]) -> tuple[np.ndarray, list[pathlib.Pa
 
   zimg, readable = [], []
   starts = progress.track(
-      range(0, len(paths), BATCH), "embedding", console=console.Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
+      range(0, len(paths), BATCH), "embedding", console=console.Console(stderr=True), transient=True,
+      disable=not sys.stderr.isatty(),
   )
   with futures.ThreadPoolExecutor() as pool:
     for start in starts:
@@ -188,7 +189,8 @@ def page(folder: pathlib.Path, count: int, queries: list[str], found: list) -> s
       if path not in thumbnails:
         thumbnails[path] = _thumbnail(path)
       name = html.escape(shown(path.relative_to(folder)))
-      figures.append(f'<figure><img src="{thumbnails[path]}" alt="{name}"><figcaption><b>{cosine:.3f}</b>{name}</figcaption></figure>')
+      caption = f"<figcaption><b>{cosine:.3f}</b>{name}</figcaption>"
+      figures.append(f'<figure><img src="{thumbnails[path]}" alt="{name}">{caption}</figure>')
     sections.append(f'<h2>{html.escape(shown(query))}</h2>\n<div class="grid">\n' + "\n".join(figures) + "\n</div>")
   title = f"Nearest of {count:,} pictures in {shown(folder)}, with their cosines"
   return _PAGE.format(title=html.escape(title), sections="\n".join(sections))

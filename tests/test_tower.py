@@ -47,7 +47,12 @@ def test_pictures_of_any_kind_and_size(tower, tmp_path):
 
 def test_one_picture_is_no_full_batch(folder, monkeypatch):
   sizes, embedder = [], tower_lib.Embedder
-  monkeypatch.setattr(tower_lib, "Embedder", lambda *a, batch_size, **k: sizes.append(batch_size) or embedder(*a, batch_size=batch_size, **k))
+
+  def counted(*parts, batch_size):
+    sizes.append(batch_size)
+    return embedder(*parts, batch_size=batch_size)
+
+  monkeypatch.setattr(tower_lib, "Embedder", counted)
   tower, picture = siglax.load(folder), np.zeros((16, 16, 3), np.uint8)
   for count in (1, 9, 12, 40):
     tower.embed_images([picture] * count)

@@ -30,7 +30,8 @@ def pictures(tmp_path_factory):
   there = tmp_path_factory.mktemp("pictures")
   (there / "<i>below").mkdir()
   rng = np.random.default_rng(0)
-  names = ["a.png", "b.JPG", "c.webp", "d.bmp", "[red] e.jpeg", "<i>below/f & g.png", "<i>below/h.png", "i.png", "j.png", "k.png"]
+  names = ["a.png", "b.JPG", "c.webp", "d.bmp", "[red] e.jpeg", "i.png", "j.png", "k.png"]
+  names += ["<i>below/f & g.png", "<i>below/h.png"]
   for name in names:
     low = rng.integers(0, 256, (3, 4, 3), np.uint8)
     pixels = cv2.resize(low, (700, 400) if name == "a.png" else (40, 30), interpolation=cv2.INTER_NEAREST)
@@ -54,14 +55,16 @@ def ztxt(tower, texts):
 
 def probabilities(tower, paths, softmax):
   means = ztxt(tower, [t.format(n) for n in LABELS for t in TEMPLATES]).reshape(len(LABELS), len(TEMPLATES), -1).mean(axis=1)
-  x = np.exp(float(tower.params["log_scale"])) * embeddings(tower, paths) @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T
+  means /= np.linalg.norm(means, axis=1, keepdims=True)
+  x = np.exp(float(tower.params["log_scale"])) * embeddings(tower, paths) @ means.T
   if softmax:
     return np.exp(x) / np.exp(x).sum(axis=1, keepdims=True)
   return 1 / (1 + np.exp(-x - float(tower.params["bias"])))
 
 
 def classify(*words):
-  return cli.main(["classify", "--from", "run", *map(str, words), "--labels", ",".join(LABELS), "--template", "a {}.", "--template", "the {}"])
+  templates = [word for template in TEMPLATES for word in ("--template", template)]
+  return cli.main(["classify", "--from", "run", *map(str, words), "--labels", ",".join(LABELS), *templates])
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
@@ -105,10 +108,13 @@ def test_search(tower, folder, pictures, tmp_path, monkeypatch, capsys):  # noqa
   there, paths = pictures
   queries = ["a red disc", "<script>alert('&')</script> blue"]
   batches, embed_images = [], tower_lib.Tower.embed_images
+
+  def counted(self, images, *more):
+    batches.append(len(images))
+    return embed_images(self, images, *more)
+
   monkeypatch.setattr(use, "BATCH", 4)
-  monkeypatch.setattr(
-      tower_lib.Tower, "embed_images", lambda self, images, *more: batches.append(len(images)) or embed_images(self, images, *more)
-  )
+  monkeypatch.setattr(tower_lib.Tower, "embed_images", counted)
   out = tmp_path / "found.html"
   assert cli.main(["search", "--from", str(folder), "--images", str(there), *queries, "--top", "7", "--out", str(out)]) == 0
   printed = capsys.readouterr()
@@ -146,25 +152,28 @@ def test_wrong_inputs_are_one_line(folder, pictures, tmp_path, capsys):  # noqa:
   (tmp_path / "empty").mkdir()
   (tmp_path / "bad").mkdir()
   (tmp_path / "bad" / "a.png").write_bytes(b"no picture")
-  (tmp_path / "out.html").write_text("mine")
+  out = tmp_path / "out.html"
+  out.write_text("mine")
   one = f"{GOLDEN / 'hf_siglip'}:img"
   search = lambda *words, source=folder: ["search", "--from", str(source), *map(str, words)]
   named = lambda *words, source=folder: ["classify", "--from", str(source), *map(str, words)]
+  empty, bad, below = tmp_path / "empty", tmp_path / "bad", tmp_path / "no" / "x"
+  broken, undecodable = there / "broken.jpg", "the image (10 bytes) cannot be decoded: not an image, cut short, or damaged"
   cases = [
-      (search("--images", tmp_path / "empty", "x"), f"--images {tmp_path / 'empty'} has no pictures in it (jpg, jpeg, png, webp, bmp, gif)"),
+      (search("--images", empty, "x"), f"--images {empty} has no pictures in it (jpg, jpeg, png, webp, bmp, gif)"),
       (search("--images", tmp_path / "none", "x"), f"--images {tmp_path / 'none'} is no folder"),
-      (search("--images", tmp_path / "bad", "x"), f"--images {tmp_path / 'bad'}: none of its 1 pictures can be read"),
+      (search("--images", bad, "x"), f"--images {bad}: none of its 1 pictures can be read"),
       (search("--images", there, "x", "--top", 0), "--top 0 must be at least 1"),
-      (search("--images", there, "x", "--out", tmp_path / "out.html"), f"--out {tmp_path / 'out.html'} exists; give a path that does not"),
-      (search("--images", there, "x", "--out", tmp_path / "no" / "x"), f"--out {tmp_path / 'no' / 'x'}: there is no folder {tmp_path / 'no'}"),
+      (search("--images", there, "x", "--out", out), f"--out {out} exists; give a path that does not"),
+      (search("--images", there, "x", "--out", below), f"--out {below}: there is no folder {below.parent}"),
       (search("--images", there, "x", source=one), "there is no text tower here; load a checkpoint that has one"),
-      (named(paths[0], "--labels", "cat,,dog"), "--labels cat,,dog has an empty label; write names with commas between them: cat,dog"),
+      (named(paths[0], "--labels", "a,"), "--labels a, has an empty label; write names with commas between them: cat,dog"),
       (named(paths[0], "--labels", "cat, cat"), "--labels names cat twice"),
-      (named(paths[0], "--labels", "cat", "--template", "{x}"), "--template '{x}' must have one {}, where the label goes"),
+      (named(paths[0], "--labels", "a", "--template", "{x}"), "--template '{x}' must have one {}, where the label goes"),
       (named(tmp_path / "x.jpg", "--labels", "cat"), f"{tmp_path / 'x.jpg'}: no such file"),
-      (named(there / "broken.jpg", "--labels", "cat"), f"{there / 'broken.jpg'}: the image (10 bytes) cannot be decoded: not an image, cut short, or damaged"),
+      (named(broken, "--labels", "cat"), f"{broken}: {undecodable}"),
   ]
   for words, want in cases:
     assert cli.main(words) == 1
     assert capsys.readouterr().err.splitlines()[-1].partition(": ")[2] == want
-  assert (tmp_path / "out.html").read_text() == "mine" and len(list(tmp_path.iterdir())) == 3
+  assert out.read_text() == "mine" and len(list(tmp_path.iterdir())) == 3

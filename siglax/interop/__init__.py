@@ -78,7 +78,9 @@ def find(path) -> Checkpoint | None:
   elif (file / "config.json").is_file() and "model_type" in files.read_json(file / "config.json"):
     arrays, form, config, towers, tokenizer = huggingface.open_folder(file)
   elif (file / "config.json").is_file() and files.read_json(file / "config.json").get("format") == stablehlo.FORMAT:
-    raise ValueError(f"{file} was written by --format stablehlo, which siglax does not read back; give what it was exported from")
+    raise ValueError(
+        f"{file} was written by --format stablehlo, which siglax does not read back; give what it was exported from"
+    )
   elif (file / open_clip.CONFIG).is_file():
     arrays, form, config, towers, tokenizer = open_clip.open_folder(file)
   else:

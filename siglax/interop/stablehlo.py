@@ -140,7 +140,7 @@ def pixels(file):
   return np.asarray(picture.crop((left, top, left + {size}, top + {size})))
 """,
 }
-_TEXTS = """import re
+_TEXTS = """import {imports}
 import sentencepiece
 
 pieces = sentencepiece.SentencePieceProcessor(model_file="{tokenizer}")
@@ -156,39 +156,44 @@ def tokens(texts):
 
 def readme(config: dict, name: str) -> str:
   """README.md of a config.json: the lines that run the functions, and those that make their inputs."""
-  image, text, both = config.get("image"), config.get("text"), "scale" in config
+  image, text, row = config.get("image"), config.get("text"), f"[2, {config['embed_dim']}]"
   use, inputs = [_LOAD], []
   if image:
-    shape = f"(2, {image['size']}, {image['size']}, 3)"
-    use.append(f'zimg = load("embed_image")(np.zeros({shape}, np.uint8))  # unit rows [2, {config["embed_dim"]}]')
-    use.append(f'patches = load("image_tokens")(np.zeros({shape}, np.uint8))  # [2, {image["patches"]}, {image["width"]}]')
-    inputs += ["", "## Pictures", "", "The mean and std are inside the functions. For pixels:", ""]
+    pixels = f"np.zeros((2, {image['size']}, {image['size']}, 3), np.uint8)"
+    use.append(f'zimg = load("embed_image")({pixels})  # unit rows {row}')
+    use.append(f'patches = load("image_tokens")({pixels})  # [2, {image["patches"]}, {image["width"]}]')
     picture = _PICTURES[image["fit"]].format(size=image["size"], resample=image["resize"].upper())
-    inputs += ["```python", *picture.splitlines(), "```"]
+    inputs += ["", "## Pictures", "", "The mean and std are inside the functions. For pixels:", "", *_python(picture)]
   if text:
-    use.append(f'ztxt = load("embed_text")(np.zeros((2, {text["length"]}), np.int32))  # unit rows [2, {config["embed_dim"]}]')
+    use.append(f'ztxt = load("embed_text")(np.zeros((2, {text["length"]}), np.int32))  # unit rows {row}')
     inputs += ["", "## Texts", "", *_texts(text)]
-  if both:
+  if "scale" in config:
     use.append('logits = config["scale"] * zimg @ ztxt.T + config["bias"]')
-  towers = " and ".join(tower for tower in ("image", "text") if tower in config)
+  towers = " and ".join(tower for tower in models.TOWERS if tower in config)
   return "\n".join([
       f"# {name}", "",
-      f"{towers.capitalize()} tower{'s' if both else ''} of siglax as functions that jax runs on {', '.join(PLATFORMS)}, for any "
-      "number of rows, without siglax: `pip install jax flatbuffers`.", "",
-      "```python", *"\n".join(use).splitlines(), "```", "",
-      "`load` in two halves, `export.deserialize(…).call(params, x)`, is differentiable once in both, and takes rows that are "
-      "split over devices.", "",
-      f"Written by jax {config['jax_version']}. jax promises that its versions of the next six months read the functions; export "
-      "again for later ones. The .npz files do not age.",
+      f"The {towers} tower of siglax as functions that jax runs on {', '.join(PLATFORMS)}, for any number of rows, without "
+      "siglax: `pip install jax flatbuffers`.", "",
+      *_python("\n".join(use)), "",
+      "`load` in two halves, `export.deserialize(…).call(params, x)`, is differentiable once in both, and takes rows that "
+      "are split over devices.", "",
+      f"Written by jax {config['jax_version']}. jax promises that its versions of the next six months read the functions; "
+      "export again for later ones. The .npz files do not age.",
       *inputs,
   ]) + "\n"
 
 
 def _texts(text) -> list[str]:
   if text["tokenizer"] is None:
-    return [f"Tokens are int32 [N, {text['length']}] below {text['vocab_size']}, of the tokenizer that the towers were trained with."]
-  steps = "\n    text = text.lower()" if text["lowercase"] else ""
+    return [f"int32 tokens [N, {text['length']}] below {text['vocab_size']}, of the tower's own tokenizer."]
+  steps, imports = "", "re"
+  if text["lowercase"]:
+    steps += "\n    text = text.lower()"
   if text["strip_punctuation"]:
     steps += '\n    text = text.translate(str.maketrans("", "", string.punctuation))'
-  code = _TEXTS.format(canonical=steps, last=text["length"] - 1, **text)
-  return ["```python", *(code.replace("import re\n", "import re, string\n") if text["strip_punctuation"] else code).splitlines(), "```"]
+    imports += ", string"
+  return _python(_TEXTS.format(imports=imports, canonical=steps, last=text["length"] - 1, **text))
+
+
+def _python(code: str) -> list[str]:
+  return ["```python", *code.splitlines(), "```"]
