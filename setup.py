@@ -19,6 +19,7 @@ setup(
         "ml-collections>=1.1.0",
         "safetensors>=0.8.0",
         "chex>=0.1.92",
+        "flatbuffers>=25.12.19",
         "numpy>=2.4",
         "opencv-python-headless>=5.0.0.93",
         "pillow>=13.0",

@@ -1,4 +1,4 @@
-"""The command line: `siglax train | evaluate | embed | export | tokenizer | plan`; `--help` on each."""
+"""The command line: `siglax train | evaluate | embed | classify | search | export | tokenizer | plan`; `--help` on each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ def main(arguments: list[str] | None = None) -> int:
   """Runs one command; a wrong input prints one line and returns 1."""
   parser = argparse.ArgumentParser(prog="siglax", description="Contrastive image-text training (SigLIP, CLIP) in JAX.")
   commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-  for add in (_add_train, _add_evaluate, _add_embed, _add_export, _add_tokenizer, _add_plan):
+  adders = (_add_train, _add_evaluate, _add_embed, _add_classify, _add_search, _add_export, _add_tokenizer, _add_plan)
+  for add in adders:
     add(commands)
   known, rest = parser.parse_known_args(arguments)
   try:
@@ -62,7 +63,7 @@ def _add_embed(commands):
       description="Embeds every picture of a dataset and writes the embeddings with the captions, to train a text tower "
       'on them (data source "embeddings") or for other programs. docs/towers.md tells how to read each format.',
   )
-  parser.add_argument("--from", dest="source", required=True, metavar="DIR", help="run folder, or what siglax.load takes")
+  _add_from_flag(parser)
   parser.add_argument("--data", required=True, metavar="DATA", help=_DATA_HELP)
   parser.add_argument("--out", required=True, metavar="FILE", help=".npz, .parquet or .array_record that does not exist")
   parser.add_argument("--texts", action="store_true", help="also the embeddings of the captions")
@@ -70,6 +71,40 @@ def _add_embed(commands):
   parser.add_argument("--batch-size", type=int, metavar="N", help="pictures at a time; config.eval.batch_size by default")
   parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"), help="of what is stored")
   parser.set_defaults(run=_embed)
+
+
+def _add_classify(commands):
+  parser = commands.add_parser(
+      "classify", help="sort pictures by labels it was never trained on",
+      description="Compares pictures with labels, each put into the templates, and prints how probable each label is.",
+  )
+  _add_from_flag(parser)
+  parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="image file")
+  parser.add_argument("--labels", required=True, metavar="A,B,…", help="names, separated by commas")
+  parser.add_argument(
+      "--template", action="append", metavar="TEXT",
+      help="caption with a {} for the label; several are averaged (default: 'a photo of a {}.')",
+  )
+  parser.add_argument("--json", action="store_true", help="print one JSON object")
+  parser.set_defaults(run=_classify)
+
+
+def _add_search(commands):
+  parser = commands.add_parser(
+      "search", help="find pictures by what is on them",
+      description="Embeds the pictures of a folder and prints those whose embeddings are nearest to each query, with the "
+      "cosine between the two.",
+  )
+  _add_from_flag(parser)
+  parser.add_argument("--images", required=True, metavar="FOLDER", help="searched with its subfolders")
+  parser.add_argument("queries", nargs="+", metavar="QUERY", help="text, such as 'a red car'")
+  parser.add_argument("--top", type=int, default=20, metavar="N", help="pictures for each query (default: 20)")
+  parser.add_argument("--out", metavar="FILE.html", help="page to write with the pictures in it")
+  parser.set_defaults(run=_search)
+
+
+def _add_from_flag(parser):
+  parser.add_argument("--from", dest="source", required=True, metavar="DIR", help="run folder, or what siglax.load takes")
 
 
 def _add_config_flag(parser):
@@ -89,10 +124,10 @@ def _add_export(commands):
       "export", help="write the towers in another library's format",
       description="Writes the towers of a run folder, of a Hugging Face folder or of a big_vision .npz for other "
       "libraries: hf is a SiglipModel with its preprocessing and tokenizer, hf-vision its image tower alone, big_vision "
-      "an .npz file, open_clip a folder for local-dir:.",
+      "an .npz file, open_clip a folder for local-dir:., stablehlo functions that jax runs without siglax.",
   )
-  parser.add_argument("--from", dest="source", required=True, metavar="DIR", help="run folder, or what siglax.load takes")
-  parser.add_argument("--format", required=True, choices=("hf", "hf-vision", "big_vision", "open_clip"))
+  _add_from_flag(parser)
+  parser.add_argument("--format", required=True, choices=("hf", "hf-vision", "big_vision", "open_clip", "stablehlo"))
   parser.add_argument("--out", required=True, metavar="DIR_OR_FILE", help="folder, or .npz file, that does not exist yet")
   parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the parameters")
   parser.set_defaults(run=_export)
@@ -162,6 +197,28 @@ def _export(arguments):
   from siglax.interop import export
 
   print(f"wrote {export.export(arguments.source, arguments.format, arguments.out, arguments.dtype)}")
+
+
+def _classify(arguments):
+  _no_overrides(arguments)
+  _setup()
+  from siglax import use
+
+  templates = {} if arguments.template is None else {"templates": tuple(arguments.template)}
+  labels = [label.strip() for label in arguments.labels.split(",")]
+  report = use.classify(arguments.source, arguments.pictures, labels, **templates)
+  if arguments.json:
+    print(json.dumps(report))
+  else:
+    use.show(report)
+
+
+def _search(arguments):
+  _no_overrides(arguments)
+  _setup()
+  from siglax import use
+
+  use.search(arguments.source, arguments.images, arguments.queries, arguments.top, arguments.out)
 
 
 def _no_overrides(arguments):

@@ -90,16 +90,18 @@ class Tower:
 
   @property
   def scale(self) -> float:
-    return self._embedder(None).scale
+    return float(jax.device_get(models.scale_and_bias(self.params)[0]))
 
   @property
   def bias(self) -> float:
-    return self._embedder(None).bias
+    return float(jax.device_get(models.scale_and_bias(self.params)[1]))
 
-  def _embedder(self, batch_size: int | None) -> Embedder:
+  def _embedder(self, batch_size: int | None, count: int) -> Embedder:
     devices = self.mesh.size
+    # One picture is no full batch of it; powers of two, so that few sizes are compiled.
+    size = min(batch_size or self.config.eval.batch_size, 1 << max(count - 1, 0).bit_length())
     # Rounded up, so that any batch size runs on any number of devices.
-    size = -(-(batch_size or self.config.eval.batch_size) // devices) * devices
+    size = -(-size // devices) * devices
     if size not in self._embedders:
       self._embedders[size] = Embedder(self.model, self.params, self.text, self.mesh, batch_size=size)
     return self._embedders[size]
@@ -110,25 +112,33 @@ class Tower:
     Resized as in evaluation, to config.image.size by config.image.resize and .fit. batch_size: pictures at a time.
     Raises ValueError that names the picture which cannot be read.
     """
-    return self._embedder(batch_size).images(lambda i: self._pixels(i, images[i]), len(images))
+    return self._embedder(batch_size, len(images)).images(lambda i: self.pixels(images[i], f"images[{i}]"), len(images))
 
   def embed_texts(self, texts: list[str], batch_size: int | None = None) -> np.ndarray:
     """Unit rows float32 [N, d] of N strings, canonicalised and tokenized as in training."""
+    if "text" not in self.params:
+      raise ValueError("there is no text tower here; load a checkpoint that has one")
     if self.text is None:
       raise ValueError(
           "this checkpoint has no sentencepiece tokenizer (spiece.model or tokenizer.model in its folder); "
           "give tokens to tower.model.embed_text(tower.params, tokens)"
       )
-    return self._embedder(batch_size).texts(list(texts))
+    texts = list(texts)
+    return self._embedder(batch_size, len(texts)).texts(texts)
 
-  def _pixels(self, i, image) -> np.ndarray:
+  def pixels(self, image, name: str = "the image") -> np.ndarray:
+    """uint8 [S, S, 3], what the image tower sees of a picture: a uint8 array [H, W, 3], encoded bytes, or a path.
+
+    Resized as in evaluation. Raises ValueError that starts with the path, or else with `name`, when it cannot be read.
+    """
     try:
       if isinstance(image, (str, pathlib.Path)):
+        name = str(image)
         image = pathlib.Path(image).read_bytes()
       c = self.config.image
       return images_lib.resize(images_lib.decode(image), c.size, c.resize, c.fit)
     except (OSError, ValueError) as e:
-      raise ValueError(f"images[{i}]: {e}") from e
+      raise ValueError(f"{name}: {getattr(e, 'strerror', None) or e}") from e
 
   def logits(self, zimg: np.ndarray, ztxt: np.ndarray) -> np.ndarray:
     """scale·zimg·ztxtᵀ + bias, [N, M]; the sigmoid of it is SigLIP's probability that they match."""

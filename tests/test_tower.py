@@ -40,6 +40,23 @@ def test_pictures_of_any_kind_and_size(tower, tmp_path):
   np.testing.assert_allclose(tower.embed_images(arrays * 7, batch_size=8)[-3:], z, atol=1e-6)
   with pytest.raises(ValueError, match=r"images\[1\]: "):
     tower.embed_images([arrays[0], b"no picture"])
+  (tmp_path / "d.png").write_bytes(b"no picture")
+  with pytest.raises(ValueError, match=f"^{tmp_path / 'd.png'}: the image"):
+    tower.embed_images([arrays[0], tmp_path / "d.png"])
+
+
+def test_one_picture_is_no_full_batch(folder, monkeypatch):
+  sizes, embedder = [], tower_lib.Embedder
+
+  def counted(*parts, batch_size):
+    sizes.append(batch_size)
+    return embedder(*parts, batch_size=batch_size)
+
+  monkeypatch.setattr(tower_lib, "Embedder", counted)
+  tower, picture = siglax.load(folder), np.zeros((16, 16, 3), np.uint8)
+  for count in (1, 9, 12, 40):
+    tower.embed_images([picture] * count)
+  assert sizes == [8, 16]  # 8 devices; config.eval.batch_size is 16
 
 
 def test_logits_and_zero_shot(tower):

@@ -15,6 +15,7 @@ from siglax.interop import files
 from siglax.interop import huggingface
 from siglax.interop import layout
 from siglax.interop import open_clip
+from siglax.interop import stablehlo
 from siglax.models import transformer
 
 ONE_TOWER = {"img": ("image",), "txt": ("text",)}
@@ -76,6 +77,10 @@ def find(path) -> Checkpoint | None:
     raise ValueError(f"{file}: no such file or folder")
   elif (file / "config.json").is_file() and "model_type" in files.read_json(file / "config.json"):
     arrays, form, config, towers, tokenizer = huggingface.open_folder(file)
+  elif (file / "config.json").is_file() and files.read_json(file / "config.json").get("format") == stablehlo.FORMAT:
+    raise ValueError(
+        f"{file} was written by --format stablehlo, which siglax does not read back; give what it was exported from"
+    )
   elif (file / open_clip.CONFIG).is_file():
     arrays, form, config, towers, tokenizer = open_clip.open_folder(file)
   else:

@@ -19,6 +19,7 @@ from siglax.interop import files
 from siglax.interop import huggingface
 from siglax.interop import layout
 from siglax.interop import open_clip
+from siglax.interop import stablehlo
 from siglax.models import transformer
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
@@ -27,8 +28,8 @@ DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 def export(source, form: str, out, dtype: str = "float32") -> pathlib.Path:
   """Writes the towers at `source` (see siglax.load) in the format `form` to the folder or file `out`; returns its path.
 
-  form: hf | hf-vision | big_vision | open_clip. dtype: of the parameters; float32 is bit for bit what was trained.
-  Nothing is there until all is written. Raises ValueError in one line that names the field which the format cannot
+  form: hf | hf-vision | big_vision | open_clip | stablehlo. dtype: of the parameters; float32 is bit for bit what was
+  trained. Nothing is there until all is written. Raises ValueError in one line that names the field which the format cannot
   express, or an `out` that exists.
   """
   if form not in FORMATS:
@@ -129,7 +130,21 @@ def _big_vision(tower, file, dtype, source):
   files.write_npz(file, ((big_vision.PREFIX + name, make) for name, make in arrays))
 
 
-FORMATS = {"hf": _hf, "hf-vision": _hf_vision, "big_vision": _big_vision, "open_clip": _open_clip}
+def _stablehlo(tower, folder, dtype, source):
+  exported = stablehlo.functions(tower, DTYPES[dtype])
+  config = stablehlo.config_json(tower, exported, dtype)
+  folder.mkdir()
+  for name, function in exported.items():
+    (folder / config["functions"][name]["file"]).write_bytes(stablehlo.serialize(function))
+  for name in set(models.TOWERS) & tower.params.keys():
+    np.savez(folder / f"{name}.npz", **stablehlo.params(tower, name, DTYPES[dtype]))
+  if tower.text is not None:
+    tower.text.save(folder / stablehlo.TOKENIZER)
+  _write_json(folder / "config.json", config)
+  (folder / "README.md").write_text(stablehlo.readme(config, source.resolve().name))
+
+
+FORMATS = {"hf": _hf, "hf-vision": _hf_vision, "big_vision": _big_vision, "open_clip": _open_clip, "stablehlo": _stablehlo}
 
 _USE = {
     "hf": """import torch
