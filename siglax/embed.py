@@ -71,7 +71,8 @@ def embed(source, spec: dict, out, *, texts=False, tokens=False, batch_size: int
   except (OSError, pa.ArrowException) as e:
     raise ValueError(f"--out {out} cannot be written: {getattr(e, 'strerror', None) or e}") from e
   finally:
-    temporary.unlink(missing_ok=True)
+    if temporary.exists():
+      temporary.unlink()
   return description
 
 

@@ -6,7 +6,7 @@ holds its description, a dict that JSON can hold (siglax/embed.py). Three format
 
 .npz: arrays of all rows; text_embeddings one after the other, in the order of the captions; captions, key and the
     description ("siglax") as JSON in UTF-8. label is −1 and weight 1 where there is none.
-.parquet: a column each, null where there is none; the description is the schema's metadata "siglax".
+.parquet: a column each, null where there is none; the description is the file's metadata "siglax".
 .array_record: a record is a row in safetensors' format: the arrays as tensors, the rest as JSON in the metadata "row".
     The last record has no tensors, and the description as the metadata "siglax".
 """
@@ -120,7 +120,7 @@ class ParquetReader:
   def __init__(self, file: str):
     opened = files_lib.open_parquet(file)
     schema = opened.schema_arrow
-    self.description = json.loads((schema.metadata or {})[DESCRIPTION.encode()])
+    self.description = json.loads((opened.metadata.metadata or {})[DESCRIPTION.encode()])
     names = ("image_embedding", "captions", "label", "weight", "key")
     columns = files_lib.Columns(pa.schema([schema.field(name) for name in names]))
     table = files_lib.read({file: opened}, columns)
@@ -265,7 +265,7 @@ def _fixed_lists(x: np.ndarray) -> pa.Array:
 
 
 def _to_json(value) -> np.ndarray:
-  return np.frombuffer(json.dumps(value, ensure_ascii=False).encode(), np.uint8)
+  return np.frombuffer(json.dumps(value).encode(), np.uint8)
 
 
 def _from_json(array: np.ndarray):
