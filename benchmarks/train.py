@@ -14,6 +14,7 @@ import time
 
 import jax
 
+from siglax import checks
 from siglax import config as config_lib
 from siglax import metrics as metrics_lib
 from siglax import train
@@ -41,7 +42,7 @@ def main():
   results = []
   for batch_size in arguments.batches:
     config.batch_size = batch_size
-    config_lib.validate_train(config, jax.device_count())
+    checks.validate_train(config, jax.device_count())
     result = {"device": f"{jax.device_count()} × {jax.devices()[0].device_kind}", "batch_size": batch_size, "microbatch": arguments.microbatch}
     try:
       results.append(result | measure(config, arguments.steps))

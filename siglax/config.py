@@ -1,4 +1,4 @@
-"""Every field of a run, its default, its comment and its check.
+"""Every field of a run, its default and its comment; siglax/checks.py checks them.
 
 A config file (`configs/*.py`) defines `get_config(**arguments)`, starts from
 `default()` and changes what it needs. The command line changes single fields:
@@ -36,52 +36,6 @@ DURATIONS = {
     "eval.every": False,
     "checkpoint.every": False,
 }
-# Fields with a fixed set of values.
-CHOICES = {
-    "loss.name": ("sigmoid", "softmax", "focal", "hinge"),
-    "loss.impl": ("auto", "dense", "ring", "gather"),
-    "loss.positives": ("pair", "label"),
-    "loss.negatives": ("all", "hardest"),
-    "image.resize": ("bilinear", "bicubic"),
-    "image.fit": ("squash", "crop"),
-    "text.pad": ("eos", "pad"),
-    "train.dtype": ("float32", "bfloat16"),
-    "train.remat.image": ("none", "dots", "full"),
-    "train.remat.text": ("none", "dots", "full"),
-    "model.image.size": ("Ti", "S", "B", "L", "So400m", "g-opt"),
-    "model.image.stem": ("patch", "conv"),
-    "model.image.position": ("learned", "sincos"),
-    "model.image.pool": ("map", "mean", "cls"),
-    "model.image.activation": ("gelu_tanh", "gelu", "quick_gelu"),
-    "model.image.head": ("auto", "linear", "linear_no_bias"),
-    "model.text.size": ("Ti", "S", "B", "L", "So400m", "g-opt"),
-    "model.text.pool": ("last", "mean", "map", "eos", "argmax"),
-    "model.text.activation": ("gelu_tanh", "gelu", "quick_gelu"),
-    "model.text.head": ("linear", "linear_no_bias"),
-    "optim.name": ("adamw", "adafactor", "lion"),
-    "optim.schedule": ("cosine", "rsqrt", "linear", "constant"),
-}
-# Fields with a least value.
-MINIMA = {
-    "batch_size": 1,
-    "eval.batch_size": 1,
-    "image.size": 1,
-    "image.pad": 0,
-    "image.crop_max_aspect": 1,
-    "loss.gamma": 0,
-    "loss.margin": 0,
-    "text.length": 2,
-    "model.image.patch": 1,
-    "loader.threads": 1,
-    "loader.workers": 0,
-    "loader.buffer": 1,
-    "checkpoint.keep_latest": 1,
-    "mesh.fsdp": 1,
-    "model.image.lora_rank": 0,
-    "model.text.lora_rank": 0,
-}
-# Overrides of a tower's named size.
-SHAPE = ("width", "depth", "heads", "mlp_dim")
 # A run may be resumed with other values of these: they change its speed and its reports, not its losses.
 FREE_ON_RESUME = (
     "loader", "mesh", "eval", "checkpoint", "log", "profile", "loss.impl", "loss.tile", "loss.check_embeddings",
@@ -396,122 +350,6 @@ def check_vocabulary(config: ConfigDict, text):
     raise ValueError(
         f"config.model.text.vocab_size={config.model.text.vocab_size} is below the {text.vocab_size} tokens of {text.tokenizer}"
     )
-
-
-def validate(config: ConfigDict, devices: int):
-  """Checks every field and combination that can be checked without reading data or compiling.
-
-  devices: number of devices over all processes. Raises ValueError in one line: given, needed, field.
-  """
-  for field, choices in CHOICES.items():
-    if (value := get(config, field)) not in choices:
-      raise ValueError(f"config.{field}={value!r} is unknown; known are {', '.join(choices)}")
-  for name, needed in DURATIONS.items():
-    given = {f"{name}_{k}": v for k in UNITS if (v := get(config, f"{name}_{k}")) is not None}
-    if len(given) > 1 or needed and not given:
-      raise ValueError(
-          f"{' and '.join(given) or 'none'} of config.{name}_{{steps,examples,epochs}} set; set exactly one"
-      )
-    for field, value in given.items():
-      if value < 0 or value == 0 and name not in ("optim.warmup", "optim.cooldown", "train.unmasked"):
-        raise ValueError(f"config.{field}={value} must be positive")
-  for field, least in MINIMA.items():
-    if (value := get(config, field)) < least:
-      raise ValueError(f"config.{field}={value} must be at least {least}")
-  _validate_mesh(config, devices)
-  _validate_towers(config)
-  validate_train(config, devices)
-  if not 0 < config.image.crop_min_area <= 1:
-    raise ValueError(f"config.image.crop_min_area={config.image.crop_min_area} must lie in (0, 1]")
-  if config.loss.scale_init <= 0:
-    raise ValueError(f"config.loss.scale_init={config.loss.scale_init} must be positive: it is exp(t')")
-  if config.loss.tile is not None and config.loss.tile < 1:
-    raise ValueError(f"config.loss.tile={config.loss.tile} must be at least 1, or None")
-  if config.loss.lr_multiplier <= 0:
-    raise ValueError(
-        f"config.loss.lr_multiplier={config.loss.lr_multiplier} must be positive; config.optim.lr_multipliers freezes with None"
-    )
-  for field in ("optim.lr", "optim.clip_norm", "loss.scale_max", *(f"model.{t}.{k}" for t in ("image", "text") for k in SHAPE)):
-    if (value := get(config, field)) is not None and value <= 0:
-      raise ValueError(f"config.{field}={value} must be positive")
-  if min(config.image.std) <= 0:
-    raise ValueError(f"config.image.std={config.image.std} must be positive: pixels are divided by it")
-  if not config.data:
-    raise ValueError("config.data is empty; give at least one spec, e.g. ({'source': 'shapes'},)")
-  from siglax import data, evals  # late: they import the sources and the models
-
-  for i, spec in enumerate(config.data):
-    data.validate_spec(spec, f"config.data.{i}")
-  data.embeddings.validate(config)
-  evals.validate_tasks(config)
-
-
-def _validate_mesh(config, devices):
-  data, fsdp = config.mesh.data, config.mesh.fsdp
-  if data != "rest" and not isinstance(data, int):
-    raise ValueError(f'config.mesh.data={data!r} must be a number of devices or "rest"')
-  if data == "rest" and devices % fsdp:
-    raise ValueError(f"config.mesh.fsdp={fsdp} does not divide the {devices} devices")
-  if data != "rest" and data * fsdp != devices:
-    raise ValueError(f"config.mesh.data={data} × config.mesh.fsdp={fsdp} is {data * fsdp}, but there are {devices} devices")
-  for field in ("batch_size", "eval.batch_size"):
-    size = get(config, field)
-    if size % devices:
-      below, above = size // devices * devices, -(-size // devices) * devices
-      use = f"use {below} or {above}" if below else f"use {above}"
-      raise ValueError(
-          f'config.{field}={size} is not divisible by the {devices} devices on mesh axes "data" and "fsdp"; {use}'
-      )
-
-
-def validate_train(config, devices):
-  """Checks config.train and config.profile; a part of `validate`."""
-  microbatch, size = config.train.microbatch, config.batch_size // devices
-  if microbatch is not None and (microbatch < 1 or size % microbatch):
-    near = [n for n in range(1, size + 1) if size % n == 0]
-    use = sorted({max((n for n in near if n <= microbatch), default=1), min((n for n in near if n >= microbatch), default=size)})
-    raise ValueError(
-        f"config.train.microbatch={microbatch} does not divide the {size} examples of a device (config.batch_size="
-        f"{config.batch_size} over {devices} devices); use {' or '.join(map(str, use))}"
-    )
-  if not 0 <= config.train.patch_drop < 1:
-    raise ValueError(f"config.train.patch_drop={config.train.patch_drop} must lie in [0, 1)")
-  if not config.train.patch_drop and any(get(config, f"train.unmasked_{k}") for k in UNITS):
-    raise ValueError("config.train.unmasked is set, but config.train.patch_drop=0 leaves no patch out; set both or none")
-  if config.train.ema is not None and not 0 < config.train.ema < 1:
-    raise ValueError(f"config.train.ema={config.train.ema} must lie in (0, 1), or be None")
-  profile_steps(config)
-
-
-def profile_steps(config) -> tuple[int, int] | None:
-  """First and last step to trace, of config.profile.steps; ValueError for what is no such range."""
-  text = config.profile.steps
-  if text is None:
-    return None
-  first, _, last = text.partition(":")
-  if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
-    raise ValueError(f'config.profile.steps={text!r} must be two steps, the first at least 1, such as "10:15"')
-  return int(first), int(last)
-
-
-def _validate_towers(config):
-  image = config.model.image
-  if image.image_size % image.patch:
-    raise ValueError(f"config.image.size={image.image_size} is not divisible by config.model.image.patch={image.patch}")
-  if image.stem == "conv" and not image.patch_bias:
-    raise ValueError('config.model.image.patch_bias=False has no place in config.model.image.stem="conv"; leave it True')
-  if image.stem == "conv" and image.patch & (image.patch - 1):
-    raise ValueError(f'config.model.image.patch={image.patch} must be a power of two for config.model.image.stem="conv"')
-  for name in ("image", "text"):
-    tower = config.model[name]
-    if not 0 < (decay := config.optim.layer_decay[name]) <= 1:
-      raise ValueError(f"config.optim.layer_decay.{name}={decay} must lie in (0, 1]; 1 decays nothing")
-    if tower.norm_eps <= 0:
-      raise ValueError(f"config.model.{name}.norm_eps={tower.norm_eps} must be positive")
-    if tower.width and tower.heads and tower.width % tower.heads:
-      raise ValueError(f"config.model.{name}.width={tower.width} is not divisible by its heads={tower.heads}")
-    if not 0 <= tower.dropout < 1:
-      raise ValueError(f"config.model.{name}.dropout={tower.dropout} must lie in [0, 1)")
 
 
 def _arguments(text: str, function, filename: str) -> dict[str, Any]:

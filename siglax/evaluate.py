@@ -1,4 +1,4 @@
-"""`siglax evaluate`: the evaluation tasks of a run folder on its newest good checkpoint."""
+"""Evaluation of a model's parameters: in training, and of a run folder by `siglax evaluate`."""
 
 from __future__ import annotations
 
@@ -6,18 +6,57 @@ import json
 import pathlib
 
 import jax
+import numpy as np
 
+from siglax import checks
 from siglax import config as config_lib
+from siglax import data as data_lib
 from siglax import evals
+from siglax import losses
+from siglax import mesh as mesh_lib
 from siglax import metrics
+from siglax import models
 from siglax import tower
-from siglax import train
+
+
+class Evaluator:
+  """All tasks of config.eval: parameters → {"eval/<name>/<metric>": value}. Global view: all processes call together.
+
+  config: resolved. Data is opened, and each program compiled, once for all calls.
+  """
+
+  def __init__(self, config, model, text, mesh):
+    self._config, self._mesh = config, mesh
+    self._embedder = tower.Embedder(
+        model, None, text, mesh, batch_size=config.eval.batch_size, threads=config.loader.threads
+    )
+    loss = losses.make(config.loss, mesh, mesh_lib.BATCH_AXES)
+    self._loss = jax.jit(loss, out_shardings=mesh_lib.replicated(mesh))
+    self._task_data = {}
+
+  def __call__(self, params) -> dict[str, float]:
+    self._embedder.params = params
+    return evals.run(self._config, self._embedder, self._open_task_data, self._compute_loss)
+
+  def _compute_loss(self, zimg, ztxt, scale, bias, weights, labels):
+    rows = mesh_lib.batch_sharding(self._mesh)
+    scale, bias = jax.device_put((np.float32(scale), np.float32(bias)), mesh_lib.replicated(self._mesh))
+    pairs = jax.device_put({"weights": weights, "labels": labels}, rows)
+    return self._loss(*jax.device_put((zimg, ztxt), rows), scale, bias, **pairs)
+
+  def _open_task_data(self, spec):
+    """A task's examples; opened once, also where several tasks read the same."""
+    key = repr(sorted(spec.items()))
+    if key not in self._task_data:
+      self._task_data[key] = data_lib.EvalExamples(data_lib.open_source(spec), self._config)
+    return self._task_data[key]
 
 
 def evaluate(folder, overrides: dict[str, str] | None = None, out=None) -> dict[str, float]:
   """Evaluates a run folder, prints a table and writes CLIP_benchmark's records to `out` (folder/eval.json).
 
-  overrides: changes of the run's config, such as {"eval.batch_size": "512"}.
+  overrides: changes of the run's config, such as {"eval.batch_size": "512"}. Neither the training data nor its batch
+  matter.
   """
   folder = pathlib.Path(folder)
   config = tower.read_config(folder)
@@ -25,16 +64,15 @@ def evaluate(folder, overrides: dict[str, str] | None = None, out=None) -> dict[
   if not out.parent.is_dir():
     raise ValueError(f"--out {out}: there is no folder {out.parent}")
   # Whatever devices there are: how the training was split changes no embedding.
-  config.mesh.data, config.mesh.fsdp, config.mesh.shard, config.train.microbatch = "rest", 1, (), None
+  config.mesh.data, config.mesh.fsdp, config.mesh.shard = "rest", 1, ()
   for field, text in (overrides or {}).items():
     config_lib.override(config, field, text)
-  config.text.tokenizer = str(folder / tower.TOKENIZER)
-  run = train.Run(config, folder)
-  if not run.config.eval.tasks:
-    raise ValueError("config.eval.tasks is empty; the run's config must name what to evaluate")
-  values = run.evaluate(tower.read_params(folder, run.model, run.mesh))
+  checks.validate_evaluation(config, jax.device_count())
+  text = tower.text_processor(config, folder)
+  mesh, model = mesh_lib.make(config.mesh.data, config.mesh.fsdp), models.build(config.model)
+  values = Evaluator(config, model, text, mesh)(tower.read_params(folder, model, mesh))
   if jax.process_index() == 0:
-    records = evals.clip_benchmark_json(run.config, values, model="siglax", pretrained=folder.name)
+    records = evals.clip_benchmark_json(config, values, model="siglax", pretrained=folder.name)
     out.write_text(json.dumps(records, indent=1))
     metrics.print_table(f"siglax evaluate {folder}", [(k, f"{v:.4f}") for k, v in values.items()] + [("file", str(out))])
   return values

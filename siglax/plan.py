@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from siglax import chips as chips_lib
+from siglax import checks
 from siglax import collectives
 from siglax import config as config_lib
 from siglax import data as data_lib
@@ -61,7 +62,7 @@ def plan(config, devices: int, chips=tuple(chips_lib.NAMED)) -> dict:
   chips = [chips_lib.named(name) for name in chips]
   if devices < 1:
     raise ValueError(f"--devices {devices} must be at least 1")
-  config_lib.validate(config, devices)
+  checks.validate(config, devices)
   if jax.device_count() != devices:
     raise ValueError(
         f"--devices {devices}, but jax has {jax.device_count()}; set JAX_NUM_CPU_DEVICES={devices} before it starts"

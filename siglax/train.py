@@ -16,10 +16,11 @@ import jax
 import numpy as np
 
 from siglax import checkpoint
+from siglax import checks
 from siglax import config as config_lib
 from siglax import curves
 from siglax import data as data_lib
-from siglax import evals
+from siglax import evaluate
 from siglax import flops
 from siglax import goodput as goodput_lib
 from siglax import losses
@@ -40,7 +41,7 @@ class Run(program.Program):
   """Everything a run needs, made of its config before anything compiles; see `train`."""
 
   def __init__(self, config, workdir):
-    config_lib.validate(config, jax.device_count())
+    checks.validate(config, jax.device_count())
     text = tower.text_processor(config)
     config = config_lib.resolve(config, text)
     self.text = text
@@ -49,12 +50,7 @@ class Run(program.Program):
     super().__init__(config, data_lib.num_examples(self.sources))
     if self.embedded:
       data_lib.embeddings.check(config, self.sources, self.model.embed_dim)
-    self.embedder = tower.Embedder(
-        self.model, None, text, self.mesh, batch_size=config.eval.batch_size, threads=config.loader.threads
-    )
-    loss = losses.make(config.loss, self.mesh, mesh_lib.BATCH_AXES)
-    self._task_data = {}
-    self._eval_loss = jax.jit(loss, out_shardings=mesh_lib.replicated(self.mesh))
+    self.evaluate = evaluate.Evaluator(config, self.model, text, self.mesh)
 
   def due(self, what: str, step: int) -> bool:
     """Whether to log, evaluate or save after this many steps; the last step always does."""
@@ -80,25 +76,6 @@ class Run(program.Program):
         self.config, self.text, start_step=start_step, sources=self.sources,
         process_index=jax.process_index(), process_count=jax.process_count(),
     )
-
-  def evaluate(self, params) -> dict[str, float]:
-    """All tasks of config.eval on these parameters."""
-    self.embedder.params = params
-
-    def loss(zimg, ztxt, scale, bias, weights, labels):
-      rows = mesh_lib.batch_sharding(self.mesh)
-      scale, bias = jax.device_put((np.float32(scale), np.float32(bias)), mesh_lib.replicated(self.mesh))
-      pairs = jax.device_put({"weights": weights, "labels": labels}, rows)
-      return self._eval_loss(*jax.device_put((zimg, ztxt), rows), scale, bias, **pairs)
-
-    return evals.run(self.config, self.embedder, self._open_task_data, loss)
-
-  def _open_task_data(self, spec):
-    """A task's examples; opened once a run, also where several tasks read the same."""
-    key = repr(sorted(spec.items()))
-    if key not in self._task_data:
-      self._task_data[key] = data_lib.EvalExamples(data_lib.open_source(spec), self.config)
-    return self._task_data[key]
 
   def write_files(self):
     """config.json and tokenizer.model of the run folder; a folder that holds checkpoints of another run is an error."""
@@ -286,7 +263,7 @@ class Profiler:
   """Traces the steps of config.profile.steps into the run folder's profile/, on process 0."""
 
   def __init__(self, run: Run, start: int):
-    steps = config_lib.profile_steps(run.config) if jax.process_index() == 0 else None
+    steps = checks.profile_steps(run.config) if jax.process_index() == 0 else None
     if steps and steps[0] > run.total_steps:
       raise ValueError(f"config.profile.steps={run.config.profile.steps!r} begins after the last of {run.total_steps} steps")
     # A run that resumes inside of the window traces what is left of it.

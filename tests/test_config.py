@@ -2,6 +2,7 @@
 
 import pytest
 
+from siglax import checks
 from siglax import config as config_lib
 from siglax.data.text import TextProcessor
 
@@ -86,12 +87,12 @@ def test_what_does_not_fit_is_one_line(field, text, message):
   c = valid()
   config_lib.override(c, field, text)
   with pytest.raises(ValueError) as error:
-    config_lib.validate(c, devices=8)
+    checks.validate(c, devices=8)
   assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_the_tests_config_is_valid():
-  config_lib.validate(valid(), devices=8)
+  checks.validate(valid(), devices=8)
 
 
 def test_json_round_trip_and_differences():

@@ -17,7 +17,7 @@ import pytest
 import safetensors.numpy
 
 import siglax
-from siglax import checkpoint, cli, config as config_lib, data, flops, losses, metrics, plan, program, step, train
+from siglax import checkpoint, checks, cli, config as config_lib, data, flops, losses, metrics, plan, program, step, train
 from siglax import tower as tower_lib
 from siglax import mesh as mesh_lib
 from siglax.data import embeddings, files, sources
@@ -371,7 +371,7 @@ def test_pictures_and_embeddings_do_not_mix_and_another_tower_is_refused(folder,
   c = lit(folder, embedded[".npz"])
   c.data += (SHAPES,)
   with pytest.raises(ValueError, match="config.data.1.source='shapes' has pictures, another spec .* has embeddings"):
-    config_lib.validate(c, 8)
+    checks.validate(c, 8)
   save_first(configured(seed=1), tmp_path)
   with pytest.raises(ValueError, match=r"embeddings are of another image tower \(.*run, \w{16}\) than this run's \(\w{16}\)"):
     train.train(lit(tmp_path, embedded[".npz"]), tmp_path / "lit")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from siglax import cli
+from siglax import checks
 from siglax import config as config_lib
 from siglax import models
 from siglax import train
@@ -73,7 +74,7 @@ def test_every_config_file_is_tested():
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_config_is_valid_on_its_devices(name):
   config = load(name)
-  config_lib.validate(config, RECIPES[name][0])
+  checks.validate(config, RECIPES[name][0])
   warmup, total = (config_lib.duration_steps(config, k, epoch_examples=400_000_000) for k in ("optim.warmup", "total"))
   assert warmup <= total / 10
 

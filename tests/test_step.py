@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from siglax import checks
 from siglax import config as config_lib
 from siglax import flops, models, optim
 from siglax import mesh as mesh_lib
@@ -39,7 +40,7 @@ def gradients(mesh, n=64, **fields):
   c.batch_size = n
   for field, value in {"model.image.dropout": 0.3, "model.text.dropout": 0.2, **fields}.items():
     config_lib.override(c, field, str(value))
-  config_lib.validate(c, mesh.size)
+  checks.validate(c, mesh.size)
   c = config_lib.resolve(c, TextProcessor())
   model = models.build(c.model)
   params = jax.jit(model.init)(jax.random.key(0))

@@ -1,0 +1,186 @@
+"""What can be checked of a config without reading data or compiling: each raises ValueError in one line, given, needed, field."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from siglax import config as config_lib
+from siglax import data
+from siglax import evals
+
+# Fields with a fixed set of values.
+CHOICES = {
+    "loss.name": ("sigmoid", "softmax", "focal", "hinge"),
+    "loss.impl": ("auto", "dense", "ring", "gather"),
+    "loss.positives": ("pair", "label"),
+    "loss.negatives": ("all", "hardest"),
+    "image.resize": ("bilinear", "bicubic"),
+    "image.fit": ("squash", "crop"),
+    "text.pad": ("eos", "pad"),
+    "train.dtype": ("float32", "bfloat16"),
+    "train.remat.image": ("none", "dots", "full"),
+    "train.remat.text": ("none", "dots", "full"),
+    "model.image.size": ("Ti", "S", "B", "L", "So400m", "g-opt"),
+    "model.image.stem": ("patch", "conv"),
+    "model.image.position": ("learned", "sincos"),
+    "model.image.pool": ("map", "mean", "cls"),
+    "model.image.activation": ("gelu_tanh", "gelu", "quick_gelu"),
+    "model.image.head": ("auto", "linear", "linear_no_bias"),
+    "model.text.size": ("Ti", "S", "B", "L", "So400m", "g-opt"),
+    "model.text.pool": ("last", "mean", "map", "eos", "argmax"),
+    "model.text.activation": ("gelu_tanh", "gelu", "quick_gelu"),
+    "model.text.head": ("linear", "linear_no_bias"),
+    "optim.name": ("adamw", "adafactor", "lion"),
+    "optim.schedule": ("cosine", "rsqrt", "linear", "constant"),
+}
+# Fields with a least value.
+MINIMA = {
+    "batch_size": 1,
+    "eval.batch_size": 1,
+    "image.size": 1,
+    "image.pad": 0,
+    "image.crop_max_aspect": 1,
+    "loss.gamma": 0,
+    "loss.margin": 0,
+    "text.length": 2,
+    "model.image.patch": 1,
+    "loader.threads": 1,
+    "loader.workers": 0,
+    "loader.buffer": 1,
+    "checkpoint.keep_latest": 1,
+    "mesh.fsdp": 1,
+    "model.image.lora_rank": 0,
+    "model.text.lora_rank": 0,
+}
+# Fields that are above 0, or None.
+POSITIVE = (
+    "optim.lr", "optim.clip_norm", "loss.scale_max",
+    *(f"model.{tower}.{name}" for tower in ("image", "text") for name in ("width", "depth", "heads", "mlp_dim")),
+)
+
+
+def validate(config: ConfigDict, devices: int):
+  """All checks of a training. devices: number of devices over all processes."""
+  _validate_fields(config)
+  for name, needed in config_lib.DURATIONS.items():
+    given = {f"{name}_{k}": v for k in config_lib.UNITS if (v := config_lib.get(config, f"{name}_{k}")) is not None}
+    if len(given) > 1 or needed and not given:
+      raise ValueError(
+          f"{' and '.join(given) or 'none'} of config.{name}_{{steps,examples,epochs}} set; set exactly one"
+      )
+    for field, value in given.items():
+      if value < 0 or value == 0 and name not in ("optim.warmup", "optim.cooldown", "train.unmasked"):
+        raise ValueError(f"config.{field}={value} must be positive")
+  _validate_mesh(config, devices, ("batch_size", "eval.batch_size"))
+  validate_train(config, devices)
+  if not config.data:
+    raise ValueError("config.data is empty; give at least one spec, e.g. ({'source': 'shapes'},)")
+  for i, spec in enumerate(config.data):
+    data.validate_spec(spec, f"config.data.{i}")
+  data.embeddings.validate(config)
+  evals.validate_tasks(config)
+
+
+def validate_evaluation(config: ConfigDict, devices: int):
+  """The checks of an evaluation alone, to which the training data need not be there, nor the devices divide its batch."""
+  _validate_fields(config)
+  _validate_mesh(config, devices, ("eval.batch_size",))
+  if not config.eval.tasks:
+    raise ValueError("config.eval.tasks is empty; the run's config must name what to evaluate")
+  evals.validate_tasks(config)
+
+
+def _validate_fields(config):
+  for field, choices in CHOICES.items():
+    if (value := config_lib.get(config, field)) not in choices:
+      raise ValueError(f"config.{field}={value!r} is unknown; known are {', '.join(choices)}")
+  for field, least in MINIMA.items():
+    if (value := config_lib.get(config, field)) < least:
+      raise ValueError(f"config.{field}={value} must be at least {least}")
+  for field in POSITIVE:
+    if (value := config_lib.get(config, field)) is not None and value <= 0:
+      raise ValueError(f"config.{field}={value} must be positive")
+  if not 0 < config.image.crop_min_area <= 1:
+    raise ValueError(f"config.image.crop_min_area={config.image.crop_min_area} must lie in (0, 1]")
+  if config.loss.scale_init <= 0:
+    raise ValueError(f"config.loss.scale_init={config.loss.scale_init} must be positive: it is exp(t')")
+  if config.loss.tile is not None and config.loss.tile < 1:
+    raise ValueError(f"config.loss.tile={config.loss.tile} must be at least 1, or None")
+  if config.loss.lr_multiplier <= 0:
+    raise ValueError(
+        f"config.loss.lr_multiplier={config.loss.lr_multiplier} must be positive; config.optim.lr_multipliers freezes with None"
+    )
+  if min(config.image.std) <= 0:
+    raise ValueError(f"config.image.std={config.image.std} must be positive: pixels are divided by it")
+  _validate_towers(config)
+
+
+def _validate_mesh(config, devices, sizes):
+  """sizes: fields of batches that the devices are to divide."""
+  mesh = config.mesh
+  if mesh.data != "rest" and not isinstance(mesh.data, int):
+    raise ValueError(f'config.mesh.data={mesh.data!r} must be a number of devices or "rest"')
+  if mesh.data == "rest" and devices % mesh.fsdp:
+    raise ValueError(f"config.mesh.fsdp={mesh.fsdp} does not divide the {devices} devices")
+  if mesh.data != "rest" and mesh.data * mesh.fsdp != devices:
+    raise ValueError(
+        f"config.mesh.data={mesh.data} × config.mesh.fsdp={mesh.fsdp} is {mesh.data * mesh.fsdp}, but there are {devices} devices"
+    )
+  for field in sizes:
+    size = config_lib.get(config, field)
+    if size % devices:
+      below, above = size // devices * devices, -(-size // devices) * devices
+      use = f"use {below} or {above}" if below else f"use {above}"
+      raise ValueError(
+          f'config.{field}={size} is not divisible by the {devices} devices on mesh axes "data" and "fsdp"; {use}'
+      )
+
+
+def validate_train(config, devices):
+  """Checks config.train and config.profile; a part of `validate`."""
+  microbatch, size = config.train.microbatch, config.batch_size // devices
+  if microbatch is not None and (microbatch < 1 or size % microbatch):
+    near = [n for n in range(1, size + 1) if size % n == 0]
+    use = sorted({max((n for n in near if n <= microbatch), default=1), min((n for n in near if n >= microbatch), default=size)})
+    raise ValueError(
+        f"config.train.microbatch={microbatch} does not divide the {size} examples of a device (config.batch_size="
+        f"{config.batch_size} over {devices} devices); use {' or '.join(map(str, use))}"
+    )
+  if not 0 <= config.train.patch_drop < 1:
+    raise ValueError(f"config.train.patch_drop={config.train.patch_drop} must lie in [0, 1)")
+  if not config.train.patch_drop and any(config_lib.get(config, f"train.unmasked_{k}") for k in config_lib.UNITS):
+    raise ValueError("config.train.unmasked is set, but config.train.patch_drop=0 leaves no patch out; set both or none")
+  if config.train.ema is not None and not 0 < config.train.ema < 1:
+    raise ValueError(f"config.train.ema={config.train.ema} must lie in (0, 1), or be None")
+  profile_steps(config)
+
+
+def profile_steps(config) -> tuple[int, int] | None:
+  """First and last step to trace, of config.profile.steps; ValueError for what is no such range."""
+  text = config.profile.steps
+  if text is None:
+    return None
+  first, _, last = text.partition(":")
+  if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+    raise ValueError(f'config.profile.steps={text!r} must be two steps, the first at least 1, such as "10:15"')
+  return int(first), int(last)
+
+
+def _validate_towers(config):
+  image = config.model.image
+  if image.image_size % image.patch:
+    raise ValueError(f"config.image.size={image.image_size} is not divisible by config.model.image.patch={image.patch}")
+  if image.stem == "conv" and not image.patch_bias:
+    raise ValueError('config.model.image.patch_bias=False has no place in config.model.image.stem="conv"; leave it True')
+  if image.stem == "conv" and image.patch & (image.patch - 1):
+    raise ValueError(f'config.model.image.patch={image.patch} must be a power of two for config.model.image.stem="conv"')
+  for name in ("image", "text"):
+    tower = config.model[name]
+    if not 0 < (decay := config.optim.layer_decay[name]) <= 1:
+      raise ValueError(f"config.optim.layer_decay.{name}={decay} must lie in (0, 1]; 1 decays nothing")
+    if tower.norm_eps <= 0:
+      raise ValueError(f"config.model.{name}.norm_eps={tower.norm_eps} must be positive")
+    if tower.width and tower.heads and tower.width % tower.heads:
+      raise ValueError(f"config.model.{name}.width={tower.width} is not divisible by its heads={tower.heads}")
+    if not 0 <= tower.dropout < 1:
+      raise ValueError(f"config.model.{name}.dropout={tower.dropout} must lie in [0, 1)")
