@@ -82,9 +82,10 @@ def validate(config: ConfigDict, devices: int):
 
 
 def validate_evaluation(config: ConfigDict, devices: int):
-  """The checks of an evaluation alone, to which the training data need not be there, nor the devices divide its batch."""
+  """The checks of an evaluation alone, which needs no training data, and its batch for the task "loss" only."""
   _validate_fields(config)
-  _validate_mesh(config, devices, ("eval.batch_size",))
+  in_batches = any(task.get("kind") == "loss" for task in config.eval.tasks)
+  _validate_mesh(config, devices, ("eval.batch_size", "batch_size") if in_batches else ("eval.batch_size",))
   if not config.eval.tasks:
     raise ValueError("config.eval.tasks is empty; the run's config must name what to evaluate")
   evals.validate_tasks(config)

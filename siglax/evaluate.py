@@ -55,8 +55,7 @@ class Evaluator:
 def evaluate(folder, overrides: dict[str, str] | None = None, out=None) -> dict[str, float]:
   """Evaluates a run folder, prints a table and writes CLIP_benchmark's records to `out` (folder/eval.json).
 
-  overrides: changes of the run's config, such as {"eval.batch_size": "512"}. Neither the training data nor its batch
-  matter.
+  overrides: changes of the run's config, such as {"eval.batch_size": "512"}. The training data need not be there.
   """
   folder = pathlib.Path(folder)
   config = tower.read_config(folder)

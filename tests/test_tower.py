@@ -71,8 +71,9 @@ def test_logits_and_zero_shot(tower):
 
 
 def test_evaluate_repeats_the_last_evaluation_of_the_run(folder, capsys):
-  # Elsewhere than in training: without its data, and on devices that its batch does not suit.
-  gone = ["--config.data.0.source=parquet", "--config.data.0.path=gone.parquet", "--config.batch_size=13"]
+  gone = ["--config.data.0.source=parquet", "--config.data.0.path=gone.parquet"]  # the training data is not needed
+  assert cli.main(["evaluate", "--from", str(folder), "--config.batch_size=13"]) == 1  # the task "loss" has batches of it
+  assert "config.batch_size=13 is not divisible by the 8 devices" in capsys.readouterr().err
   assert cli.main(["evaluate", "--from", str(folder), *gone]) == 0
   last = [r for r in metrics.read(folder) if any(k.startswith("eval/") for k in r)][-1]
   found = json.loads((folder / "eval.json").read_text())
