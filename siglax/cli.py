@@ -265,6 +265,7 @@ def _setup():
 
   logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
   logging.getLogger("siglax").setLevel(logging.INFO)
+  logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's, which warns of each folder that is only read
   mesh.keep_freed_memory()
   mesh.keep_compiled_programs()
 
