@@ -367,7 +367,7 @@ def test_pictures_and_embeddings_do_not_mix_and_another_tower_is_refused(folder,
   c = lit(folder, embedded[".npz"])
   c.data += (SHAPES,)
   with pytest.raises(ValueError, match="config.data.1.source='shapes' has pictures, another spec .* has embeddings"):
-    config_lib.validate(c, 8)
+    embeddings.validate(c)
   description, rows = strangers(embedded[".npz"])
   plain = [{"image_embedding": row["image_embedding"], "captions": row["captions"]} for row in rows]
   other = write(tmp_path / "other.npz", plain, **{**description, "digest": "0" * 16})

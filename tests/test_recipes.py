@@ -99,7 +99,6 @@ def test_arguments_reach_the_config():
   assert load("siglip_b16", ":examples=327_680_000").optim.warmup_steps == 1000
   c = load("lit_b16", ":init=runs/x,embedded=e.parquet")
   assert c.model.init_from == "runs/x" and c.data == ({"source": "embeddings", "path": "e.parquet"},)
-  config_lib.validate(c, 32)
   assert load("lit_b16", ":smoke=True,embedded=e.parquet").data[0]["source"] == "shapes"  # a smoke run needs no file
 
 
