@@ -17,7 +17,7 @@ import pytest
 import safetensors.numpy
 
 import siglax
-from siglax import checkpoint, checks, cli, config as config_lib, data, flops, losses, metrics, plan, program, step, train
+from siglax import checkpoint, cli, config as config_lib, data, flops, losses, metrics, plan, program, step, train
 from siglax import tower as tower_lib
 from siglax import mesh as mesh_lib
 from siglax.data import embeddings, files, sources
@@ -44,26 +44,21 @@ def configured(**fields):
 def folder(tmp_path_factory):
   """A run with an image tower to freeze."""
   workdir = tmp_path_factory.mktemp("towers") / "run"
-  save_first(configured(), workdir)
-  return workdir
-
-
-def save_first(config, workdir):
-  """A run folder as it is before the first step."""
-  run = train.Run(config, workdir)
+  run = train.Run(configured(), workdir)  # as it is before the first step
   run.write_files()
-  checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint)
+  checkpoints = checkpoint.Checkpoints(workdir, run.config.checkpoint)
   checkpoints.save(0, run.initial_state(), {})
   checkpoints.wait()
   checkpoints.close()
+  return workdir
 
 
 @pytest.fixture(scope="module")
 def embedded(folder):
   """{ending: file} of its embeddings of the training data: one by the command, its rows in the other formats."""
   found = {ending: folder.parent / f"embedded{ending}" for ending in FORMATS}
-  words = ["--data", "shapes:size=64,image_size=16", "--out", str(found[".npz"]), "--texts", "--tokens", "--batch-size", "24"]
-  assert cli.main(["embed", "--from", str(folder), *words]) == 0
+  words = ["embed", "--from", str(folder), "--data", "shapes:size=64,image_size=16", "--out", str(found[".npz"])]
+  assert cli.main([*words, "--texts", "--tokens", "--batch-size", "24"]) == 0
   description, rows = strangers(found[".npz"])
   for ending in (".parquet", ".array_record"):
     write(found[ending], [row | {"text_embeddings": np.stack(row["text_embeddings"])} for row in rows], **description)
@@ -72,7 +67,7 @@ def embedded(folder):
 
 def lit(folder, file=None, **fields):
   """LiT on the tower of a run: from a file of embeddings, or with the tower in the step."""
-  c = configured(**fields)
+  c = configured(train__ema=0.5, **fields)
   c.data = (SHAPES,) if file is None else ({"source": "embeddings", "path": str(file)},)
   c.model.init_from, c.optim.lr_multipliers = f"{folder}:img", FREEZE
   return c
@@ -249,8 +244,8 @@ def history(workdir):
 
 def test_the_losses_are_those_of_the_tower_in_the_step_and_resuming_repeats_them(folder, embedded, tmp_path):
   ran, workdir, file = tmp_path / "ran", tmp_path / "embedded", embedded[".array_record"]
-  fields = {"checkpoint__every_steps": 3, "train__ema": 0.5}
-  train.train(lit(folder), ran)
+  fields = {"checkpoint__every_steps": 3}
+  train.train(lit(folder, **fields), ran)
   train.train(lit(folder, file, **fields), workdir)
   whole, last = history(workdir), siglax.load(workdir).params
   assert [step for step, _ in whole] == [1, 2, 3, 4, 5, 6]
@@ -266,7 +261,8 @@ def test_the_losses_are_those_of_the_tower_in_the_step_and_resuming_repeats_them
 @pytest.mark.parametrize("ending", FORMATS)
 def test_batches_are_those_of_pictures_with_their_embeddings(ending, folder, embedded):
   text = TextProcessor(length=12)
-  batches = [data.train_batches(c, text, start_step=3) for c in (lit(folder), lit(folder, embedded[ending], loader__threads=2))]
+  configs = lit(folder), lit(folder, embedded[ending], loader__threads=2)
+  batches = [data.train_batches(c, text, start_step=3) for c in configs]
   pictures, precomputed = ([next(b) for _ in range(3)] for b in batches)
   for b in batches:
     b.close()
@@ -313,7 +309,7 @@ def equations(jaxpr):
 @pytest.mark.parametrize("precomputed", [True, False])
 @pytest.mark.parametrize("microbatch", [None, 1])
 def test_frozen_parameters_have_no_gradients_moments_or_average(folder, embedded, precomputed, microbatch):
-  p = made(lit(folder, embedded[".npz"] if precomputed else None, train__ema=0.9, train__microbatch=microbatch))
+  p = made(lit(folder, embedded[".npz"] if precomputed else None, train__microbatch=microbatch))
   state, of = p.abstract_state, lambda tree: {x.shape for x in jax.tree.leaves(tree) if x.ndim}
   frozen = of(state.params["image"]) - of({k: v for k, v in state.params.items() if k != "image"})
   assert (1, 24, 40) in frozen and len(frozen) > 10
@@ -329,7 +325,7 @@ def test_frozen_parameters_have_no_gradients_moments_or_average(folder, embedded
 
 
 def test_the_compiled_step_only_hands_frozen_parameters_on(folder, embedded):
-  p = made(lit(folder, embedded[".npz"], train__ema=0.9))
+  p = made(lit(folder, embedded[".npz"]))
   with jax.set_mesh(p.mesh):
     compiled = p.update().lower(p.abstract_state, p.abstract_batch()).compile()
   lines = [line.strip() for line in compiled.as_text().splitlines() if "f32[1,24,40]" in line.partition(" metadata=")[0]]
@@ -350,6 +346,7 @@ def test_plan_compiles_such_a_step_without_the_data(folder):
     ({"image__pad": 2}, "config.image.pad=2 changes"),
     ({"image__flip": True}, "config.image.flip=True changes"),
     ({"model__image__dropout": 0.1}, "config.model.image.dropout=0.1 changes"),
+    ({"train__patch_drop": 0.5}, "config.train.patch_drop=0.5 changes"),
     ({"model__init_from": None}, "config.model.init_from=None, but config.data has source"),
     ({"optim__lr_multipliers": ((".*", 1.0),)}, "config.optim.lr_multipliers trains the image tower"),
     ({"optim__lr_multipliers": (("image/norm/.*", 1.0), *FREEZE)}, "config.optim.lr_multipliers trains the image tower"),
@@ -371,10 +368,12 @@ def test_pictures_and_embeddings_do_not_mix_and_another_tower_is_refused(folder,
   c = lit(folder, embedded[".npz"])
   c.data += (SHAPES,)
   with pytest.raises(ValueError, match="config.data.1.source='shapes' has pictures, another spec .* has embeddings"):
-    checks.validate(c, 8)
-  save_first(configured(seed=1), tmp_path)
-  with pytest.raises(ValueError, match=r"embeddings are of another image tower \(.*run, \w{16}\) than this run's \(\w{16}\)"):
-    train.train(lit(tmp_path, embedded[".npz"]), tmp_path / "lit")
+    embeddings.validate(c)
+  description, rows = strangers(embedded[".npz"])
+  plain = [{"image_embedding": row["image_embedding"], "captions": row["captions"]} for row in rows]
+  other = write(tmp_path / "other.npz", plain, **{**description, "digest": "0" * 16})
+  with pytest.raises(ValueError, match=r"embeddings are of another image tower \(.*run, 0{16}\) than this run's \(\w{16}\)"):
+    train.train(lit(folder, other), tmp_path / "lit")
 
 
 def test_the_digest_sees_every_bit_and_not_how_layers_are_stored(folder):
@@ -383,8 +382,9 @@ def test_the_digest_sees_every_bit_and_not_how_layers_are_stored(folder):
   apart = {"image": {**tower.params["image"], "encoder": {"blocks": {"0": layers}}}}
   digest = lambda params: tower_lib.image_digest(tower.model, params, tower.mesh)
   assert digest(apart) == digest(tower.params)
-  flip = lambda x: jnp.asarray(np.asarray(x).view(np.uint32) ^ np.eye(1, x.size, x.size - 1, dtype=np.uint32).reshape(x.shape))
-  for path, _ in jax.tree_util.tree_leaves_with_path(tower.params["image"])[::5]:
+  last_bit = lambda x: np.eye(1, x.size, x.size - 1, dtype=np.uint32).reshape(x.shape)
+  flip = lambda x: jnp.asarray(np.asarray(x).view(np.uint32) ^ last_bit(x))
+  for path, _ in jax.tree_util.tree_leaves_with_path(tower.params["image"])[::12]:
     changed = lambda q, y: flip(y).view(jnp.float32) if q == path else y
     assert digest({"image": jax.tree_util.tree_map_with_path(changed, tower.params["image"])}) != digest(tower.params)
 

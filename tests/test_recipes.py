@@ -99,7 +99,9 @@ def test_arguments_reach_the_config():
   assert c.data[0]["path"] == "a-*.parquet" and c.text.tokenizer == "b.model"
   assert c.eval.tasks[0]["data"]["path"] == "c.parquet" and c.total_examples == 9_000_000_000
   assert load("siglip_b16", ":examples=327_680_000").optim.warmup_steps == 1000
-  assert load("lit_b16", ":init=runs/x").model.init_from == "runs/x"
+  c = load("lit_b16", ":init=runs/x,embedded=e.parquet")
+  assert c.model.init_from == "runs/x" and c.data == ({"source": "embeddings", "path": "e.parquet"},)
+  assert load("lit_b16", ":smoke=True,embedded=e.parquet").data[0]["source"] == "shapes"  # a smoke run needs no file
 
 
 def test_smoke_trains(tmp_path):
