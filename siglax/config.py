@@ -47,7 +47,7 @@ CHOICES = {
     "train.dtype": ("float32", "bfloat16"),
     "train.remat.image": ("none", "dots", "full"),
     "train.remat.text": ("none", "dots", "full"),
-    "model.image.size": ("Ti", "S", "B", "L", "So400m", "g-opt"),
+    "model.image.size": ("Ti", "S", "B", "L", "So400m", "g-opt", "RN50", "RN101"),
     "model.image.stem": ("patch", "conv"),
     "model.image.position": ("learned", "sincos"),
     "model.image.pool": ("map", "mean", "cls"),
@@ -79,6 +79,9 @@ MINIMA = {
 }
 # Overrides of a tower's named size.
 SHAPE = ("width", "depth", "heads", "mlp_dim")
+# Image towers that are CLIP's ResNets, and the fields of config.model.image that they have.
+RESNETS = ("RN50", "RN101")
+RESNET_FIELDS = ("size", "width", "image_size", "mean", "std", "dtype", "remat")
 # A run may be resumed with other values of these: they change its speed and its reports, not its losses.
 FREE_ON_RESUME = (
     "loader", "mesh", "eval", "checkpoint", "log", "profile", "loss.impl", "loss.tile", "loss.check_embeddings",
@@ -144,14 +147,17 @@ def default() -> ConfigDict:
 
   c.train = ConfigDict()
   c.train.dtype = "float32"  # of activations: float32 | bfloat16; parameters and reductions stay float32
-  c.train.remat = ConfigDict()  # what the backward pass recomputes, by tower: none | dots | full
+  # What the backward pass recomputes, by tower: none | dots: all but matrix products and convolutions | full
+  c.train.remat = ConfigDict()
   c.train.remat.image = "none"
   c.train.remat.text = "none"
-  c.train.microbatch = placeholder(int)  # examples a device embeds at a time, exact (siglax/step.py); None all at once
+  # Examples a device embeds at a time, exact (siglax/step.py); None all at once. Not for a ResNet that trains.
+  c.train.microbatch = placeholder(int)
   c.train.ema = placeholder(float)  # decay of an average of the parameters, which is evaluated and exported, e.g. 0.999
 
   c.model = ConfigDict()
-  c.model.embed_dim = placeholder(int)  # width of the shared space; None takes the image tower's width
+  # Width of the shared space; None takes the image tower's width, of a ResNet the published 1024 (RN50) or 512 (RN101).
+  c.model.embed_dim = placeholder(int)
   # Parameters to start from: a run folder, an export, a Hugging Face folder, a big_vision .npz; ":img" or ":txt" at the
   # end takes one tower. Position embeddings are resized to this image.size.
   c.model.init_from = placeholder(str)
@@ -159,7 +165,9 @@ def default() -> ConfigDict:
   c.model.bias_init = c.loss.get_oneway_ref("bias_init")
 
   c.model.image = ConfigDict()
-  c.model.image.size = "S"  # Ti | S | B | L | So400m | g-opt: sets width, depth, heads and mlp_dim
+  # Ti | S | B | L | So400m | g-opt: sets width, depth, heads and mlp_dim | RN50 | RN101: CLIP's ResNets, which of the
+  # fields below have width alone, that of the stem (docs/towers.md).
+  c.model.image.size = "S"
   c.model.image.width = placeholder(int)  # overrides the named size, as do the next three
   c.model.image.depth = placeholder(int)
   c.model.image.heads = placeholder(int)
@@ -479,7 +487,9 @@ def profile_steps(config) -> tuple[int, int] | None:
 
 def _validate_towers(config):
   image = config.model.image
-  if image.image_size % image.patch:
+  if image.size in RESNETS:
+    _validate_resnet(image)
+  elif image.image_size % image.patch:
     raise ValueError(f"config.image.size={image.image_size} is not divisible by config.model.image.patch={image.patch}")
   if image.stem == "conv" and not image.patch_bias:
     raise ValueError('config.model.image.patch_bias=False has no place in config.model.image.stem="conv"; leave it True')
@@ -493,6 +503,24 @@ def _validate_towers(config):
       raise ValueError(f"config.model.{name}.width={tower.width} is not divisible by its heads={tower.heads}")
     if not 0 <= tower.dropout < 1:
       raise ValueError(f"config.model.{name}.dropout={tower.dropout} must lie in [0, 1)")
+
+
+def _validate_resnet(image):
+  from siglax.models import resnet  # late: it imports jax
+
+  for field, initial in default().model.image.items():
+    if field not in RESNET_FIELDS and image[field] != initial:
+      raise ValueError(
+          f"config.model.image.{field}={image[field]!r} has no place in config.model.image.size={image.size!r}; "
+          f"leave it {initial!r}"
+      )
+  if image.image_size % resnet.STRIDE:
+    raise ValueError(
+        f"config.image.size={image.image_size} is not divisible by {resnet.STRIDE}, the stride of "
+        f"config.model.image.size={image.size!r}"
+    )
+  if image.width and image.width % 2:
+    raise ValueError(f"config.model.image.width={image.width} must be even for config.model.image.size={image.size!r}")
 
 
 def _arguments(text: str, function, filename: str) -> dict[str, Any]:

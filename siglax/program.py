@@ -17,7 +17,8 @@ class Program:
   """Mesh, model, optimizer, abstract state and update of a resolved config, over all devices.
 
   epoch_examples: examples of one pass over the training data, for durations in epochs.
-  Raises ValueError in one line for a training of 0 steps and for an optimizer that does not fit the parameters.
+  Raises ValueError in one line for a training of 0 steps, for an optimizer that does not fit the parameters, and for
+  micro-batches of batch norm.
   """
 
   def __init__(self, config, epoch_examples: int):
@@ -34,6 +35,7 @@ class Program:
         config, params, self.total_steps, durations["optim.warmup"] or 0, durations["optim.cooldown"] or 0
     )
     self.frozen = optim.frozen_mask(config, params)
+    self._step = step_lib.make(config, self.model, self.tx, self.schedule, self.mesh, self.frozen)
     self._ema = config.train.ema is not None
     self.abstract_state = state_lib.abstract(self.model, self.tx, self.mesh, self._ema, config.mesh.shard)
 
@@ -43,8 +45,7 @@ class Program:
 
   def update(self):
     """The jitted update (state, batch) → (state, metrics); call it with the mesh set."""
-    step = step_lib.make(self.config, self.model, self.tx, self.schedule, self.mesh, self.frozen)
-    return step_lib.jit(step, self.abstract_state, self.mesh)
+    return step_lib.jit(self._step, self.abstract_state, self.mesh)
 
   def abstract_batch(self) -> dict:
     """Shapes and shardings of a global batch."""

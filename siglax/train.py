@@ -25,6 +25,7 @@ from siglax import goodput as goodput_lib
 from siglax import losses
 from siglax import mesh as mesh_lib
 from siglax import metrics as metrics_lib
+from siglax import models
 from siglax import processes
 from siglax import program
 from siglax import state as state_lib
@@ -338,12 +339,11 @@ def model_flops(config, model) -> int:
 
 
 def _announce(run: Run, start: int):
-  count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
   params = run.abstract_state.params
   logger.info(
       "%s: %s steps of %d on %d %s device(s); parameters: image %s, text %s; loss %s%s",
       run.workdir, f"{run.total_steps:,}", run.config.batch_size, jax.device_count(), jax.devices()[0].platform,
-      f"{count(params['image']):,}", f"{count(params['text']):,}", _loss_in_words(run),
+      f"{models.count(params['image']):,}", f"{models.count(params['text']):,}", _loss_in_words(run),
       f"; resuming at step {start}" if start else "",
   )
 

@@ -1,6 +1,6 @@
 """The towers: pure functions over a dict of parameters."""
 
-from siglax.models.two_towers import TOWERS, TwoTowers, scale_and_bias
+from siglax.models.two_towers import TOWERS, TwoTowers, count, is_statistic, scale_and_bias
 
 
 def build(config, towers: tuple[str, ...] = TOWERS) -> TwoTowers:

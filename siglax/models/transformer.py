@@ -27,7 +27,10 @@ SIZES = {
 # What the backward pass keeps of a block; the rest is computed again.
 REMAT = {
     "none": jax.checkpoint_policies.everything_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        lambda primitive, *_, **__: primitive is jax.lax.conv_general_dilated_p,
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 # SigLIP's is the tanh approximation; OpenAI's CLIP has x·σ(1.702x), and later CLIPs the exact form.
@@ -101,11 +104,12 @@ class Mlp(nnx.Module):
 
 
 class Attention(nnx.Module):
-  """Multi-head attention of queries [n, q, d] over inputs [n, l, d]."""
+  """Multi-head attention of queries [n, q, d] over inputs [n, l, d]; out_width: of what comes out, d when None."""
 
-  def __init__(self, width: int, heads: int, dtype, rngs: nnx.Rngs):
-    linear = functools.partial(nnx.Linear, width, width, dtype=dtype, kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs)
-    self.query, self.key, self.value, self.out = linear(), linear(), linear(), linear()
+  def __init__(self, width: int, heads: int, dtype, rngs: nnx.Rngs, out_width: int | None = None):
+    linear = functools.partial(nnx.Linear, width, dtype=dtype, kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs)
+    self.query, self.key, self.value = linear(width), linear(width), linear(width)
+    self.out = linear(out_width or width)
     self.heads = heads
 
   def __call__(self, queries, inputs, causal: bool = False):
