@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from siglax import config as config_lib
 from siglax import data
 from siglax import evals
+from siglax.models import resnet
 
 # Fields with a fixed set of values.
 CHOICES = {
@@ -20,7 +21,7 @@ CHOICES = {
     "train.dtype": ("float32", "bfloat16"),
     "train.remat.image": ("none", "dots", "full"),
     "train.remat.text": ("none", "dots", "full"),
-    "model.image.size": ("Ti", "S", "B", "L", "So400m", "g-opt"),
+    "model.image.size": ("Ti", "S", "B", "L", "So400m", "g-opt", *config_lib.RESNETS),
     "model.image.stem": ("patch", "conv"),
     "model.image.position": ("learned", "sincos"),
     "model.image.pool": ("map", "mean", "cls"),
@@ -57,6 +58,8 @@ POSITIVE = (
     "optim.lr", "optim.clip_norm", "loss.scale_max",
     *(f"model.{tower}.{name}" for tower in ("image", "text") for name in ("width", "depth", "heads", "mlp_dim")),
 )
+# Those of config.model.image that a ResNet has.
+RESNET_FIELDS = ("size", "width", "image_size", "mean", "std", "dtype", "remat")
 
 
 def validate(config: ConfigDict, devices: int):
@@ -169,7 +172,9 @@ def profile_steps(config) -> tuple[int, int] | None:
 
 def _validate_towers(config):
   image = config.model.image
-  if image.image_size % image.patch:
+  if image.size in config_lib.RESNETS:
+    _validate_resnet(image)
+  elif image.image_size % image.patch:
     raise ValueError(f"config.image.size={image.image_size} is not divisible by config.model.image.patch={image.patch}")
   if image.stem == "conv" and not image.patch_bias:
     raise ValueError('config.model.image.patch_bias=False has no place in config.model.image.stem="conv"; leave it True')
@@ -185,3 +190,19 @@ def _validate_towers(config):
       raise ValueError(f"config.model.{name}.width={tower.width} is not divisible by its heads={tower.heads}")
     if not 0 <= tower.dropout < 1:
       raise ValueError(f"config.model.{name}.dropout={tower.dropout} must lie in [0, 1)")
+
+
+def _validate_resnet(image):
+  for field, initial in config_lib.default().model.image.items():
+    if field not in RESNET_FIELDS and image[field] != initial:
+      raise ValueError(
+          f"config.model.image.{field}={image[field]!r} has no place in config.model.image.size={image.size!r}; "
+          f"leave it {initial!r}"
+      )
+  if image.image_size % resnet.STRIDE:
+    raise ValueError(
+        f"config.image.size={image.image_size} is not divisible by {resnet.STRIDE}, the stride of "
+        f"config.model.image.size={image.size!r}"
+    )
+  if image.width and image.width % 2:
+    raise ValueError(f"config.model.image.width={image.width} must be even for config.model.image.size={image.size!r}")

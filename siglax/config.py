@@ -36,6 +36,8 @@ DURATIONS = {
     "eval.every": False,
     "checkpoint.every": False,
 }
+# Values of model.image.size that are CLIP's ResNets.
+RESNETS = ("RN50", "RN101")
 # A run may be resumed with other values of these: they change its speed and its reports, not its losses.
 FREE_ON_RESUME = (
     "loader", "mesh", "eval", "checkpoint", "log", "profile", "loss.impl", "loss.tile", "loss.check_embeddings",
@@ -101,16 +103,19 @@ def default() -> ConfigDict:
 
   c.train = ConfigDict()
   c.train.dtype = "float32"  # of activations: float32 | bfloat16; parameters and reductions stay float32
-  c.train.remat = ConfigDict()  # what the backward pass recomputes, by tower: none | dots | full
+  # What the backward pass recomputes, by tower: none | dots: all but matrix products and convolutions | full
+  c.train.remat = ConfigDict()
   c.train.remat.image = "none"
   c.train.remat.text = "none"
-  c.train.microbatch = placeholder(int)  # examples a device embeds at a time, exact (siglax/step.py); None all at once
+  # Examples a device embeds at a time, exact (siglax/step.py); None all at once. Not for a ResNet that trains.
+  c.train.microbatch = placeholder(int)
   c.train.patch_drop = 0.0  # share of the patches that training leaves out, at random for each picture (FLIP)
   add_duration(c.train, "unmasked", steps=0)  # end of the training that sees all patches all the same
   c.train.ema = placeholder(float)  # decay of an average of the parameters, which is evaluated and exported, e.g. 0.999
 
   c.model = ConfigDict()
-  c.model.embed_dim = placeholder(int)  # width of the shared space; None takes the image tower's width
+  # Width of the shared space; None takes the image tower's width, of a ResNet the published 1024 (RN50) or 512 (RN101).
+  c.model.embed_dim = placeholder(int)
   # Parameters to start from: a run folder, an export, a Hugging Face folder, a big_vision .npz; ":img" or ":txt" at the
   # end takes one tower. Position embeddings are resized to this image.size.
   c.model.init_from = placeholder(str)
@@ -118,7 +123,9 @@ def default() -> ConfigDict:
   c.model.bias_init = c.loss.get_oneway_ref("bias_init")
 
   c.model.image = ConfigDict()
-  c.model.image.size = "S"  # Ti | S | B | L | So400m | g-opt: sets width, depth, heads and mlp_dim
+  # Ti | S | B | L | So400m | g-opt: sets width, depth, heads and mlp_dim | RN50 | RN101: CLIP's ResNets, which of the
+  # fields below have width alone, that of the stem (docs/towers.md).
+  c.model.image.size = "S"
   c.model.image.width = placeholder(int)  # overrides the named size, as do the next three
   c.model.image.depth = placeholder(int)
   c.model.image.heads = placeholder(int)

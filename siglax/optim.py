@@ -5,8 +5,10 @@ trainable parameter p with gradient g, after the global-norm clip over all train
 
     p ← p − lr(step)·lr_multiplier·layer_decay^above·(direction(g) + weight_decay·decay_multiplier·p)
 
-direction is that of Adam, Lion or Adafactor; above counts the layers between p and the head of its tower. Frozen parameters get zero updates, hold no optimizer state and do not
-count in the norm that clips. The norm that a run logs is the one before the clip.
+direction is that of Adam, Lion or Adafactor; above counts the layers between p and the head of its tower. Frozen parameters
+get zero updates, hold no optimizer state and do not count in the norm that clips. The norm that a run logs is the one before
+the clip. The running statistics of batch norm are frozen here, whatever the patterns, which pass them over: the step
+replaces them.
 """
 
 from __future__ import annotations
@@ -100,9 +102,19 @@ def make(
 
 
 def frozen_mask(config: ConfigDict, params):
-  """A tree of bools like params: True where `config.optim.lr_multipliers` gives None."""
+  """A tree of bools like params: True for running statistics and where `config.optim.lr_multipliers` gives None."""
   multiplier = _first_match(params, config.optim.lr_multipliers, "config.optim.lr_multipliers")
-  return jax.tree_util.tree_map_with_path(lambda path, _: multiplier[_name(path)] is None, params)
+  return jax.tree_util.tree_map_with_path(lambda path, _: multiplier.get(_name(path)) is None, params)
+
+
+def is_statistic(path: str) -> bool:
+  """Whether a leaf of the parameters is a running statistic of batch norm, which no gradient trains."""
+  return path.endswith(("/norm/mean", "/norm/var"))
+
+
+def count(params) -> int:
+  """Numbers in a tree of arrays or shapes that a gradient could train: all but running statistics."""
+  return sum(x.size for path, x in jax.tree_util.tree_leaves_with_path(params) if not is_statistic(f"/{_name(path)}"))
 
 
 def layer_decay(config: ConfigDict, params) -> dict:
@@ -171,9 +183,12 @@ def _name(path) -> str:
 
 
 def _first_match(params, rules, field: str) -> dict:
-  """{path: value of the first (pattern, value) whose pattern matches the whole path}; ValueError names what is left over."""
+  """{path: value of the first (pattern, value) whose pattern matches the whole path}; ValueError names what is left over.
+
+  Running statistics are no part of it.
+  """
   patterns = [_compile(rule, f"{field}.{i}") for i, rule in enumerate(rules)]
-  names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+  names = [name for path, _ in jax.tree_util.tree_leaves_with_path(params) if not is_statistic(name := _name(path))]
   first = {n: next((i for i, p in enumerate(patterns) if p.fullmatch(n)), None) for n in names}
   for name, i in first.items():
     if i is None:

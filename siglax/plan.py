@@ -37,8 +37,10 @@ from siglax import flops
 from siglax import losses
 from siglax import mesh as mesh_lib
 from siglax import metrics
+from siglax import optim
 from siglax import program as program_lib
 from siglax import state as state_lib
+from siglax import step as step_lib
 from siglax import tower
 from siglax import train
 from siglax.data import text as text_lib
@@ -84,10 +86,11 @@ def plan(config, devices: int, chips=tuple(chips_lib.NAMED)) -> dict:
       "batch_size": config.batch_size,
       "batch_per_device": config.batch_size // devices,
       "microbatch": config.train.microbatch,
+      "batch_norm": step_lib.trains_batch_norm(program.model, program.frozen),
       "total_steps": program.total_steps,
       "dtype": config.train.dtype,
       "remat": dict(config.train.remat),
-      "parameters": {name: sum(x.size for x in jax.tree.leaves(part)) for name, part in params.items()},
+      "parameters": {name: optim.count(part) for name, part in params.items()},
       "parameter_bytes": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params)),
       "bytes_per_device": {
           **_memory(compiled, program),
@@ -133,7 +136,7 @@ def suggestions(report: dict, chips) -> list[str]:
   if report["loss"]["impl"] != "ring" and used["loss_alone"] > LOSS_SHARE * used["temp"]:
     found.append(f"loss.impl=ring: the loss alone takes {_gb(used['loss_alone'])} of temporaries")
   examples = report["microbatch"] or report["batch_per_device"]
-  if examples > 1:
+  if examples > 1 and not report["batch_norm"]:
     fewer = _smaller_microbatch(examples, used["temp"], memory - min(used["state"], STATE_SHARE * memory))
     found.append(
         f"train.microbatch={fewer}: the same step with the activations of {fewer} examples at a time instead of {examples}"

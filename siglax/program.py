@@ -20,8 +20,8 @@ class Program:
   """Mesh, model, optimizer, abstract state and update of a resolved config, over all devices.
 
   epoch_examples: examples of one pass over the training data, for durations in epochs.
-  Raises ValueError in one line for a training of 0 steps, for an optimizer that does not fit the parameters, and for an
-  image tower that is to train on embeddings of it.
+  Raises ValueError in one line for a training of 0 steps, for an optimizer that does not fit the parameters, for an image
+  tower that is to train on embeddings of it, and for micro-batches of batch norm.
   """
 
   def __init__(self, config, epoch_examples: int):
@@ -53,6 +53,7 @@ class Program:
           'freeze it with ("image/.*", None) before what matches it now'
       )
     self.abstract_state = state_lib.abstract(self.model, self.tx, self.mesh, self._ema, config.mesh.shard, self.frozen)
+    self.update()  # raises what is wrong with it
 
   def create(self, params: dict) -> state_lib.TrainState:
     """The state before the first update; traceable."""

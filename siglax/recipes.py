@@ -45,12 +45,13 @@ def siglip(train: str, tokenizer: str, zero_shot: str = "", examples: int = 40_0
   return _at_scale(c)
 
 
-def clip(train: str, tokenizer: str, zero_shot: str = "", epochs: float = 32) -> ConfigDict:
-  """OpenAI's CLIP with a ViT-B image tower at 224 pixels.
+def clip(train: str, tokenizer: str, zero_shot: str = "", epochs: float = 32, image: str = "B") -> ConfigDict:
+  """OpenAI's CLIP with a ViT-B or ResNet image tower at 224 pixels.
 
+  image: B, RN50 or RN101.
   train, tokenizer, zero_shot: as for `siglip`; CLIP's own tokenizer is a byte-pair encoding of 49,408 tokens, whose
   place a sentencepiece model of up to that size takes.
-  Source: Radford et al., arXiv 2103.00020, section 2.5, tables 18 and 20: batch 32,768, 32 epochs, AdamW, weight decay
+  Source: Radford et al., arXiv 2103.00020, section 2.5, tables 18 to 20: batch 32,768, 32 epochs, AdamW, weight decay
   0.2 on all but gains and biases (times the learning rate, as here), 2000 steps of warmup, cosine, scale 1/0.07 capped
   at 100. The random crop is OpenCLIP's (at least 0.9 of the area); the paper crops squares. The towers are OpenAI's.
   """
@@ -65,23 +66,27 @@ def clip(train: str, tokenizer: str, zero_shot: str = "", epochs: float = 32) ->
   c.text.tokenizer = tokenizer
   c.text.length = 77
   c.text.strip_punctuation = False
-  c.model.embed_dim = 512
-  c.model.image.size = "B"
-  c.model.image.pool = "cls"
-  c.model.image.pre_norm, c.model.image.patch_bias = True, False
+  c.model.image.size = image
   text = c.model.text
   text.width, text.depth, text.heads, text.mlp_dim = 512, 12, 8, 2048
   text.vocab_size = 49_408
   text.causal = True
   text.pool = "eos"
-  for tower in (c.model.image, text):
+  if image in config_lib.RESNETS:
+    transformers = (text,)
+    c.optim.b2, c.optim.eps = 0.999, 1e-8
+  else:
+    transformers = (c.model.image, text)
+    c.model.embed_dim = 512
+    c.model.image.pool = "cls"
+    c.model.image.pre_norm, c.model.image.patch_bias = True, False
+    c.optim.b2, c.optim.eps = 0.98, 1e-6
+  for tower in transformers:
     tower.norm_eps, tower.activation, tower.head = 1e-5, "quick_gelu", "linear_no_bias"
   c.loss.name = "softmax"
   c.loss.scale_init = 1 / 0.07
   c.loss.scale_max = 100.0
   c.optim.lr = 5e-4
-  c.optim.b2 = 0.98
-  c.optim.eps = 1e-6
   c.optim.weight_decay = 0.2
   c.optim.decay = ((".*/(kernel|embedding|pos_embedding)", 1.0), (".*", 0.0))
   config_lib.set_duration(c, "optim.warmup", steps=2000)
@@ -89,7 +94,7 @@ def clip(train: str, tokenizer: str, zero_shot: str = "", epochs: float = 32) ->
 
 
 def shrink(c: ConfigDict) -> ConfigDict:
-  """A recipe made to run in seconds on one core: 4 steps of 16 built-in pictures through towers of width 16.
+  """A recipe made to run in seconds on one core: 4 steps of 16 built-in pictures through towers of width 16 (a ResNet's 8).
 
   What is left of the recipe is its kind: loss, pooling, patch size, optimizer, freezing, dtype.
   """
@@ -98,7 +103,8 @@ def shrink(c: ConfigDict) -> ConfigDict:
   config_lib.set_duration(c, "optim.warmup", steps=1)
   config_lib.set_duration(c, "log.every", steps=1)
   config_lib.set_duration(c, "checkpoint.every", steps=2)
-  c.image.size = 2 * c.model.image.patch
+  is_resnet = c.model.image.size in config_lib.RESNETS
+  c.image.size = 64 if is_resnet else 2 * c.model.image.patch
   c.data = ({"source": "shapes", "size": 64, "image_size": c.image.size},)
   c.eval.tasks = ()
   c.loader.threads = 1
@@ -106,8 +112,10 @@ def shrink(c: ConfigDict) -> ConfigDict:
   c.text.length = 12
   c.model.text.vocab_size = None
   c.model.init_from = None
-  for tower in (c.model.image, c.model.text):
+  for tower in (c.model.text,) if is_resnet else (c.model.image, c.model.text):
     tower.width, tower.depth, tower.heads, tower.mlp_dim = 16, 1, 2, 32
+  if is_resnet:
+    c.model.image.width = 8
   if c.model.embed_dim:
     c.model.embed_dim = 8
   c.loss.bias_init = None  # the matched prior of a batch of 16

@@ -38,7 +38,7 @@ def create(params: dict, tx, ema: bool = False, frozen=None) -> TrainState:
 
 
 def overlay(params: dict, loaded: dict) -> dict:
-  """params with the leaves of `loaded` in place of its own."""
+  """params with the leaves of `loaded`, a nested dict of some of its paths, in place of its own."""
   return params | {k: overlay(params[k], v) if isinstance(v, dict) else v for k, v in loaded.items()}
 
 

@@ -8,6 +8,10 @@ with config.train.microbatch embeds in chunks and keeps nothing but the embeddin
 with respect to them, and embeds each chunk again to pull its part back into the parameters (GradCache: Gao et al.,
 arXiv 2101.06983; BASIC: Pham et al., arXiv 2111.10050). Same loss and same gradients as in one piece, for a third more
 tower FLOPs. Adding up the gradients of smaller batches would be another loss: with fewer negatives.
+
+Batch norm (siglax/models/resnet.py) takes its statistics of the whole batch too, so its towers train in one piece; the
+running ones come with the embeddings and take their place in the new parameters. An image tower that is all frozen runs
+on its running statistics, as in evaluation, and keeps them.
 """
 
 from __future__ import annotations
@@ -28,12 +32,13 @@ def make(config, model, tx, schedule, mesh, frozen):
   """The update (state, batch) → (state, metrics), to be jitted; metrics are float32 scalars on the device.
 
   config: the resolved config. frozen: bools like params; no gradient is computed for what is frozen.
+  Raises ValueError in one line for micro-batches of a tower that trains with batch norm.
   """
   value_and_grad = make_value_and_grad(config, model, mesh, frozen)
   scale_max, decay = config.loss.scale_max, config.train.ema
 
   def step(state: TrainState, batch) -> tuple[TrainState, dict]:
-    (loss, values), grads = value_and_grad(state.params, batch, state.step)
+    (loss, (values, running)), grads = value_and_grad(state.params, batch, state.step)
     scale, bias = scale_and_bias(state.params)
     metrics = {
         "loss": loss, "scale": scale, "bias": bias, **values,
@@ -41,7 +46,7 @@ def make(config, model, tx, schedule, mesh, frozen):
     }
     grads = jax.tree.map(lambda g, p: jnp.zeros_like(p) if g is None else g, grads, state.params, is_leaf=lambda x: x is None)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = state_lib.overlay(optax.apply_updates(state.params, updates), running)
     if scale_max is not None:
       params["log_scale"] = jnp.minimum(params["log_scale"], jnp.log(scale_max))
     average = lambda p, a: None if a is None else decay * a + (1 - decay) * p
@@ -52,19 +57,23 @@ def make(config, model, tx, schedule, mesh, frozen):
 
 
 def make_value_and_grad(config, model, mesh, frozen):
-  """(params, batch, step) → ((loss, statistics), gradients like params with None where frozen); see the module."""
+  """(params, batch, step) → ((loss, (statistics, running)), gradients like params with None where frozen); see the module.
+
+  running: the running statistics of batch norm after the step, a part of params.
+  """
   loss_fn = losses.make(config.loss, mesh, mesh_lib.BATCH_AXES)
   image, text = model.config.image, model.config.text
   random = image.dropout > 0 or image.patch_drop > 0 or text.dropout > 0
   microbatch = config.train.microbatch
   chunks = 1 if microbatch is None else config.batch_size // mesh.size // microbatch
+  updates_statistics = trains_batch_norm(model, frozen)
+  if updates_statistics and chunks > 1:
+    raise ValueError(
+        f"config.train.microbatch={microbatch} has no place in config.model.image.size={config.model.image.size!r}: batch "
+        "norm needs the statistics of the whole batch; leave it None, or freeze the image tower"
+    )
 
-  def embed(trainable, fixed, examples):
-    towers = state_lib.merge(trainable, fixed)
-    zimg = examples.get("image_embedding")
-    if zimg is None:
-      zimg = model.embed_image(towers, examples["image"], examples.get("image_key"))
-    return zimg, model.embed_text(towers, examples["tokens"], examples.get("text_key"))
+  embed = _embedding(model, updates_statistics)
 
   def objective(zimg, ztxt, logit_params, batch):
     scale, bias = scale_and_bias(logit_params)
@@ -73,16 +82,16 @@ def make_value_and_grad(config, model, mesh, frozen):
     return loss, _statistics(config, mesh, zimg, ztxt, scale, bias, batch["weight"], labels)
 
   def in_chunks(trainable, fixed, examples):
-    """The embeddings, and what pulls their gradients back into `trainable`; nothing is kept but the examples."""
+    """The embeddings, what pulls their gradients back into `trainable`, and no statistics; the examples alone are kept."""
     examples = jax.tree.map(lambda x: mesh_lib.split_rows(mesh, x, chunks), examples)
-    z = jax.lax.map(lambda chunk: embed(trainable, fixed, chunk), examples)
+    z = jax.lax.map(lambda chunk: embed(trainable, fixed, chunk)[0], examples)
     like = mesh_lib.state_shardings(mesh, trainable, config.mesh.shard)
 
     def pull_back(dz):
 
       def add_chunk(grads, chunk):
         examples, dz = chunk
-        _, pull_back = jax.vjp(lambda trainable: embed(trainable, fixed, examples), trainable)
+        _, pull_back = jax.vjp(lambda trainable: embed(trainable, fixed, examples)[0], trainable)
         grads = jax.tree.map(jnp.add, grads, *pull_back(dz))
         return mesh_lib.constrain(grads, like), None
 
@@ -91,7 +100,7 @@ def make_value_and_grad(config, model, mesh, frozen):
       grads, _ = jax.lax.scan(add_chunk, zeros, (examples, dz))
       return grads,
 
-    return jax.tree.map(lambda x: mesh_lib.join_rows(mesh, x), z), pull_back
+    return jax.tree.map(lambda x: mesh_lib.join_rows(mesh, x), z), pull_back, {}
 
   def value_and_grad(params, batch, step):
     logit_params = {k: v for k, v in params.items() if k not in TOWERS}
@@ -100,14 +109,19 @@ def make_value_and_grad(config, model, mesh, frozen):
     if random:
       examples |= _keys(config.seed, step, config.batch_size)
     if chunks == 1:
-      z, pull_back = jax.vjp(lambda trainable: embed(trainable, fixed, examples), trainable)
+      z, pull_back, running = jax.vjp(lambda trainable: embed(trainable, fixed, examples), trainable, has_aux=True)
     else:
-      z, pull_back = in_chunks(trainable, fixed, examples)
-    value, (*dz, dlogit_params) = jax.value_and_grad(objective, (0, 1, 2), has_aux=True)(*z, logit_params, batch)
+      z, pull_back, running = in_chunks(trainable, fixed, examples)
+    (loss, values), (*dz, dlogit_params) = jax.value_and_grad(objective, (0, 1, 2), has_aux=True)(*z, logit_params, batch)
     grads, = pull_back(tuple(dz))
-    return value, grads | {k: None if frozen[k] else g for k, g in dlogit_params.items()}
+    return (loss, (values, running)), grads | {k: None if frozen[k] else g for k, g in dlogit_params.items()}
 
   return value_and_grad
+
+
+def trains_batch_norm(model, frozen) -> bool:
+  """Whether a step takes batch statistics and updates the running ones. frozen: bools like params."""
+  return model.has_batch_norm and not all(jax.tree.leaves(frozen["image"]))
 
 
 def jit(step, abstract_state: TrainState, mesh):
@@ -119,6 +133,23 @@ def jit(step, abstract_state: TrainState, mesh):
       out_shardings=(shardings, mesh_lib.replicated(mesh)),
       donate_argnums=0,
   )
+
+
+def _embedding(model, updates_statistics):
+  """(trainable, fixed, examples) → ((zimg, ztxt), running statistics); trainable and fixed are parts of one tree."""
+
+  def embed(trainable, fixed, examples):
+    params, running = state_lib.merge(trainable, fixed), {}
+    ztxt = model.embed_text(params, examples["tokens"], examples.get("text_key"))
+    if "image_embedding" in examples:
+      zimg = examples["image_embedding"]
+    elif updates_statistics:
+      zimg, running = model.embed_image_in_training(params, examples["image"], examples.get("image_key"))
+    else:
+      zimg = model.embed_image(params, examples["image"], examples.get("image_key"))
+    return (zimg, ztxt), running
+
+  return embed
 
 
 def _statistics(config, mesh, zimg, ztxt, scale, bias, weights, labels) -> dict:

@@ -211,8 +211,8 @@ def initial_params(path, model, mesh) -> dict:
   for name in (read.keys() ^ wanted.keys()) - set(models.TOWERS) if towers == models.TOWERS else ():
     logger.warning("%s: %s", path, f"{name} is left out, this loss has none" if name in read else f"it has no {name}, which starts afresh")
   if "image" in params and (need := wanted["image"].get("pos_embedding")) is not None:
-    class_token = model.config.image.pool == "cls"
-    resized = positions.resize(np.asarray(jax.device_get(params["image"]["pos_embedding"])), need.shape[0], int(class_token))
+    old = np.asarray(jax.device_get(params["image"]["pos_embedding"]))
+    resized = positions.resize(old, need.shape[0], model.extra_positions)
     params["image"]["pos_embedding"] = jax.device_put(resized, need.sharding)
   return params
 

@@ -27,6 +27,7 @@ from siglax import losses
 from siglax import mesh as mesh_lib
 from siglax import metrics as metrics_lib
 from siglax import models
+from siglax import optim
 from siglax import processes
 from siglax import program
 from siglax import state as state_lib
@@ -339,9 +340,8 @@ def _announce(run: Run, start: int):
 
 def _parameters_in_words(run: Run, tower: str) -> str:
   """For example "1,234", "1,234 frozen" or "1,234, of which 56 are trained"."""
-  sizes = jax.tree.map(lambda x: x.size, run.abstract_state.params[tower])
-  total = sum(jax.tree.leaves(sizes))
-  trained = sum(jax.tree.leaves(jax.tree.map(lambda size, frozen: 0 if frozen else size, sizes, run.frozen[tower])))
+  params = run.abstract_state.params[tower]
+  total, trained = optim.count(params), optim.count(state_lib.split(params, run.frozen[tower])[0])
   return f"{total:,}" + ("" if trained == total else f", of which {trained:,} are trained" if trained else " frozen")
 
 

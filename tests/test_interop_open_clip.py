@@ -1,4 +1,4 @@
-"""open_clip folders: the towers of tests/golden/hf_siglip, renamed by hand, out and in again.
+"""open_clip folders: the towers of tests/golden/hf_siglip, renamed by hand, out and in again; a ResNet of open_clip's own.
 
 timm knows a few sizes only; here the tiny tower stands for its B/32.
 """
@@ -15,9 +15,11 @@ import safetensors.numpy
 import siglax
 from siglax import cli, tower
 from siglax.interop import open_clip
+from siglax.models import resnet
 from siglax.models import transformer
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "hf_siglip"
+RESNET = GOLDEN.parent / "open_clip_resnet"
 
 
 @pytest.fixture
@@ -107,9 +109,35 @@ def test_what_timm_has_no_name_for_is_named(tiny, tmp_path, capsys):
 
 def test_wrong_folders_are_named(tiny, tmp_path):
   (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {"vision_cfg": {}}}')
-  with pytest.raises(ValueError, match="open_clip_config.json does not describe a SigLIP of open_clip: KeyError"):
+  with pytest.raises(ValueError, match="open_clip_config.json does not describe a SigLIP or ResNet of open_clip: KeyError"):
     siglax.load(tmp_path)
   cli.main(["export", "--from", str(GOLDEN), "--format", "open_clip", "--out", str(tmp_path / "oc")])
   shutil.move(tmp_path / "oc" / "open_clip_model.safetensors", tmp_path / "oc" / "model.bin")
   with pytest.raises(ValueError, match="has no open_clip_model.safetensors; model.bin is a pickle"):
     siglax.load(tmp_path / "oc")
+
+
+def test_a_resnet_is_open_clips_in_both_modes_and_goes_back(monkeypatch, tmp_path, capsys):
+  monkeypatch.setitem(resnet.SIZES, "RN50", (64, (2, 1, 1, 1), 1024))
+  tower, io = siglax.load(RESNET), np.load(RESNET / "io.npz")
+  assert tower.config.image.fit == "crop" and tower.config.image.resize == "bicubic"  # open_clip's own defaults
+  model, params = tower.model, tower.params
+  z, (ztrain, running) = jax.jit(lambda p, x: (model.embed_image(p, x), model.embed_image_in_training(p, x)))(params, io["pixels"])
+  np.testing.assert_allclose(z, io["zimg"], atol=1e-5)
+  np.testing.assert_allclose(ztrain, io["ztrain"], atol=1e-5)
+  np.testing.assert_allclose(model.embed_text(params, io["ids"]), io["ztxt"], atol=1e-5)
+  after = running["image"]["stages"]["1"]["0"]["shortcut"]["norm"]
+  np.testing.assert_allclose(after["mean"], io["visual.layer2.0.downsample.1.running_mean"], rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(after["var"], io["visual.layer2.0.downsample.1.running_var"], rtol=1e-5)
+  out = tmp_path / "oc"
+  assert cli.main(["export", "--from", str(RESNET), "--format", "open_clip", "--out", str(out)]) == 0
+  there, back = (safetensors.numpy.load_file(folder / "open_clip_model.safetensors") for folder in (RESNET, out))
+  assert back.keys() == {name for name in there if not name.endswith("num_batches_tracked")}
+  for name, x in back.items():
+    np.testing.assert_array_equal(x, there[name], err_msg=name)
+  there, back = (json.loads((folder / "open_clip_config.json").read_text())["model_cfg"] for folder in (RESNET, out))
+  assert there["vision_cfg"].items() <= back["vision_cfg"].items() and back["quick_gelu"] and not back["custom_text"]
+  jax.tree.map(np.testing.assert_array_equal, siglax.load(out).params, params)
+  for form in ("hf", "hf-vision", "big_vision"):
+    assert cli.main(["export", "--from", str(RESNET), "--format", form, "--out", str(tmp_path / "x.npz")]) == 1
+    assert f"--format {form} cannot express config.model.image.size='RN50'; it needs 'Ti' or 'S'" in capsys.readouterr().err

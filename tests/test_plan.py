@@ -219,7 +219,7 @@ def test_a_chip_on_which_auto_takes_another_loss(report):
 def report_of(**used):
   """What suggestions read of a plan: a state of 12 GB and temporaries of 40 GB on each of 64 devices."""
   return {
-      "devices": 64, "mesh": {"data": 64, "fsdp": 1}, "batch_per_device": 32, "microbatch": None, "dtype": "float32",
+      "devices": 64, "mesh": {"data": 64, "fsdp": 1}, "batch_per_device": 32, "microbatch": None, "batch_norm": False, "dtype": "float32",
       "remat": {"image": "none", "text": "full"}, "loss": {"impl": "dense"},
       "bytes_per_device": {"state": 12e9, "temp": 40e9, "loss_alone": 15e9, "total": 52e9, **used},
   }
@@ -236,6 +236,7 @@ def test_suggestions_for_what_does_not_fit():
   found = plan.suggestions(report_of(state=1e9, loss_alone=1e9) | {"dtype": "bfloat16", "microbatch": 8}, [v5e])
   assert [text.split(":")[0] for text in found][0] == "train.remat.image=full"
   assert any(text.startswith("train.microbatch=2:") for text in found)
+  assert not any("microbatch" in text for text in plan.suggestions(report_of() | {"batch_norm": True}, [v5e]))
 
 
 def test_a_plan_in_words(capsys, report):

@@ -11,6 +11,7 @@ from siglax import cli
 from siglax import checks
 from siglax import config as config_lib
 from siglax import models
+from siglax import optim
 from siglax import train
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
@@ -39,6 +40,21 @@ def openai_clip(patch, patches):
   return image + text + 1
 
 
+def openai_resnet_clip(layers=(3, 4, 6, 3), width=64, embed_dim=1024, patches=49):
+  """OpenAI's published RN50 CLIP, 102,007,137: convolutions with two numbers a feature for the norm, attention pool, text."""
+  conv = lambda a, b, size: a * b * size**2 + 2 * b
+  image = conv(3, width // 2, 3) + conv(width // 2, width // 2, 3) + conv(width // 2, width, 3)
+  features = width
+  for stage, count in enumerate(layers):
+    w = width * 2**stage
+    image += conv(features, 4 * w, 1)
+    for _ in range(count):
+      image += conv(features, w, 1) + conv(w, w, 3) + conv(w, 4 * w, 1)
+      features = 4 * w
+  image += (patches + 1) * features + 3 * (features**2 + features) + (features + 1) * embed_dim
+  return image + 49_408 * 512 + 77 * 512 + 12 * block(512, 2048) + 2 * 512 + 512 * embed_dim + 1
+
+
 SIGLIP_B = siglip_image(768, 12, 3072, 16, 256) + siglip_text(768, 12, 3072, 32_000, 64, 768) + 2
 # Devices to validate on, and parameters by the published layouts with scale and bias; None where nothing is published.
 RECIPES = {
@@ -53,6 +69,7 @@ RECIPES = {
     "siglip_g_opt": (256, siglip_image(1536, 40, 6144, 16, 256) + siglip_text(1152, 27, 4304, 256_000, 64, 1536) + 2),
     "clip_b32": (32, openai_clip(32, 49)),
     "clip_b16": (32, openai_clip(16, 196)),
+    "clip_rn50": (32, openai_resnet_clip()),
 }
 PUBLISHED = [name for name, (_, count) in RECIPES.items() if count]
 
@@ -63,6 +80,7 @@ def load(name, arguments=""):
 
 def test_the_formulas_give_the_published_counts():
   assert openai_clip(32, 49) == 151_277_313 and openai_clip(16, 196) == 149_620_737
+  assert openai_resnet_clip() == 102_007_137
   assert round(SIGLIP_B / 1e6, 1) == 203.2
   assert [round(RECIPES[f"siglip_{name}"][1] / 1e6) for name in ("l16", "so400m", "g_opt")] == [652, 877, 1871]
 
@@ -84,14 +102,14 @@ def test_parameter_counts_are_the_published(name):
   config = load(name)
   config.model.text.eos_id = 1
   params = jax.eval_shape(models.build(config.model).init, jax.random.key(0))
-  assert sum(x.size for x in jax.tree.leaves(params)) == RECIPES[name][1]
+  assert optim.count(params) == RECIPES[name][1]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_smoke_makes_a_run(name, tmp_path):
   """Everything but compilation: data, tokenizer, towers, and an optimizer whose patterns match these parameters."""
   run = train.Run(load(name, ":smoke=True"), tmp_path)
-  assert run.total_steps == 4 and any(jax.tree.leaves(run.frozen)) == (name == "lit_b16")
+  assert run.total_steps == 4 and any(jax.tree.leaves(run.frozen)) == (name in ("lit_b16", "clip_rn50"))  # running statistics
 
 
 def test_arguments_reach_the_config():

@@ -16,6 +16,7 @@ from siglax.interop import huggingface
 from siglax.interop import layout
 from siglax.interop import open_clip
 from siglax.interop import stablehlo
+from siglax.models import resnet
 from siglax.models import transformer
 
 ONE_TOWER = {"img": ("image",), "txt": ("text",)}
@@ -93,9 +94,10 @@ def find(path) -> Checkpoint | None:
 
 def check_same(there, here, towers, name):
   """ValueError that lists each field of config.model in which two models differ, but for what can be resized."""
+  ours = dict(_fields(here, towers))
   different = [
-      f"config.model.{field} is {a!r} there and {b!r} here"
-      for (field, a), (_, b) in zip(_fields(there, towers), _fields(here, towers)) if a != b
+      f"config.model.{field} is {a!r} there and {ours[field]!r} here"
+      for field, a in _fields(there, towers) if field in ours and a != ours[field]
   ]
   if different:
     raise ValueError(f"config.model.init_from={name} holds other towers: {'; '.join(different)}")
@@ -105,7 +107,13 @@ def _fields(model, towers):
   """(name, value) of all that two models must share, sizes as numbers."""
   yield "embed_dim", model.embed_dim
   for name in towers:
-    shape, config = transformer.Shape.of(model.config[name]), model.config[name]
+    config = model.config[name]
+    if name == "image" and model.has_batch_norm:
+      yield from (("image.size", config.size), ("image.width", resnet.Shape.of(config).width))
+      continue
+    if name == "image":
+      yield "image.size", "a transformer's"
+    shape = transformer.Shape.of(config)
     for field in dataclasses.fields(shape):
       yield f"{name}.{field.name}", getattr(shape, field.name)
     for field in FIELDS[name]:

@@ -13,6 +13,7 @@ from siglax import models
 from siglax.interop import files
 from siglax.interop import layout
 from siglax.interop.layout import LEAD, Row, View, linear, norm
+from siglax.models import transformer
 
 PREFIX = "params/"
 _NAMES = ("kernel", "bias")
@@ -135,6 +136,7 @@ def _shape(arrays, name, rank) -> tuple[int, ...]:
 
 # What two_towers.py with models.vit and text_transformer is; the .npz has no place for other values of these fields.
 NEEDS = {
+    "model.image.size": tuple(transformer.SIZES),
     "model.image.stem": ("patch",),
     "model.image.patch_bias": (True,),
     "model.image.position": ("learned",),

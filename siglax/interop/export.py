@@ -112,10 +112,10 @@ def _save_tokenizer(tower, folder):
 
 
 def _open_clip(tower, folder, dtype, source):
-  _check("open_clip", tower, models.TOWERS, open_clip.NEEDS)
+  _check("open_clip", tower, models.TOWERS, open_clip.needs(tower))
   _check_no_head("open_clip", tower)
   config = open_clip.config_json(tower)
-  arrays = list(_arrays(tower, open_clip.FORMAT, models.TOWERS, dtype))
+  arrays = list(_arrays(tower, open_clip.table(tower), models.TOWERS, dtype))
   folder.mkdir()
   files.write_safetensors(folder / open_clip.WEIGHTS, arrays)
   _write_json(folder / open_clip.CONFIG, config)

@@ -50,7 +50,7 @@ class Safetensors(Arrays):
         for name in present if names is None else names:
           piece = f.get_slice(name)
           if piece.get_dtype() not in FLOATS:
-            if name.endswith("position_ids"):
+            if name.endswith(("position_ids", "num_batches_tracked")):
               continue
             raise ValueError(f"{file}: {name} is of type {piece.get_dtype()}; parameters are {', '.join(FLOATS)}")
           self.shapes[name], self._files[name] = tuple(piece.get_shape()), file

@@ -220,6 +220,7 @@ def _tokenization(config, folder, tokenizer):
 
 # What a SiglipModel is; other values of these fields have no place in its config.json.
 NEEDS = {
+    "model.image.size": tuple(transformer.SIZES),
     "image.fit": ("squash",),
     "model.image.stem": ("patch",),
     "model.image.patch_bias": (True,),

@@ -113,9 +113,11 @@ class Layout:
     both = LOGITS if set(towers) == set(models.TOWERS) else ()
     self.tree = {k: v for k, v in shapes.items() if k in (*towers, *both)}
     self.leaves = flatten(self.tree)
-    self.class_token = model.config.image.pool == "cls"
+    self._extra_positions = model.extra_positions
     self._stacked = stacked
-    self._sizes = {name: transformer.Shape.of(model.config[name]) for name in towers}
+    # Of transformers; no format has a ResNet's layers or heads in axes of its arrays.
+    transformers = [name for name in towers if name == "text" or not model.has_batch_norm]
+    self._sizes = {name: transformer.Shape.of(model.config[name]) for name in transformers}
     self.rows = [row for row in form.rows if self.path(row, 0) in self.leaves]
     self.unmapped = set(self.leaves) - {self.path(row, i) for row in self.rows for i in self.layers(row)}
 
@@ -167,7 +169,7 @@ class Layout:
       else:
         x = source.read(name, part)
       if row.is_position:
-        x = positions.resize(x.reshape(-1, shape[-1]), shape[0], int(self.class_token), f"{source.name}: {name}")
+        x = positions.resize(x.reshape(-1, shape[-1]), shape[0], self._extra_positions, f"{source.name}: {name}")
       yield row.view.ours(x, shape)
 
 

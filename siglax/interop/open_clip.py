@@ -1,7 +1,7 @@
-"""Folders that open_clip opens as local-dir:PATH: a SigLIP image tower of timm and open_clip's text tower.
+"""Folders that open_clip opens as local-dir:PATH: a SigLIP image tower of timm or a ResNet, and open_clip's text tower.
 
-open_clip builds the image tower by its timm name, which fixes patch, image size and activation; names of other sizes do
-not exist. Names: open_clip's timm_model.py and transformer.py, timm's vision_transformer.py.
+open_clip builds a SigLIP tower by its timm name, which fixes patch, image size and activation; names of other sizes do
+not exist. Names: open_clip's timm_model.py, modified_resnet.py and transformer.py, timm's vision_transformer.py.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from siglax import models
 from siglax.interop import files
 from siglax.interop import layout
 from siglax.interop.layout import CONV, LEAD, Row, linear, norm
+from siglax.models import resnet
 from siglax.models import transformer
 
 CONFIG = "open_clip_config.json"
@@ -30,7 +31,7 @@ SIZES = {"base": "B", "large": "L", "so400m": "So400m", "giantopt": "g-opt"}
 
 _QKV = ("query", "key", "value")
 _BLOCK, _TRUNK = "image/encoder/blocks/{i}", "visual.trunk.blocks.{i}"
-_TEXT_BLOCK, _RESBLOCK = "text/encoder/blocks/{i}", "text.transformer.resblocks.{i}"
+_TEXT_BLOCK = "text/encoder/blocks/{i}"
 _POOL = "visual.trunk.attn_pool"
 _IN_PROJ = ("in_proj_weight", "in_proj_bias")
 
@@ -40,6 +41,22 @@ def _fused(ours, parts, theirs, **options) -> tuple[Row, ...]:
   return tuple(
       row for part, name in enumerate(parts)
       for row in linear(f"{ours}/{name}", theirs, part=part, parts=len(parts), **options)
+  )
+
+
+def _text_rows(prefix: str) -> tuple[Row, ...]:
+  """All but the head."""
+  block = f"{prefix}transformer.resblocks.{{i}}"
+  return (
+      Row("text/embedding", f"{prefix}token_embedding.weight"),
+      Row("text/pos_embedding", f"{prefix}positional_embedding"),
+      *norm(f"{_TEXT_BLOCK}/norm1", f"{block}.ln_1."),
+      *_fused(f"{_TEXT_BLOCK}/attention", _QKV, f"{block}.attn.", names=_IN_PROJ),
+      *linear(f"{_TEXT_BLOCK}/attention/out", f"{block}.attn.out_proj."),
+      *norm(f"{_TEXT_BLOCK}/norm2", f"{block}.ln_2."),
+      *linear(f"{_TEXT_BLOCK}/mlp/fc1", f"{block}.mlp.c_fc."),
+      *linear(f"{_TEXT_BLOCK}/mlp/fc2", f"{block}.mlp.c_proj."),
+      *norm("text/norm", f"{prefix}ln_final."),
   )
 
 
@@ -62,21 +79,61 @@ FORMAT = layout.Format(
         *norm("image/pool/norm", f"{_POOL}.norm."),
         *linear("image/pool/mlp/fc1", f"{_POOL}.mlp.fc1."),
         *linear("image/pool/mlp/fc2", f"{_POOL}.mlp.fc2."),
-        Row("text/embedding", "text.token_embedding.weight"),
-        Row("text/pos_embedding", "text.positional_embedding"),
-        *norm(f"{_TEXT_BLOCK}/norm1", f"{_RESBLOCK}.ln_1."),
-        *_fused(f"{_TEXT_BLOCK}/attention", _QKV, f"{_RESBLOCK}.attn.", names=_IN_PROJ),
-        *linear(f"{_TEXT_BLOCK}/attention/out", f"{_RESBLOCK}.attn.out_proj."),
-        *norm(f"{_TEXT_BLOCK}/norm2", f"{_RESBLOCK}.ln_2."),
-        *linear(f"{_TEXT_BLOCK}/mlp/fc1", f"{_RESBLOCK}.mlp.c_fc."),
-        *linear(f"{_TEXT_BLOCK}/mlp/fc2", f"{_RESBLOCK}.mlp.c_proj."),
-        *norm("text/norm", "text.ln_final."),
+        *_text_rows("text."),
         *linear("text/head", "text.text_projection."),
         Row("log_scale", "logit_scale"),
         Row("bias", "logit_bias"),
     ),
     {"image": ("visual.",), "text": ("text.",)},
 )
+
+
+def _conv_norm(ours: str, conv: str, bn: str) -> tuple[Row, ...]:
+  """The rows of a convolution and its batch norm."""
+  return (
+      Row(f"{ours}/conv/kernel", f"visual.{conv}.weight", CONV),
+      *norm(f"{ours}/norm", f"visual.{bn}."),
+      Row(f"{ours}/norm/mean", f"visual.{bn}.running_mean"),
+      Row(f"{ours}/norm/var", f"visual.{bn}.running_var"),
+  )
+
+
+def _bottleneck(stage: int, block: int) -> tuple[Row, ...]:
+  ours, theirs = f"image/stages/{stage}/{block}", f"layer{stage + 1}.{block}"
+  convs = (_conv_norm(f"{ours}/conv{i}", f"{theirs}.conv{i}", f"{theirs}.bn{i}") for i in (1, 2, 3))
+  shortcut = _conv_norm(f"{ours}/shortcut", f"{theirs}.downsample.0", f"{theirs}.downsample.1")
+  return (*(row for rows in convs for row in rows), *shortcut)
+
+
+# Where the image tower is a ResNet the text tower has no prefix, and its head without a bias is a matrix of its own.
+_RESNET_ROWS = (
+    *(row for i in (1, 2, 3) for row in _conv_norm(f"image/stem/conv{i}", f"conv{i}", f"bn{i}")),
+    *(
+        row for stage, counts in enumerate(zip(*(layers for _, layers, _ in resnet.SIZES.values())))
+        for block in range(max(counts)) for row in _bottleneck(stage, block)
+    ),
+    Row("image/pos_embedding", "visual.attnpool.positional_embedding"),
+    *(
+        row for ours, theirs in (("query", "q"), ("key", "k"), ("value", "v"), ("out", "c"))
+        for row in linear(f"image/pool/{ours}", f"visual.attnpool.{theirs}_proj.")
+    ),
+    *_text_rows(""),
+    Row("log_scale", "logit_scale"),
+    Row("bias", "logit_bias"),
+)
+_RESNET_PREFIXES = {
+    "image": ("visual.",),
+    "text": ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection"),
+}
+RESNET_FORMATS = {
+    "linear": layout.Format((*_RESNET_ROWS, *linear("text/head", "text_projection.")), _RESNET_PREFIXES),
+    "linear_no_bias": layout.Format((*_RESNET_ROWS, Row("text/head/kernel", "text_projection")), _RESNET_PREFIXES),
+}
+RESNET_NEEDS = {
+    "text.strip_punctuation": (True,),
+    "text.pad": ("eos",),
+    "model.text.pool": ("last", "eos", "argmax"),
+}
 NEEDS = {
     "text.strip_punctuation": (True,),
     "text.pad": ("eos",),
@@ -93,6 +150,16 @@ NEEDS = {
 }
 
 
+def table(tower) -> layout.Format:
+  """The names of two towers."""
+  return RESNET_FORMATS[tower.config.model.text.head] if tower.model.has_batch_norm else FORMAT
+
+
+def needs(tower) -> dict:
+  """The fields of config, and the values that open_clip has a place for."""
+  return RESNET_NEEDS if tower.model.has_batch_norm else NEEDS
+
+
 def config_json(tower) -> dict:
   """open_clip_config.json of two towers. ValueError when timm has no image tower of these sizes."""
   c, text = tower.config, transformer.Shape.of(tower.model.config.text)
@@ -100,18 +167,20 @@ def config_json(tower) -> dict:
       "context_length": c.text.length, "vocab_size": c.model.text.vocab_size, "hf_tokenizer_name": "local",
       "tokenizer_kwargs": {"clean": "whitespace"}, "width": text.width, "heads": text.heads, "layers": text.depth,
       # open_clip truncates width·mlp_ratio; half a unit more keeps it from falling short by rounding.
-      "mlp_ratio": (text.mlp_dim + 0.5) / text.width, "no_causal_mask": True, "proj_bias": True, "pool_type": "last",
+      "mlp_ratio": (text.mlp_dim + 0.5) / text.width, "no_causal_mask": not c.model.text.causal,
+      "proj_bias": c.model.text.head == "linear", "pool_type": c.model.text.pool, "eos_id": c.model.text.eos_id,
       "norm_kwargs": {"eps": text.norm_eps},
   }
   if text.activation == "gelu_tanh":
     words["act_kwargs"] = {"approximate": "tanh"}
+  vision = _resnet_json(tower) if tower.model.has_batch_norm else {
+      "timm_model_name": trunk_name(tower), "timm_model_pretrained": False, "timm_pool": "map", "timm_proj": "none",
+  }
   model = {
       "embed_dim": tower.model.embed_dim,
-      "custom_text": True,
-      "vision_cfg": {
-          "image_size": c.image.size, "timm_model_name": trunk_name(tower), "timm_model_pretrained": False,
-          "timm_pool": "map", "timm_proj": "none",
-      },
+      "custom_text": not tower.model.has_batch_norm,
+      "quick_gelu": text.activation == "quick_gelu",
+      "vision_cfg": {"image_size": c.image.size, **vision},
       "text_cfg": words,
   }
   if "bias" in tower.params:
@@ -119,6 +188,11 @@ def config_json(tower) -> dict:
   fit = {"squash": "squash", "crop": "shortest"}[c.image.fit]
   preprocess = {"mean": list(c.image.mean), "std": list(c.image.std), "interpolation": c.image.resize, "resize_mode": fit}
   return {"model_cfg": model, "preprocess_cfg": preprocess}
+
+
+def _resnet_json(tower) -> dict:
+  shape = resnet.Shape.of(tower.model.config.image)
+  return {"layers": list(shape.layers), "width": shape.width, "patch_size": None}
 
 
 def trunk_name(tower) -> str:
@@ -146,37 +220,39 @@ def trunk_name(tower) -> str:
 def open_folder(folder: pathlib.Path):
   """(arrays, format, config, towers, tokenizer) of a folder that `siglax export --format open_clip` wrote, or its like.
 
-  Raises ValueError for a tower that is not timm's SigLIP, or a text tower with other options.
+  Raises ValueError for an image tower that is neither timm's SigLIP nor CLIP's RN50 or RN101, or a text tower with other
+  options.
   """
   file = folder / CONFIG
   found = files.read_json(file)
   try:
     return _open(folder, found["model_cfg"], found["preprocess_cfg"])
   except (KeyError, TypeError, AttributeError) as e:
-    raise ValueError(f"{file} does not describe a SigLIP of open_clip: {type(e).__name__} {e}") from None
+    raise ValueError(f"{file} does not describe a SigLIP or ResNet of open_clip: {type(e).__name__} {e}") from None
 
 
 def _open(folder, model, preprocess):
   vision, text = model["vision_cfg"], model["text_cfg"]
   config = config_lib.default()
-  trunks = {
-      f"vit_{name}_patch{patch}_siglip_{size}": (name, patch, size, activation)
-      for (name, patch), kinds in TRUNKS.items() for activation, sizes in kinds.items() for size in sizes
-  }
-  if vision["timm_model_name"] not in trunks or (text["pool_type"], text["no_causal_mask"]) != ("last", True):
-    raise ValueError(f"{folder / CONFIG}: siglax reads timm's vit_*_siglip_* with text pooled from its last position")
-  name, config.model.image.patch, config.image.size, config.model.image.activation = trunks[vision["timm_model_name"]]
-  config.model.image.size, config.model.embed_dim = SIZES[name], model["embed_dim"]
+  config.model.embed_dim = model["embed_dim"]
+  if vision.get("layers") in [list(layers) for _, layers, _ in resnet.SIZES.values()]:
+    form = _open_resnet(config, model, folder)
+  else:
+    form = _open_trunk(config, vision, text, folder)
   tower = config.model.text
   tower.width, tower.depth, tower.heads = text["width"], text["layers"], text["heads"]
   tower.mlp_dim = int(text["width"] * text.get("mlp_ratio", 4.0))
-  tower.vocab_size, config.text.length, tower.eos_id = text["vocab_size"], text["context_length"], 1
+  tower.vocab_size, config.text.length = text.get("vocab_size", 49_408), text.get("context_length", 77)
+  tower.eos_id = text.get("eos_id", 2)
   tower.norm_eps = (text.get("norm_kwargs") or {}).get("eps", 1e-5)
-  tower.activation = "gelu_tanh" if (text.get("act_kwargs") or {}).get("approximate") == "tanh" else "gelu"
+  if model.get("quick_gelu"):
+    tower.activation = "quick_gelu"
+  else:
+    tower.activation = "gelu_tanh" if (text.get("act_kwargs") or {}).get("approximate") == "tanh" else "gelu"
   image = config.image
   image.mean, image.std = tuple(preprocess["mean"]), tuple(preprocess["std"])
-  image.resize = preprocess["interpolation"]
-  image.fit = {"squash": "squash", "shortest": "crop"}[preprocess["resize_mode"]]
+  image.resize = preprocess.get("interpolation", "bicubic")
+  image.fit = {"squash": "squash", "shortest": "crop"}[preprocess.get("resize_mode", "shortest")]
   arrays = files.Safetensors(folder, WEIGHTS)
   if "logit_bias" in arrays.shapes:
     config.loss.bias_init = -10.0
@@ -186,7 +262,35 @@ def _open(folder, model, preprocess):
   if tokenizer:
     config.text.tokenizer = str(tokenizer)
     config.text.lowercase = _lowercase(folder / "tokenizer_config.json")
-  return arrays, FORMAT, config, models.TOWERS, tokenizer
+  return arrays, form, config, models.TOWERS, tokenizer
+
+
+def _open_resnet(config, model, folder) -> layout.Format:
+  """The image tower's fields, and those of the text tower that a SigLIP fixes."""
+  vision, text, tower = model["vision_cfg"], model["text_cfg"], config.model.text
+  pools, pool = RESNET_NEEDS["model.text.pool"], text.get("pool_type", "argmax")
+  if model.get("custom_text") or vision.get("head_width", 64) != 64 or pool not in pools:
+    raise ValueError(
+        f"{folder / CONFIG}: siglax reads ResNets with heads of 64 and text without custom_text, pooled by {', '.join(pools)}"
+    )
+  config.model.image.size = next(n for n, (_, layers, _) in resnet.SIZES.items() if list(layers) == vision["layers"])
+  config.model.image.width, config.image.size = vision["width"], vision["image_size"]
+  tower.causal, tower.pool = not text.get("no_causal_mask", False), pool
+  tower.head = "linear" if text.get("proj_bias") else "linear_no_bias"
+  return RESNET_FORMATS[tower.head]
+
+
+def _open_trunk(config, vision, text, folder) -> layout.Format:
+  """The image tower's fields, of the name that timm gives it."""
+  trunks = {
+      f"vit_{name}_patch{patch}_siglip_{size}": (name, patch, size, activation)
+      for (name, patch), kinds in TRUNKS.items() for activation, sizes in kinds.items() for size in sizes
+  }
+  if vision["timm_model_name"] not in trunks or (text["pool_type"], text["no_causal_mask"]) != ("last", True):
+    raise ValueError(f"{folder / CONFIG}: siglax reads timm's vit_*_siglip_* with text pooled from its last position")
+  name, config.model.image.patch, config.image.size, config.model.image.activation = trunks[vision["timm_model_name"]]
+  config.model.image.size = SIZES[name]
+  return FORMAT
 
 
 def _lowercase(file) -> bool:

@@ -27,7 +27,10 @@ SIZES = {
 # What the backward pass keeps of a block; the rest is computed again.
 REMAT = {
     "none": jax.checkpoint_policies.everything_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        lambda primitive, *_, **__: primitive is jax.lax.conv_general_dilated_p,
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 # SigLIP's is the tanh approximation; OpenAI's CLIP has x·σ(1.702x), and later CLIPs the exact form.
@@ -101,16 +104,17 @@ class Mlp(nnx.Module):
 
 
 class Attention(nnx.Module):
-  """Multi-head attention of queries [n, q, d] over inputs [n, l, d].
+  """Multi-head attention of queries [n, q, d] over inputs [n, l, d]; out_width: of what comes out, d when None.
 
   lora_rank: r > 0 adds x·A·B with A [d, r], B [r, d] to each of its four maps, nothing at the start, as B is 0
   (LoRA: Hu et al., arXiv 2106.09685, section 4.1, with α = r).
   """
 
-  def __init__(self, width: int, heads: int, dtype, rngs: nnx.Rngs, lora_rank: int = 0):
+  def __init__(self, width: int, heads: int, dtype, rngs: nnx.Rngs, out_width: int | None = None, lora_rank: int = 0):
     make = functools.partial(nnx.LoRALinear, lora_rank=lora_rank, lora_dtype=dtype) if lora_rank else nnx.Linear
-    linear = functools.partial(make, width, width, dtype=dtype, kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs)
-    self.query, self.key, self.value, self.out = linear(), linear(), linear(), linear()
+    linear = functools.partial(make, width, dtype=dtype, kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs)
+    self.query, self.key, self.value = linear(width), linear(width), linear(width)
+    self.out = linear(out_width or width)
     self.heads = heads
 
   def __call__(self, queries, inputs, causal: bool = False):
@@ -128,7 +132,7 @@ class Block(nnx.Module):
 
   def __init__(self, shape: Shape, lora_rank: int, dtype, rngs: nnx.Rngs):
     self.norm1 = layer_norm(shape.width, shape.norm_eps, rngs)
-    self.attention = Attention(shape.width, shape.heads, dtype, rngs, lora_rank)
+    self.attention = Attention(shape.width, shape.heads, dtype, rngs, lora_rank=lora_rank)
     self.norm2 = layer_norm(shape.width, shape.norm_eps, rngs)
     self.mlp = Mlp(shape, dtype, rngs)
 

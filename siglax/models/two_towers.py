@@ -2,6 +2,7 @@
 
 NNX modules describe the towers; they are split once, so that a step sees a plain nested dict under jax.jit:
     {"image": {…}, "text": {…}, "log_scale": (), "bias": ()}       bias only where the loss has one
+The running statistics of batch norm (siglax/models/resnet.py) are leaves among them, "…/norm/mean" and "…/norm/var".
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from siglax.models import resnet
 from siglax.models import text as text_lib
 from siglax.models import transformer
 from siglax.models import vit
@@ -34,17 +36,25 @@ class TwoTowers:
       if "text" in towers and config.text[field] is None:
         raise ValueError(f"config.model.text.{field} is None; siglax.config.resolve takes it from the tokenizer")
     self.config = config
-    self.embed_dim = config.embed_dim or transformer.Shape.of(config.image).width
     self.towers = towers
+    self.has_batch_norm = "image" in towers and config.image.size in resnet.SIZES
+    if self.has_batch_norm:
+      self.embed_dim = config.embed_dim or resnet.Shape.of(config.image).embed_dim
+      image = lambda rngs: resnet.ResNet(config.image, self.embed_dim, rngs)
+    else:
+      self.embed_dim = config.embed_dim or transformer.Shape.of(config.image).width
+      image = lambda rngs: vit.VisionTransformer(config.image, config.embed_dim, rngs)
+    # Rows of the image's position embedding in front of those of its grid: a class token, or a ResNet's mean token.
+    self.extra_positions = int(self.has_batch_norm or config.image.pool == "cls")
     self._builders = {
-        "image": lambda rngs: vit.VisionTransformer(config.image, config.embed_dim, rngs),
+        "image": image,
         "text": lambda rngs: text_lib.TextTransformer(config.text, self.embed_dim, rngs),
     }
     self._builders = {name: self._builders[name] for name in towers}
     self._graphdefs = {k: nnx.split(nnx.eval_shape(lambda b=b: b(nnx.Rngs(0))))[0] for k, b in self._builders.items()}
 
   def init(self, key: jax.Array) -> dict:
-    """Fresh float32 parameters, initialised as SigLIP's; log_scale is t' = log(scale)."""
+    """Fresh float32 parameters, initialised as SigLIP's, a ResNet's as CLIP's; log_scale is t' = log(scale)."""
     params = {
         name: _rename(nnx.to_pure_dict(nnx.state(build(nnx.Rngs(k)))), str)
         for (name, build), k in zip(self._builders.items(), jax.random.split(key))
@@ -72,12 +82,22 @@ class TwoTowers:
     """images [N, H, W, 3], uint8 or normalised float → unit rows [N, d] in float32. Random keys [N] turn dropout on."""
     return transformer.unit(self._tower(params, "image")(self.normalize(images), keys))
 
+  def embed_image_in_training(self, params: dict, images: jax.Array, keys: jax.Array | None = None):
+    """As embed_image, with batch norm by the statistics of these images: (unit rows, the running statistics after them).
+
+    The statistics are a part of params, {"image": {…}}, without leaves where there is no batch norm.
+    """
+    tower = self._tower(params, "image")
+    tower.train()
+    z = transformer.unit(tower(self.normalize(images), keys))
+    return z, {"image": _rename(nnx.to_pure_dict(nnx.state(tower, nnx.BatchStat)), str)}
+
   def embed_text(self, params: dict, tokens: jax.Array, keys: jax.Array | None = None) -> jax.Array:
     """tokens int32 [N, L] → unit rows [N, d] in float32. Random keys [N] turn dropout on."""
     return transformer.unit(self._tower(params, "text")(tokens, keys))
 
   def image_tokens(self, params: dict, images: jax.Array) -> jax.Array:
-    """images [N, H, W, 3] → patch tokens [N, patches, width] of the last layer, before pooling."""
+    """images [N, H, W, 3] → tokens [N, places, width] of the last layer, before pooling: patches, or a ResNet's last map."""
     return self._tower(params, "image").tokens(self.normalize(images))
 
 

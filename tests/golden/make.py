@@ -1,11 +1,14 @@
-"""Makes the files of this folder with torch 2.13.0 and transformers 5.x: `python tests/golden/make.py`.
+"""Makes the files of this folder with torch 2.13.0, transformers 5.x and open_clip 3.3: `python tests/golden/make.py`.
 
-Tiny SiglipModel and CLIPModel folders with all parameters random, their outputs, and torch's bicubic interpolation.
+Tiny SiglipModel and CLIPModel folders and one of open_clip's ResNets with all parameters random, their outputs, and torch's
+bicubic interpolation.
 """
 
+import json
 import pathlib
 
 import numpy as np
+import safetensors.torch
 import torch
 import transformers
 
@@ -48,6 +51,39 @@ def positions():
   np.savez_compressed(HERE / "positions.npz", x=x[0].permute(1, 2, 0).numpy(), square=up((24, 24)), odd=up((17, 31)))
 
 
+def resnet():
+  """An open_clip CLIP with the fewest blocks of a ResNet; outputs in both modes, and the running statistics after training."""
+  import open_clip  # which needs torchvision
+
+  config = {
+      "embed_dim": 12, "quick_gelu": True,
+      "vision_cfg": {"image_size": 64, "layers": [2, 1, 1, 1], "width": 2, "patch_size": None},
+      "text_cfg": {"context_length": 6, "vocab_size": 40, "width": 12, "heads": 2, "layers": 2},
+  }
+  model, generator = open_clip.CLIP(**config).eval(), torch.Generator().manual_seed(3)
+  randomize(model)
+  for name, x in model.named_buffers():
+    if name.endswith("running_var"):
+      x.uniform_(0.5, 1.5, generator=generator)
+    elif name.endswith("running_mean"):
+      x.normal_(0, 0.3, generator=generator)
+  folder = HERE / "open_clip_resnet"
+  folder.mkdir(exist_ok=True)
+  preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3}
+  (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}, indent=2) + "\n")
+  safetensors.torch.save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+  pixels = torch.randint(-8, 9, (3, 3, 64, 64), generator=generator) / 4  # few values compress well
+  ids = torch.tensor([[5, 6, 7, 39, 0, 0], [8, 39, 0, 0, 0, 0], [9, 38, 11, 12, 13, 39]])
+  with torch.no_grad():
+    zimg, ztxt = model.encode_image(pixels, normalize=True), model.encode_text(ids, normalize=True)
+    ztrain = model.train().encode_image(pixels, normalize=True)
+  statistics = {name: x.numpy() for name, x in model.named_buffers() if name.endswith(("running_mean", "running_var"))}
+  np.savez_compressed(
+      folder / "io.npz", pixels=pixels.permute(0, 2, 3, 1).numpy(), ids=ids.numpy().astype(np.int32), zimg=zimg.numpy(),
+      ztxt=ztxt.numpy(), ztrain=ztrain.numpy(), **statistics,
+  )
+
+
 def main():
   torch.manual_seed(0)
   pixels = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -65,6 +101,7 @@ def main():
   ids = torch.tensor([[5, 6, 7, 38, 0, 0], [8, 38, 38, 0, 0, 0], [9, 39, 11, 12, 13, 38]])
   save("hf_clip", transformers.CLIPModel(clip), pixels, ids)
   positions()
+  resnet()
 
 
 if __name__ == "__main__":
