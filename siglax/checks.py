@@ -195,8 +195,9 @@ def _validate_towers(config):
 def _validate_resnet(image):
   for field, initial in config_lib.default().model.image.items():
     if field not in RESNET_FIELDS and image[field] != initial:
+      name = "train.patch_drop" if field == "patch_drop" else f"model.image.{field}"
       raise ValueError(
-          f"config.model.image.{field}={image[field]!r} has no place in config.model.image.size={image.size!r}; "
+          f"config.{name}={image[field]!r} has no place in config.model.image.size={image.size!r}; "
           f"leave it {initial!r}"
       )
   if image.image_size % resnet.STRIDE:

@@ -19,6 +19,10 @@ from siglax import models
 from siglax import tower
 
 
+# What an evaluation can change of a run's config; the rest is in its parameters, or plays no part.
+CHANGEABLE = ("eval.", "loader.", "mesh.", "image.resize", "image.fit", "batch_size", "loss.impl", "loss.tile", "data.")
+
+
 class Evaluator:
   """All tasks of config.eval: parameters → {"eval/<name>/<metric>": value}. Global view: all processes call together.
 
@@ -66,6 +70,8 @@ def evaluate(folder, overrides: dict[str, str] | None = None, out=None) -> dict[
   config.mesh.data, config.mesh.fsdp, config.mesh.shard = "rest", 1, ()
   for field, text in (overrides or {}).items():
     config_lib.override(config, field, text)
+    if not field.startswith(CHANGEABLE):
+      raise ValueError(f"config.{field} is the run's own; an evaluation can change {', '.join(CHANGEABLE)}")
   checks.validate_evaluation(config, jax.device_count())
   text = tower.text_processor(config, folder)
   mesh, model = mesh_lib.make(config.mesh.data, config.mesh.fsdp), models.build(config.model)

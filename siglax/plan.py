@@ -76,6 +76,11 @@ def plan(config, devices: int, chips=tuple(chips_lib.NAMED)) -> dict:
   with jax.set_mesh(program.mesh):
     traced = program.update().trace(program.abstract_state, program.abstract_batch())
     compiled = traced.lower().compile(UNOPTIMIZED_CODE)
+    largest = compiled
+    if 0 < program.masked_steps < program.total_steps:  # then the end, which sees all patches, has to fit too
+      end = program.update(program.masked_steps).trace(program.abstract_state, program.abstract_batch())
+      end = end.lower().compile(UNOPTIMIZED_CODE)
+      largest = max(compiled, end, key=lambda x: x.memory_analysis().temp_size_in_bytes)
   traffic = collectives.read(compiled.as_text(), devices)
   d = program.model.embed_dim
   impl, tile = losses.plan(config.loss.impl, config.loss.tile, config.batch_size, d, program.mesh, mesh_lib.BATCH_AXES)
@@ -93,7 +98,7 @@ def plan(config, devices: int, chips=tuple(chips_lib.NAMED)) -> dict:
       "parameters": {name: optim.count(part) for name, part in params.items()},
       "parameter_bytes": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params)),
       "bytes_per_device": {
-          **_memory(compiled, program),
+          **_memory(largest, program),
           "loss_alone": _loss_alone(config, program, d).memory_analysis().temp_size_in_bytes,
       },
       "flops": {

@@ -206,7 +206,7 @@ def initial_params(path, model, mesh) -> dict:
   there = models.build(read_config(folder).model)
   interop.check_same(there, model, towers, path)
   wanted = mesh_lib.abstract(mesh, jax.eval_shape(model.init, jax.random.key(0)))
-  read = models.merge_lora(read_params(folder, there, mesh, towers))
+  read = models.stack_blocks(models.merge_lora(read_params(folder, there, mesh, towers)), model.config)
   params = {name: value for name, value in read.items() if name in wanted}
   for name in (read.keys() ^ wanted.keys()) - set(models.TOWERS) if towers == models.TOWERS else ():
     logger.warning("%s: %s", path, f"{name} is left out, this loss has none" if name in read else f"it has no {name}, which starts afresh")
@@ -227,8 +227,9 @@ def read_params(folder, model, mesh, towers: tuple[str, ...] = models.TOWERS) ->
     raise ValueError(missing)
   config, shapes = read_config(folder), jax.eval_shape(model.init, jax.random.key(0))
   wanted = {"params": shapes}
-  if config.train.ema is not None:  # of the frozen parameters there is none
-    wanted["ema"], wanted["params"] = state_lib.split(shapes, optim.frozen_mask(config, shapes))
+  if config.train.ema is not None:  # of the frozen parameters there is none; the patterns are those of both towers
+    frozen = optim.frozen_mask(config, jax.eval_shape(models.build(config.model).init, jax.random.key(0)))
+    wanted["ema"], wanted["params"] = state_lib.split(shapes, {name: frozen[name] for name in shapes})
   if towers != models.TOWERS:
     wanted = {field: {name: tree[name] for name in towers} for field, tree in wanted.items()}
   abstract = mesh_lib.abstract(mesh, wanted)

@@ -346,6 +346,7 @@ def test_plan_compiles_such_a_step_without_the_data(folder):
     ({"image__pad": 2}, "config.image.pad=2 changes"),
     ({"image__flip": True}, "config.image.flip=True changes"),
     ({"model__image__dropout": 0.1}, "config.model.image.dropout=0.1 changes"),
+    ({"model__image__lora_rank": 2}, "config.model.image.lora_rank=2 changes"),
     ({"train__patch_drop": 0.5}, "config.train.patch_drop=0.5 changes"),
     ({"model__init_from": None}, "config.model.init_from=None, but config.data has source"),
     ({"optim__lr_multipliers": ((".*", 1.0),)}, "config.optim.lr_multipliers trains the image tower"),

@@ -275,3 +275,12 @@ def test_data_and_tokenizer_need_not_be_there(capsys):
 ])
 def test_bad_input_is_one_line(words, message, capsys):
   assert message in fails(capsys, *words)
+
+
+def test_an_end_that_sees_all_patches_has_to_fit_too(report):
+  c = configured(**{"train.patch_drop": "0.5", "train.unmasked_steps": "4"})
+  dropped = plan.plan(c, 8)
+  assert dropped["bytes_per_device"]["temp"] >= report["bytes_per_device"]["temp"]
+  assert dropped["flops"]["executed_per_device"] < report["flops"]["executed_per_device"]
+  c = configured(**{"train.patch_drop": "0.5"})
+  assert plan.plan(c, 8)["bytes_per_device"]["temp"] <= dropped["bytes_per_device"]["temp"]

@@ -231,6 +231,7 @@ def test_a_checkpoint_holds_the_statistics(trained, tmp_path):
   (tmp_path / "config.json").write_text(config_lib.to_json(c))
   _, z = reference(double(state.params["image"]), IMAGES, training=False)
   np.testing.assert_allclose(siglax.load(f"{tmp_path}:img").embed_images(list(IMAGES), batch_size=16), z, atol=1e-5)
+  assert siglax.load(f"{tmp_path}:txt").model.embed_dim == z.shape[1]  # its text tower is as wide without it
   start = lambda **fields: tower_lib.initial_params(tmp_path, models.build(tiny(**{**RN17, **fields}).model), mesh_lib.make())
   larger, old = start(**{"image.size": 96})["image"], leaves(state.params)
   assert larger["pos_embedding"].shape == (10, 128)

@@ -74,6 +74,8 @@ def test_evaluate_repeats_the_last_evaluation_of_the_run(folder, capsys):
   gone = ["--config.data.0.source=parquet", "--config.data.0.path=gone.parquet"]  # the training data is not needed
   assert cli.main(["evaluate", "--from", str(folder), "--config.batch_size=13"]) == 1  # the task "loss" has batches of it
   assert "config.batch_size=13 is not divisible by the 8 devices" in capsys.readouterr().err
+  assert cli.main(["evaluate", "--from", str(folder), "--config.text.length=10"]) == 1
+  assert "config.text.length is the run's own; an evaluation can change eval., " in capsys.readouterr().err
   assert cli.main(["evaluate", "--from", str(folder), *gone]) == 0
   last = [r for r in metrics.read(folder) if any(k.startswith("eval/") for k in r)][-1]
   found = json.loads((folder / "eval.json").read_text())
@@ -90,6 +92,12 @@ def test_init_from_starts_from_another_run(folder, tmp_path):
   run = train.Run(c, tmp_path)
   old, new = siglax.load(folder).params, run.initial_state().params
   jax.tree.map(np.testing.assert_array_equal, old, new)
+  c.model.image.scan = c.model.text.scan = False  # blocks apart, where those of the other run are stacked
+  apart = train.Run(c, tmp_path).initial_state().params
+  for tower in ("image", "text"):
+    for i, block in apart[tower]["encoder"]["blocks"].items():
+      jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[int(i)]), block, old[tower]["encoder"]["blocks"])
+  np.testing.assert_array_equal(apart["text"]["head"]["kernel"], old["text"]["head"]["kernel"])
   image = siglax.load(f"{folder}:img").params
   jax.tree.map(np.testing.assert_array_equal, image, {"image": old["image"]})
   jax.tree.map(np.testing.assert_array_equal, tower_lib.initial_params(f"{folder}:img", run.model, run.mesh), image)

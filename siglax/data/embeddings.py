@@ -294,7 +294,7 @@ def validate(config):
   for field, value, needed in (
       ("image.crop_min_area", image.crop_min_area, 1.0), ("image.pad", image.pad, 0), ("image.flip", image.flip, False),
       ("model.image.dropout", config.model.image.dropout, 0.0),
-      ("train.patch_drop", config.train.patch_drop, 0.0),
+      ("train.patch_drop", config.train.patch_drop, 0.0), ("model.image.lora_rank", config.model.image.lora_rank, 0),
   ):
     if value != needed:
       raise ValueError(

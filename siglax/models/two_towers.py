@@ -37,15 +37,16 @@ class TwoTowers:
         raise ValueError(f"config.model.text.{field} is None; siglax.config.resolve takes it from the tokenizer")
     self.config = config
     self.towers = towers
-    self.has_batch_norm = "image" in towers and config.image.size in resnet.SIZES
-    if self.has_batch_norm:
+    is_resnet = config.image.size in resnet.SIZES
+    self.has_batch_norm = is_resnet and "image" in towers
+    if is_resnet:
       self.embed_dim = config.embed_dim or resnet.Shape.of(config.image).embed_dim
       image = lambda rngs: resnet.ResNet(config.image, self.embed_dim, rngs)
     else:
       self.embed_dim = config.embed_dim or transformer.Shape.of(config.image).width
       image = lambda rngs: vit.VisionTransformer(config.image, config.embed_dim, rngs)
     # Rows of the image's position embedding in front of those of its grid: a class token, or a ResNet's mean token.
-    self.extra_positions = int(self.has_batch_norm or config.image.pool == "cls")
+    self.extra_positions = int(is_resnet or config.image.pool == "cls")
     self._builders = {
         "image": image,
         "text": lambda rngs: text_lib.TextTransformer(config.text, self.embed_dim, rngs),
@@ -107,6 +108,22 @@ def without_lora(model: TwoTowers) -> TwoTowers:
   for name in model.towers:
     config[name].lora_rank = 0
   return TwoTowers(config, model.towers)
+
+
+def stack_blocks(params: dict, config) -> dict:
+  """The same parameters with the blocks of each tower stacked over depth or apart, as `config` (config.model) scans them."""
+  stacked = {}
+  for name, tower in params.items():
+    if "encoder" in (tower if isinstance(tower, dict) else ()):
+      blocks, scan = tower["encoder"]["blocks"], config[name].scan
+      if scan and "0" in blocks:
+        blocks = jax.tree.map(lambda *layers: jnp.stack(layers), *(blocks[str(i)] for i in range(len(blocks))))
+      elif not scan and "0" not in blocks:
+        depth = len(jax.tree.leaves(blocks)[0])
+        blocks = {str(i): jax.tree.map(lambda x: x[i], blocks) for i in range(depth)}
+      tower = tower | {"encoder": tower["encoder"] | {"blocks": blocks}}
+    stacked[name] = tower
+  return stacked
 
 
 def merge_lora(params: dict) -> dict:
