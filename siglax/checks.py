@@ -7,29 +7,31 @@ from ml_collections import ConfigDict
 from siglax import config as config_lib
 from siglax import data
 from siglax import evals
+from siglax import losses
 from siglax.models import resnet
+from siglax.models import transformer
 
 # Fields with a fixed set of values.
 CHOICES = {
     "loss.name": ("sigmoid", "softmax", "focal", "hinge"),
-    "loss.impl": ("auto", "dense", "ring", "gather"),
+    "loss.impl": losses.IMPLS,
     "loss.positives": ("pair", "label"),
-    "loss.negatives": ("all", "hardest"),
+    "loss.negatives": losses.NEGATIVES,
     "image.resize": ("bilinear", "bicubic"),
     "image.fit": ("squash", "crop"),
     "text.pad": ("eos", "pad"),
     "train.dtype": ("float32", "bfloat16"),
-    "train.remat.image": ("none", "dots", "full"),
-    "train.remat.text": ("none", "dots", "full"),
-    "model.image.size": ("Ti", "S", "B", "L", "So400m", "g-opt", *config_lib.RESNETS),
+    "train.remat.image": tuple(transformer.REMAT),
+    "train.remat.text": tuple(transformer.REMAT),
+    "model.image.size": (*transformer.SIZES, *resnet.SIZES),
     "model.image.stem": ("patch", "conv"),
     "model.image.position": ("learned", "sincos"),
     "model.image.pool": ("map", "mean", "cls"),
-    "model.image.activation": ("gelu_tanh", "gelu", "quick_gelu"),
+    "model.image.activation": tuple(transformer.ACTIVATIONS),
     "model.image.head": ("auto", "linear", "linear_no_bias"),
-    "model.text.size": ("Ti", "S", "B", "L", "So400m", "g-opt"),
+    "model.text.size": tuple(transformer.SIZES),
     "model.text.pool": ("last", "mean", "map", "eos", "argmax"),
-    "model.text.activation": ("gelu_tanh", "gelu", "quick_gelu"),
+    "model.text.activation": tuple(transformer.ACTIVATIONS),
     "model.text.head": ("linear", "linear_no_bias"),
     "optim.name": ("adamw", "adafactor", "lion"),
     "optim.schedule": ("cosine", "rsqrt", "linear", "constant"),
@@ -172,7 +174,7 @@ def profile_steps(config) -> tuple[int, int] | None:
 
 def _validate_towers(config):
   image = config.model.image
-  if image.size in config_lib.RESNETS:
+  if image.size in resnet.SIZES:
     _validate_resnet(image)
   elif image.image_size % image.patch:
     raise ValueError(f"config.image.size={image.image_size} is not divisible by config.model.image.patch={image.patch}")

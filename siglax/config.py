@@ -36,8 +36,6 @@ DURATIONS = {
     "eval.every": False,
     "checkpoint.every": False,
 }
-# Values of model.image.size that are CLIP's ResNets.
-RESNETS = ("RN50", "RN101")
 # A run may be resumed with other values of these: they change its speed and its reports, not its losses.
 FREE_ON_RESUME = (
     "loader", "mesh", "eval", "checkpoint", "log", "profile", "loss.impl", "loss.tile", "loss.check_embeddings",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from siglax import config as config_lib
+from siglax.models import resnet
 
 # OpenAI's pixel statistics, from the preprocessing of the released models.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -72,7 +73,7 @@ def clip(train: str, tokenizer: str, zero_shot: str = "", epochs: float = 32, im
   text.vocab_size = 49_408
   text.causal = True
   text.pool = "eos"
-  if image in config_lib.RESNETS:
+  if image in resnet.SIZES:
     transformers = (text,)
     c.optim.b2, c.optim.eps = 0.999, 1e-8
   else:
@@ -103,7 +104,7 @@ def shrink(c: ConfigDict) -> ConfigDict:
   config_lib.set_duration(c, "optim.warmup", steps=1)
   config_lib.set_duration(c, "log.every", steps=1)
   config_lib.set_duration(c, "checkpoint.every", steps=2)
-  is_resnet = c.model.image.size in config_lib.RESNETS
+  is_resnet = c.model.image.size in resnet.SIZES
   c.image.size = 64 if is_resnet else 2 * c.model.image.patch
   c.data = ({"source": "shapes", "size": 64, "image_size": c.image.size},)
   c.eval.tasks = ()

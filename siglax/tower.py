@@ -26,6 +26,7 @@ from siglax import optim
 from siglax import state as state_lib
 from siglax.data import images as images_lib
 from siglax.data import text as text_lib
+from siglax.interop import layout
 from siglax.interop import positions
 
 logger = logging.getLogger("siglax")
@@ -249,8 +250,7 @@ def image_digest(model, params, mesh) -> str:
 
   Global view: all processes call together. The same whether layers are stacked (config.model.image.scan) or not.
   """
-  leaves = jax.tree_util.tree_leaves_with_path(params["image"])
-  leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+  leaves = layout.flatten(params["image"])
   stacked = {name for name in leaves if re.search(r"(^|/)blocks/(?!\d+/)", name)}
   of_layers = jax.vmap(checkpoint.leaf_digest)
   digests = lambda leaves: {k: of_layers(x) if k in stacked else checkpoint.leaf_digest(x) for k, x in leaves.items()}
