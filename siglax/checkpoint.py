@@ -1,104 +1,413 @@
-"""Checkpoints of a run: state, data position, config and digest, through orbax.
+"""Checkpoints of a run: state, data position, config and digest, written and read by orbax.
 
-A save is asynchronous and appears whole or not at all. Orbax keeps no checksum: a flipped byte would restore silently
-with wrong numbers. So each checkpoint carries a digest of its state, and `restore` walks back from the newest to the
-newest that matches. Nothing is overwritten in place.
+A save runs in the background and appears whole or not at all. Orbax keeps no checksum, so a flipped byte would be restored
+silently as wrong numbers. Each checkpoint therefore carries a digest of its state and one of its metadata; `restore` starts
+at the newest checkpoint and walks back to the newest one that matches both. Three rules keep what is good:
+
+- A state that is not finite is never saved.
+- A failure to read (a disk that does not answer, too many open files) is no damage: it is tried again, and then the start
+  ends with one line. Nothing on disk changes.
+- A damaged checkpoint is never deleted. It is moved aside, to damaged-<step>, once a later save has succeeded.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import json
 import logging
+import os
 import pathlib
+import shutil
+import threading
+import time
 
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
+
+from siglax import processes
 
 logger = logging.getLogger("siglax")
 FOLDER = "checkpoints"
+# Seconds between the attempts of a read, and of the last save of a run.
+RETRY_SECONDS = (0.5, 1, 2, 4)
+# A save that takes longer than this has failed.
+SAVE_SECONDS = 1200
+POLL_SECONDS = 0.5
+# Bytes of the state that `config.checkpoint.verify` reads back at a time.
+VERIFY_BYTES = 2**28
+# Errors of a path that is not there: damage. All other errors of the operating system are failures to read.
+MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+# Libraries in C++ pass the operating system's errors, and their own, on as text.
+FAILURES = (
+    "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED", "PERMISSION_DENIED", "Gloo",
+    *(os.strerror(number) for number in (
+        errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM,
+        errno.EAGAIN, errno.EINTR, errno.ECONNRESET, errno.ECONNREFUSED, errno.EPIPE, errno.EHOSTUNREACH, errno.EREMOTEIO,
+    )),
+)
+
+
+class Damaged(Exception):
+  """What a checkpoint holds is not what was saved."""
 
 
 class Checkpoints:
   """The checkpoints of one run folder. Global view: all processes call every method together.
 
-  folder: the run folder. config: `config.checkpoint`, which says what is kept; None only reads.
+  folder: the run folder. config: `config.checkpoint`, which says what is kept; None only reads. every: steps between
+  two saves, or None. Only one process group may write into a folder at a time (siglax/runs/lock.py).
   """
 
-  def __init__(self, folder, config=None):
-    path = pathlib.Path(folder).absolute() / FOLDER
-    self._writes = config is not None
-    self._best = config.keep_best if self._writes else None
-    options = ocp.CheckpointManagerOptions(
-        create=self._writes,
-        read_only=not self._writes,
-        preservation_policy=_policy(config) if self._writes else None,
-    )
-    self._manager = ocp.CheckpointManager(path, options=options, item_names=("state", "meta"))
+  def __init__(self, folder, config=None, every: int | None = None):
+    self._path = pathlib.Path(folder).absolute() / FOLDER
+    self._config, self._every = config, every
+    self._damaged: list[int] = []
+    self._aside = None  # where a damaged checkpoint of the step that is being saved has gone
+    self._pending = None  # step of the save that is under way
+    self._last = 0  # step of the last save that succeeded, or of what was restored
+    self._again = False  # the last save failed and has not been tried again
+    self._failed = 0  # saves in a row that failed, their second attempts included
+    self._deleting, self._next_poll = None, 0.0
+    if config is not None:
+      processes.on_first(self._prepare)
+      handler = ocp.CompositeCheckpointHandler(state=ocp.PyTreeCheckpointHandler(), meta=ocp.JsonCheckpointHandler())
+      # Folders made in the background would leave a failed mkdir waiting for SAVE_SECONDS.
+      options = ocp.options.AsyncOptions(timeout_secs=SAVE_SECONDS, create_directories_asynchronously=False)
+      self._saver = ocp.AsyncCheckpointer(handler, async_options=options)
 
   @property
   def steps(self) -> list[int]:
-    """Steps on disk, oldest first."""
-    return sorted(self._manager.all_steps())
+    """Steps on disk, oldest first; a save that is under way is not among them."""
+    if not self._path.is_dir():
+      return []
+    return sorted(int(p.name) for p in self._path.iterdir() if p.name.isdecimal())
 
-  def save(self, step: int, state, meta: dict, metrics: dict | None = None):
-    """Saves in the background. meta: what JSON can hold. metrics: of the last evaluation, for keep_best."""
-    meta = {**meta, "step": step, "digest": digest(state)}
-    metrics = metrics if self._best in (metrics or {}) else None
-    saved = self._manager.save(
-        step,
-        args=ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta)),
-        metrics=metrics,
-    )
-    if not saved:
-      raise ValueError(f"checkpoint of step {step} was not saved: {self.steps[-1]} is already on disk")
+  @property
+  def good(self) -> list[int]:
+    """Steps on disk that `restore` did not find damaged, oldest first."""
+    return [step for step in self.steps if step not in self._damaged]
 
-  def restore(self, abstract_state):
+  @property
+  def newest(self) -> int:
+    """The step that was saved or restored last, on its way to the disk perhaps; 0 for none. The same on all processes."""
+    return self._pending or self._last
+
+  def save(self, step: int, state, meta: dict, metrics: dict | None = None, *, last: bool = False):
+    """Saves in the background. meta: what JSON can hold. metrics: of an evaluation of this state, for keep_best.
+
+    last: returns when the checkpoint is on disk, after a few attempts. Without it a save that fails is logged, and
+    `poll` asks for it again. Raises FloatingPointError for a state that is not finite, and ValueError when more than
+    config.checkpoint.max_failed_saves saves in a row have failed, or the last one.
+    """
+    self._settle()
+    sums, bad = inspect(state)
+    if bad is not None:
+      raise FloatingPointError(f"{bad} is not finite after step {step}; {self.last_good()}; {ADVICE}")
+    meta = {**meta, "step": step, "digest": sums, "metrics": metrics}
+    meta["sha256"] = _sha256(meta)
+    for delay in (*RETRY_SECONDS[1:], None) if last else (None,):
+      self._start(step, state, meta)
+      if last or self._config.verify:
+        self._settle()
+        if self._config.verify and self._last == step:
+          self._verify(step, state, sums)
+      if not last or self._last == step:
+        return
+      if delay is None:
+        raise ValueError(f"the checkpoint of step {step} could not be saved; {self.last_good()}; make room on the disk")
+      time.sleep(delay)
+
+  def poll(self) -> bool:
+    """Notes how the save in the background has ended; whether it failed and is to be made again. Ask at every step."""
+    if self._pending is not None and time.monotonic() >= self._next_poll:
+      self._next_poll = time.monotonic() + POLL_SECONDS
+      try:
+        self._saver.check_for_errors()
+      except Exception as e:  # pylint: disable=broad-exception-caught; orbax passes on whatever a disk raises
+        self._fail(e)
+      else:
+        if (self._path / str(self._pending)).exists():
+          self._committed()
+    return self._again
+
+  def restore(self, abstract_state, before: int | None = None):
     """(state, meta) of the newest good checkpoint, or None when there is none at all.
 
     abstract_state: jax.ShapeDtypeStruct leaves with the shardings to restore to, of any mesh; a dict of some of the
-    state's fields, such as {"params": …}, reads those alone. A damaged checkpoint is named in the log and passed
-    over; a manager that writes deletes it, since orbax refuses to save below it.
-    Raises ValueError when there are checkpoints and none is good.
+    state's fields, such as {"params": …}, reads those alone. before: considers steps below it only. A damaged checkpoint
+    is named in the log and passed over. Raises ValueError in one line when one cannot be read for another reason, and
+    when there are checkpoints and none is good.
     """
-    damaged = []
-    for step in reversed(self.steps):
+    found, damaged = processes.of_first(self.steps), []
+    for step in reversed([s for s in found if before is None or s < before]):
       try:
         state, meta = self._read(step, abstract_state)
-      except Exception as e:  # pylint: disable=broad-except; damage shows as many kinds of errors
-        reason = str(e).strip().partition("\n")[0][:200] or type(e).__name__
-        logger.warning("checkpoint of step %d is damaged, trying the one before it: %s", step, reason)
-        damaged.append((step, reason))
+      except Damaged as e:
+        logger.warning("checkpoint of step %d is damaged, trying the one before it: %s", step, e)
+        damaged.append((step, e))
         continue
-      for bad, _ in damaged if self._writes else ():
-        self._manager.delete(bad)
+      self._damaged, self._last = [bad for bad, _ in damaged], step
       return state, meta
     if damaged:
       step, reason = damaged[0]
-      raise ValueError(f"no checkpoint in {self._manager.directory} is good; the newest, of step {step}: {reason}")
+      raise ValueError(f"no checkpoint in {self._path} is good; the newest, of step {step}: {reason}")
     return None
 
-  def _read(self, step, abstract_state):
-    restore_args = ocp.checkpoint_utils.construct_restore_args(abstract_state)
-    state_args = ocp.args.PyTreeRestore(abstract_state, restore_args=restore_args, partial_restore=True)
-    saved = self._manager.restore(step, args=ocp.args.Composite(state=state_args, meta=ocp.args.JsonRestore()))
-    good = saved.meta["digest"]
-    wrong = [name for name, value in digest(saved.state).items() if value != good.get(name)]
-    if wrong:
-      raise ValueError(f"{wrong[0]} does not match its digest")
-    return saved.state, saved.meta
-
-  def preempted(self, step: int) -> bool:
-    """Whether the processes have agreed to end at this step, after a SIGTERM to one of them; ask at every step."""
-    return self._manager.reached_preemption(step)
+  def last_good(self) -> str:
+    """In words, for messages."""
+    good = self.good
+    return f"the last good checkpoint is of step {good[-1]}" if good else "there is no good checkpoint"
 
   def wait(self):
-    """Returns when what was saved is on disk."""
-    self._manager.wait_until_finished()
+    """Returns when what was saved is on disk, or has failed."""
+    self._settle()
 
   def close(self):
-    self._manager.close()
+    """Ends what runs in the background. A save that hangs is not waited for longer than it may take to end a run."""
+    if self._config is None:
+      return
+    closing = threading.Thread(target=self._close, daemon=True)
+    closing.start()
+    closing.join(sum(RETRY_SECONDS) if self._failed else SAVE_SECONDS)
+
+  def _close(self):
+    try:
+      self._settle()
+      self._saver.close()
+    except Exception as e:  # pylint: disable=broad-exception-caught; a run that ends has been told of it
+      logger.warning("closing the checkpoints: %s", one_line(e))
+    if self._deleting is not None:
+      self._deleting.join()
+
+  def _prepare(self):
+    """Makes the folder, and removes what a killed process left unfinished."""
+    try:
+      self._path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+      raise ValueError(f"{self._path} cannot be written: {e.strerror}; use another --workdir") from e
+    self._sweep()
+
+  def _sweep(self):
+    for p in self._path.iterdir():
+      if ".orbax-checkpoint-tmp" in p.name or p.name.startswith(".deleting-"):
+        shutil.rmtree(p, ignore_errors=True)
+
+  def _start(self, step, state, meta):
+    """One attempt of a save. A damaged checkpoint of the same step is out of the way as long as it lasts."""
+    self._again, self._pending = False, step
+    try:
+      if step in self._damaged and jax.process_index() == 0:
+        self._aside = self._move_aside(step)
+      items = {"state": ocp.args.PyTreeSave(state), "meta": ocp.args.JsonSave(meta)}
+      self._saver.save(self._path / str(step), args=ocp.args.Composite(**items))
+    except Exception as e:  # pylint: disable=broad-exception-caught; orbax passes on whatever a disk raises
+      self._fail(e)
+
+  def _settle(self):
+    """Waits for the save that is under way and notes how it has ended."""
+    if self._pending is None:
+      return
+    try:
+      self._saver.wait_until_finished()
+    except Exception as e:  # pylint: disable=broad-exception-caught; orbax passes on whatever a disk raises
+      self._fail(e)
+    else:
+      self._committed()
+
+  def _fail(self, error):
+    """Counts a save that failed. It is made again at the next step, once, and then when it is due."""
+    step, self._pending = self._pending, None
+    if self._aside is not None and not (self._path / str(step)).exists():
+      self._aside.rename(self._path / str(step))
+    self._aside = None
+    self._failed += 1
+    self._again = self._failed % 2 == 1
+    if jax.process_count() > 1:  # the others wait for this process in the middle of the same save
+      raise ValueError(f"the checkpoint of step {step} failed: {one_line(error)}; {self.last_good()}") from error
+    self._sweep()
+    saves, most = (self._failed + 1) // 2, self._config.max_failed_saves
+    logger.warning(
+        "the checkpoint of step %d failed (%d of %d saves that may fail in a row): %s; %s; training goes on",
+        step, saves, most, one_line(error), self.last_good(),
+    )
+    if saves > most:
+      raise ValueError(
+          f"{saves} saves in a row have failed, more than config.checkpoint.max_failed_saves={most}: {one_line(error)}; "
+          f"{self.last_good()}"
+      )
+
+  def _committed(self):
+    """The save is on disk: damaged checkpoints move aside, and those that need not be kept are deleted."""
+    self._last, self._pending, self._aside, self._again, self._failed = self._pending, None, None, False, 0
+    damaged, self._damaged = [step for step in self._damaged if step != self._last], []
+    if jax.process_index() > 0:
+      return
+    try:
+      for step in damaged:
+        self._move_aside(step)
+      gone = [self._hide(step) for step in self._unneeded()]
+    except OSError as e:
+      logger.warning("%s: old checkpoints stay: %s", self._path, one_line(e))
+      return
+    if self._deleting is not None:
+      self._deleting.join()
+    self._deleting = threading.Thread(target=lambda: [shutil.rmtree(p, ignore_errors=True) for p in gone], daemon=True)
+    self._deleting.start()
+
+  def _unneeded(self) -> list[int]:
+    """Steps that no rule of config.checkpoint keeps."""
+    c, steps = self._config, self.steps
+    kept = set(steps[-c.keep_latest :])
+    spans = [c.keep_every_steps, c.keep_one_in and self._every and c.keep_one_in * self._every]
+    kept |= {step for step in steps for span in spans if span and step % span == 0}
+    if c.keep_best is not None:
+      scores = {step: self._score(step) for step in steps}
+      kept |= {step for step, score in scores.items() if score is None}  # could not be read
+      known = {step: score for step, score in scores.items() if score is not None}
+      kept.add(max(known, key=known.get, default=steps[-1]))
+    return [step for step in steps if step not in kept]
+
+  def _score(self, step) -> float | None:
+    """The metric of config.checkpoint.keep_best; −inf where the step was not evaluated, None where it cannot be read."""
+    folder, metric = self._path / str(step), self._config.keep_best
+    try:
+      metrics = json.loads((folder / "meta" / "metadata").read_bytes()).get("metrics")
+      if metrics is None and (orbax := folder / "metrics" / "metrics").exists():  # where siglax 0.1 put them
+        metrics = json.loads(orbax.read_bytes())
+      return (metrics or {}).get(metric, -np.inf)
+    except (OSError, ValueError, AttributeError):
+      return None
+
+  def _move_aside(self, step) -> pathlib.Path:
+    names = (f"damaged-{step}{suffix}" for suffix in ("", *(f"-{i}" for i in range(1, 1000))))
+    aside = next(p for p in map(self._path.joinpath, names) if not p.exists())
+    (self._path / str(step)).rename(aside)
+    logger.warning("the damaged checkpoint of step %d is now %s", step, aside)
+    return aside
+
+  def _hide(self, step) -> pathlib.Path:
+    """Renames a checkpoint for its deletion, so that none is ever there in part."""
+    hidden = self._path / f".deleting-{step}"
+    (self._path / str(step)).rename(hidden)
+    return hidden
+
+  def _read(self, step, abstract_state):
+    """(state, meta) of one checkpoint. Damaged when it is; ValueError after several attempts that failed otherwise.
+
+    All processes read their own parts and then agree on how it went. Damage is believed when it is seen twice.
+    """
+    seen, begin = 0, time.monotonic()
+    for delay in (*RETRY_SECONDS, None):
+      state = meta = error = None
+      try:
+        meta = self._read_meta(step)
+        state = self._read_state(step, abstract_state)
+      except Exception as e:  # pylint: disable=broad-exception-caught; damage shows as many kinds of errors
+        error = e
+      failed, damaged = processes.any_has(error is not None and is_failure(error), error is not None)
+      if not damaged:
+        error = self._compare(step, state, meta)
+        if error is None:
+          state = {k: state[k] for k in abstract_state} if isinstance(abstract_state, dict) else state
+          return state, meta
+      reason = "another process could not read it" if error is None else one_line(error)
+      if not failed:
+        seen += 1
+        if seen == 2:
+          raise Damaged(reason)
+      if delay is None:
+        raise ValueError(
+            f"the checkpoint of step {step} in {self._path} cannot be read, tried for {time.monotonic() - begin:.0f} s: {reason}; "
+            "nothing was changed, start again when it can be read"
+        ) from error
+      if failed:
+        logger.warning("reading the checkpoint of step %d failed, trying again in %.1f s: %s", step, delay, reason)
+      time.sleep(delay if failed else 0)
+
+  def _read_meta(self, step) -> dict:
+    meta = json.loads((self._path / str(step) / "meta" / "metadata").read_bytes())
+    if not isinstance(meta, dict) or not isinstance(meta.get("digest"), dict):
+      raise Damaged("its metadata holds no digest")
+    if "sha256" in meta and meta.pop("sha256") != _sha256(meta):  # siglax 0.1 wrote none
+      raise Damaged("its metadata does not match its digest")
+    return meta
+
+  def _read_state(self, step, abstract_state):
+    if isinstance(abstract_state, dict) and "step" not in abstract_state:
+      sharding = jax.tree.leaves(abstract_state)[0].sharding
+      whole = jax.sharding.NamedSharding(sharding.mesh, jax.P()) if hasattr(sharding, "mesh") else sharding
+      abstract_state = {**abstract_state, "step": jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)}
+    restore_args = ocp.checkpoint_utils.construct_restore_args(abstract_state)
+    args = ocp.args.PyTreeRestore(abstract_state, restore_args=restore_args, partial_restore=True)
+    # The handler, unlike orbax's managers, waits for no other process: one that fails would keep the rest waiting.
+    return ocp.PyTreeCheckpointHandler().restore(self._path / str(step) / "state", args=args)
+
+  def _compare(self, step, state, meta) -> Damaged | None:
+    """What does not fit: the folder's name, the metadata's step, the state's, or the state's digest."""
+    wrong = [name for name, value in digest(state).items() if value != meta["digest"].get(name)]
+    if wrong:
+      return Damaged(f"{wrong[0]} does not match its digest")
+    of_state = int(state["step"] if isinstance(state, dict) else state.step)
+    if not step == meta.get("step") == of_state:
+      return Damaged(f"the folder is of step {step}, its metadata of step {meta.get('step')}, its state of step {of_state}")
+    return None
+
+  def _verify(self, step, state, sums):
+    """Reads a checkpoint back, some leaves at a time, and compares them with their digest; a difference is a failed save."""
+    leaves, tree = jax.tree.flatten(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state))
+    groups, size = [[]], 0
+    for i, leaf in enumerate(leaves):
+      size += leaf.size * leaf.dtype.itemsize
+      if size > VERIFY_BYTES and groups[-1]:
+        groups, size = [*groups, []], leaf.size * leaf.dtype.itemsize
+      groups[-1].append(i)
+    error = None
+    for group in groups:
+      part = jax.tree.unflatten(tree, [leaf if i in group else ocp.PLACEHOLDER for i, leaf in enumerate(leaves)])
+      try:
+        read = digest(jax.tree.map(lambda x: None if x is ocp.PLACEHOLDER else x, self._read_state(step, part)))
+        wrong = [name for name, value in read.items() if value != sums[name]]
+        error = Damaged(f"read back, {wrong[0]} differs from what was saved") if wrong else None
+      except Exception as e:  # pylint: disable=broad-exception-caught; damage shows as many kinds of errors
+        error = e
+      if error is not None:
+        processes.on_first(lambda: self._move_aside(step))
+        self._last, self._pending = max(self.good, default=0), step
+        self._fail(error)
+        return
+
+
+ADVICE = (
+    "the same command goes on from there; lower config.optim.lr or set config.optim.clip_norm in a new --workdir, or "
+    "skip such updates with config.optim.skip_nonfinite"
+)
+
+
+def is_failure(error: BaseException) -> bool:
+  """Whether an error tells of a disk, a memory or a network that failed, and so nothing about what is stored."""
+  while error is not None:
+    if isinstance(error, MemoryError) or isinstance(error, OSError) and error.errno is not None and error.errno not in MISSING:
+      return True
+    if any(text in str(error) for text in FAILURES):
+      return True
+    if isinstance(error, BaseExceptionGroup) and any(map(is_failure, error.exceptions)):
+      return True
+    error = error.__cause__ or error.__context__
+  return False
+
+
+def one_line(error: BaseException) -> str:
+  """An exception's first line, or its type where it says nothing."""
+  return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+
+
+def preempted(step: int) -> bool:
+  """Whether the processes have agreed to end at this step, after a SIGTERM to one of them; ask at every step."""
+  return multihost_utils.reached_preemption_sync_point(step)
 
 
 def digest(state) -> dict[str, int]:
@@ -106,14 +415,22 @@ def digest(state) -> dict[str, int]:
 
   The weights are odd, so a change of any single element changes the sum.
   """
+  return inspect(state)[0]
+
+
+def inspect(state) -> tuple[dict[str, int], str | None]:
+  """(`digest` of a state, path of its first leaf with an element that is not finite or None), in one pass on the devices."""
   leaves = jax.tree_util.tree_leaves_with_path(state)
-  sums = jax.device_get(_digest([leaf for _, leaf in leaves]))
-  return {jax.tree_util.keystr(path, simple=True, separator="/"): int(x) for (path, _), x in zip(leaves, sums)}
+  found = jax.device_get(_inspect([leaf for _, leaf in leaves]))
+  names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+  sums = {name: int(total) for name, (total, _) in zip(names, found)}
+  return sums, next((name for name, (_, finite) in zip(names, found) if not finite), None)
 
 
 @jax.jit
-def _digest(leaves):
-  return [leaf_digest(x) for x in leaves]
+def _inspect(leaves):
+  finite = lambda x: jnp.all(jnp.isfinite(x)) if jnp.issubdtype(x.dtype, jnp.inexact) else True
+  return [(leaf_digest(x), finite(x)) for x in leaves]
 
 
 def leaf_digest(x: jax.Array) -> jax.Array:
@@ -127,11 +444,6 @@ def leaf_digest(x: jax.Array) -> jax.Array:
   return jnp.sum(bits.astype(jnp.uint32) * (2 * index + 1), dtype=jnp.uint32)
 
 
-def _policy(config):
-  policies = [checkpoint_managers.LatestN(config.keep_latest)]
-  if config.keep_every_steps is not None:
-    policies.append(checkpoint_managers.EveryNSteps(config.keep_every_steps))
-  if config.keep_best is not None:
-    best = lambda metrics: metrics[config.keep_best]
-    policies.append(checkpoint_managers.BestN(get_metric_fn=best, n=1, keep_checkpoints_without_metrics=False))
-  return checkpoint_managers.AnyPreservationPolicy(policies)
+def _sha256(meta: dict) -> str:
+  """Of the metadata without its own digest."""
+  return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()

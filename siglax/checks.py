@@ -51,13 +51,15 @@ MINIMA = {
     "loader.workers": 0,
     "loader.buffer": 1,
     "checkpoint.keep_latest": 1,
+    "checkpoint.max_failed_saves": 0,
+    "optim.skip_nonfinite": 0,
     "mesh.fsdp": 1,
     "model.image.lora_rank": 0,
     "model.text.lora_rank": 0,
 }
 # Fields that are above 0, or None.
 POSITIVE = (
-    "optim.lr", "optim.clip_norm", "loss.scale_max",
+    "optim.lr", "optim.clip_norm", "loss.scale_max", "checkpoint.keep_every_steps", "checkpoint.keep_one_in",
     *(f"model.{tower}.{name}" for tower in ("image", "text") for name in ("width", "depth", "heads", "mlp_dim")),
 )
 # Those of config.model.image that a ResNet has.

@@ -40,6 +40,10 @@ def _add_train(commands):
   )
   _add_config_flag(parser)
   parser.add_argument("--workdir", required=True, help="run folder: config, checkpoints, metrics, curves")
+  parser.add_argument(
+      "--extend", action="store_true",
+      help="make a run longer although its learning rate depends on its length (cosine, linear, a cooldown that has begun)",
+  )
   _add_process_flags(parser)
   parser.set_defaults(run=_train)
 
@@ -166,7 +170,7 @@ def _train(arguments):
   _join(arguments)
   from siglax import config, train
 
-  train.train(config.load(arguments.config, arguments.overrides), arguments.workdir)
+  train.train(config.load(arguments.config, arguments.overrides), arguments.workdir, extend=arguments.extend)
 
 
 def _evaluate(arguments):

@@ -39,7 +39,7 @@ DURATIONS = {
 # A run may be resumed with other values of these: they change its speed and its reports, not its losses.
 FREE_ON_RESUME = (
     "loader", "mesh", "eval", "checkpoint", "log", "profile", "loss.impl", "loss.tile", "loss.check_embeddings",
-    "train.remat", "train.microbatch", "model.image.remat", "model.text.remat",
+    "train.remat", "train.microbatch", "model.image.remat", "model.text.remat", "optim.skip_nonfinite",
 )
 
 
@@ -178,6 +178,7 @@ def default() -> ConfigDict:
   c.optim.b2 = 0.95
   c.optim.eps = 1e-8
   c.optim.clip_norm = placeholder(float)  # global-norm clip of the gradient; None clips nothing
+  c.optim.skip_nonfinite = 0  # updates in a row that are left out when their gradient is not finite; one more stops the run
   c.optim.weight_decay = 1e-4  # multiplies the learning rate, as in optax.adamw
   # First match wins; the pattern must match the whole path of a parameter, such as "image/encoder/blocks/mlp/fc1/kernel".
   c.optim.decay = ((".*/kernel", 1.0), (".*", 0.0))  # (pattern, multiplier of weight_decay)
@@ -203,7 +204,12 @@ def default() -> ConfigDict:
   add_duration(c.checkpoint, "every")  # none set saves at the end only
   c.checkpoint.keep_latest = 2  # newest checkpoints kept
   c.checkpoint.keep_every_steps = placeholder(int)  # also keep those whose step is a multiple of it
+  c.checkpoint.keep_one_in = placeholder(int)  # also keep one of so many that are due, for good; None keeps none
+  c.checkpoint.keep_one_in = 10
   c.checkpoint.keep_best = placeholder(str)  # also keep the one with the highest value of this metric: "eval/<name>/<metric>"
+
+  c.checkpoint.verify = False  # read each checkpoint back after its save and compare it; the training waits for that
+  c.checkpoint.max_failed_saves = 3  # saves in a row, each tried twice, that may fail before the run stops
 
   c.log = ConfigDict()
   add_duration(c.log, "every", steps=50)

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import glob
 import importlib.util
+import json
 import os
 import signal
 import socket
+import threading
 import time
 
 import jax
@@ -63,6 +65,48 @@ def check_same_config(config):
     different = config_lib.differences(first, other, "in process 0", f"in process {i}")
     if different:
       raise ValueError(f"the processes have different configs: {'; '.join(different)}; start all with the same command")
+
+
+def on_first(function):
+  """What function() returns, on process 0; None on the others. A ValueError that it raises there is raised by all.
+
+  function: may be None on the others.
+  """
+  result = error = None
+  if jax.process_index() == 0:
+    try:
+      result = function()
+    except ValueError as e:
+      error = str(e)
+  if (error := of_first(error)) is not None:
+    raise ValueError(error)
+  return result
+
+
+def of_first(value):
+  """Process 0's value on all processes; what JSON can hold."""
+  if jax.process_count() == 1:
+    return value
+  text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+  mine = text if jax.process_index() == 0 else np.zeros(size, np.uint8)
+  return json.loads(bytes(multihost_utils.broadcast_one_to_all(mine)).decode())
+
+
+def any_has(*flags: bool) -> list[bool]:
+  """For each flag, whether it is set in any process."""
+  if jax.process_count() == 1:
+    return list(flags)
+  return multihost_utils.process_allgather(np.array(flags)).any(axis=0).tolist()
+
+
+def end_within(seconds: float, code: int):
+  """Ends this process after so many seconds, whatever its threads still wait for, unless it has ended before."""
+  def end():
+    time.sleep(seconds)
+    os._exit(code)
+
+  threading.Thread(target=end, daemon=True).start()
 
 
 def interrupt_all(number, frame):

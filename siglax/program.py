@@ -37,11 +37,14 @@ class Program:
       raise ValueError(
           f"config.train.unmasked is {durations['train.unmasked']} steps, but the training is {self.total_steps} steps; shorten it"
       )
+    # The steps whose learning rate would be the same in a longer training.
+    cooldown, ends_at_zero = durations["optim.cooldown"] or 0, config.optim.schedule in ("cosine", "linear")
+    self.schedule_end = 0 if ends_at_zero else self.total_steps - cooldown
     self.mesh = mesh_lib.make(config.mesh.data, config.mesh.fsdp)
     self.model = models.build(config.model)
     params = jax.eval_shape(self.model.init, jax.random.key(0))
     self.tx, self.schedule = optim.make(
-        config, params, self.total_steps, durations["optim.warmup"] or 0, durations["optim.cooldown"] or 0
+        config, params, self.total_steps, durations["optim.warmup"] or 0, cooldown
     )
     self.frozen = optim.frozen_mask(config, params)
     self._updates = {}

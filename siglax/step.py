@@ -32,10 +32,11 @@ def make(config, model, tx, schedule, mesh, frozen):
   """The update (state, batch) → (state, metrics), to be jitted; metrics are float32 scalars on the device.
 
   config: the resolved config. frozen: bools like params; no gradient is computed for what is frozen.
-  Raises ValueError in one line for micro-batches of a tower that trains with batch norm.
+  With config.optim.skip_nonfinite, an update whose gradient is not finite leaves all but the number of the step as it was,
+  and metrics["skipped"] tells. Raises ValueError in one line for micro-batches of a tower that trains with batch norm.
   """
   value_and_grad = make_value_and_grad(config, model, mesh, frozen)
-  scale_max, decay = config.loss.scale_max, config.train.ema
+  scale_max, decay, skips = config.loss.scale_max, config.train.ema, config.optim.skip_nonfinite > 0
 
   def step(state: TrainState, batch) -> tuple[TrainState, dict]:
     (loss, (values, running)), grads = value_and_grad(state.params, batch, state.step)
@@ -51,7 +52,13 @@ def make(config, model, tx, schedule, mesh, frozen):
       params["log_scale"] = jnp.minimum(params["log_scale"], jnp.log(scale_max))
     average = lambda p, a: None if a is None else decay * a + (1 - decay) * p
     ema = None if decay is None else jax.tree.map(average, params, state.ema)
-    return TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
+    new = TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
+    if skips:
+      finite = jnp.isfinite(metrics["grad_norm"])
+      metrics["skipped"] = 1 - finite.astype(jnp.int32)
+      unchanged = state.replace(step=new.step)
+      new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, unchanged)
+    return new, metrics
 
   return step
 

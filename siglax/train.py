@@ -32,10 +32,12 @@ from siglax import processes
 from siglax import program
 from siglax import state as state_lib
 from siglax import tower
+from siglax.runs import lock as lock_lib
 
 logger = logging.getLogger("siglax")
 
 NORM_TOLERANCE = 0.01  # of unit embeddings; bfloat16 has 8 bits
+GRACE_SECONDS = 3  # of a process that was interrupted twice
 
 
 class Run(program.Program):
@@ -48,7 +50,8 @@ class Run(program.Program):
     self.text = text
     self.workdir = pathlib.Path(workdir)
     self.sources = data_lib.open_data(config)
-    super().__init__(config, data_lib.num_examples(self.sources))
+    self.epoch_examples = data_lib.num_examples(self.sources)
+    super().__init__(config, self.epoch_examples)
     if self.embedded:
       data_lib.embeddings.check(config, self.sources, self.model.embed_dim)
     self.evaluate = evaluate.Evaluator(config, self.model, text, self.mesh)
@@ -79,58 +82,111 @@ class Run(program.Program):
     )
 
   def write_files(self):
-    """config.json and tokenizer.model of the run folder; a folder that holds checkpoints of another run is an error."""
-    file = self.workdir / tower.CONFIG
+    """config.json and tokenizer.model of the run folder. Process 0 does it."""
     try:
-      self.workdir.mkdir(parents=True, exist_ok=True)
-      if file.exists() and any((self.workdir / checkpoint.FOLDER).glob("[0-9]*")):
-        different = config_lib.differences(config_lib.from_json(file.read_text()), self.config)
-        if different:
-          raise ValueError(
-              f"--workdir {self.workdir} holds a run of another config: {'; '.join(different)}; "
-              "use another --workdir, or the same values to resume"
-          )
-      if jax.process_index() == 0:
-        _write(file, config_lib.to_json(self.config).encode())
-        self.text.save(self.workdir / tower.TOKENIZER)
+      _write(self.workdir / tower.CONFIG, config_lib.to_json(self.config).encode())
+      self.text.save(self.workdir / tower.TOKENIZER)
     except OSError as e:
       raise ValueError(f"--workdir {self.workdir} cannot be written: {e.strerror}; use another folder") from e
 
+  def check_folder(self, extend: bool = False):
+    """ValueError when the run folder holds checkpoints of another config.
 
-def train(config, workdir) -> dict[str, float]:
+    A longer total is no other config where it changes nothing of the steps that the newest checkpoint has behind it: with
+    a constant or rsqrt schedule, before its cooldown and before the steps that see all patches. extend: allows a longer
+    total in any case.
+    """
+    file = self.workdir / tower.CONFIG
+    steps = [int(p.name) for p in (self.workdir / checkpoint.FOLDER).glob("[0-9]*") if p.name.isdecimal()]
+    if not steps or not file.exists():
+      return
+    there = tower.read_config(self.workdir)
+    different = config_lib.differences(there, self.config)
+    other = [line for line in different if not line.startswith("total_")]
+    if other:
+      raise ValueError(
+          f"--workdir {self.workdir} holds a run of another config: {'; '.join(other)}; "
+          "use another --workdir, or the same values to resume"
+      )
+    if different:
+      self._check_longer(program.Program(there, self.epoch_examples), max(steps), extend)
+
+  def _check_longer(self, there: program.Program, step: int, extend: bool):
+    """there: the program of the run in the folder, whose newest checkpoint is of `step`."""
+    lengths = f"the run in --workdir {self.workdir} is of {there.total_steps} steps, this one of {self.total_steps}"
+    if self.total_steps < max(step, there.total_steps):
+      raise ValueError(f"{lengths}; a run can only be made longer: raise config.total_steps, or use another --workdir")
+    rates = [float(made.schedule(step)) for made in (there, self)]
+    same = rates[0] == rates[1] and there.schedule_end >= step and min(there.masked_steps, self.masked_steps) >= step
+    if not same and not extend:
+      raise ValueError(
+          f"{lengths}: at step {step} the learning rate goes from {rates[0]:.3g} to {rates[1]:.3g}, and the steps before "
+          f"it followed the shorter schedule (config.optim.schedule={self.config.optim.schedule!r}); give --extend to go on "
+          "all the same, or use another --workdir"
+      )
+    logger.warning(
+        "%s; it goes on from step %d, where the learning rate goes from %.3g to %.3g", lengths, step, *rates
+    )
+
+
+def train(config, workdir, *, extend: bool = False) -> dict[str, float]:
   """Trains `config` in the run folder `workdir`, or resumes there; returns the metrics of the last evaluation.
 
-  SIGINT and SIGTERM, to any of the processes, save and return. Raises ValueError in one line for what is wrong with the
-  config, the data or the folder, and FloatingPointError when the loss is not finite.
+  extend: a run in the folder may be made longer although its schedule depends on its length.
+  SIGINT, SIGTERM and SIGHUP, to any of the processes, save and return. Raises ValueError in one line for what is wrong
+  with the config, the data, the folder or the disk, and FloatingPointError when the loss, the gradient or the state is
+  not finite.
   """
   with StopSignals() as stop:
-    return _train(config, workdir, stop)
+    goodput = goodput_lib.Goodput()
+    run = Run(config, workdir)
+    processes.check_same_config(run.config)
+    # Processes agree on what process 0 finds in the folder.
+    lock = processes.on_first(lambda: _take_folder(run, extend))
+    try:
+      return _train(run, stop, goodput, lock)
+    finally:
+      if lock is not None:
+        lock.release()
 
 
-def _train(config, workdir, stop: StopSignals):
-  goodput = goodput_lib.Goodput()
-  run = Run(config, workdir)
-  processes.check_same_config(run.config)
-  run.write_files()
-  checkpoints = checkpoint.Checkpoints(workdir, run.config.checkpoint)
+def _take_folder(run: Run, extend: bool) -> lock_lib.Lock:
+  try:
+    run.workdir.mkdir(parents=True, exist_ok=True)
+    lock = lock_lib.Lock(run.workdir)
+  except OSError as e:
+    raise ValueError(f"--workdir {run.workdir} cannot be written: {e.strerror}; use another folder") from e
+  try:
+    run.check_folder(extend)
+    run.write_files()
+  except BaseException:
+    lock.release()
+    raise
+  return lock
+
+
+def _train(run: Run, stop: StopSignals, goodput, lock):
+  workdir = run.workdir
+  checkpoints = checkpoint.Checkpoints(workdir, run.config.checkpoint, run.every["checkpoint"])
   restored = checkpoints.restore(run.abstract_state)
   state = run.initial_state() if restored is None else restored[0]
   run.check_tower(state.params)
   start = step = 0 if restored is None else restored[1]["step"]
+  skipped = 0 if restored is None else restored[1].get("skipped", 0)
   _announce(run, start)
   batches = run.batches(start)
   profiler = Profiler(run, start)
-  evaluated, evaluated_at, saved = {}, None, start
+  evaluated, evaluated_at = {}, None
 
-  def save():
-    nonlocal saved
+  def save(last: bool):
     log.flush()
-    if step > saved:
-      checkpoints.save(step, state, _meta(run, step), evaluated if step == evaluated_at else None)
-      saved = step
+    if step > checkpoints.newest:
+      processes.on_first(lock.check if lock else None)
+      meta = _meta(run, step, log.skipped)
+      checkpoints.save(step, state, meta, evaluated if step == evaluated_at else None, last=last)
 
   with metrics_lib.RunMetrics(workdir, run.config, total_steps=run.total_steps, step=start) as writer, jax.set_mesh(run.mesh):
-    log = Log(run, writer, start, checkpoints, goodput)
+    log = Log(run, writer, start, checkpoints, goodput, skipped)
     goodput.enter("step")
     try:
       while True:
@@ -140,12 +196,13 @@ def _train(config, workdir, stop: StopSignals):
             evaluated, evaluated_at = run.evaluate(state.evaluated), step
           writer.write(step, evaluated)
           log.pause()
-        stopping = stop.requested if jax.process_count() == 1 else checkpoints.preempted(step)
-        if step == run.total_steps or stopping or run.due("checkpoint", step):
+        stopping = stop.requested if jax.process_count() == 1 else checkpoint.preempted(step)
+        last = bool(step == run.total_steps or stopping)
+        if checkpoints.poll() or last or run.due("checkpoint", step):
           with goodput.during("checkpoint"):
-            save()
+            save(last)
           log.pause()
-        if step == run.total_steps or stopping:
+        if last:
           break
         with goodput.during("data_wait"):
           batch = next(batches)
@@ -159,8 +216,6 @@ def _train(config, workdir, stop: StopSignals):
         step += 1
         profiler.after(step, metrics)
         log.push(step, metrics, compiles)
-      with goodput.during("checkpoint"):
-        checkpoints.wait()
     finally:
       profiler.close()
       batches.close()
@@ -186,8 +241,9 @@ class Log:
   do in that time.
   """
 
-  def __init__(self, run, writer, start, checkpoints, goodput):
+  def __init__(self, run, writer, start, checkpoints, goodput, skipped):
     self._run, self._writer, self._checkpoints, self._goodput = run, writer, checkpoints, goodput
+    self.skipped, self._in_a_row = skipped, 0
     self._pending = None
     self._first = start + 1
     self._flops = {}
@@ -212,20 +268,31 @@ class Log:
       return
     (step, metrics, compiled), self._pending = self._pending, None
     values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-    self._check_embeddings(step, values)
-    if not np.isfinite(values["loss"]):
-      good = self._checkpoints.steps
-      raise FloatingPointError(
-          f"loss={values['loss']} at step {step}; the last good checkpoint is "
-          + (f"of step {good[-1]}" if good else "none")
-          + "; lower config.optim.lr or set config.optim.clip_norm, in a new --workdir"
-      )
+    self._check_finite(step, values)
     self._steps += 1
     if compiled:
       self.pause()  # compilation is no part of the speed
     if step == self._first or self._run.due("log", step):
       self._writer.write(step, {**values, **self._speed(step)})
       self.pause()
+
+  def _check_finite(self, step, values):
+    """Stops the run where its loss or gradient is not finite, unless config.optim.skip_nonfinite lets the update pass."""
+    limit, left_out = self._run.config.optim.skip_nonfinite, bool(values.pop("skipped", 0))
+    self._in_a_row = self._in_a_row + 1 if left_out else 0
+    if left_out and self._in_a_row <= limit:
+      self.skipped += 1
+      logger.warning("the gradient of step %d is not finite; this update is left out, the %d. in all", step, self.skipped)
+    else:
+      self._check_embeddings(step, values)
+      wrong = next((name for name in ("loss", "grad_norm") if not np.isfinite(values[name])), None)
+      if wrong:
+        often = f", after {limit} updates left out in a row (config.optim.skip_nonfinite={limit})" if left_out else ""
+        raise FloatingPointError(
+            f"{wrong}={values[wrong]} at step {step}{often}; {self._checkpoints.last_good()}; {checkpoint.ADVICE}"
+        )
+    if limit:
+      values["skipped"] = self.skipped
 
   def _check_embeddings(self, step, values):
     for tower in ("image", "text"):
@@ -291,9 +358,10 @@ class Profiler:
 
 
 class StopSignals:
-  """Turns SIGINT and SIGTERM into `requested`, the signal's name; a second one ends the process at once.
+  """Turns SIGINT, SIGTERM and SIGHUP into `requested`, the signal's name; a second one ends the process at once.
 
-  Among several processes jax itself waits for SIGTERM, and `Checkpoints.preempted` tells all of them at which step to end.
+  Among several processes jax itself waits for SIGTERM, and `checkpoint.preempted` tells all of them at which step to end.
+  A SIGHUP that is ignored already (nohup) stays ignored.
   """
 
   def __init__(self):
@@ -301,7 +369,10 @@ class StopSignals:
 
   def __enter__(self):
     single = jax.process_count() == 1
-    handlers = {signal.SIGINT: self._handle, signal.SIGTERM: self._handle} if single else {signal.SIGINT: processes.interrupt_all}
+    handle = self._handle if single else processes.interrupt_all
+    handlers = {signal.SIGINT: handle, signal.SIGHUP: handle} | ({signal.SIGTERM: handle} if single else {})
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+      del handlers[signal.SIGHUP]
     self._previous = {sig: signal.signal(sig, handler) for sig, handler in handlers.items()}
     return self
 
@@ -311,6 +382,7 @@ class StopSignals:
 
   def _handle(self, number, frame):
     if self.requested:
+      processes.end_within(GRACE_SECONDS, 130)  # where a library swallows the interrupt
       raise KeyboardInterrupt
     self.requested = signal.Signals(number).name
     logger.warning("%s: saving after this step; again to stop at once", self.requested)
@@ -355,9 +427,9 @@ def _loss_in_words(run: Run) -> str:
   return f"{config.loss.name} ({of}{f', tile {tile}' if tile else ''}{', chosen by auto' if config.loss.impl == 'auto' else ''})"
 
 
-def _meta(run: Run, step: int) -> dict:
+def _meta(run: Run, step: int, skipped: int) -> dict:
   data = {"global_next_index": step * run.config.batch_size}
-  return {"data": data, "config": config_lib.to_json(run.config)}
+  return {"data": data, "config": config_lib.to_json(run.config), "skipped": skipped}
 
 
 def _write(file: pathlib.Path, content: bytes):

@@ -115,7 +115,7 @@ def test_a_save_holds_what_was_given_although_the_step_overwrites_it(tmp_path):
   x = jnp.zeros((512, 512))
   for k in range(1, 4):
     x = step(x)
-    saving.save(k, {"params": x}, {})
+    saving.save(k, {"params": x, "step": jnp.int32(k)}, {})
     x = step(x)
   saving.close()
   like = {"params": jax.ShapeDtypeStruct((512, 512), jnp.float32, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))}
