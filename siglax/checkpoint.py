@@ -158,13 +158,18 @@ class Checkpoints:
     return None
 
   def last_good(self) -> str:
-    """In words, for messages."""
+    """In words, for messages; waits for a save that is under way."""
+    if self._pending is not None:
+      self.wait()
     good = self.good
     return f"the last good checkpoint is of step {good[-1]}" if good else "there is no good checkpoint"
 
   def wait(self):
-    """Returns when what was saved is on disk, or has failed."""
-    self._settle()
+    """Returns when what was saved is on disk, or has failed and that is logged."""
+    try:
+      self._settle()
+    except ValueError as e:
+      logger.warning("%s", e)
 
   def close(self):
     """Ends what runs in the background. A save that hangs is not waited for longer than it may take to end a run."""
@@ -175,8 +180,8 @@ class Checkpoints:
     closing.join(sum(RETRY_SECONDS) if self._failed else SAVE_SECONDS)
 
   def _close(self):
+    self.wait()
     try:
-      self._settle()
       self._saver.close()
     except Exception as e:  # pylint: disable=broad-exception-caught; a run that ends has been told of it
       logger.warning("closing the checkpoints: %s", one_line(e))
@@ -382,8 +387,8 @@ class Checkpoints:
 
 
 ADVICE = (
-    "the same command goes on from there; lower config.optim.lr or set config.optim.clip_norm in a new --workdir, or "
-    "skip such updates with config.optim.skip_nonfinite"
+    "set config.optim.skip_nonfinite to leave such updates out and start again, or lower config.optim.lr or set "
+    "config.optim.clip_norm in a new --workdir"
 )
 
 
