@@ -1,0 +1,62 @@
+"""One step of a run again: its batch, its loss, and which examples it was made of."""
+
+from __future__ import annotations
+
+import pathlib
+
+import jax
+
+from siglax import checkpoint
+from siglax import mesh as mesh_lib
+from siglax import metrics as metrics_lib
+from siglax import tower
+from siglax import train
+
+
+def replay(folder, step: int) -> dict:
+  """Trains from the newest good checkpoint before `step` up to it; nothing is written.
+
+  folder: a run folder, with its data in place. step: as in metrics.jsonl, from 1. The result is the same bit for bit as
+  in the run, on devices of the same kind and number. Returns {"step", "from": step of the checkpoint or 0, "loss",
+  "grad_norm", "logged": the loss in metrics.jsonl or None, "examples": [{"data": index in config.data, "example": index
+  in its source, "key": its name or None, "label", "weight"}, …] in the order of the batch}.
+  Raises ValueError in one line for a step that the run does not have, or whose checkpoint cannot be read.
+  """
+  folder = pathlib.Path(folder)
+  run = train.Run(tower.read_config(folder), folder)
+  if not 1 <= step <= run.total_steps:
+    raise ValueError(f"--step {step} must lie in 1 … {run.total_steps}, the steps of {folder}")
+  restored = checkpoint.Checkpoints(folder).restore(run.abstract_state, before=step)
+  state, start = (run.initial_state(), 0) if restored is None else (restored[0], restored[1]["step"])
+  batches = run.batches(start)
+  try:
+    with jax.set_mesh(run.mesh):
+      for i in range(start, step):
+        rows = next(batches)
+        state, metrics = run.update(i)(state, mesh_lib.to_global(run.mesh, rows))
+  finally:
+    batches.close()
+  values = {name: float(metrics[name]) for name in ("loss", "grad_norm")}
+  examples = [
+      {"data": k, "example": i, "key": run.sources[k][i].get("key"), "label": label, "weight": weight}
+      for k, i, label, weight in zip(*batches.last, rows["label"].tolist(), rows["weight"].tolist())
+  ]
+  return {"step": step, "from": start, **values, "logged": _logged(folder, step), "examples": examples}
+
+
+def _logged(folder, step) -> float | None:
+  if not (folder / metrics_lib.FILE).exists():
+    return None
+  return next((r["loss"] for r in metrics_lib.read(folder) if r["step"] == step and r.get("loss") is not None), None)
+
+
+def show(report: dict, title: str):
+  """Prints a report as a table, and the examples a line each."""
+  logged, loss = report["logged"], report["loss"]
+  same = "not logged" if logged is None else "the same" if logged == loss else f"it was {logged!r}"
+  rows = [("replayed from step", str(report["from"])), ("loss", f"{loss!r}  ({same} in {metrics_lib.FILE})"), ("grad_norm", f"{report['grad_norm']!r}")]
+  metrics_lib.print_table(title, rows)
+  for row, example in enumerate(report["examples"]):
+    key = "" if example["key"] is None else f"  {example['key']}"
+    label = "" if example["label"] < 0 else f"  label {example['label']}"
+    print(f"  row {row}: config.data.{example['data']} example {example['example']}{key}{label}")
