@@ -32,6 +32,7 @@ from siglax import processes
 from siglax import program
 from siglax import state as state_lib
 from siglax import tower
+from siglax.runs import history as history_lib
 
 logger = logging.getLogger("siglax")
 
@@ -54,8 +55,13 @@ class Run(program.Program):
     self.evaluate = evaluate.Evaluator(config, self.model, text, self.mesh)
 
   def due(self, what: str, step: int) -> bool:
-    """Whether to log, evaluate or save after this many steps; the last step always does."""
+    """Whether to log, evaluate or save after this many steps; the last step always does.
+
+    It stands for an evaluation that would be due less than a tenth of the interval before it.
+    """
     every = self.every[what]
+    if what == "eval" and every and self.total_steps - step < every / 10:
+      every = None
     return step == self.total_steps or bool(every and step and step % every == 0)
 
   def initial_state(self) -> state_lib.TrainState:
@@ -129,8 +135,12 @@ def _train(config, workdir, stop: StopSignals):
       checkpoints.save(step, state, _meta(run, step), evaluated if step == evaluated_at else None)
       saved = step
 
-  with metrics_lib.RunMetrics(workdir, run.config, total_steps=run.total_steps, step=start) as writer, jax.set_mesh(run.mesh):
-    log = Log(run, writer, start, checkpoints, goodput)
+  with (
+      history_lib.History(workdir, step=start, goodput=goodput) as history,
+      metrics_lib.RunMetrics(workdir, run.config, total_steps=run.total_steps, step=start) as writer,
+      jax.set_mesh(run.mesh),
+  ):
+    log = Log(run, writer, history, start, checkpoints, goodput)
     goodput.enter("step")
     try:
       while True:
@@ -138,7 +148,7 @@ def _train(config, workdir, stop: StopSignals):
           log.flush()
           with goodput.during("evaluation"):
             evaluated, evaluated_at = run.evaluate(state.evaluated), step
-          writer.write(step, evaluated)
+          writer.write(step, {**evaluated, **run.evaluate.facts})
           log.pause()
         stopping = stop.requested if jax.process_count() == 1 else checkpoints.preempted(step)
         if step == run.total_steps or stopping or run.due("checkpoint", step):
@@ -165,6 +175,7 @@ def _train(config, workdir, stop: StopSignals):
       profiler.close()
       batches.close()
       checkpoints.close()
+    history.end(step, "finished" if step == run.total_steps else stop.requested or "SIGTERM")
     if step > start:
       writer.write(step, goodput.shares())
     if step == run.total_steps:
@@ -172,9 +183,12 @@ def _train(config, workdir, stop: StopSignals):
   if jax.process_index() == 0:
     if step < run.total_steps:
       saved_too = ", saved; the same command resumes there" if step else " before the first one; the same command starts again"
-      print(f"stopped by {stop.requested or 'SIGTERM'} at step {step}{saved_too}", flush=True)
+      metrics_lib.say(f"stopped by {stop.requested or 'SIGTERM'} at step {step}{saved_too}")
     else:
-      print(f"curves: {curves.plot(workdir)}", flush=True)
+      try:
+        metrics_lib.say(f"curves: {curves.plot(workdir)}")
+      except OSError as e:
+        logger.warning("%s cannot be written: %s", curves.FILE, e.strerror)
   return evaluated
 
 
@@ -186,8 +200,9 @@ class Log:
   do in that time.
   """
 
-  def __init__(self, run, writer, start, checkpoints, goodput):
-    self._run, self._writer, self._checkpoints, self._goodput = run, writer, checkpoints, goodput
+  def __init__(self, run, writer, history, start, checkpoints, goodput):
+    self._run, self._writer, self._history = run, writer, history
+    self._checkpoints, self._goodput = checkpoints, goodput
     self._pending = None
     self._first = start + 1
     self._flops = {}
@@ -225,6 +240,7 @@ class Log:
       self.pause()  # compilation is no part of the speed
     if step == self._first or self._run.due("log", step):
       self._writer.write(step, {**values, **self._speed(step)})
+      self._history.update(step)
       self.pause()
 
   def _check_embeddings(self, step, values):
