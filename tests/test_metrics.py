@@ -117,8 +117,8 @@ def test_lines_wait_for_a_full_disk_and_none_is_torn(tmp_path, caplog):
   with full_at(path.stat().st_size + 3):
     for n in range(6, 12):
       lines.append({"n": n})
-    with pytest.raises(OSError):
-      lines.close()
+    lines.close()
+  assert caplog.records[-1].message == f"{path} lacks its last lines, 4 of them (File too large)"
   assert path.read_bytes() == b"".join(b'{"n": %d}\n' % n for n in range(6))  # no torn line at the end either
 
 
@@ -183,7 +183,6 @@ def test_a_run_without_stdout_and_stderr_trains_and_saves(tmp_path):
   assert (tmp_path / "checkpoints" / "2").is_dir() and (tmp_path / "curves.png").is_file()
   (start,) = history.read(tmp_path)
   assert (start["first_step"], start["last_step"], start["ended"]) == (0, 2, "finished")
-  assert (tmp_path / "starts.jsonl").read_text().count("\n") == 4  # at the beginning, each log line and the end
 
 
 def test_a_metrics_file_that_is_none_is_one_line(tmp_path, config):
@@ -368,6 +367,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert (first["pid"], first["first_step"], first["last_step"], first["ended"]) == (process.pid, 30, 37, "killed")
     assert (now["start"], now["pid"], now["first_step"], now["last_step"], now["ended"]) == (2, os.getpid(), 32, 33, None)
     second.end(34, "SIGTERM")
+  assert (tmp_path / "starts.jsonl").read_text().count("\n") == 2  # one line of each
   with pytest.raises(ZeroDivisionError), history.History(tmp_path, step=34, goodput=clock) as third:
     third.update(35)
     1 / 0
