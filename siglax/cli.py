@@ -267,6 +267,11 @@ def _setup():
 
   from siglax import mesh
 
+  for number in (1, 2):
+    try:
+      os.fstat(number)
+    except OSError:
+      os.open(os.devnull, os.O_WRONLY)  # takes the number of the closed stream, which a file of the run would get
   logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
   logging.getLogger("siglax").setLevel(logging.INFO)
   logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's, which warns of each folder that is only read

@@ -26,7 +26,7 @@ CHANGEABLE = ("eval.", "loader.", "mesh.", "image.resize", "image.fit", "batch_s
 class Evaluator:
   """All tasks of config.eval: parameters → {"eval/<name>/<metric>": value}. Global view: all processes call together.
 
-  config: resolved. Data is opened, and each program compiled, once for all calls.
+  config: resolved. Data is opened, and each program compiled, once for all calls. facts: of the last call, see evals.run.
   """
 
   def __init__(self, config, model, text, mesh):
@@ -36,11 +36,11 @@ class Evaluator:
     )
     loss = losses.make(config.loss, mesh, mesh_lib.BATCH_AXES)
     self._loss = jax.jit(loss, out_shardings=mesh_lib.replicated(mesh))
-    self._task_data = {}
+    self._task_data, self.facts = {}, {}
 
   def __call__(self, params) -> dict[str, float]:
     self._embedder.params = params
-    return evals.run(self._config, self._embedder, self._open_task_data, self._compute_loss)
+    return evals.run(self._config, self._embedder, self._open_task_data, self._compute_loss, self.facts)
 
   def _compute_loss(self, zimg, ztxt, scale, bias, weights, labels):
     rows = mesh_lib.batch_sharding(self._mesh)
@@ -75,9 +75,11 @@ def evaluate(folder, overrides: dict[str, str] | None = None, out=None) -> dict[
   checks.validate_evaluation(config, jax.device_count())
   text = tower.text_processor(config, folder)
   mesh, model = mesh_lib.make(config.mesh.data, config.mesh.fsdp), models.build(config.model)
-  values = Evaluator(config, model, text, mesh)(tower.read_params(folder, model, mesh))
+  evaluator = Evaluator(config, model, text, mesh)
+  values = evaluator(tower.read_params(folder, model, mesh))
   if jax.process_index() == 0:
     records = evals.clip_benchmark_json(config, values, model="siglax", pretrained=folder.name)
     out.write_text(json.dumps(records, indent=1))
-    metrics.print_table(f"siglax evaluate {folder}", [(k, f"{v:.4f}") for k, v in values.items()] + [("file", str(out))])
+    rows = [(k, f"{v:.4f}{metrics.fact_in_words(k, evaluator.facts)}") for k, v in values.items()]
+    metrics.print_table(f"siglax evaluate {folder}", [*rows, ("file", str(out))])
   return values

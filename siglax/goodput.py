@@ -36,8 +36,12 @@ class Goodput:
     """Of what has ended."""
     return self._seconds[phase]
 
+  def totals(self) -> dict[str, float]:
+    """Seconds in each phase since the start."""
+    self.enter(self._phase)
+    return dict(self._seconds)
+
   def shares(self) -> dict[str, float]:
     """{"goodput/init": …}: shares of the time since the start; they add up to 1."""
-    self.enter(self._phase)
-    total = sum(self._seconds.values())
-    return {f"goodput/{phase}": seconds / total for phase, seconds in self._seconds.items()}
+    seconds = self.totals()
+    return {f"goodput/{phase}": s / sum(seconds.values()) for phase, s in seconds.items()}

@@ -3,13 +3,16 @@
 A run folder's metrics.jsonl has one JSON object a line, with non-decreasing "step". A training line carries step,
 examples, loss, scale, bias, logit_pos, logit_neg, grad_norm, lr, examples_per_sec, examples_per_sec_per_device, mfu
 (absent where the device's peak is unknown), data_wait and step_time (seconds); an evaluation line carries step,
-examples and eval/<name>/<metric>; the last line of a start carries goodput/<phase>, shares of its wall time. A value that is not finite is null.
+examples and eval/<name>/<metric>, and the first one, or one after a change, what is known of the task: the value that
+chance gets, eval/<name>/chance/<metric>, and the examples of a batch of the loss, eval/<name>/batch/loss. The last line of
+a start carries goodput/<phase>, shares of its wall time. A value that is not finite is null.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-import json
+import logging
 import math
 import os
 import pathlib
@@ -22,54 +25,96 @@ import jax
 from ml_collections import ConfigDict
 
 from siglax import chips
+from siglax import evals
+from siglax.runs import files
+from siglax.runs import history
+
+logger = logging.getLogger("siglax")
 
 FILE = "metrics.jsonl"
+# What waits in memory, some MB, while metrics.jsonl cannot be written.
+LINES_KEPT = 10_000
 # Seconds after which TensorBoard's events reach the disk: what kill -9 may lose there.
 EVENTS_FLUSH_SECONDS = 10
+# A validation loss that is above its lowest by this share, this many evaluations later, has risen for more than noise.
+RISE, RISE_EVALUATIONS = 0.01, 2
 
 
 class RunMetrics:
   """Sends each record of a run to all of its writers. Only process 0 writes; on others every method does nothing.
 
+  A writer that fails is dropped with a warning, and the training goes on; metrics.jsonl is tried again at each record.
   folder: the run folder. step: the step that training resumes from; later records of an earlier attempt are dropped.
   total_steps: for the progress line. Use as a context manager, so that the terminal is restored after an error.
-  Raises ValueError when config.log.wandb is set and wandb is not installed.
+  Raises ValueError when config.log.wandb is set and wandb is not installed, and for a metrics.jsonl that cannot be written.
   """
 
   def __init__(self, folder: str | os.PathLike, config: ConfigDict, *, total_steps: int, step: int = 0):
-    self._folder, self._batch_size, self._start = pathlib.Path(folder), config.batch_size, time.monotonic()
+    self._folder, self._config = pathlib.Path(folder), config
     self._writers = []
     if jax.process_index() != 0:
       return
     self._folder.mkdir(parents=True, exist_ok=True)
+    lines = JsonLines(self._folder / FILE, step)
+    self._facts = {k: v for r in read(folder) for k, v in r.items() if is_fact(k)}
     if config.log.wandb is not None:
-      self._writers.append(Wandb(self._folder, config))
+      self._open(Wandb, self._folder, config)
     if config.log.tensorboard:
-      self._writers.append(TensorBoard(self._folder, step))
-    self._writers.append(JsonLines(self._folder / FILE, step))
-    progress = TerminalProgress if sys.stderr.isatty() else PlainProgress
-    self._writers.append(progress(total_steps, config.batch_size, step))
+      self._open(TensorBoard, self._folder, step)
+    self._writers.append(lines)
+    if sys.stderr is not None:
+      self._open(TerminalProgress if _is_terminal(sys.stderr) else PlainProgress, total_steps, config.batch_size, step)
 
   def write(self, step: int, values: dict):
-    """Records training metrics or "eval/…" metrics of a step. values: name → number, array of one, or None for unknown."""
+    """Records training metrics or "eval/…" metrics of a step. values: name → number, array of one, or None for unknown.
+
+    What is known of an evaluation task (`is_fact`) is written when it is new.
+    """
     if not self._writers:
       return
-    # One explicit transfer, which jax.transfer_guard allows.
-    values = {k: _number(v) for k, v in jax.device_get(values).items() if v is not None}
-    record = {"step": step, "examples": step * self._batch_size, **values}
-    for writer in self._writers:
-      writer.write(record)
+    # One explicit transfer, which jax.transfer_guard allows. It sorts the names; a record keeps their order.
+    fetched = jax.device_get(values)
+    values = {k: _number(fetched[k]) for k in values if fetched[k] is not None}
+    facts = {k: v for k, v in values.items() if is_fact(k)}
+    record = {"step": step, "examples": step * self._config.batch_size}
+    record |= {k: v for k, v in values.items() if k not in facts or self._facts.get(k) != v}
+    self._facts |= facts
+    for writer in list(self._writers):
+      self._guard(writer, writer.write, record)
 
   def close(self):
     """Writes out what is buffered and restores the terminal."""
-    while self._writers:
-      self._writers.pop().close()
+    for writer in reversed(list(self._writers)):
+      self._guard(writer, writer.close)
+    self._writers.clear()
 
   def print_summary(self):
     """Closes, and prints the run's summary as a table: rich in a terminal, plain text elsewhere."""
     if jax.process_index() == 0:
       self.close()
-      print_table(f"siglax run {self._folder.name}", summary(self._folder, time.monotonic() - self._start))
+      print_table(f"siglax run {self._folder.name}", summary(self._folder, self._config))
+
+  def _open(self, kind, *arguments):
+    try:
+      self._writers.append(kind(*arguments))
+    except ValueError:
+      raise
+    except Exception as e:
+      self._drop(kind.NAME, e)
+
+  def _guard(self, writer, call, *arguments):
+    """Calls a writer's method; a writer that fails, whatever its library raises, is closed and dropped."""
+    try:
+      call(*arguments)
+    except Exception as e:
+      self._writers.remove(writer)
+      if call != writer.close:
+        with contextlib.suppress(Exception):
+          writer.close()
+      self._drop(writer.NAME, e)
+
+  def _drop(self, name, error):
+    logger.warning("%s is dropped, and the training goes on without it: %s: %s", name, type(error).__name__, error)
 
   def __enter__(self):
     return self
@@ -79,42 +124,64 @@ class RunMetrics:
 
 
 class JsonLines:
-  """One line a record, flushed at once: kill -9 tears at most the line being written, which the next start drops."""
+  """metrics.jsonl. A start drops the line that a kill tore and those of later steps."""
+
+  NAME = FILE
 
   def __init__(self, path: pathlib.Path, step: int):
-    drop_after(path, step)
-    self._file = path.open("a", encoding="utf-8")
+    try:
+      if path.exists() and not path.is_file():
+        raise OSError("it is no file")
+      drop_after(path, step)
+      self._lines = files.Lines(path, LINES_KEPT)
+    except OSError as e:
+      raise ValueError(f"{path} cannot be written: {e.strerror or e}; move it away, or use another --workdir") from e
 
   def write(self, record):
-    finite = {k: v if math.isfinite(v) else None for k, v in record.items()}
-    self._file.write(json.dumps(finite, allow_nan=False) + "\n")
-    self._file.flush()
+    self._lines.append({k: v if math.isfinite(v) else None for k, v in record.items()})
+
+  def close(self):
+    self._lines.close()
+
+
+class TensorBoard:
+  """Event files in the run folder; events after the step that training resumes from are hidden by TensorBoard.
+
+  tensorboardX's SummaryWriter writes in a thread, behind a queue that blocks for ever once a full disk has ended the
+  thread. So the events, one a record, are written here.
+  """
+
+  NAME = "TensorBoard"
+
+  def __init__(self, folder: pathlib.Path, step: int):
+    from tensorboardX import event_file_writer
+    from tensorboardX.proto import event_pb2
+
+    self._events = event_pb2
+    # The suffix keeps two starts in one second from sharing a file's name.
+    self._file, self._flushed = event_file_writer.EventsWriter(str(folder / "events"), f".{step}"), 0.0
+    # TensorBoard purges the steps from here on.
+    self._add(step=step + 1, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
+
+  def write(self, record):
+    values = [{"tag": name, "simple_value": value} for name, value in _grouped(record).items()]
+    self._add(step=record["step"], summary={"value": values})
+
+  def _add(self, **event):
+    now = time.time()
+    self._file.write_event(self._events.Event(wall_time=now, **event))
+    if now - self._flushed > EVENTS_FLUSH_SECONDS:
+      self._file.flush()
+      self._flushed = now
 
   def close(self):
     self._file.close()
 
 
-class TensorBoard:
-  """Event files in the run folder; events after the step that training resumes from are hidden by TensorBoard."""
-
-  def __init__(self, folder: pathlib.Path, step: int):
-    import tensorboardX
-
-    # TensorBoard purges steps ≥ purge_step. The suffix keeps two starts in one second from sharing a file's name.
-    self._writer = tensorboardX.SummaryWriter(
-        str(folder), purge_step=step + 1, flush_secs=EVENTS_FLUSH_SECONDS, filename_suffix=f".{step}"
-    )
-
-  def write(self, record):
-    for name, value in _grouped(record).items():
-      self._writer.add_scalar(name, value, record["step"])
-
-  def close(self):
-    self._writer.close()
-
-
 class Wandb:
   """Weights & Biases run of the project config.log.wandb, resumed by the id kept in the run folder."""
+
+  NAME = "Weights & Biases"
 
   def __init__(self, folder: pathlib.Path, config: ConfigDict):
     try:
@@ -125,7 +192,7 @@ class Wandb:
       ) from e
     file = folder / "wandb_id.txt"
     if not file.exists():
-      file.write_text(secrets.token_hex(4))
+      files.write_atomic(file, secrets.token_hex(4).encode())
     self._run = wandb.init(
         project=config.log.wandb,
         id=file.read_text(),
@@ -145,6 +212,8 @@ class Wandb:
 class PlainProgress:
   """Lines on stderr, for logs."""
 
+  NAME = "the progress on stderr"
+
   def __init__(self, total_steps: int, batch_size: int, step: int):
     self._total, self._batch_size = total_steps, batch_size
 
@@ -157,7 +226,7 @@ class PlainProgress:
 
   def _line(self, record) -> str:
     """Step, loss, examples/s and time left of a training record; the metrics of an evaluation."""
-    evaluation = [f"{k.removeprefix('eval/')} {v:.4g}" for k, v in record.items() if k.startswith("eval/")]
+    evaluation = [f"{k.removeprefix('eval/')} {v:.4g}" for k, v in record.items() if is_metric(k)]
     parts = [f"step {record['step']}/{self._total}", *evaluation]
     if "loss" in record:
       parts.append(f"loss {record['loss']:.4f}")
@@ -169,7 +238,7 @@ class PlainProgress:
     return "  ".join(parts)
 
   def close(self):
-    pass
+    _flush(sys.stderr)
 
 
 class TerminalProgress(PlainProgress):
@@ -188,13 +257,16 @@ class TerminalProgress(PlainProgress):
     self._progress.start()
 
   def _show(self, record):
-    if any(k.startswith("eval/") for k in record):
+    if any(map(is_metric, record)):
       self._progress.console.print(self._line(record), markup=False, highlight=False)
     else:
       self._progress.update(self._task, completed=record["step"], description=self._line(record))
 
   def close(self):
-    self._progress.stop()
+    try:
+      self._progress.stop()
+    finally:
+      super().close()
 
 
 def read(folder: str | os.PathLike) -> list[dict]:
@@ -202,54 +274,121 @@ def read(folder: str | os.PathLike) -> list[dict]:
   path = pathlib.Path(folder) / FILE
   if not path.is_file():
     raise ValueError(f"{path}: no such file; give the folder of a run (--workdir of siglax train)")
-  return [record for record in map(_parse, path.read_bytes().splitlines()) if record is not None]
+  return files.read_records(path, "step")
 
 
 def drop_after(path: pathlib.Path, step: int):
   """Drops torn lines and lines of later steps from a metrics.jsonl; the new file replaces the old in one move."""
-  if not path.exists():
-    return
-  lines = path.read_bytes().splitlines()
-  kept = [line for line in lines if (record := _parse(line)) is not None and record["step"] <= step]
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  with temporary.open("wb") as file:
-    file.write(b"".join(line + b"\n" for line in kept))
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
+  if path.is_file():
+    kept = b"".join(files.encode(record) for record in files.read_records(path, "step") if record["step"] <= step)
+    if kept != path.read_bytes():
+      files.write_atomic(path, kept)
 
 
-def summary(folder: str | os.PathLike, seconds: float) -> list[tuple[str, str]]:
-  """Rows (name, value) of a run's outcome from its metrics.jsonl. seconds: time of this process in training."""
-  records = read(folder)
-  train = [r for r in records if r.get("loss") is not None]
-  rates = [r["examples_per_sec"] for r in records if r.get("examples_per_sec")]
-  rows = [("time", _duration(seconds))]
+def is_metric(key: str) -> bool:
+  """Of an evaluation: eval/<name>/<metric>."""
+  return key.startswith("eval/") and not is_fact(key)
+
+
+def is_fact(key: str) -> bool:
+  """Known of an evaluation's metric, whatever the model: eval/<name>/<fact>/<metric>."""
+  return key.startswith("eval/") and key.count("/") == 3
+
+
+def evaluations(records: list[dict]) -> dict[str, list[tuple[int, float]]]:
+  """{"eval/<name>/<metric>": [(step, value)]} in the order of the last evaluation, which is that of config.eval.tasks
+  and of each kind's METRICS; NaN where a value is not finite."""
+  found = {}
+  for record in reversed(records):
+    for k, v in record.items():
+      if is_metric(k):
+        found.setdefault(k, []).insert(0, (record["step"], math.nan if v is None else v))
+  return found
+
+
+def best(name: str, points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+  """The first (step, value) of a metric's best value; none where no value is finite."""
+  sign = 1 if evals.lower_is_better(name) else -1
+  return sorted((point for point in points if not math.isnan(point[1])), key=lambda point: sign * point[1])[:1]
+
+
+def fact_in_words(name: str, facts: dict) -> str:
+  """", chance 0.1000" or ", batch 128" of a metric with such a fact, else ""."""
+  task, _, metric = name.rpartition("/")
+  chance, batch = facts.get(f"{task}/chance/{metric}"), facts.get(f"{task}/batch/{metric}")
+  return f", chance {chance:.4f}" if chance is not None else f", batch {batch:,}" if batch is not None else ""
+
+
+def summary(folder: str | os.PathLike, config: ConfigDict) -> list[tuple[str, str]]:
+  """Rows (name, value) of a run's outcome, from its metrics.jsonl and starts.jsonl. Losses come with their batch size,
+  without which they compare with nothing."""
+  records, starts = read(folder), history.read(folder)
+  rows = []
   if records:
-    rows = [("steps", f"{records[-1]['step']:,}"), ("examples", f"{records[-1]['examples']:,}"), *rows]
-  if rates:
+    rows = [("steps", f"{records[-1]['step']:,}"), ("examples", f"{records[-1]['examples']:,}")]
+  if starts:
+    lost, seconds = history.account(starts)
+    total = sum(seconds.values())
+    again = f" over {len(starts)} starts, with {lost:,} steps lost to stops" if len(starts) > 1 else ""
+    rows.append(("time", _duration(total) + again))
+  if rates := [r["examples_per_sec"] for r in records if r.get("examples_per_sec")]:
     rows.append(("examples/s (median)", f"{statistics.median(rates):,.4g}"))
-  if train:
-    rows.append(("final loss", f"{train[-1]['loss']:.4f}"))
-  shares = {k: v for r in records for k, v in r.items() if k.startswith("goodput/")}
-  if shares:
-    rows.append(("goodput", "  ".join(f"{k.removeprefix('goodput/')} {v:.1%}" for k, v in shares.items())))
-  last = {k: v for r in records for k, v in r.items() if k.startswith("eval/")}
-  rows += [(k, "not finite" if v is None else f"{v:.4f}") for k, v in last.items()]
-  return [*rows, ("files", str(folder))]
+  if train := [r["loss"] for r in records if r.get("loss") is not None]:
+    rows.append(("final loss", f"{train[-1]:.4f}, batch {config.batch_size:,}"))
+  if starts and total:
+    rows.append(("goodput", "  ".join(f"{phase} {s / total:.1%}" for phase, s in seconds.items() if s or phase != history.LOST)))
+  facts = {k: v for r in records for k, v in r.items() if is_fact(k)}
+  for name, points in evaluations(records).items():
+    values = [f"{value:.4f} at step {step:,}" if math.isfinite(value) else f"not finite at step {step:,}" for step, value in points[-1:]]
+    values += [f"best {value:.4f} at step {step:,}" for step, value in best(name, points)]
+    rows.append((name, ", ".join(values) + fact_in_words(name, facts)))
+  return [*rows, *_rises(records), ("files", str(folder))]
+
+
+def _rises(records):
+  for name, points in evaluations(records).items():
+    for step, lowest in best(name, points) if evals.lower_is_better(name) else ():
+      last, since = points[-1][1], sum(s > step for s, _ in points)
+      if since >= RISE_EVALUATIONS and last - lowest > RISE * abs(lowest):
+        yield name, f"the validation loss has risen since step {step:,} (best {lowest:.4f}, now {last:.4f}): the model overfits"
 
 
 def print_table(title: str, rows):
-  if not sys.stdout.isatty():
+  if not _is_terminal(sys.stdout):
     width = max(len(name) for name, _ in rows)
-    print("\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows)]), flush=True)
+    say("\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows)]))
     return
   from rich import box, console, table
 
   grid = table.Table(title=title, box=box.SIMPLE, show_header=False, title_justify="left")
   for row in rows:
     grid.add_row(*row)
-  console.Console().print(grid)
+  terminal = console.Console()
+  with terminal.capture() as printed:
+    terminal.print(grid)
+  say(printed.get().rstrip("\n"))
+
+
+def say(text: str):
+  """Prints to stdout. Once stdout fails, as a pipe that nobody reads, what goes there is lost and nothing else is."""
+  with contextlib.suppress(OSError):
+    print(text)
+  _flush(sys.stdout)
+
+
+def _is_terminal(stream) -> bool:
+  return stream is not None and stream.isatty()  # None where it was closed before the start
+
+
+def _flush(stream):
+  """Flushes a standard stream. One that fails is led to nowhere, with what it holds, so that nothing fails at exit."""
+  try:
+    if stream is not None:
+      stream.flush()
+  except OSError:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def peak_flops(device: jax.Device) -> float | None:
@@ -265,14 +404,6 @@ def _number(value) -> int | float:
 def _grouped(record) -> dict:
   """Names for dashboards: train/loss next to eval/<name>/<metric>."""
   return {k if k.startswith(("eval/", "goodput/")) else f"train/{k}": v for k, v in record.items() if k != "step"}
-
-
-def _parse(line: bytes) -> dict | None:
-  try:
-    record = json.loads(line)
-  except ValueError:
-    return None
-  return record if isinstance(record, dict) and "step" in record else None
 
 
 def _duration(seconds: float) -> str:

@@ -7,7 +7,6 @@ waits for the host.
 from __future__ import annotations
 
 import logging
-import os
 import pathlib
 import signal
 import time
@@ -32,6 +31,8 @@ from siglax import processes
 from siglax import program
 from siglax import state as state_lib
 from siglax import tower
+from siglax.runs import files
+from siglax.runs import history as history_lib
 from siglax.runs import lock as lock_lib
 
 logger = logging.getLogger("siglax")
@@ -57,8 +58,13 @@ class Run(program.Program):
     self.evaluate = evaluate.Evaluator(config, self.model, text, self.mesh)
 
   def due(self, what: str, step: int) -> bool:
-    """Whether to log, evaluate or save after this many steps; the last step always does."""
+    """Whether to log, evaluate or save after this many steps; the last step always does.
+
+    It stands for an evaluation that would be due less than a tenth of the interval before it.
+    """
     every = self.every[what]
+    if what == "eval" and every and self.total_steps - step < every / 10:
+      every = None
     return step == self.total_steps or bool(every and step and step % every == 0)
 
   def initial_state(self) -> state_lib.TrainState:
@@ -84,7 +90,7 @@ class Run(program.Program):
   def write_files(self):
     """config.json and tokenizer.model of the run folder. Process 0 does it."""
     try:
-      _write(self.workdir / tower.CONFIG, config_lib.to_json(self.config).encode())
+      files.write_atomic(self.workdir / tower.CONFIG, config_lib.to_json(self.config).encode())
       self.text.save(self.workdir / tower.TOKENIZER)
     except OSError as e:
       raise ValueError(f"--workdir {self.workdir} cannot be written: {e.strerror}; use another folder") from e
@@ -185,8 +191,12 @@ def _train(run: Run, stop: StopSignals, goodput, lock):
       meta = _meta(run, step, log.skipped)
       checkpoints.save(step, state, meta, evaluated if step == evaluated_at else None, last=last)
 
-  with metrics_lib.RunMetrics(workdir, run.config, total_steps=run.total_steps, step=start) as writer, jax.set_mesh(run.mesh):
-    log = Log(run, writer, start, checkpoints, goodput, skipped)
+  with (
+      history_lib.History(workdir, step=start, goodput=goodput) as history,
+      metrics_lib.RunMetrics(workdir, run.config, total_steps=run.total_steps, step=start) as writer,
+      jax.set_mesh(run.mesh),
+  ):
+    log = Log(run, writer, history, start, checkpoints, goodput, skipped)
     goodput.enter("step")
     try:
       while True:
@@ -194,7 +204,7 @@ def _train(run: Run, stop: StopSignals, goodput, lock):
           log.flush()
           with goodput.during("evaluation"):
             evaluated, evaluated_at = run.evaluate(state.evaluated), step
-          writer.write(step, evaluated)
+          writer.write(step, {**evaluated, **run.evaluate.facts})
           log.pause()
         stopping = stop.requested if jax.process_count() == 1 else checkpoint.preempted(step)
         last = bool(step == run.total_steps or stopping)
@@ -220,6 +230,7 @@ def _train(run: Run, stop: StopSignals, goodput, lock):
       profiler.close()
       batches.close()
       checkpoints.close()
+    history.end(step, "finished" if step == run.total_steps else stop.requested or "SIGTERM")
     if step > start:
       writer.write(step, goodput.shares())
     if step == run.total_steps:
@@ -227,9 +238,12 @@ def _train(run: Run, stop: StopSignals, goodput, lock):
   if jax.process_index() == 0:
     if step < run.total_steps:
       saved_too = ", saved; the same command resumes there" if step else " before the first one; the same command starts again"
-      print(f"stopped by {stop.requested or 'SIGTERM'} at step {step}{saved_too}", flush=True)
+      metrics_lib.say(f"stopped by {stop.requested or 'SIGTERM'} at step {step}{saved_too}")
     else:
-      print(f"curves: {curves.plot(workdir)}", flush=True)
+      try:
+        metrics_lib.say(f"curves: {curves.plot(workdir)}")
+      except OSError as e:
+        logger.warning("%s cannot be written: %s", curves.FILE, e.strerror)
   return evaluated
 
 
@@ -241,8 +255,9 @@ class Log:
   do in that time.
   """
 
-  def __init__(self, run, writer, start, checkpoints, goodput, skipped):
-    self._run, self._writer, self._checkpoints, self._goodput = run, writer, checkpoints, goodput
+  def __init__(self, run, writer, history, start, checkpoints, goodput, skipped):
+    self._run, self._writer, self._history = run, writer, history
+    self._checkpoints, self._goodput = checkpoints, goodput
     self.skipped, self._in_a_row = skipped, 0
     self._pending = None
     self._first = start + 1
@@ -274,6 +289,7 @@ class Log:
       self.pause()  # compilation is no part of the speed
     if step == self._first or self._run.due("log", step):
       self._writer.write(step, {**values, **self._speed(step)})
+      self._history.update(step)
       self.pause()
 
   def _check_finite(self, step, values):
@@ -430,10 +446,3 @@ def _loss_in_words(run: Run) -> str:
 def _meta(run: Run, step: int, skipped: int) -> dict:
   data = {"global_next_index": step * run.config.batch_size}
   return {"data": data, "config": config_lib.to_json(run.config), "skipped": skipped}
-
-
-def _write(file: pathlib.Path, content: bytes):
-  """Replaces a file in one move."""
-  temporary = file.with_name(f".{file.name}.{os.getpid()}")
-  temporary.write_bytes(content)
-  os.replace(temporary, file)

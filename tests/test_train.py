@@ -15,6 +15,7 @@ import pytest
 from siglax import cli
 from siglax import config as config_lib
 from siglax import train
+from siglax.runs import history
 
 TINY = str(pathlib.Path(__file__).parent / "tiny.py")
 CONTRACT = {
@@ -88,11 +89,13 @@ def test_a_run_leaves_what_is_promised(whole):
 def test_killed_and_started_again_is_as_if_not_killed(whole, tmp_path, step):
   code, _ = stop_at(tmp_path, step, signal.SIGKILL)
   assert code == -signal.SIGKILL
-  assert losses(tmp_path)[-1][0] < 12
+  reached = losses(tmp_path)[-1][0]
+  assert reached < 12
   code, out = run(tmp_path, "--config.loader.threads=3")
   assert code == 0, out
   assert losses(tmp_path) == losses(whole)
   assert evaluations(tmp_path) == evaluations(whole)
+  assert [(s["last_step"], s["ended"]) for s in history.read(tmp_path)] == [(reached, "killed"), (12, "finished")]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -7,7 +7,9 @@
     loss       size                                         → loss
 
 A new kind is a module with METRICS and a function: its positional parameters are what `run` provides
-(examples, embedder, config, loss), its keyword-only ones are the task's fields. Metrics are shares in 0..1.
+(examples, embedder, config, loss), its keyword-only ones are the task's fields. Metrics are shares in 0..1, of which more
+is better, but for LOWER_IS_BETTER. Beside them a function returns what is known of a metric whatever the model:
+chance/<metric>, the value that guessing gets, and batch/<metric>, on which the metric depends.
 """
 
 from __future__ import annotations
@@ -25,17 +27,21 @@ from siglax.evals import zero_shot
 
 KINDS = {"zero_shot": zero_shot.evaluate, "retrieval": retrieval.evaluate, "loss": loss_lib.evaluate}
 METRICS = {"zero_shot": zero_shot.METRICS, "retrieval": retrieval.METRICS, "loss": loss_lib.METRICS}
+LOWER_IS_BETTER = loss_lib.LOWER_IS_BETTER
 # The task's name in CLIP_benchmark's result files; the loss has none there.
 CLIP_BENCHMARK_TASKS = {"zero_shot": "zeroshot_classification", "retrieval": "zeroshot_retrieval"}
 
 
-def run(config: ConfigDict, embedder, open_task_data: Callable, loss: Callable | None = None) -> dict[str, float]:
+def run(
+    config: ConfigDict, embedder, open_task_data: Callable, loss: Callable | None = None, facts: dict[str, float] | None = None
+) -> dict[str, float]:
   """{"eval/<name>/<metric>": value} of every task in config.eval.tasks. Global view: all processes call it together.
 
   embedder: .images(get, count) and .texts(list) → unit rows [n, d] in float32, .scale and .bias; the same arrays on
   every process, so every process returns the same metrics, and process 0 writes them.
   open_task_data: data spec → examples with len(), [i] → {"image", "captions", "label"} and .classnames.
   loss: the training loss, (zimg, ztxt, scale, bias, weights=, labels=) → scalar; needed by the kind "loss" only.
+  facts: takes up {"eval/<name>/chance/<metric>": value} and {"eval/<name>/batch/<metric>": examples}.
   Raises ValueError that starts with the task's field and name.
   """
   metrics = {}
@@ -51,13 +57,21 @@ def run(config: ConfigDict, embedder, open_task_data: Callable, loss: Callable |
       values = function(*positional, **fields)
     except ValueError as e:
       raise ValueError(f"config.eval.tasks.{i} ({task['name']!r}): {e}") from e
-    metrics.update({f"eval/{task['name']}/{k}": v for k, v in values.items()})
+    known = values.keys() - METRICS[task["kind"]]
+    metrics.update({f"eval/{task['name']}/{k}": v for k, v in values.items() if k not in known})
+    if facts is not None:
+      facts.update({f"eval/{task['name']}/{k}": v for k, v in values.items() if k in known})
   return metrics
 
 
 def metric_names(config: ConfigDict) -> list[str]:
   """The keys that `run` returns."""
   return [f"eval/{task['name']}/{k}" for task in config.eval.tasks for k in METRICS[task["kind"]]]
+
+
+def lower_is_better(name: str) -> bool:
+  """Of a key that `run` returns."""
+  return name.rpartition("/")[2] in LOWER_IS_BETTER
 
 
 def clip_benchmark_json(

@@ -8,13 +8,15 @@ import numpy as np
 from siglax.evals import ranking
 
 METRICS = ("loss",)
+LOWER_IS_BETTER = METRICS
 
 
 def evaluate(examples, embedder, config, loss, *, size: int | None = None) -> dict[str, float]:
   """The loss over blocks of config.batch_size examples, averaged with the examples in each block as weights.
 
   Each block is one training batch: an image, its first caption, and all others of the block as negatives. The last
-  block is padded with examples of weight 0; it and data smaller than a block have fewer negatives, so a lower loss.
+  block is padded with examples of weight 0; it and data smaller than a block have fewer negatives, so a lower loss:
+  losses compare between equal `batch/loss` only, the examples of the largest block, which is returned too.
   loss: (zimg, ztxt, scale, bias, weights=, labels=) → scalar on numpy arrays of batch_size rows; labels are None
   unless config.loss.positives is "label". size: the first so many examples; those without a caption are left out.
   """
@@ -31,7 +33,7 @@ def evaluate(examples, embedder, config, loss, *, size: int | None = None) -> di
         pad(zimg), pad(ztxt), embedder.scale, embedder.bias, weights=weights, labels=None if labels is None else pad(labels)
     )
     total += count * float(jax.device_get(value))
-  return {"loss": total / len(zimg)}
+  return {"loss": total / len(zimg), "batch/loss": min(len(zimg), config.batch_size)}
 
 
 def _labels(rest) -> np.ndarray:

@@ -17,6 +17,7 @@ def evaluate(
 
   text_retrieval_recall@k: share of images with at least one of their captions among the k nearest texts.
   image_retrieval_recall@k: share of texts whose image is among the k nearest images.
+  With chance/<metric>, what rankings at random get.
   size: evaluates the first so many examples; distinct: skips an example whose first caption was already taken,
   since no model can tell the two apart; captions_per_image: uses the first so many. Images without captions are left out.
   """
@@ -30,7 +31,20 @@ def evaluate(
       "text": ranking.ranks(zimg, ztxt, images, image_of_text),
       "image": ranking.ranks(ztxt, zimg, image_of_text, images),
   }
-  return {f"{wanted}_retrieval_recall@{k}": float(np.mean(rank[wanted] < k)) for wanted in rank for k in RECALL_AT}
+  recall = {f"{wanted}_retrieval_recall@{k}": float(np.mean(rank[wanted] < k)) for wanted in rank for k in RECALL_AT}
+  counts = np.bincount(image_of_text)
+  return recall | {
+      f"chance/{wanted}_retrieval_recall@{k}": _chance(k, own, total)
+      for wanted, own, total in (("text", counts, len(ztxt)), ("image", np.ones(1), len(zimg)))
+      for k in RECALL_AT
+  }
+
+
+def _chance(k: int, own: np.ndarray, total: int) -> float:
+  """Mean share of queries with one of their `own` items among k of `total` drawn without replacement."""
+  drawn = np.arange(min(k, total))[:, None]
+  missed = np.prod(np.maximum(total - own - drawn, 0) / (total - drawn), axis=0)
+  return float(np.mean(1 - missed))
 
 
 def _distinct(examples, size) -> list[int]:

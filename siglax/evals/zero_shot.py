@@ -14,7 +14,7 @@ MAX_TEXTS = 2**14
 def evaluate(examples, embedder, *, classnames=None, templates=("a photo of a {}.",), size: int | None = None) -> dict[str, float]:
   """acc1, acc5 and mean_per_class_recall, each in 0..1, as CLIP_benchmark defines them.
 
-  acc1, acc5: share of images whose class is the nearest, or among the nearest five (1 below six classes).
+  acc1, acc5: share of images whose class is the nearest, or among the nearest five (1 below six classes). With chance/<metric>, what a guess among all classes gets.
   mean_per_class_recall: mean over the classes that occur of the share of their images that is right.
   classnames: names in the order of the labels, None takes the data's; templates: texts with {} for the name;
   size: evaluates the first so many examples. Raises ValueError without names and for a label that has none.
@@ -35,6 +35,9 @@ def evaluate(examples, embedder, *, classnames=None, templates=("a photo of a {}
       "acc1": float(np.mean(rank < 1)),
       "acc5": float(np.mean(rank < 5)),
       "mean_per_class_recall": float(np.mean(right[present] / count[present])),
+      "chance/acc1": 1 / len(names),
+      "chance/acc5": min(5 / len(names), 1.0),
+      "chance/mean_per_class_recall": 1 / len(names),
   }
 
 

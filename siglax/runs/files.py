@@ -1,0 +1,100 @@
+"""Files of a run folder: replaced in one move, or grown line by line. No failure leaves half of one."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import logging
+import os
+import pathlib
+
+logger = logging.getLogger("siglax")
+
+
+def write_atomic(path: str | os.PathLike, content: bytes):
+  """Replaces a file in one move; it is on disk when this returns. A failure leaves the old file and no other."""
+  path = pathlib.Path(path)
+  temporary = path.with_name(f".{path.name}.{os.getpid()}")
+  try:
+    with temporary.open("wb") as file:
+      file.write(content)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  except BaseException:
+    with contextlib.suppress(OSError):
+      temporary.unlink()
+    raise
+  with contextlib.suppress(OSError):  # not every file system can sync a folder
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+      os.fsync(folder)
+    finally:
+      os.close(folder)
+
+
+def encode(record: dict) -> bytes:
+  """A record as one line of JSON. Raises ValueError for a value that is not finite."""
+  return json.dumps(record, allow_nan=False).encode() + b"\n"
+
+
+def read_records(path: pathlib.Path, key: str) -> list[dict]:
+  """The JSON objects with `key` in a file of lines; what a kill tore is left out."""
+  return [record for line in path.read_bytes().splitlines() if (record := _parse(line)) is not None and key in record]
+
+
+def _parse(line: bytes) -> dict | None:
+  try:
+    record = json.loads(line)
+  except ValueError:
+    return None
+  return record if isinstance(record, dict) else None
+
+
+class Lines:
+  """Records appended to a file, one a line, each flushed at once: kill -9 tears at most the last line.
+
+  While the file cannot be written, as on a full disk, the newest `keep` records wait in memory, and each new one tries
+  them all again: a warning says that it begins, a line that it is over. Raises OSError where the file cannot be opened.
+  """
+
+  def __init__(self, path: pathlib.Path, keep: int):
+    self._path, self._waiting, self._failing = path, collections.deque(maxlen=keep), False
+    self._file = path.open("ab", buffering=0)
+    self._size = path.stat().st_size  # of whole lines
+
+  def append(self, record: dict):
+    self._waiting.append(encode(record))
+    try:
+      self._write_waiting()
+    except OSError as e:
+      if not self._failing:
+        logger.warning("%s cannot be written (%s): its lines wait in memory, and the training goes on", self._path, e.strerror)
+      self._failing = True
+    else:
+      if self._failing:
+        logger.warning("%s is written again", self._path)
+      self._failing = False
+
+  def close(self):
+    """Tries once more to write what waits; a warning says what is lost where that fails."""
+    try:
+      self._write_waiting()
+    except OSError as e:
+      logger.warning("%s lacks its last lines, %d of them (%s)", self._path, len(self._waiting), e.strerror)
+      with contextlib.suppress(OSError):
+        self._file.truncate(self._size)
+    with contextlib.suppress(OSError):
+      self._file.close()
+
+  def _write_waiting(self):
+    if self._failing:
+      self._file.truncate(self._size)  # cuts off what there is of a line
+    while self._waiting:
+      line = self._waiting[0]
+      left = memoryview(line)
+      while left:
+        left = left[self._file.write(left) :]
+      self._size += len(line)
+      self._waiting.popleft()
