@@ -20,7 +20,7 @@ from siglax import tower
 
 
 # What an evaluation can change of a run's config; the rest is in its parameters, or plays no part.
-CHANGEABLE = ("eval.", "loader.", "mesh.", "image.resize", "image.fit", "batch_size", "loss.impl", "loss.tile", "data.")
+CHANGEABLE = ("eval.", "loader.", "mesh.", "image.resize", "image.fit", "image.max_", "batch_size", "loss.impl", "loss.tile", "data.")
 
 
 class Evaluator:
