@@ -48,13 +48,12 @@ class Parquet:
     self._arguments = (path, image, caption, label, weights)
     files = {file: files_lib.open_parquet(file) for file in files_lib.find(path)}
     columns = _Columns(files, image, caption, label, weights)
-    rows = sum(file.metadata.num_rows for file in files.values())
-    if not rows:
-      raise ValueError(f"path={path!r} has no rows")
     self.classnames = _classnames(files)
     table = files_lib.read(files, columns)
+    if not table.num_rows:
+      raise ValueError(f"path={path!r} has no rows")
     self._columns = {name: table.column(name) for name in table.column_names}
-    self._rows = rows
+    self._rows = table.num_rows
 
   def __len__(self) -> int:
     return self._rows
@@ -87,6 +86,7 @@ def parse_spec(text: str) -> dict:
   "shapes:size=300" is {"source": "shapes", "size": 300}; "a.parquet:caption=text" is {"source": "parquet",
   "path": "a.parquet", "caption": "text"}. Raises ValueError for a part that is no field=value.
   """
+  files_lib.refuse_url(text)
   head, _, rest = text.partition(":")
   spec = {"source": head} if head in SOURCES else {"source": "parquet", "path": head}
   for part in filter(None, rest.split(",")):
@@ -152,7 +152,10 @@ def _classnames(files) -> tuple[str, ...] | None:
   if len(names) > 1:
     raise ValueError("path: the files differ in the schema metadata 'classes'; give them as separate specs")
   (found,) = names
-  return tuple(name.strip() for name in found.decode().split(",")) if found else None
+  try:
+    return tuple(name.strip() for name in found.decode().split(",")) if found else None
+  except UnicodeDecodeError as e:
+    raise ValueError(f"path: the schema metadata 'classes' is not UTF-8: {e}") from None
 
 
 class _Columns(files_lib.Columns):
@@ -183,6 +186,8 @@ class _Columns(files_lib.Columns):
     for argument, name in self._wanted.items():
       if name not in schema.names:
         raise ValueError(f"{argument}={name!r}: no such column in {path} but {', '.join(schema.names)}; name one")
+      if schema.names.count(name) > 1:
+        raise ValueError(f"{argument}={name!r}: {path} has several columns of that name; rename them")
       right, needed = _TYPES[argument]
       if not right(kind := schema.field(name).type):
         raise ValueError(f"{argument}={name!r}: the column of {path} holds {kind}, it must hold {needed}")
