@@ -38,6 +38,10 @@ class Evaluator:
     self._loss = jax.jit(loss, out_shardings=mesh_lib.replicated(mesh))
     self._task_data = {}
 
+  def check(self):
+    """Opens the data of all tasks; ValueError in one line for what one of them lacks. Compiles nothing."""
+    evals.check(self._config, self._open_task_data)
+
   def __call__(self, params) -> dict[str, float]:
     self._embedder.params = params
     return evals.run(self._config, self._embedder, self._open_task_data, self._compute_loss)
@@ -75,7 +79,9 @@ def evaluate(folder, overrides: dict[str, str] | None = None, out=None) -> dict[
   checks.validate_evaluation(config, jax.device_count())
   text = tower.text_processor(config, folder)
   mesh, model = mesh_lib.make(config.mesh.data, config.mesh.fsdp), models.build(config.model)
-  values = Evaluator(config, model, text, mesh)(tower.read_params(folder, model, mesh))
+  evaluator = Evaluator(config, model, text, mesh)
+  evaluator.check()
+  values = evaluator(tower.read_params(folder, model, mesh))
   if jax.process_index() == 0:
     records = evals.clip_benchmark_json(config, values, model="siglax", pretrained=folder.name)
     out.write_text(json.dumps(records, indent=1))

@@ -361,6 +361,24 @@ def test_a_source_without_a_sound_example_stops_at_once():
   assert "ZeroDivisionError: division by zero" in message and "config.data.0.max_bad_fraction" in message
 
 
+def test_a_batch_with_more_examples_than_there_are_is_warned_of(caplog):
+  start = lambda config, sizes, **where: data.train_batches(config, Text(), sources=[Source(n, labels=range(n)) for n in sizes], **where).close()
+  with caplog.at_level(logging.WARNING, "siglax"):
+    start(make_config({}, batch_size=700), [700])
+    start(make_config({}, {"weight": 100}, batch_size=200), [100, 100])
+    start(make_config({}, batch_size=1024, positives="label"), [700])
+    start(make_config({}, batch_size=1024), [700], process_index=1, process_count=2)  # the first says it
+  assert not caplog.records
+  with caplog.at_level(logging.WARNING, "siglax"):
+    start(make_config({}, batch_size=1024), [700])
+    start(make_config({"weight": 300}, {"weight": 100}, batch_size=80), [900, 12])
+  first, second = (record.getMessage() for record in caplog.records)
+  assert first.startswith("config.data.0 has 700 distinct examples, but config.batch_size=1024 takes 1,024 of them a batch")
+  assert "count as negatives" in first and "set config.batch_size to 700 or less" in first
+  assert second.startswith("config.data.1 has 12 distinct examples, but config.batch_size=80 takes 20 of them")
+  assert "set config.batch_size to 48 or less" in second
+
+
 def test_a_batch_must_divide_over_the_processes():
   with pytest.raises(ValueError, match="config.batch_size=8 is not divisible by the 3 processes"):
     data.train_batches(make_config(), Text(), sources=[Source(4)], process_count=3)

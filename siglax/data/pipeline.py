@@ -113,6 +113,8 @@ class TrainBatches:
         Load(k, source, first_label, need_labels, config.image, text)
         for k, (source, first_label) in enumerate(zip(sources, _first_labels(sources)))
     ]
+    if process_index == 0:
+      _warn_of_repeats(config, sources)
     counts = counts or {"bad": [0] * len(sources), "drawn": [0] * len(sources)}
     self.bad, self.drawn = list(counts["bad"]), list(counts["drawn"])
     self._first_bad = {}  # by source: (example, reason)
@@ -354,7 +356,7 @@ def _elements(config, loads, process_index, process_count):
     seed = int(np.random.SeedSequence([config.seed % 2**64, k]).generate_state(1)[0])
     part = grain.MapDataset.range(len(load.source)).seed(seed).shuffle().random_map(load)
     parts.append(part.repeat(None))
-  shares = mix_shares([_or(spec.get("weight"), len(load.source)) for spec, load in zip(config.data, loads)])
+  shares = _shares(config, [load.source for load in loads])
   loader = config.loader
   if loader.workers and not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags, which only absl.app parses
@@ -366,6 +368,25 @@ def _elements(config, loads, process_index, process_count):
       read_options=grain.ReadOptions(loader.threads, max(loader.buffer, loader.threads)),
       multiprocessing_options=grain.MultiprocessingOptions(loader.workers) if loader.workers else None,
   ))
+
+
+def _shares(config, sources) -> list[int]:
+  return mix_shares([_or(spec.get("weight"), len(source)) for spec, source in zip(config.data, sources)])
+
+
+def _warn_of_repeats(config, sources):
+  """One line for each source of which a batch holds more examples than there are."""
+  if config.loss.positives == "label":  # a repeated example has its own label: no negative
+    return
+  shares = _shares(config, sources)
+  for k, (source, share) in enumerate(zip(sources, shares)):
+    drawn, largest = config.batch_size * share // sum(shares), len(source) * sum(shares) // share
+    if drawn > len(source):
+      logger.warning(
+          "config.data.%d has %s distinct examples, but config.batch_size=%d takes %s of them a batch: pictures and captions that "
+          "are there twice count as negatives of each other; set config.batch_size to %s or less",
+          k, f"{len(source):,}", config.batch_size, f"{drawn:,}", f"{largest:,}",
+      )
 
 
 def _first_labels(sources) -> list[int]:

@@ -33,6 +33,11 @@ def evaluate(
   return {f"{wanted}_retrieval_recall@{k}": float(np.mean(rank[wanted] < k)) for wanted in rank for k in RECALL_AT}
 
 
+def check(examples, config, *, size: int | None = None, **_):
+  """ValueError when no example has a caption."""
+  ranking.check_captions(examples, size)
+
+
 def _distinct(examples, size) -> list[int]:
   """Indices of the first `size` examples that each have a new first caption."""
   taken, indices = set(), []
