@@ -29,7 +29,7 @@ logger = logging.getLogger("siglax")
 def find(path, ending: str = "parquet") -> list[str]:
   """Files of a path, a glob, or several. ending: of the example in the message about a folder."""
   patterns = path.split(",") if isinstance(path, str) else path
-  if not isinstance(patterns, (tuple, list)) or not all(isinstance(p, (str, os.PathLike)) for p in patterns):
+  if not isinstance(patterns, (tuple, list)) or not patterns or not all(isinstance(p, (str, os.PathLike)) for p in patterns):
     raise ValueError(f"path={path!r} must be a file, a glob, or a tuple of them")
   files = []
   for pattern in map(str.strip, map(os.fsdecode, patterns)):

@@ -294,7 +294,7 @@ class EvalExamples:
   """Examples of a source as evaluation sees them: {"image": uint8 [S, S, 3], "captions": [str, …], "label"}.
 
   The image is resized by `images.resize`; captions are all of them, maybe none; label is None where there is none.
-  Raises ValueError for a broken image: an evaluation that leaves some out is another evaluation.
+  Raises ValueError for a broken example: an evaluation that leaves some out is another evaluation.
   """
 
   def __init__(self, source, config):
@@ -306,12 +306,12 @@ class EvalExamples:
     return len(self._source)
 
   def __getitem__(self, i: int) -> dict:
-    example = self._source[i]
+    c = self._image_config
     try:
-      c = self._image_config
+      example = self._source[i]
       image = images.resize(images.decode(example["image"], c), c.size, c.resize, c.fit)
-    except ValueError as e:
-      raise ValueError(f"example {i} of {self._source}: {e}; evaluation data must be without broken images") from e
+    except Exception as e:  # whatever a source or a decoder raises
+      raise ValueError(f"example {i} of {self._source}: {_reason(e)}; evaluation data must be without broken images") from e
     return {"image": image, "captions": example["captions"], "label": example.get("label")}
 
   def batches(self, indices: Iterable[int], batch_size: int, threads: int | None = None) -> Iterator[dict]:

@@ -109,6 +109,8 @@ def open_source(spec, field: str = ""):
     return SOURCES[spec["source"]](**arguments)
   except ValueError as e:
     raise ValueError(f"{_prefix(field)}{e}") from e
+  except TypeError as e:
+    raise ValueError(f"{field or 'data'}={dict(spec)!r} has a value of a wrong type: {e}") from e
 
 
 def validate_spec(spec, field: str = ""):
@@ -119,15 +121,16 @@ def validate_spec(spec, field: str = ""):
   if not hasattr(spec, "items"):
     raise ValueError(f'{field or "data"}={spec!r} must be a dict such as {{"source": "shapes"}}')
   name = spec.get("source")
-  if name not in SOURCES:
+  if not isinstance(name, str) or name not in SOURCES:
     raise ValueError(f"{_prefix(field)}source={name!r} is unknown; known are {', '.join(SOURCES)}")
   arguments = inspect.signature(SOURCES[name]).parameters
   known = [*arguments, *COMMON_FIELDS]
   for key in spec:
     if key not in known:
-      near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+      near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
       hint = f"did you mean {near[0]}? " if near else ""
-      raise ValueError(f"{_prefix(field)}{key} is unknown; {hint}source {name!r} has {', '.join(known)}")
+      shown = key if str(key).isidentifier() else repr(key)
+      raise ValueError(f"{_prefix(field)}{shown} is unknown; {hint}source {name!r} has {', '.join(known)}")
   for key, argument in arguments.items():
     if argument.default is argument.empty and key not in spec:
       raise ValueError(f"{_prefix(field)}{key} is missing; source {name!r} needs it")
@@ -148,14 +151,14 @@ def _is_number(value):
 
 def _classnames(files) -> tuple[str, ...] | None:
   """The files' class names; labels mean nothing when they differ."""
-  names = {(file.schema_arrow.metadata or {}).get(b"classes") for file in files.values()}
-  if len(names) > 1:
+  names = {path: (file.schema_arrow.metadata or {}).get(b"classes") for path, file in files.items()}
+  if len(set(names.values())) > 1:
     raise ValueError("path: the files differ in the schema metadata 'classes'; give them as separate specs")
-  (found,) = names
+  path, found = next(iter(names.items()))
   try:
     return tuple(name.strip() for name in found.decode().split(",")) if found else None
   except UnicodeDecodeError as e:
-    raise ValueError(f"path: the schema metadata 'classes' is not UTF-8: {e}") from None
+    raise ValueError(f"path={path!r}: the schema metadata 'classes' is not UTF-8: {e}") from None
 
 
 class _Columns(files_lib.Columns):
