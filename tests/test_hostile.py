@@ -25,6 +25,7 @@ from siglax import config as config_lib
 from siglax import interop
 from siglax import mesh
 from siglax.data import embeddings
+from siglax.data import files as files_lib
 from siglax.data import images
 from siglax.data import pipeline
 from siglax.data import sources
@@ -101,6 +102,9 @@ def pictures(rng):
   yield "bomb, PNG", png(12_000, 12_000, data=bytes(12_000 * 1501))
   for kind in ("JPEG", "GIF", "WEBP"):
     yield f"bomb, {kind}", encode(np.zeros((7100, 7100), np.uint8), kind, **({"method": 0} if kind == "WEBP" else {}))
+  progressive = encode(np.zeros((60, 60, 3), np.uint8), "JPEG", progressive=True)
+  last = progressive[progressive.rindex(b"\xff\xda") : -2]
+  yield "bomb of scans, JPEG", progressive[:-2] + 100 * last + progressive[-2:]
   yield "text that unpacks, PNG", png(4, 4, data=bytes(8), chunks=[(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**26)))])
   yield "no pixels, PNG", png(0, 0)
   yield "empty", b""
@@ -137,8 +141,11 @@ def tables(rng):
   yield "captions in structs", parquet(image=image, caption=[{"a": "b"}] * 6)
   yield "images in structs in structs", parquet(image=[{"bytes": {"bytes": picture}}] * 6, caption=["a"] * 6)
   yield "a struct without bytes", parquet(image=[{"path": "/etc/passwd"}] * 6, caption=["a"] * 6)
-  yield "megabytes of captions", parquet(image=image, caption=["word " * 200_000, "x" * 10**6, "\0" * 10**6, " " * 10**6, "é" * 10**6, "\n"])
+  yield "megabytes of captions", parquet(image=image, caption=["word " * 200_000, "x" * 10**6, "\0" * 10**6, " " * 10**6, "é" * 500_000, "\n"])
   not_text = pa.Array.from_buffers(pa.string(), 6, pa.array([b"\xed\xa0\x80\xff"] * 6, pa.binary()).buffers())
+  yield "bomb of strings that are one", parquet(image=[picture] * 600, caption=pa.array(["x" * 2**15] * 600))
+  yield "bomb of a dictionary", parquet(image=[picture] * 600, caption=pa.array(["x" * 2**15] * 600).dictionary_encode())
+  yield "bomb of zeros", parquet(image=pa.array([bytes(2**24)]), caption=["a"])
   yield "captions that are no UTF-8", parquet(image=image, caption=not_text)
   yield "class names that are no UTF-8", parquet(image=image, caption=["a"] * 6, metadata={"classes": b"\xff,\xfe"})
   yield "huge labels", parquet(image=image, caption=["a"] * 6, label=pa.array([2**63] * 6, pa.uint64()))
@@ -330,6 +337,7 @@ def complaint(path, error) -> str | None:
 @pytest.mark.parametrize("family, count", [("picture", 20), ("table", 40), ("archive", 60), ("tokenizer", 12), ("records", 8)])
 def test_files_are_read_or_refused_in_one_line(family, count, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(files_lib, "SMALL_BYTES", 2**23)  # so that small bombs do
   results = list(attack(write_files(family, count, 0, tmp_path)))
   assert [(name, reader, wrong) for name, path, reader, error in results if (wrong := complaint(path, error))] == []
   assert not (tmp_path / "gone_off").exists()  # nothing was executed

@@ -152,6 +152,16 @@ def test_resize_is_the_antialiased_filter(shape, name, kernel, support):
   assert np.abs(got - want).max() <= (1.01 if name == "bilinear" else 1.5)
 
 
+@pytest.mark.parametrize("fit", ["squash", "crop"])
+def test_a_large_image_is_resized_to_the_same_bits(monkeypatch, fit):
+  image = draw(333, 97)
+  height, width = (333 * 32 // 97, 32) if fit == "crop" else (32, 32)
+  want = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+  top = (height - 32) // 2
+  monkeypatch.setattr(images, "WHOLE_BYTES", 1000)
+  np.testing.assert_array_equal(images.resize(image, 32, "bicubic", fit), want[top : top + 32])
+
+
 def test_an_image_of_the_size_passes_untouched():
   image = draw(32, 32)
   assert images.resize(image, 32) is image

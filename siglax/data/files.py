@@ -21,8 +21,10 @@ import pyarrow.parquet as pq
 MEMORY_BYTES = 4 * 2**30
 # Rows read at a time: bounds what is held besides the data itself.
 READ_ROWS = 1024
-# An .npz may unpack to this many times its own size: floats hardly shrink, a bomb by a thousand.
+# A file may unpack to this many times its own size: floats and pictures hardly shrink, a bomb by a thousand.
 MAX_UNPACKED = 16
+# Of Parquet this much is always allowed: few distinct rows, many times, are a small file.
+SMALL_BYTES = 2**27
 logger = logging.getLogger("siglax")
 
 
@@ -138,11 +140,25 @@ class Columns:
   def batches(self, files) -> Iterator[pa.RecordBatch]:
     """The rows of all files in self.schema."""
     for path, file in files.items():
+      limit = max(SMALL_BYTES, MAX_UNPACKED * size(path))
+      _check_unpacked(path, self.bytes({path: file}), limit)
+      unpacked = 0  # which says more than the metadata, of columns with dictionaries
       try:
         for batch in file.iter_batches(READ_ROWS, columns=self.paths(file)):
-          yield self.convert(batch)
+          batch = self.convert(batch)
+          unpacked += batch.nbytes
+          _check_unpacked(path, unpacked, limit)
+          yield batch
       except (pa.ArrowException, OSError) as e:
         raise ValueError(f"path={path!r} is damaged: {first_line(e)}") from None
+
+
+def _check_unpacked(path, unpacked: int, limit: int):
+  if unpacked > limit:
+    raise ValueError(
+        f"path={path!r} ({size(path)} bytes) unpacks to {unpacked} bytes or more, {limit} are allowed; write it again with less "
+        "compression if it is sound"
+    )
 
 
 def read(files, columns: Columns) -> pa.Table:

@@ -21,6 +21,10 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "SUN")
 Image.init()
 RESAMPLERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+# Scans of a progressive JPEG, of which each takes as long as a picture; encoders write about ten.
+MAX_SCANS = 64
+# Pillow holds a pixel in 4 bytes; of a picture with more bytes than this, one channel at a time, which comes to the same.
+WHOLE_BYTES = 2**25
 # Shrinking by this much or less, linear interpolation mixes nearly all pixels by itself.
 LINEAR_SHRINK = 1.25
 # Up to this much, a 3×3 blur before it is as good as the exact area average at half the time.
@@ -64,22 +68,25 @@ def _check_size(data, config):
   """ValueError for more bytes or pixels than config.image allows, and for bytes whose number of pixels nobody can tell."""
   if len(data) > config.max_bytes:
     raise ValueError(f"the image has more than config.image.max_bytes={config.max_bytes} bytes; shrink it, or raise the field")
-  width, height = _header_size(data)
+  header = _header(data)
+  width, height = header.size
   if width * height > config.max_pixels:
     raise ValueError(
         f"the image has {width} × {height} pixels, more than config.image.max_pixels={config.max_pixels}; shrink it, or "
         "raise the field"
     )
+  if "progressive" in header.info and (scans := bytes(data).count(b"\xff\xda")) > MAX_SCANS:
+    raise ValueError(f"the image ({len(data)} bytes) has {scans} scans, more than the {MAX_SCANS} of any good JPEG; encode it anew")
 
 
-def _header_size(data) -> tuple[int, int]:
-  """(width, height) as the header states them. Not by Image.open, which warns and refuses by limits of its own."""
+def _header(data) -> Image.Image:
+  """What the header states. Not by Image.open, which warns and refuses by limits of its own."""
   head = bytes(data[:16])
   for name in FORMATS:
     try:
       factory, accept = Image.OPEN[name]
       if accept(head):
-        return factory(io.BytesIO(data), "").size
+        return factory(io.BytesIO(data), "")
     except Exception:  # each plugin has its own
       pass
   raise _undecodable(data)
@@ -115,7 +122,9 @@ def resize(image: np.ndarray, size: int, resample: str = "bilinear", fit: str = 
     left, top = (width - size) // 2, (height - size) // 2
   else:
     height = width = size
-  resized = np.array(Image.fromarray(image).resize((width, height), RESAMPLERS[resample]))
+  shrink = lambda pixels: np.array(Image.fromarray(pixels).resize((width, height), RESAMPLERS[resample]))
+  whole = image.nbytes <= WHOLE_BYTES
+  resized = shrink(image) if whole else np.stack([shrink(image[..., k]) for k in range(3)], axis=-1)
   return resized[top : top + size, left : left + size]
 
 
