@@ -2,12 +2,20 @@
 
     siglax train --config configs/cifar10_captions.py:train=cifar10_train.parquet,test=cifar10_test.parquet --workdir runs/cifar10
 
-Columns: image (JPEG or PNG bytes), caption (or captions, a list), label (int); class names come from the schema's
-metadata "classes", or set --config.eval.tasks.0.classnames. With few different captions most pairs of a batch are not
-really negatives, so the labels say which texts match a picture (config.loss.positives, as UniCL does).
+Columns: image (JPEG or PNG bytes), caption (or captions, a list) and, if there are any, label (int), with class names in
+the schema's metadata "classes". This config looks at the files:
+
+- train has labels: they say which texts match a picture (config.loss.positives, as UniCL does), because with few different
+  captions most pairs of a batch are not really negatives. Without labels, a picture matches its own text alone.
+- test has labels and class names: evaluation is zero-shot classification. Otherwise it is retrieval among 1,000 captions;
+  --config.eval.tasks.0.kind=zero_shot with --config.eval.tasks.0.classnames="('cat','dog')" names classes that the file does
+  not.
 """
 
+import pyarrow.parquet as pq
+
 from siglax import config as config_lib
+from siglax.data import files
 
 
 def get_config(train: str = "cifar10_train.parquet", test: str = "cifar10_test.parquet", epochs: float = 12):
@@ -21,7 +29,7 @@ def get_config(train: str = "cifar10_train.parquet", test: str = "cifar10_test.p
   c.image.crop_min_area = 0.6
   c.image.flip = True  # captions that name sides want this off
   c.text.length = 32  # the built-in tokenizer spells words it does not know; `siglax tokenizer` makes a better one
-  c.loss.positives = "label"
+  c.loss.positives = "label" if _holds(train, classes=False) else "pair"
   image, text = c.model.image, c.model.text
   # Three 3×3 convolutions, then 16 positions: on small data and a short schedule far ahead of linear patches.
   image.stem, image.patch, image.pool, image.scan = "conv", 8, "mean", False
@@ -36,10 +44,18 @@ def get_config(train: str = "cifar10_train.parquet", test: str = "cifar10_test.p
   config_lib.set_duration(c, "log.every", steps=50)
   config_lib.set_duration(c, "eval.every", epochs=4)
   config_lib.set_duration(c, "checkpoint.every", epochs=1)
-  c.eval.tasks = (
-      {
-          "kind": "zero_shot", "name": "test", "data": {"source": "parquet", "path": test},
-          "templates": ("a photo of a {}.", "a photo of an {}."),
-      },
-  )
+  task = {"name": "test", "data": {"source": "parquet", "path": test}}
+  if _holds(test, classes=True):
+    c.eval.tasks = ({"kind": "zero_shot", **task, "templates": ("a photo of a {}.", "a photo of an {}.")},)
+  else:
+    c.eval.tasks = ({"kind": "retrieval", **task, "size": 1000},)
   return c
+
+
+def _holds(path: str, classes: bool) -> bool:
+  """Whether the first of the files has a column of labels, and the names of their classes."""
+  try:
+    schema = pq.read_schema(files.find(path)[0])
+  except (ValueError, OSError):
+    return True  # not there, as CIFAR-10 may not be yet, or no Parquet file: opening it says so
+  return "label" in schema.names and (not classes or b"classes" in (schema.metadata or {}))

@@ -41,6 +41,8 @@ MINIMA = {
     "batch_size": 1,
     "eval.batch_size": 1,
     "image.size": 1,
+    "image.max_pixels": 1,
+    "image.max_bytes": 1,
     "image.pad": 0,
     "image.crop_max_aspect": 1,
     "loss.gamma": 0,

@@ -69,6 +69,8 @@ def default() -> ConfigDict:
 
   c.image = ConfigDict()
   c.image.size = 64  # height and width after preprocessing
+  c.image.max_pixels = 2**25  # width × height of a file; larger ones are broken, and never decoded
+  c.image.max_bytes = 2**26  # of an encoded file; larger ones are broken, and never read
   c.image.mean = (0.5, 0.5, 0.5)  # subtracted on the device, of pixels in 0..1
   c.image.std = (0.5, 0.5, 0.5)  # divided by on the device
   c.image.resize = "bilinear"  # antialiased resampler of evaluation and export: bilinear | bicubic

@@ -110,7 +110,7 @@ class Sound:
 
   def __init__(self, source, image_config, limit: float):
     self._source, self._limit, self.bad = source, limit, 0
-    self._resize = (image_config.size, image_config.resize, image_config.fit)
+    self._image_config = image_config
 
   def __len__(self) -> int:
     return len(self._source)
@@ -135,7 +135,8 @@ class Sound:
   def _read(self, i: int) -> dict:
     example = self._source[i]
     "".join(example["captions"]).encode()  # raises for what no file of text can hold
-    image = images_lib.resize(images_lib.decode(example["image"]), *self._resize)
+    c = self._image_config
+    image = images_lib.resize(images_lib.decode(example["image"], c), c.size, c.resize, c.fit)
     row = {"image": image, "captions": list(example["captions"])}
     kinds = {"label": int, "weight": float, "key": str}
     return row | {name: kind(example[name]) for name, kind in kinds.items() if example.get(name) is not None}

@@ -20,7 +20,7 @@ from siglax import tower
 
 
 # What an evaluation can change of a run's config; the rest is in its parameters, or plays no part.
-CHANGEABLE = ("eval.", "loader.", "mesh.", "image.resize", "image.fit", "batch_size", "loss.impl", "loss.tile", "data.")
+CHANGEABLE = ("eval.", "loader.", "mesh.", "image.resize", "image.fit", "image.max_", "batch_size", "loss.impl", "loss.tile", "data.")
 
 
 class Evaluator:
@@ -37,6 +37,10 @@ class Evaluator:
     loss = losses.make(config.loss, mesh, mesh_lib.BATCH_AXES)
     self._loss = jax.jit(loss, out_shardings=mesh_lib.replicated(mesh))
     self._task_data, self.facts = {}, {}
+
+  def check(self):
+    """Opens the data of all tasks; ValueError in one line for what one of them lacks. Compiles nothing."""
+    evals.check(self._config, self._open_task_data)
 
   def __call__(self, params) -> dict[str, float]:
     self._embedder.params = params
@@ -76,6 +80,7 @@ def evaluate(folder, overrides: dict[str, str] | None = None, out=None) -> dict[
   text = tower.text_processor(config, folder)
   mesh, model = mesh_lib.make(config.mesh.data, config.mesh.fsdp), models.build(config.model)
   evaluator = Evaluator(config, model, text, mesh)
+  evaluator.check()
   values = evaluator(tower.read_params(folder, model, mesh))
   if jax.process_index() == 0:
     records = evals.clip_benchmark_json(config, values, model="siglax", pretrained=folder.name)

@@ -132,12 +132,12 @@ class Tower:
 
     Resized as in evaluation. Raises ValueError that starts with the path, or else with `name`, when it cannot be read.
     """
+    c = self.config.image
     try:
       if isinstance(image, (str, pathlib.Path)):
         name = str(image)
-        image = pathlib.Path(image).read_bytes()
-      c = self.config.image
-      return images_lib.resize(images_lib.decode(image), c.size, c.resize, c.fit)
+        image = images_lib.read(image, c)
+      return images_lib.resize(images_lib.decode(image, c), c.size, c.resize, c.fit)
     except (OSError, ValueError) as e:
       raise ValueError(f"{name}: {getattr(e, 'strerror', None) or e}") from e
 

@@ -81,9 +81,9 @@ class Run(program.Program):
     if self.embedded:
       data_lib.embeddings.check_tower(self.sources, tower.image_digest(self.model, params, self.mesh))
 
-  def batches(self, start_step: int):
+  def batches(self, start_step: int, counts: dict | None = None):
     return data_lib.train_batches(
-        self.config, self.text, start_step=start_step, sources=self.sources,
+        self.config, self.text, start_step=start_step, sources=self.sources, counts=counts,
         process_index=jax.process_index(), process_count=jax.process_count(),
     )
 
@@ -147,6 +147,7 @@ def train(config, workdir, *, extend: bool = False) -> dict[str, float]:
     goodput = goodput_lib.Goodput()
     run = Run(config, workdir)
     processes.check_same_config(run.config)
+    run.evaluate.check()
     # Processes agree on what process 0 finds in the folder.
     lock = processes.on_first(lambda: _take_folder(run, extend))
     try:
@@ -177,10 +178,10 @@ def _train(run: Run, stop: StopSignals, goodput, lock):
   restored = checkpoints.restore(run.abstract_state)
   state = run.initial_state() if restored is None else restored[0]
   run.check_tower(state.params)
-  start = step = 0 if restored is None else restored[1]["step"]
-  skipped = 0 if restored is None else restored[1].get("skipped", 0)
+  meta = {"step": 0} if restored is None else restored[1]
+  start = step = meta["step"]
   _announce(run, start)
-  batches = run.batches(start)
+  batches = run.batches(start, meta.get("data", {}).get("counts"))
   profiler = Profiler(run, start)
   evaluated, evaluated_at = {}, None
 
@@ -188,7 +189,8 @@ def _train(run: Run, stop: StopSignals, goodput, lock):
     log.flush()
     if step > checkpoints.newest:
       processes.on_first(lock.check if lock else None)
-      meta = _meta(run, step, log.skipped)
+      data = {"global_next_index": step * run.config.batch_size, "counts": batches.counts}
+      meta = {"data": data, "config": config_lib.to_json(run.config), "skipped": log.skipped}
       checkpoints.save(step, state, meta, evaluated if step == evaluated_at else None, last=last)
 
   with (
@@ -196,7 +198,7 @@ def _train(run: Run, stop: StopSignals, goodput, lock):
       metrics_lib.RunMetrics(workdir, run.config, total_steps=run.total_steps, step=start) as writer,
       jax.set_mesh(run.mesh),
   ):
-    log = Log(run, writer, history, start, checkpoints, goodput, skipped)
+    log = Log(run, writer, history, start, checkpoints, goodput, meta.get("skipped", 0))
     goodput.enter("step")
     try:
       while True:
@@ -441,8 +443,3 @@ def _loss_in_words(run: Run) -> str:
   )
   of = f"{impl} of {run.mesh.size}" if impl != "dense" and run.mesh.size > 1 else impl
   return f"{config.loss.name} ({of}{f', tile {tile}' if tile else ''}{', chosen by auto' if config.loss.impl == 'auto' else ''})"
-
-
-def _meta(run: Run, step: int, skipped: int) -> dict:
-  data = {"global_next_index": step * run.config.batch_size}
-  return {"data": data, "config": config_lib.to_json(run.config), "skipped": skipped}

@@ -1,12 +1,18 @@
 """siglax.evals against brute force over the full similarity matrix and a stable sort."""
 
+import cv2
 import jax
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from siglax import config as config_lib
 from siglax import data
 from siglax import evals
+from siglax import evaluate
+from siglax import mesh
+from siglax import models
 from siglax.evals import ranking
 
 KS = (1, 5, 10)
@@ -214,6 +220,71 @@ def test_loss_needs_what_it_needs():
     run({"kind": "loss"}, Examples([["a"]] * 2), embedder)
   with pytest.raises(ValueError, match='config.loss.positives="label" needs one for each'):
     run({"kind": "loss"}, Examples([["a"]] * 2), embedder, sigmoid_loss, positives="label")
+
+
+@pytest.mark.parametrize("task, captions, labels, names, message", [
+    ({"kind": "zero_shot"}, ["a"], [0, 1, 1], None, "the data has no class names; give classnames"),
+    ({"kind": "zero_shot"}, ["a"], None, ["x", "y"], "example 0 has label None, but the 2 classnames need 0 to 1"),
+    ({"kind": "zero_shot", "classnames": ("x", "y", "z")}, [], [2, 1, 3], ["x"], "example 2 has label 3, but the 3 classnames need 0 to 2"),
+    ({"kind": "zero_shot", "size": 2}, [], [1, 1, 3], ["x", "y"], None),
+    ({"kind": "retrieval"}, [], [0, 0, 0], None, "none of the 3 examples has a caption; check the fields of data"),
+    ({"kind": "retrieval", "distinct": True, "captions_per_image": 1}, ["a"], None, None, None),
+    ({"kind": "loss"}, [], None, None, "none of the 3 examples has a caption"),
+    ({"kind": "loss"}, ["a"], None, None, 'config.loss.positives="label" needs one for each'),
+    ({"kind": "loss"}, ["a"], [0, 1, 1], None, None),
+])
+def test_a_task_is_checked_on_its_data_before_anything_runs(task, captions, labels, names, message):
+  good = {"kind": "retrieval", "name": "good", "data": {"source": "shapes"}}
+  config = make_config(good, {"name": "x", "data": {"source": "parquet", "path": "p"}, **task}, positives="label")
+  there = {"shapes": Examples([["a"]]), "parquet": Examples([captions] * 3, labels, names)}
+  check = lambda: evals.check(config, lambda spec: there[spec["source"]])
+  if message is None:
+    check()
+  else:
+    with pytest.raises(ValueError) as e:
+      check()
+    assert str(e.value).startswith("config.eval.tasks.1 ('x'): ") and message in str(e.value) and "\n" not in str(e.value)
+
+
+def pictures_file(path, classes=None, **columns):
+  image = data.open_source({"source": "shapes", "size": 1, "image_size": 16})[0]["image"]
+  encoded = cv2.imencode(".png", image)[1].tobytes()
+  table = pa.table({"image": [encoded] * 4, "caption": list("abcd"), **columns})
+  pq.write_table(table.replace_schema_metadata(classes and {"classes": classes}), path)
+  return str(path)
+
+
+def test_the_evaluator_looks_at_every_task_s_data(tmp_path):
+  config = config_lib.load("tests/tiny.py")
+  config.eval.tasks += ({"kind": "zero_shot", "name": "mine", "data": {"source": "parquet", "path": pictures_file(tmp_path / "a.parquet")}},)
+  config.model.text.vocab_size, config.model.text.eos_id = 107, 1
+  evaluator = evaluate.Evaluator(config, models.build(config.model), None, mesh.make())
+  with pytest.raises(ValueError, match=r"^config\.eval\.tasks\.3 \('mine'\): the data has no class names"):
+    evaluator.check()
+  config.eval.tasks[3]["data"]["path"] = str(tmp_path / "gone.parquet")
+  with pytest.raises(ValueError, match=r"^config\.eval\.tasks\.3 \('mine'\): path=.*gone\.parquet': no such file"):
+    evaluator.check()
+
+
+@pytest.mark.parametrize("labels, classes, positives, kind", [
+    (None, None, "pair", "retrieval"), ([0, 1, 1, 0], None, "label", "retrieval"), ([0, 1, 1, 0], "cat,dog", "label", "zero_shot"),
+])
+def test_the_config_for_your_own_pictures_evaluates_what_the_files_hold(tmp_path, labels, classes, positives, kind):
+  columns = {} if labels is None else {"label": labels}
+  file = pictures_file(tmp_path / "a.parquet", classes, **columns)
+  config = config_lib.load(f"configs/cifar10_captions.py:train={file},test={file}")
+  assert config.loss.positives == positives and [task["kind"] for task in config.eval.tasks] == [kind]
+  assert len(data.open_data(config)) == 1
+  evals.check(config, lambda spec: data.EvalExamples(data.open_source(spec), config))
+
+
+def test_the_config_for_cifar_is_what_its_figures_were_made_with():
+  config = config_lib.load("configs/cifar10_captions.py")  # and where the files are not there yet
+  task = {
+      "kind": "zero_shot", "name": "test", "data": {"source": "parquet", "path": "cifar10_test.parquet"},
+      "templates": ("a photo of a {}.", "a photo of an {}."),
+  }
+  assert config.eval.tasks == (task,) and config.loss.positives == "label"
 
 
 def test_examples_that_another_process_decodes_are_read_for_their_captions():

@@ -100,6 +100,25 @@ def test_decode_refuses_files_that_are_cut_short(kind):
       images.decode(data[: int(len(data) * share)])
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM"])
+def test_size_is_limited_before_decoding(monkeypatch, kind):
+  data = encode(draw(20, 30), kind)
+  allow = lambda pixels, size: types.SimpleNamespace(max_pixels=pixels, max_bytes=size)
+  assert images.decode(data, allow(600, len(data))).shape == (20, 30, 3)
+  monkeypatch.setattr(images.cv2, "imdecode", None)  # nothing is decoded to find out
+  with pytest.raises(ValueError, match=r"^the image has 30 × 20 pixels, more than config\.image\.max_pixels=599; shrink"):
+    images.decode(data, allow(599, len(data)))
+  with pytest.raises(ValueError, match=rf"^the image has more than config\.image\.max_bytes={len(data) - 1} bytes; shrink"):
+    images.decode(data, allow(600, len(data) - 1))
+
+
+def test_a_large_file_is_not_read(tmp_path):
+  with (tmp_path / "a.png").open("wb") as f:
+    f.truncate(2**40)  # a hole
+  read = images.read(tmp_path / "a.png", types.SimpleNamespace(max_bytes=1000))
+  assert read == bytes(1001)
+
+
 def resample(image, size, kernel, support):
   """float64 [size, size, 3]: the kernel stretched by the scale where it shrinks, normalised at the borders."""
   for axis in (0, 1):
@@ -131,6 +150,16 @@ def test_resize_is_the_antialiased_filter(shape, name, kernel, support):
   assert got.shape == (32, 32, 3) and got.dtype == np.uint8
   # Pillow rounds between the two axes, and its weights are fixed-point.
   assert np.abs(got - want).max() <= (1.01 if name == "bilinear" else 1.5)
+
+
+@pytest.mark.parametrize("fit", ["squash", "crop"])
+def test_a_large_image_is_resized_to_the_same_bits(monkeypatch, fit):
+  image = draw(333, 97)
+  height, width = (333 * 32 // 97, 32) if fit == "crop" else (32, 32)
+  want = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+  top = (height - 32) // 2
+  monkeypatch.setattr(images, "WHOLE_BYTES", 1000)
+  np.testing.assert_array_equal(images.resize(image, 32, "bicubic", fit), want[top : top + 32])
 
 
 def test_an_image_of_the_size_passes_untouched():
@@ -176,8 +205,12 @@ def test_crops_have_the_stated_distribution():
   small = share < 0.7  # any aspect fits
   log = np.log(w / h)[small] / np.log(4 / 3)
   assert np.quantile(log, [0, 0.25, 0.5, 0.75, 1]) == pytest.approx([-1, -0.5, 0, 0.5, 1], abs=0.04)
-  place = (x / np.maximum(width - w, 1))[small]
-  assert np.quantile(place, [0, 0.25, 0.5, 0.75, 1]) == pytest.approx([0, 0.25, 0.5, 0.75, 1], abs=0.03)
+  places = np.stack([(x / np.maximum(width - w, 1))[small], (y / np.maximum(height - h, 1))[small]])
+  for place in places:
+    assert np.quantile(place, [0, 0.25, 0.5, 0.75, 1]) == pytest.approx([0, 0.25, 0.5, 0.75, 1], abs=0.03)
+  # One of these four has nothing to do with another: a correlation of n draws is off zero by 1 / √n.
+  related = np.corrcoef([*places, log, share[small]])
+  assert np.abs(related - np.eye(4)).max() < 5 / math.sqrt(small.sum())
 
 
 def test_a_panorama_is_cropped_to_its_full_height():
@@ -185,21 +218,43 @@ def test_a_panorama_is_cropped_to_its_full_height():
   assert (h == 1000).all() and (w >= 2700).all() and (w < 3000).any()
 
 
-def test_augment_shows_the_box_it_drew():
-  height, width, size = 120, 200, 32
-  # Red is x and green is y, so a pixel tells where it was taken.
-  y, x = np.mgrid[:height, :width]
-  image = np.stack([x, y, 0 * x], -1).astype(np.uint8)
-  config = image_config(size, crop_min_area=0.4)
-  for seed in range(20):
-    area, aspect, left, top = np.random.default_rng(seed).random(7)[:4]
-    x0, y0, w, h = images.crop_box(width, height, 0.4, 4 / 3, area, aspect, left, top)
-    view = images.augment(image, np.random.default_rng(seed), config).astype(float)
-    centres = np.arange(size) + 0.5
-    inner = slice(2, -2)  # a filter leans inwards at the border
-    want_x, want_y = x0 + centres * w / size - 0.5, y0 + centres * h / size - 0.5
-    assert np.abs(view[..., 0] - want_x)[inner, inner].max() <= 1
-    assert np.abs(view[..., 1] - want_y[:, None])[inner, inner].max() <= 1
+# Red is x and green is y, so a pixel tells where it was taken.
+HEIGHT, WIDTH = 120, 200
+PLACES = np.stack([*np.mgrid[:HEIGHT, :WIDTH][::-1], np.zeros((HEIGHT, WIDTH))], -1).astype(np.uint8)
+
+
+def views(size=32, n=3000, seed=0, **fields):
+  """Of many views of PLACES: the box of each in pixels as its pixels tell it, float64 [n] x, y, w, h, and if it is flipped."""
+  rng, config = np.random.default_rng(seed), image_config(size, **fields)
+  shown = np.stack([images.augment(PLACES, rng, config) for _ in range(n)]).astype(float)
+  inner = np.arange(2, size - 2)  # a filter leans inwards at the border
+  across, down = shown[:, size // 2, inner, 0], shown[:, inner, size // 2, 1]
+  # A pixel k of the view is from x0 + (k + ½)·w/size − ½: a line, of which the box is the ends.
+  (slope_x, first_x), (slope_y, first_y) = (np.polyfit(inner + 0.5, line.T, 1) for line in (across, down))
+  flipped = slope_x < 0
+  return np.where(flipped, first_x + slope_x * size, first_x) + 0.5, first_y + 0.5, np.abs(slope_x) * size, slope_y * size, flipped
+
+
+def test_augment_shows_boxes_as_large_and_anywhere_as_stated():
+  x, y, w, h, _ = views(crop_min_area=0.4)
+  assert x.min() > -1 and y.min() > -1 and (x + w).max() < WIDTH + 1 and (y + h).max() < HEIGHT + 1
+  share = w * h / (WIDTH * HEIGHT)
+  assert np.quantile(share, [0, 0.25, 0.5, 0.75, 1]) == pytest.approx([0.4, 0.55, 0.7, 0.85, 1], abs=0.03)
+  free = (WIDTH - w > 20) & (HEIGHT - h > 20)  # elsewhere rounding hides the place
+  places = [(x / (WIDTH - w))[free], (y / (HEIGHT - h))[free]]
+  for place in places:
+    assert np.quantile(place, [0.05, 0.5, 0.95]) == pytest.approx([0.05, 0.5, 0.95], abs=0.06)
+  assert abs(np.corrcoef(places)[0, 1]) < 5 / math.sqrt(free.sum())
+
+
+def test_augment_flips_whatever_the_crop_and_the_shift():
+  x, y, w, h, flipped = views(crop_min_area=0.4, flip=True)
+  assert 0.45 < flipped.mean() < 0.55
+  features = [w * h, w / h, x / np.maximum(WIDTH - w, 1), y / np.maximum(HEIGHT - h, 1), flipped]
+  assert np.abs(np.corrcoef(features)[-1, :-1]).max() < 5 / math.sqrt(len(flipped))
+  # Without a crop the first pixel across, from the left or from the right, tells the shift.
+  x, y, _, _, flipped = views(pad=4, flip=True)
+  assert np.abs(np.corrcoef([x, y, flipped])[-1, :-1]).max() < 5 / math.sqrt(len(flipped))
 
 
 def test_augment_shifts_over_a_reflected_border_pixel_for_pixel():
@@ -229,11 +284,11 @@ def test_augment_is_a_pure_function_of_its_random_numbers():
   np.testing.assert_array_equal(views[0], views[2])
   assert not np.array_equal(views[0], views[1]) and views[0].shape == (24, 24, 3)
   np.testing.assert_array_equal(image, kept)
-  assert math.isclose(np.random.default_rng(1).random(8)[7], _after(image, config).random())
 
 
-def _after(image, config):
-  """The generator after one augment: every call draws the same number of times."""
+@pytest.mark.parametrize("fields", [{}, {"crop_min_area": 0.3}, {"pad": 3}, {"flip": True}, {"crop_min_area": 0.3, "pad": 3, "flip": True}])
+def test_augment_draws_as_often_whatever_is_on(fields):
+  # So a change of one augmentation leaves the others' random numbers, and the caption drawn next, where they were.
   rng = np.random.default_rng(1)
-  images.augment(image, rng, config)
-  return rng
+  images.augment(draw(50, 60), rng, image_config(24, **fields))
+  assert rng.random() == np.random.default_rng(1).random(8)[7]

@@ -122,6 +122,15 @@ def test_bad_files_are_refused_in_one_line(tmp_path):
   refused("no such file", f"{tmp_path}/*.nothing")
   refused(f"use '{tmp_path}/*.parquet'", str(tmp_path))
   refused("must be a file, a glob, or a tuple", 3)
+  refused("must be a file, a glob, or a tuple", [good, 3])
+  for url in ("gs://bucket/a.parquet", "s3://b/*.parquet", "https://host/a.parquet", "hdfs://h/a.parquet"):
+    refused(f"path='{url}' is a URL; copy the file to a local folder", f"{good},{url}")
+    with pytest.raises(ValueError, match="is a URL; copy the file to a local folder"):
+      sources.parse_spec(f"{url}:caption=text")
+  refused("path='a\\x00.parquet' has a NUL byte", "a\0.parquet")
+  (tmp_path / "gone").mkdir()
+  (tmp_path / "gone/a.parquet").symlink_to(tmp_path / "nothing")
+  refused("gone/a.parquet': No such file or directory", f"{tmp_path}/gone/*.parquet")
   (tmp_path / "empty.parquet").write_bytes(b"")
   refused("empty.parquet' is empty (0 bytes)", f"{tmp_path}/empty.parquet")
   refused("has no rows", write(tmp_path / "rows.parquet", image=IMAGE[:0], caption=pa.array([], pa.string())))
@@ -136,6 +145,19 @@ def test_bad_files_are_refused_in_one_line(tmp_path):
   refused("damaged.parquet' is damaged", f"{tmp_path}/damaged.parquet")
 
 
+def test_a_flipped_bit_is_noticed_where_pages_have_checksums(tmp_path):
+  table = pa.table({"image": [os.urandom(40) for _ in range(50)], "caption": ["c"] * 50})
+  for checksums in (True, False):
+    pq.write_table(table, tmp_path / "a.parquet", write_page_checksum=checksums, compression="none", use_dictionary=False)
+    data = bytearray((tmp_path / "a.parquet").read_bytes())
+    data[data.index(table["image"][7].as_py())] ^= 1
+    (tmp_path / "a.parquet").write_bytes(data)
+    if checksums:
+      refused("a.parquet' is damaged: ", str(tmp_path / "a.parquet"))
+    else:  # then nothing can tell
+      assert len(parquet(str(tmp_path / "a.parquet"))) == 50
+
+
 def test_missing_or_unfit_columns_are_refused_by_field(tmp_path):
   path = write(tmp_path / "a.parquet", picture=IMAGE, text=CAPTIONS, number=[1] * ROWS, caption=CAPTIONS)
   refused("config.data.0.image='image': no such column", path)
@@ -147,6 +169,9 @@ def test_missing_or_unfit_columns_are_refused_by_field(tmp_path):
   refused("label='class': no such column", path, image="picture", label="class")
   refused("it must hold whole numbers", path, image="picture", label="text")
   refused("it must hold numbers", path, image="picture", weights="text")
+  pq.write_table(pa.table([IMAGE, CAPTIONS, CAPTIONS], ["image", "caption", "caption"]), tmp_path / "twice.parquet")
+  refused("caption='caption': ", str(tmp_path / "twice.parquet"))
+  refused("several columns of that name", str(tmp_path / "twice.parquet"))
   path = write(tmp_path / "b.parquet", image=IMAGE, text=CAPTIONS)
   refused("caption=None: no column 'captions' or 'caption' but image, text; name one", path)
   assert len(parquet(path, caption="text")) == ROWS

@@ -97,6 +97,15 @@ def test_foreign_model_with_its_own_ids(tmp_path):
   assert row[-1] == 2 and 1 not in row and 3 not in row
 
 
+def test_a_text_ends_with_the_end_token_before_what_pads_it(tmp_path):
+  path = train(CAPTIONS, tmp_path / "a.model", vocab_size=100, unk_id=0, bos_id=1, eos_id=2, pad_id=3)
+  model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+  for caption in ("a red ring", "", CAPTIONS[0]):
+    ids = model.encode(caption)[:11]
+    got = TextProcessor(path, length=12, pad="pad")(caption)[0].tolist()
+    assert got == [*ids, 2] + [3] * (11 - len(ids))
+
+
 def test_model_without_end_token(tmp_path):
   path = train(CAPTIONS, tmp_path / "endless.model", vocab_size=100, eos_id=-1)
   with pytest.raises(ValueError, match=r"config\.text\.tokenizer=.*endless\.model' has no end token"):
@@ -157,6 +166,13 @@ def test_errors_name_path_and_field(tmp_path):
     TextProcessor(length=1)
   with pytest.raises(TypeError, match="a text must be a str, not NoneType"):
     TextProcessor()([None])
+
+
+def test_a_huge_file_is_refused_before_it_is_read(tmp_path):
+  with (tmp_path / "a.model").open("wb") as f:
+    f.truncate(3 * 2**40)  # a hole
+  with pytest.raises(ValueError, match=r"config\.text\.tokenizer=.*a\.model has 3298534883328 bytes, more than the 67108864"):
+    TextProcessor(tmp_path / "a.model")
 
 
 def test_truncated_model_is_damaged(tmp_path):

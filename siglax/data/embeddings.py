@@ -17,7 +17,6 @@ import bisect
 import itertools
 import json
 import pathlib
-import zipfile
 
 from array_record.python import array_record_data_source
 from array_record.python import array_record_module
@@ -37,6 +36,8 @@ SAFETENSORS = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 ROW_GROUP_BYTES = 32 * 2**20
 # What the parts of one dataset, and a file and the run that reads it, must share.
 PICTURE_FIELDS = ("size", "mean", "std", "resize", "fit")
+# What the descriptions of all files say.
+DESCRIBED = {"digest": str, "width": int, "image": dict, "classnames": (list, type(None))}
 
 
 class Embeddings:
@@ -71,7 +72,10 @@ class Embeddings:
       raise IndexError(f"row {i} of {len(self)}")
     k = bisect.bisect_right(self._starts, i) - 1
     row = self._files[k].row(i - self._starts[k])
-    return row | {"image_embedding": np.asarray(row["image_embedding"], np.float32)}
+    embedding, width = np.asarray(row["image_embedding"], np.float32), self.description["width"]
+    if embedding.shape != (width,):
+      raise ValueError(f"the image embedding has the shape {list(embedding.shape)}; it must be [{width}]")
+    return row | {"image_embedding": embedding}
 
   def __repr__(self):
     return f"Embeddings({self._path!r})"
@@ -86,22 +90,32 @@ def _open(file: str):
     raise ValueError(f"path={file!r} must end in {', '.join(READERS)}")
   size = files_lib.size(file)
   try:
-    return READERS[ending](file)
-  except (OSError, ValueError, LookupError, RuntimeError, pa.ArrowException, zipfile.BadZipFile) as e:
-    raise ValueError(
-        f"path={file!r} ({size} bytes) is no {ending} of siglax embed, or is cut short: {files_lib.first_line(e)}"
-    ) from None
+    reader = READERS[ending](file)
+    for field, kind in DESCRIBED.items():
+      if not isinstance(value := reader.description[field], kind):
+        raise ValueError(f"its description says {field}={value!r}")
+    return reader
+  except Exception as e:  # whatever the libraries raise of bytes that are none of theirs
+    reason = files_lib.first_line(e) or type(e).__name__
+    raise ValueError(f"path={file!r} ({size} bytes) is no {ending} of siglax embed, or is cut short: {reason}") from e
 
 
 class NpzReader:
   """All of an .npz file, in memory."""
 
   def __init__(self, file: str):
+    _, headers = files_lib.npz_headers(file)
+    rows, width = headers["image_embedding"][0]
+    for name, shape in (("image_embedding", (rows, width)), ("label", (rows,)), ("weight", (rows,))):
+      if headers[name][0] != shape or headers[name][1].kind not in "fiu":
+        raise ValueError(f"{name} is {headers[name][1]}{list(headers[name][0])}; it must be numbers of the shape {list(shape)}")
     with np.load(file, allow_pickle=False) as arrays:
       self.description = _from_json(arrays[DESCRIPTION])
       self._embeddings, self._labels, self._weights = (arrays[k] for k in ("image_embedding", "label", "weight"))
       self._captions = pa.array(_from_json(arrays["captions"]), pa.list_(pa.string()))
       self._keys = pa.array(_from_json(arrays["key"]), pa.string())
+    if not len(self._captions) == len(self._keys) == rows:
+      raise ValueError(f"it has {rows} embeddings, {len(self._captions)} rows of captions and {len(self._keys)} keys")
 
   def __len__(self):
     return len(self._embeddings)
@@ -213,7 +227,9 @@ class ParquetWriter:
   def _flush(self):
     table = pa.Table.from_batches(self._held)
     if self._writer is None:  # embeddings look like noise: no value comes twice
-      self._writer = pq.ParquetWriter(self._file, table.schema, compression="zstd", use_dictionary=False)
+      self._writer = pq.ParquetWriter(
+          self._file, table.schema, compression="zstd", use_dictionary=False, write_page_checksum=True
+      )
     self._writer.write_table(table, row_group_size=table.num_rows)
     self._held, self._bytes = [], 0
 
@@ -317,8 +333,7 @@ def check(config, sources, embed_dim: int):
     for name in PICTURE_FIELDS:
       here = config.image[name]
       here = list(here) if isinstance(here, tuple) else here
-      if made["image"][name] != here:
-        there = made["image"][name]
+      if (there := made["image"].get(name)) != here:
         raise ValueError(f"{field}: its pictures were embedded with image.{name}={there}, config.image.{name} is {here}")
 
 
@@ -328,6 +343,6 @@ def check_tower(sources, digest: str):
     made = source.description
     if made["digest"] != digest:
       raise ValueError(
-          f"config.data.{i}.path: its embeddings are of another image tower ({made['tower']}, {made['digest']}) than "
+          f"config.data.{i}.path: its embeddings are of another image tower ({made.get('tower')}, {made['digest']}) than "
           f"this run's ({digest}); set config.model.init_from to that one, or run siglax embed --from this one"
       )

@@ -6,10 +6,14 @@ from collections.abc import Iterator
 import glob
 import hashlib
 import logging
+import math
 import os
 import pathlib
+import re
 import tempfile
+import zipfile
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -17,16 +21,23 @@ import pyarrow.parquet as pq
 MEMORY_BYTES = 4 * 2**30
 # Rows read at a time: bounds what is held besides the data itself.
 READ_ROWS = 1024
+# A file may unpack to this many times its own size: floats and pictures hardly shrink, a bomb by a thousand.
+MAX_UNPACKED = 16
+# Of Parquet this much is always allowed: few distinct rows, many times, are a small file.
+SMALL_BYTES = 2**27
 logger = logging.getLogger("siglax")
 
 
 def find(path, ending: str = "parquet") -> list[str]:
   """Files of a path, a glob, or several. ending: of the example in the message about a folder."""
   patterns = path.split(",") if isinstance(path, str) else path
-  if not isinstance(patterns, (tuple, list)) or not all(isinstance(p, (str, os.PathLike)) for p in patterns):
+  if not isinstance(patterns, (tuple, list)) or not patterns or not all(isinstance(p, (str, os.PathLike)) for p in patterns):
     raise ValueError(f"path={path!r} must be a file, a glob, or a tuple of them")
   files = []
-  for pattern in map(str.strip, map(os.fspath, patterns)):
+  for pattern in map(str.strip, map(os.fsdecode, patterns)):
+    refuse_url(pattern)
+    if "\0" in pattern:
+      raise ValueError(f"path={pattern!r} has a NUL byte, which no file's name has")
     found = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
     if not found:
       raise ValueError(f"path={pattern!r}: no such file")
@@ -36,17 +47,67 @@ def find(path, ending: str = "parquet") -> list[str]:
   return files
 
 
+def refuse_url(path: str):
+  """ValueError for a path in a bucket or on a server: files are read from disks."""
+  if re.match(r"[A-Za-z][\w+.-]*://", path):
+    raise ValueError(f"path={path!r} is a URL; copy the file to a local folder, and give its path there")
+
+
 def size(file: str) -> int:
-  """Bytes of a file; ValueError when it has none."""
-  if not (found := os.path.getsize(file)):
+  """Bytes of a file; ValueError when it has none, or cannot be looked at."""
+  try:
+    found = os.path.getsize(file)
+  except OSError as e:
+    raise ValueError(f"path={file!r}: {e.strerror}") from None
+  if not found:
     raise ValueError(f"path={file!r} is empty (0 bytes)")
   return found
 
 
+def npz_headers(file, prefix: str = "") -> tuple[str, dict[str, tuple[tuple[int, ...], np.dtype]]]:
+  """(prefix, {name: (shape, dtype)}) of the arrays in an .npz, before any is read.
+
+  prefix: leaves out the arrays whose names do not start with it, and it of the others' names; "" where none does.
+  Raises ValueError for what would unpack to more than MAX_UNPACKED times the file's size, for an array that states
+  another size than its member has, and for one of objects: a pickle, which is never read. A file that is no zip, or cut,
+  raises what zipfile does.
+  """
+  with zipfile.ZipFile(file) as z:
+    members = [m for m in z.infolist() if m.filename.endswith(".npy")]
+    unpacked, limit = sum(m.file_size for m in members), MAX_UNPACKED * os.path.getsize(file)
+    if unpacked > limit:
+      raise ValueError(f"it unpacks to {unpacked} bytes, more than {MAX_UNPACKED} times its size")
+    prefix, headers = prefix if any(m.filename.startswith(prefix) for m in members) else "", {}
+    for member in members:
+      if member.filename.startswith(prefix):
+        name = member.filename.removeprefix(prefix).removesuffix(".npy")
+        with z.open(member) as f:
+          headers[name] = _npy_header(f, name, member.file_size)
+    return prefix, headers
+
+
+def _npy_header(f, name, size: int):
+  try:
+    version = np.lib.format.read_magic(f)
+    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+    shape, _, dtype = read_header(f)
+    stated, there = math.prod(shape) * dtype.itemsize, size - f.tell()
+  except (ValueError, LookupError, TypeError, SyntaxError, RecursionError) as e:  # what a parser of Python's literals raises
+    raise ValueError(f"{name} is no array: {first_line(e)}") from None
+  if dtype.hasobject:
+    raise ValueError(f"{name} is a pickle, which is never read; save it as an array of numbers")
+  if stated != there:
+    raise ValueError(f"{name} states {stated} bytes and has {there}")
+  return tuple(shape), dtype
+
+
 def open_parquet(file: str) -> pq.ParquetFile:
+  """A Parquet file whose pages are compared with their checksums, where it has them."""
   bytes_there = size(file)
   try:
-    return pq.ParquetFile(file)
+    opened = pq.ParquetFile(file, page_checksum_verification=True)
+    opened.schema_arrow  # made of the footer, which may contradict itself
+    return opened
   except (pa.ArrowException, OSError) as e:
     reason = f"is not a Parquet file, or is cut short: {first_line(e)}"
     raise ValueError(f"path={file!r} ({bytes_there} bytes) {reason}") from None
@@ -79,11 +140,25 @@ class Columns:
   def batches(self, files) -> Iterator[pa.RecordBatch]:
     """The rows of all files in self.schema."""
     for path, file in files.items():
+      limit = max(SMALL_BYTES, MAX_UNPACKED * size(path))
+      _check_unpacked(path, self.bytes({path: file}), limit)
+      unpacked = 0  # which says more than the metadata, of columns with dictionaries
       try:
         for batch in file.iter_batches(READ_ROWS, columns=self.paths(file)):
-          yield self.convert(batch)
+          batch = self.convert(batch)
+          unpacked += batch.nbytes
+          _check_unpacked(path, unpacked, limit)
+          yield batch
       except (pa.ArrowException, OSError) as e:
         raise ValueError(f"path={path!r} is damaged: {first_line(e)}") from None
+
+
+def _check_unpacked(path, unpacked: int, limit: int):
+  if unpacked > limit:
+    raise ValueError(
+        f"path={path!r} ({size(path)} bytes) unpacks to {unpacked} bytes or more, {limit} are allowed; write it again with less "
+        "compression if it is sound"
+    )
 
 
 def read(files, columns: Columns) -> pa.Table:

@@ -5,6 +5,7 @@ An image is uint8 [H, W, 3] RGB throughout; the model normalises it on the devic
 
 from __future__ import annotations
 
+import io
 import math
 
 import cv2
@@ -16,19 +17,29 @@ cv2.setNumThreads(0)
 # Decoders print on a broken file; the pipeline names it instead.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
+# Those that OpenCV and Pillow both read. Pillow tells their size from the header; OpenCV, which decodes, does not.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "SUN")
+Image.init()
 RESAMPLERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+# Scans of a progressive JPEG, of which each takes as long as a picture; encoders write about ten.
+MAX_SCANS = 64
+# Pillow holds a pixel in 4 bytes; of a picture with more bytes than this, one channel at a time, which comes to the same.
+WHOLE_BYTES = 2**25
 # Shrinking by this much or less, linear interpolation mixes nearly all pixels by itself.
 LINEAR_SHRINK = 1.25
 # Up to this much, a 3×3 blur before it is as good as the exact area average at half the time.
 BLUR_SHRINK = 2.5
 
 
-def decode(data: bytes | np.ndarray) -> np.ndarray:
+def decode(data: bytes | np.ndarray, config=None) -> np.ndarray:
   """Encoded bytes (JPEG, PNG, WebP, GIF's first frame, …) or a uint8 array to uint8 [H, W, 3] RGB.
 
   Turned upright by its EXIF orientation; grey is repeated over the channels, alpha is dropped, 16 bits become 8.
-  An array may be [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]. Raises ValueError for what cannot be decoded, cut-off
-  files included (OpenCV 5 refuses them; 4 would have filled up with grey).
+  An array may be [H, W], [H, W, 1], [H, W, 3] or [H, W, 4].
+  config: config.image, of which max_bytes and max_pixels are read, None for pictures that are trusted. Both are compared
+  before anything is decoded: 2.6 MB of PNG can hold 2.7 GB of pixels.
+  Raises ValueError for what cannot be decoded, cut-off files included (OpenCV 5 refuses them; 4 would have filled up
+  with grey).
   """
   if isinstance(data, np.ndarray):
     return _from_array(data)
@@ -36,13 +47,53 @@ def decode(data: bytes | np.ndarray) -> np.ndarray:
     raise ValueError(f"the image is {type(data).__name__}; it must be encoded bytes or a uint8 array")
   if not len(data):
     raise ValueError("the image is empty (0 bytes)")
+  if config is not None:
+    _check_size(data, config)
   try:
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
   except cv2.error as e:  # larger than OpenCV allows, or a header that lies
     raise ValueError(f"the image ({len(data)} bytes) cannot be decoded: {e.err}") from None
   if image is None:
-    raise ValueError(f"the image ({len(data)} bytes) cannot be decoded: not an image, cut short, or damaged")
+    raise _undecodable(data)
   return image
+
+
+def read(path, config) -> bytes:
+  """The bytes of a file for `decode`: of one that is too large, just enough to be refused."""
+  with open(path, "rb") as file:
+    return file.read(config.max_bytes + 1)
+
+
+def _check_size(data, config):
+  """ValueError for more bytes or pixels than config.image allows, and for bytes whose number of pixels nobody can tell."""
+  if len(data) > config.max_bytes:
+    raise ValueError(f"the image has more than config.image.max_bytes={config.max_bytes} bytes; shrink it, or raise the field")
+  header = _header(data)
+  width, height = header.size
+  if width * height > config.max_pixels:
+    raise ValueError(
+        f"the image has {width} × {height} pixels, more than config.image.max_pixels={config.max_pixels}; shrink it, or "
+        "raise the field"
+    )
+  if "progressive" in header.info and (scans := bytes(data).count(b"\xff\xda")) > MAX_SCANS:
+    raise ValueError(f"the image ({len(data)} bytes) has {scans} scans, more than the {MAX_SCANS} of any good JPEG; encode it anew")
+
+
+def _header(data) -> Image.Image:
+  """What the header states. Not by Image.open, which warns and refuses by limits of its own."""
+  head = bytes(data[:16])
+  for name in FORMATS:
+    try:
+      factory, accept = Image.OPEN[name]
+      if accept(head):
+        return factory(io.BytesIO(data), "")
+    except Exception:  # each plugin has its own
+      pass
+  raise _undecodable(data)
+
+
+def _undecodable(data) -> ValueError:
+  return ValueError(f"the image ({len(data)} bytes) cannot be decoded: not an image, cut short, or damaged")
 
 
 def _from_array(image):
@@ -71,7 +122,9 @@ def resize(image: np.ndarray, size: int, resample: str = "bilinear", fit: str = 
     left, top = (width - size) // 2, (height - size) // 2
   else:
     height = width = size
-  resized = np.array(Image.fromarray(image).resize((width, height), RESAMPLERS[resample]))
+  shrink = lambda pixels: np.array(Image.fromarray(pixels).resize((width, height), RESAMPLERS[resample]))
+  whole = image.nbytes <= WHOLE_BYTES
+  resized = shrink(image) if whole else np.stack([shrink(image[..., k]) for k in range(3)], axis=-1)
   return resized[top : top + size, left : left + size]
 
 

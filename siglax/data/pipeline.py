@@ -28,11 +28,14 @@ from siglax.data import sources as sources_lib
 
 # A broken example is replaced by another one, drawn anew this often at most.
 MAX_REPLACEMENTS = 32
-# Broken examples are judged against at least so many drawn ones: a share of few says little.
-MIN_DRAWN = 1000
+# Data whose true share of broken examples is at its limit is stopped with at most this probability, ever.
+FALSE_STOP = 0.02
+# Bets on a share above the limit: the small ones win in the end against any, the large ones soon against a large one.
+BETS = 0.5 ** np.arange(1, 11)
 # Labels of sources with different classes are this far apart.
 LABEL_STRIDE = 2**24
 NO_LABEL = -1
+MAX_WEIGHT = float(np.finfo(np.float32).max)
 logger = logging.getLogger("siglax")
 
 
@@ -52,13 +55,28 @@ def num_examples(sources: list) -> int:
   return sum(map(len, sources))
 
 
-def train_batches(
-    config, text, *, start_step: int = 0, process_index: int = 0, process_count: int = 1, sources: list | None = None
-) -> TrainBatches:
+def train_batches(config, text, **where) -> TrainBatches:
   """Endless batches of this process from a step on; see `TrainBatches`."""
-  return TrainBatches(
-      config, text, start_step=start_step, process_index=process_index, process_count=process_count, sources=sources
-  )
+  return TrainBatches(config, text, **where)
+
+
+def too_many_bad(bad, drawn, limit: float):
+  """Whether `bad` of `drawn` examples show a true share of broken ones above the limit. Asked after any draw, as often as
+  one likes: a share p ≤ limit is stopped with probability ≤ FALSE_STOP over an endless run. Numbers, or arrays of them.
+
+  Of a capital of 1, a part λ is bet on each λ of BETS: a broken example multiplies it by 1 + λ, and every draw divides it
+  by 1 + λ·limit, which is what it gains on average at a share of the limit. So while p ≤ limit the capital
+
+      Σ_λ λ · (1 + λ)^bad / (1 + λ·limit)^drawn
+
+  is a supermartingale, and by Ville's inequality reaches 1 / FALSE_STOP with probability ≤ FALSE_STOP; above the limit
+  it grows exponentially. Shafer 2021, "Testing by betting"; Waudby-Smith and Ramdas 2024, "Estimating means of bounded
+  random variables by betting". A limit of 0 needs no statistics.
+  """
+  if not limit:
+    return bad > 0
+  gained, paid = np.multiply.outer(bad, np.log1p(BETS)), np.multiply.outer(drawn, np.log1p(BETS * limit))
+  return np.logaddexp.reduce(np.log(BETS) + gained - paid, axis=-1) >= -math.log(FALSE_STOP)
 
 
 class TrainBatches:
@@ -72,19 +90,20 @@ class TrainBatches:
   text: list of str → int32 [N, L].
   start_step: the first batch is that of this step, as if all before had been drawn.
   sources: of `open_data(config)`, when already open.
+  counts: where bad and drawn go on from, the `counts` of a run that stopped.
 
   One caption of each example is drawn. label is −1 where there is none; sources with the same classnames share their
   classes, and any others are LABEL_STRIDE apart, so that a label means one class. An example that cannot be read or
   decoded, has no caption, or no label while config.loss.positives is "label", is replaced by another one of its
   source, logged by name the first time, and counted.
 
-  bad, drawn: examples by source that were broken, and that were drawn in all, by this process since start_step.
+  bad, drawn: examples by source that were broken, and that were drawn in all, by this process.
 
-  Raises ValueError at the start for a batch that does not divide and as `open_data`, from `__next__` when more than
-  a spec's max_bad_fraction of the examples drawn are broken.
+  Raises ValueError at the start for a batch that does not divide and as `open_data`, from `__next__` when the examples
+  drawn show that more than a spec's max_bad_fraction are broken; see `too_many_bad`.
   """
 
-  def __init__(self, config, text, *, start_step=0, process_index=0, process_count=1, sources=None):
+  def __init__(self, config, text, *, start_step=0, process_index=0, process_count=1, sources=None, counts=None):
     if config.batch_size % process_count:
       raise ValueError(f"config.batch_size={config.batch_size} is not divisible by the {process_count} processes")
     sources = open_data(config) if sources is None else sources
@@ -94,13 +113,20 @@ class TrainBatches:
         Load(k, source, first_label, need_labels, config.image, text)
         for k, (source, first_label) in enumerate(zip(sources, _first_labels(sources)))
     ]
-    self.bad = [0] * len(sources)
-    self.drawn = [0] * len(sources)
+    if process_index == 0:
+      _warn_of_repeats(config, sources)
+    counts = counts or {"bad": [0] * len(sources), "drawn": [0] * len(sources)}
+    self.bad, self.drawn = list(counts["bad"]), list(counts["drawn"])
     self._first_bad = {}  # by source: (example, reason)
     self._named = set()
     self._workers = config.loader.workers
     self._iterator = _elements(config, self._loads, process_index, process_count)
     self._iterator.set_state({"global_next_index": start_step * config.batch_size})
+
+  @property
+  def counts(self) -> dict[str, list[int]]:
+    """{"bad": by source, "drawn": by source}, which JSON can hold."""
+    return {"bad": list(self.bad), "drawn": list(self.drawn)}
 
   def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
     return self
@@ -131,8 +157,8 @@ class TrainBatches:
     for row in np.flatnonzero(bad[:, 0] >= 0):
       for example in bad[row][bad[row] >= 0].tolist():
         self._count_bad(int(source[row]), example)
-    for k, limit in enumerate(self._limits):
-      if self.bad[k] > limit * max(self.drawn[k], MIN_DRAWN):
+    for k in sorted(set(source[bad[:, 0] >= 0].tolist())):
+      if too_many_bad(self.bad[k], self.drawn[k], limit := self._limits[k]):
         example, reason = self._first_bad[k]
         raise ValueError(
             f"config.data.{k}: {self.bad[k]} of {self.drawn[k]} examples drawn are broken, first example {example}: "
@@ -193,8 +219,8 @@ class Load:
     caption = captions[int(rng.random() * len(captions))]
     picture = _embedding(example) if "image_embedding" in example else self._augmented(example, rng)
     weight = example.get("weight", 1.0)
-    if not 0 <= weight < math.inf:
-      raise ValueError(f"weight={weight} is not a finite number from 0 up")
+    if not 0 <= weight <= MAX_WEIGHT:
+      raise ValueError(f"weight={weight} is not a number from 0 to {MAX_WEIGHT:.3g}, float32's largest")
     return {
         **picture,
         "tokens": self._text([caption])[0],
@@ -203,7 +229,7 @@ class Load:
     }
 
   def _augmented(self, example, rng):
-    return {"image": images.augment(images.decode(example["image"]), rng, self._image_config)}
+    return {"image": images.augment(images.decode(example["image"], self._image_config), rng, self._image_config)}
 
   def _label(self, label):
     if label is None or label < 0:
@@ -268,23 +294,24 @@ class EvalExamples:
   """Examples of a source as evaluation sees them: {"image": uint8 [S, S, 3], "captions": [str, …], "label"}.
 
   The image is resized by `images.resize`; captions are all of them, maybe none; label is None where there is none.
-  Raises ValueError for a broken image: an evaluation that leaves some out is another evaluation.
+  Raises ValueError for a broken example: an evaluation that leaves some out is another evaluation.
   """
 
   def __init__(self, source, config):
     self._source, self._threads = source, config.loader.threads
-    self._resize = (config.image.size, config.image.resize, config.image.fit)
+    self._image_config = types.SimpleNamespace(**config.image.to_dict())
     self.classnames = source.classnames
 
   def __len__(self) -> int:
     return len(self._source)
 
   def __getitem__(self, i: int) -> dict:
-    example = self._source[i]
+    c = self._image_config
     try:
-      image = images.resize(images.decode(example["image"]), *self._resize)
-    except ValueError as e:
-      raise ValueError(f"example {i} of {self._source}: {e}; evaluation data must be without broken images") from e
+      example = self._source[i]
+      image = images.resize(images.decode(example["image"], c), c.size, c.resize, c.fit)
+    except Exception as e:  # whatever a source or a decoder raises
+      raise ValueError(f"example {i} of {self._source}: {_reason(e)}; evaluation data must be without broken images") from e
     return {"image": image, "captions": example["captions"], "label": example.get("label")}
 
   def batches(self, indices: Iterable[int], batch_size: int, threads: int | None = None) -> Iterator[dict]:
@@ -329,7 +356,7 @@ def _elements(config, loads, process_index, process_count):
     seed = int(np.random.SeedSequence([config.seed % 2**64, k]).generate_state(1)[0])
     part = grain.MapDataset.range(len(load.source)).seed(seed).shuffle().random_map(load)
     parts.append(part.repeat(None))
-  shares = mix_shares([_or(spec.get("weight"), len(load.source)) for spec, load in zip(config.data, loads)])
+  shares = _shares(config, [load.source for load in loads])
   loader = config.loader
   if loader.workers and not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags, which only absl.app parses
@@ -341,6 +368,25 @@ def _elements(config, loads, process_index, process_count):
       read_options=grain.ReadOptions(loader.threads, max(loader.buffer, loader.threads)),
       multiprocessing_options=grain.MultiprocessingOptions(loader.workers) if loader.workers else None,
   ))
+
+
+def _shares(config, sources) -> list[int]:
+  return mix_shares([_or(spec.get("weight"), len(source)) for spec, source in zip(config.data, sources)])
+
+
+def _warn_of_repeats(config, sources):
+  """One line for each source of which a batch holds more examples than there are."""
+  if config.loss.positives == "label":  # a repeated example has its own label: no negative
+    return
+  shares = _shares(config, sources)
+  for k, (source, share) in enumerate(zip(sources, shares)):
+    drawn, largest = config.batch_size * share // sum(shares), len(source) * sum(shares) // share
+    if drawn > len(source):
+      logger.warning(
+          "config.data.%d has %s distinct examples, but config.batch_size=%d takes %s of them a batch: pictures and captions that "
+          "are there twice count as negatives of each other; set config.batch_size to %s or less",
+          k, f"{len(source):,}", config.batch_size, f"{drawn:,}", f"{largest:,}",
+      )
 
 
 def _first_labels(sources) -> list[int]:

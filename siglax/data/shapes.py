@@ -164,8 +164,8 @@ class Shapes:
       raise ValueError(f"pairs={pairs!r} is unknown; known are None, seen, unseen")
     if pairs == "unseen" and split == "train":
       raise ValueError('pairs="unseen" is not for training: use split="test", or pairs=None')
-    if not 1 <= captions <= FRAMES:
-      raise ValueError(f"captions={captions} must be from 1 to {FRAMES}")
+    if not isinstance(captions, int) or not 1 <= captions <= FRAMES:
+      raise ValueError(f"captions={captions!r} must be from 1 to {FRAMES}")
     told = dict.fromkeys(TELLABLE, detail) if not hasattr(detail, "items") else dict.fromkeys(TELLABLE, 1.0) | dict(detail)
     if set(told) != set(TELLABLE) or not all(0 <= probability <= 1 for probability in told.values()):
       raise ValueError(f"detail={detail} must lie in [0, 1], a probability, or be a dict of such for {', '.join(TELLABLE)}")

@@ -48,13 +48,12 @@ class Parquet:
     self._arguments = (path, image, caption, label, weights)
     files = {file: files_lib.open_parquet(file) for file in files_lib.find(path)}
     columns = _Columns(files, image, caption, label, weights)
-    rows = sum(file.metadata.num_rows for file in files.values())
-    if not rows:
-      raise ValueError(f"path={path!r} has no rows")
     self.classnames = _classnames(files)
     table = files_lib.read(files, columns)
+    if not table.num_rows:
+      raise ValueError(f"path={path!r} has no rows")
     self._columns = {name: table.column(name) for name in table.column_names}
-    self._rows = rows
+    self._rows = table.num_rows
 
   def __len__(self) -> int:
     return self._rows
@@ -87,6 +86,7 @@ def parse_spec(text: str) -> dict:
   "shapes:size=300" is {"source": "shapes", "size": 300}; "a.parquet:caption=text" is {"source": "parquet",
   "path": "a.parquet", "caption": "text"}. Raises ValueError for a part that is no field=value.
   """
+  files_lib.refuse_url(text)
   head, _, rest = text.partition(":")
   spec = {"source": head} if head in SOURCES else {"source": "parquet", "path": head}
   for part in filter(None, rest.split(",")):
@@ -109,6 +109,8 @@ def open_source(spec, field: str = ""):
     return SOURCES[spec["source"]](**arguments)
   except ValueError as e:
     raise ValueError(f"{_prefix(field)}{e}") from e
+  except TypeError as e:
+    raise ValueError(f"{field or 'data'}={dict(spec)!r} has a value of a wrong type: {e}") from e
 
 
 def validate_spec(spec, field: str = ""):
@@ -119,15 +121,16 @@ def validate_spec(spec, field: str = ""):
   if not hasattr(spec, "items"):
     raise ValueError(f'{field or "data"}={spec!r} must be a dict such as {{"source": "shapes"}}')
   name = spec.get("source")
-  if name not in SOURCES:
+  if not isinstance(name, str) or name not in SOURCES:
     raise ValueError(f"{_prefix(field)}source={name!r} is unknown; known are {', '.join(SOURCES)}")
   arguments = inspect.signature(SOURCES[name]).parameters
   known = [*arguments, *COMMON_FIELDS]
   for key in spec:
     if key not in known:
-      near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+      near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
       hint = f"did you mean {near[0]}? " if near else ""
-      raise ValueError(f"{_prefix(field)}{key} is unknown; {hint}source {name!r} has {', '.join(known)}")
+      shown = key if str(key).isidentifier() else repr(key)
+      raise ValueError(f"{_prefix(field)}{shown} is unknown; {hint}source {name!r} has {', '.join(known)}")
   for key, argument in arguments.items():
     if argument.default is argument.empty and key not in spec:
       raise ValueError(f"{_prefix(field)}{key} is missing; source {name!r} needs it")
@@ -148,11 +151,14 @@ def _is_number(value):
 
 def _classnames(files) -> tuple[str, ...] | None:
   """The files' class names; labels mean nothing when they differ."""
-  names = {(file.schema_arrow.metadata or {}).get(b"classes") for file in files.values()}
-  if len(names) > 1:
+  names = {path: (file.schema_arrow.metadata or {}).get(b"classes") for path, file in files.items()}
+  if len(set(names.values())) > 1:
     raise ValueError("path: the files differ in the schema metadata 'classes'; give them as separate specs")
-  (found,) = names
-  return tuple(name.strip() for name in found.decode().split(",")) if found else None
+  path, found = next(iter(names.items()))
+  try:
+    return tuple(name.strip() for name in found.decode().split(",")) if found else None
+  except UnicodeDecodeError as e:
+    raise ValueError(f"path={path!r}: the schema metadata 'classes' is not UTF-8: {e}") from None
 
 
 class _Columns(files_lib.Columns):
@@ -183,6 +189,8 @@ class _Columns(files_lib.Columns):
     for argument, name in self._wanted.items():
       if name not in schema.names:
         raise ValueError(f"{argument}={name!r}: no such column in {path} but {', '.join(schema.names)}; name one")
+      if schema.names.count(name) > 1:
+        raise ValueError(f"{argument}={name!r}: {path} has several columns of that name; rename them")
       right, needed = _TYPES[argument]
       if not right(kind := schema.field(name).type):
         raise ValueError(f"{argument}={name!r}: the column of {path} holds {kind}, it must hold {needed}")

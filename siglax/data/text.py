@@ -18,6 +18,8 @@ import numpy as np
 import sentencepiece
 
 SHIPPED = {"shapes": pathlib.Path(__file__).with_name("shapes.model")}
+# Of a tokenizer's file; Gemma's 256,000 pieces take 4 MB.
+MAX_BYTES = 2**26
 BYTE_FALLBACK_VOCAB = 1024  # from here on, 256 pieces are spent on bytes, so that no text is unknown
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -155,9 +157,14 @@ def _load(tokenizer):
   """The sentencepiece processor of a name or a path."""
   field = f"config.text.tokenizer={tokenizer!r}"
   path = SHIPPED.get(tokenizer) or pathlib.Path(tokenizer)
-  if not path.is_file():
+  if not os.path.isfile(path):
     raise ValueError(f"{field}: no such file; give a sentencepiece .model, or {', '.join(SHIPPED)}")
-  model = path.read_bytes()
+  if (size := path.stat().st_size) > MAX_BYTES:
+    raise ValueError(f"{field}: {path} has {size} bytes, more than the {MAX_BYTES} of any sentencepiece model; give another file")
+  try:
+    model = path.read_bytes()
+  except OSError as e:
+    raise ValueError(f"{field}: {path} cannot be read: {e.strerror}") from None
   try:
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model) if model else None
   except RuntimeError:

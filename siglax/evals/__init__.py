@@ -6,14 +6,16 @@
     retrieval  size, distinct, captions_per_image           → {text,image}_retrieval_recall@{1,5,10}
     loss       size                                         → loss
 
-A new kind is a module with METRICS and a function: its positional parameters are what `run` provides
-(examples, embedder, config, loss), its keyword-only ones are the task's fields. Metrics are shares in 0..1, of which more
-is better, but for LOWER_IS_BETTER. Beside them a function returns what is known of a metric whatever the model:
-chance/<metric>, the value that guessing gets, and batch/<metric>, on which the metric depends.
+A new kind is a module with METRICS and two functions, evaluate and check: their positional parameters are what `run`
+provides (examples, embedder, config, loss; of check examples and config), evaluate's keyword-only ones are the task's
+fields, which check takes too. check raises ValueError for data that evaluate could not do with. Metrics are shares in 0..1,
+of which more is better, but for LOWER_IS_BETTER. Beside them evaluate returns what is known of a metric whatever the
+model: chance/<metric>, the value that guessing gets, and batch/<metric>, on which the metric depends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 import re
@@ -26,6 +28,7 @@ from siglax.evals import retrieval
 from siglax.evals import zero_shot
 
 KINDS = {"zero_shot": zero_shot.evaluate, "retrieval": retrieval.evaluate, "loss": loss_lib.evaluate}
+DATA_CHECKS = {"zero_shot": zero_shot.check, "retrieval": retrieval.check, "loss": loss_lib.check}
 METRICS = {"zero_shot": zero_shot.METRICS, "retrieval": retrieval.METRICS, "loss": loss_lib.METRICS}
 LOWER_IS_BETTER = loss_lib.LOWER_IS_BETTER
 # The task's name in CLIP_benchmark's result files; the loss has none there.
@@ -46,22 +49,41 @@ def run(
   """
   metrics = {}
   for i, task in enumerate(config.eval.tasks):
-    fields = {k: v for k, v in task.items() if k not in ("kind", "name", "data")}
     function = KINDS[task["kind"]]
     provided = {"embedder": embedder, "config": config, "loss": loss}
-    try:
+    with _named(i, task):
       if loss is None and "loss" in _parameters(function, inspect.Parameter.POSITIONAL_OR_KEYWORD):
         raise ValueError(f'kind="{task["kind"]}" needs the training loss, which this caller did not give')
       provided["examples"] = open_task_data(task["data"])
       positional = [provided[k] for k in _parameters(function, inspect.Parameter.POSITIONAL_OR_KEYWORD)]
-      values = function(*positional, **fields)
-    except ValueError as e:
-      raise ValueError(f"config.eval.tasks.{i} ({task['name']!r}): {e}") from e
+      values = function(*positional, **_fields(task))
     known = values.keys() - METRICS[task["kind"]]
     metrics.update({f"eval/{task['name']}/{k}": v for k, v in values.items() if k not in known})
     if facts is not None:
       facts.update({f"eval/{task['name']}/{k}": v for k, v in values.items() if k in known})
   return metrics
+
+
+def check(config: ConfigDict, open_task_data: Callable):
+  """Opens the data of every task and looks at a few examples of each: ValueError in one line, as of `run`, for what a task
+  lacks there. Needs no model."""
+  for i, task in enumerate(config.eval.tasks):
+    with _named(i, task):
+      DATA_CHECKS[task["kind"]](open_task_data(task["data"]), config, **_fields(task))
+
+
+@contextlib.contextmanager
+def _named(i: int, task):
+  """Puts the task's field and name before the message of a ValueError."""
+  try:
+    yield
+  except ValueError as e:
+    raise ValueError(f"config.eval.tasks.{i} ({task['name']!r}): {e}") from e
+
+
+def _fields(task) -> dict:
+  """The fields of the task's kind."""
+  return {k: v for k, v in task.items() if k not in ("kind", "name", "data")}
 
 
 def metric_names(config: ConfigDict) -> list[str]:
@@ -129,9 +151,7 @@ def validate_tasks(config: ConfigDict):
 
 def _validate_fields(task, field: str):
   known = _parameters(KINDS[task["kind"]], inspect.Parameter.KEYWORD_ONLY)
-  for name, value in task.items():
-    if name in ("kind", "name", "data"):
-      continue
+  for name, value in _fields(task).items():
     if name not in known:
       near = difflib.get_close_matches(name, [*known, "name", "data"], n=1, cutoff=0.5)
       hint = f"did you mean {near[0]}?" if near else f"{task['kind']} has {', '.join(known)}"

@@ -36,6 +36,14 @@ def evaluate(examples, embedder, config, loss, *, size: int | None = None) -> di
   return {"loss": total / len(zimg), "batch/loss": min(len(zimg), config.batch_size)}
 
 
+def check(examples, config, *, size: int | None = None):
+  """ValueError when no example has a caption, or one of the first has no label while config.loss.positives is "label"."""
+  ranking.check_captions(examples, size)
+  if config.loss.positives == "label":
+    looked_at = (examples[i] for i in ranking.first(examples, size)[: ranking.LOOKED_AT])
+    _labels([example for example in looked_at if example["captions"]])
+
+
 def _labels(rest) -> np.ndarray:
   labels = [example.get("label") for example in rest]
   if None in labels:

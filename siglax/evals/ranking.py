@@ -8,6 +8,8 @@ import numpy as np
 
 # Similarities held at a time: 64 MiB in float32, whatever the number of examples.
 MAX_SIMILARITIES = 2**24
+# Examples that a task's check looks at.
+LOOKED_AT = 32
 
 
 def ranks(queries: np.ndarray, items: np.ndarray, query_owner: np.ndarray, item_owner: np.ndarray) -> np.ndarray:
@@ -62,8 +64,19 @@ def embed_captioned_images(examples, indices, embedder) -> tuple[np.ndarray, lis
   zimg, rest = embed_images(examples, indices, embedder)
   keep = [k for k, example in enumerate(rest) if example["captions"]]
   if not keep:
-    raise ValueError(f"none of the {len(rest)} examples has a caption; check the fields of data")
+    raise _no_captions(len(rest))
   return zimg[keep], [rest[k] for k in keep]
+
+
+def check_captions(examples, size: int | None):
+  """ValueError when no example has a caption: looks for the first that has."""
+  indices = first(examples, size)
+  if not any(examples[i]["captions"] for i in indices):
+    raise _no_captions(len(indices))
+
+
+def _no_captions(count: int) -> ValueError:
+  return ValueError(f"none of the {count} examples has a caption; check the fields of data")
 
 
 def first(examples, size: int | None) -> range:

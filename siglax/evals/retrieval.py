@@ -47,6 +47,11 @@ def _chance(k: int, own: np.ndarray, total: int) -> float:
   return float(np.mean(1 - missed))
 
 
+def check(examples, config, *, size: int | None = None, **_):
+  """ValueError when no example has a caption."""
+  ranking.check_captions(examples, size)
+
+
 def _distinct(examples, size) -> list[int]:
   """Indices of the first `size` examples that each have a new first caption."""
   taken, indices = set(), []

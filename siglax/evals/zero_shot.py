@@ -19,15 +19,9 @@ def evaluate(examples, embedder, *, classnames=None, templates=("a photo of a {}
   classnames: names in the order of the labels, None takes the data's; templates: texts with {} for the name;
   size: evaluates the first so many examples. Raises ValueError without names and for a label that has none.
   """
-  names = examples.classnames if classnames is None else classnames
-  if not names:
-    raise ValueError("the data has no class names; give classnames, one for each label")
+  names = _names(examples, classnames)
   zimg, rest = ranking.embed_images(examples, ranking.first(examples, size), embedder)
-  labels = [example.get("label") for example in rest]
-  for i, label in enumerate(labels):
-    if label is None or not 0 <= label < len(names):
-      raise ValueError(f"example {i} has label {label}, but the {len(names)} classnames need 0 to {len(names) - 1}")
-  labels = np.asarray(labels, np.int32)
+  labels = np.array([_label(example, i, names) for i, example in enumerate(rest)], np.int32)
   rank = ranking.ranks(zimg, classifier(embedder, names, templates), labels, np.arange(len(names), dtype=np.int32))
   count, right = (np.bincount(labels, weights=w, minlength=len(names)) for w in (None, rank == 0))
   present = count > 0
@@ -39,6 +33,27 @@ def evaluate(examples, embedder, *, classnames=None, templates=("a photo of a {}
       "chance/acc5": min(5 / len(names), 1.0),
       "chance/mean_per_class_recall": 1 / len(names),
   }
+
+
+def check(examples, config, *, classnames=None, size: int | None = None, **_):
+  """ValueError without class names, or for one of the first labels that has none."""
+  names = _names(examples, classnames)
+  for i in ranking.first(examples, size)[: ranking.LOOKED_AT]:
+    _label(examples[i], i, names)
+
+
+def _names(examples, classnames):
+  names = examples.classnames if classnames is None else classnames
+  if not names:
+    raise ValueError("the data has no class names; give classnames, one for each label")
+  return names
+
+
+def _label(example, i: int, names) -> int:
+  label = example.get("label")
+  if label is None or not 0 <= label < len(names):
+    raise ValueError(f"example {i} has label {label}, but the {len(names)} classnames need 0 to {len(names) - 1}")
+  return label
 
 
 def classifier(embedder, classnames, templates) -> np.ndarray:

@@ -10,6 +10,8 @@ import zlib
 
 import numpy as np
 
+from siglax.data import files as files_lib
+
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
 TOKENIZERS = ("spiece.model", "tokenizer.model")  # sentencepiece models, as SigLIP's and Gemma's folders call them
@@ -73,7 +75,7 @@ def _shards(folder, weights) -> dict[pathlib.Path, set[str] | None]:
     raise ValueError(f"{folder / INDEX} has no weight_map")
   shards = {}
   for name, file in index.items():
-    if pathlib.Path(file).name != file:
+    if not isinstance(file, str) or pathlib.Path(file).name != file:
       raise ValueError(f"{folder / INDEX}: {file!r} is no file name in this folder")
     shards.setdefault(folder / file, set()).add(name)
   for file in shards:
@@ -100,33 +102,21 @@ class Npz(Arrays):
   def __init__(self, file: pathlib.Path, prefix: str):
     self.name = str(file)
     try:
-      with zipfile.ZipFile(file) as z:
-        members = [m.removesuffix(".npy") for m in z.namelist()]
-        self._prefix = prefix if any(m.startswith(prefix) for m in members) else ""
-        names = [m.removeprefix(self._prefix) for m in members if m.startswith(self._prefix)]
-        self.shapes = {name: self._header(z, name) for name in names}
-    except (zipfile.BadZipFile, OSError, EOFError, zlib.error) as e:
+      self._prefix, headers = files_lib.npz_headers(file, prefix)
+    except (zipfile.BadZipFile, OSError, EOFError, zlib.error, RuntimeError) as e:
       raise ValueError(f"{file} is no .npz file, or is damaged: {_line(e)}") from None
-
-  def _header(self, z, name) -> tuple[int, ...]:
-    with z.open(f"{self._prefix}{name}.npy") as member:
-      try:
-        version = np.lib.format.read_magic(member)
-        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        shape, _, dtype = header[version](member)
-      except (ValueError, KeyError) as e:
-        raise ValueError(f"{self.name}: {name} is no array: {_line(e)}") from None
-    if dtype.hasobject:
-      raise ValueError(f"{self.name}: {name} is a pickle, which is never read; save it as an array of numbers")
-    if dtype.kind != "f" and dtype.str != "|V2":
-      raise ValueError(f"{self.name}: {name} is of type {dtype}; parameters are floats")
-    return tuple(shape)
+    except ValueError as e:
+      raise ValueError(f"{file}: {_line(e)}") from None
+    for name, (_, dtype) in headers.items():
+      if dtype.kind != "f" and dtype.str != "|V2":
+        raise ValueError(f"{self.name}: {name} is of type {dtype}; parameters are floats")
+    self.shapes = {name: shape for name, (shape, _) in headers.items()}
 
   def _read(self, name, part):
     try:
       with np.load(self.name, allow_pickle=False) as z:
         x = z[self._prefix + name]
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, zlib.error) as e:
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, zlib.error, RuntimeError) as e:
       raise ValueError(f"{self.name}: {name} cannot be read, the file is damaged: {_line(e)}") from None
     if x.dtype.kind == "V":  # numpy stores bfloat16 as two bytes without a name
       import ml_dtypes
