@@ -35,8 +35,7 @@ def program(margin, negatives):
 
   def per_device(transport, zimg_bd, ztxt_bd, scalars, weights_b, labels_b, grad):
     total = pairs.total_weight(transport, zimg_bd, weights_b)
-    zimg_own_bd, ztxt_own_bd = (ring.present_rows(z, weights_b).astype(jnp.float32) for z in (zimg_bd, ztxt_bd))
-    own_b = jnp.sum(zimg_own_bd * ztxt_own_bd, axis=1)
+    own_b = pairs.inner(zimg_bd, ztxt_bd, weights_b)
     rows = pairs.examples(zimg_bd, weights_b, labels_b) | {"own": own_b}
     cols = pairs.examples(ztxt_bd, weights_b, labels_b) | {"own": own_b}
     run = _all if negatives == "all" else _hardest
@@ -46,8 +45,8 @@ def program(margin, negatives):
       return loss, None
     # s_ii is in every hinge of i, from both sides.
     own_b1 = (row_b["hinges"] + col_b["hinges"])[:, None]
-    dimg_bd, dtxt_bd = row_b["dimg"] - own_b1 * ztxt_own_bd, col_b["dtxt"] - own_b1 * zimg_own_bd
-    return loss, (dimg_bd / total, dtxt_bd / total, scalars)
+    dz = row_b["dimg"] - own_b1 * ztxt_bd, col_b["dtxt"] - own_b1 * zimg_bd
+    return loss, (*(ring.present_rows(dz_bd, weights_b) / total for dz_bd in dz), scalars)
 
   return per_device
 

@@ -51,6 +51,12 @@ def dense_total(weights_B) -> jax.Array:
   return jnp.maximum(jnp.sum(weights_B), 1)
 
 
+def inner(a_bd, b_bd, weights_b) -> jax.Array:
+  """a_i·b_i [b] in float32, 0 for those of weight 0."""
+  own_b = jnp.sum(a_bd.astype(jnp.float32) * b_bd.astype(jnp.float32), axis=1)
+  return own_b if weights_b is None else jnp.where(weights_b > 0, own_b, 0)
+
+
 def log_weights(weights_t, axis) -> jax.Array | float:
   """log w, LOWEST for 0, as a column (axis 1) or a row (0) of a tile."""
   return 0.0 if weights_t is None else jnp.expand_dims(jnp.where(weights_t > 0, jnp.log(weights_t), LOWEST), axis)
@@ -83,7 +89,9 @@ def _weights(row, col) -> list[jax.Array]:
 
 def weigh(row, col, x_tt) -> jax.Array:
   """w_i w_j x_ij."""
-  return functools.reduce(jnp.multiply, _weights(row, col), x_tt)
+  for w_tt in _weights(row, col):
+    x_tt = jnp.where(w_tt > 0, w_tt * x_tt, 0)
+  return x_tt
 
 
 def present(row, col) -> jax.Array | bool:
@@ -141,7 +149,7 @@ def pairwise(tile):
     loss = transport.sum(jnp.sum(row_b["loss"])) / total
     if not grad:
       return loss, None
-    dscale = transport.sum(jnp.sum(ring.present_rows(zimg_bd, weights_b) * row_b["dimg"])) / total
+    dscale = transport.sum(jnp.sum(inner(zimg_bd, row_b["dimg"], weights_b))) / total
     dbias = transport.sum(jnp.sum(row_b["dbias"])) / total
     return loss, (row_b["dimg"] * (scale / total), col_b["dtxt"] * (scale / total), (dscale, dbias))
 

@@ -8,11 +8,12 @@ its own side, so that those of a pair are never multiplied.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from siglax.losses import pairs
-from siglax.losses import ring
 
 
 def dense(zimg_Bd, ztxt_Bd, scale, weights_B, labels_B) -> jax.Array:
@@ -57,7 +58,10 @@ def program(transport, zimg_bd, ztxt_bd, scalars, weights_b, labels_b, grad):
         "target": row_state["target"] + jnp.sum(w_tt * x_tt, axis=1),
         "mass": row_state["mass"] + jnp.sum(w_tt, axis=1),
     }
-    return _add(row_state, x_tt, col, present_tt, 1) | positive, _add(col_state, x_tt, row, present_tt, 0)
+    # One matrix for both largest, of which the log w of the example itself is taken away again.
+    both_tt = jnp.where(present_tt, x_tt + pairs.log_weights(row["w"], 1) + pairs.log_weights(col["w"], 0), pairs.LOWEST)
+    add = functools.partial(_add, x_tt, both_tt, present_tt)
+    return add(row_state, row, col, 1) | positive, add(col_state, col, row, 0)
 
   row_state = none | {"target": zeros_b, "mass": zeros_b}
   row_b, col_b = transport.around(normalise, rows, cols, row_state, none, _merge)
@@ -84,21 +88,24 @@ def program(transport, zimg_bd, ztxt_bd, scalars, weights_b, labels_b, grad):
   row_state = {"dimg": jnp.zeros(zimg_bd.shape, jnp.float32)}
   col_state = {"dtxt": jnp.zeros(ztxt_bd.shape, jnp.float32)}
   row_b, col_b = transport.around(pull_back, rows, cols, row_state, col_state, pairs.add)
-  dscale = transport.sum(jnp.sum(ring.present_rows(zimg_bd, weights_b) * row_b["dimg"])) / total
+  dscale = transport.sum(jnp.sum(pairs.inner(zimg_bd, row_b["dimg"], weights_b))) / total
   return loss, (row_b["dimg"] * (scale / total), col_b["dtxt"] * (scale / total), (dscale,))
 
 
-def _add(state, x_tt, others, present_tt, axis):
-  """The normalisers with the logits of one more tile, over `others`, its columns (axis 1) or rows (0)."""
-  weighted_tt = x_tt + pairs.log_weights(others["w"], 1 - axis)
-  m_t = jnp.maximum(state["m"], jnp.max(jnp.where(present_tt, weighted_tt, pairs.LOWEST), axis=axis))
+def _add(x_tt, both_tt, present_tt, state, own, others, axis):
+  """The normalisers of `own` with the logits of one more tile, over `others`: its columns (axis 1) or rows (0)."""
+  m_t = jnp.max(both_tt, axis=axis)
+  if own["w"] is not None:
+    m_t = jnp.where(own["w"] > 0, m_t - jnp.log(own["w"]), pairs.LOWEST)
+  m_t = jnp.maximum(state["m"], m_t)
   e_tt = jnp.where(present_tt, _exp(x_tt, m_t, others, axis), 0)
   return {"m": m_t, "s": state["s"] * jnp.exp(state["m"] - m_t) + jnp.sum(e_tt, axis=axis)}
 
 
 def _exp(x_tt, m_t, others, axis):
-  """exp(x − m + log w), w of the `others`; the difference first, which is small where it matters."""
-  return jnp.exp(x_tt - jnp.expand_dims(m_t, axis) + pairs.log_weights(others["w"], 1 - axis))
+  """w exp(x − m), w of the `others`; as x + log w ≤ m and w is a normal float, the exponential is finite."""
+  e_tt = jnp.exp(x_tt - jnp.expand_dims(m_t, axis))
+  return e_tt if others["w"] is None else jnp.expand_dims(others["w"], 1 - axis) * e_tt
 
 
 def _merge(a, b):
