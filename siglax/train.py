@@ -44,10 +44,10 @@ class Run(program.Program):
   def __init__(self, config, workdir):
     checks.validate(config, jax.device_count())
     text = tower.text_processor(config)
-    config = config_lib.resolve(config, text)
+    self.sources = data_lib.open_data(config)
+    config = config_lib.resolve(config, text, lambda: data_lib.same_label(config, self.sources))
     self.text = text
     self.workdir = pathlib.Path(workdir)
-    self.sources = data_lib.open_data(config)
     super().__init__(config, data_lib.num_examples(self.sources))
     if self.embedded:
       data_lib.embeddings.check(config, self.sources, self.model.embed_dim)

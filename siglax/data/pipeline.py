@@ -33,6 +33,8 @@ MIN_DRAWN = 1000
 # Labels of sources with different classes are this far apart.
 LABEL_STRIDE = 2**24
 NO_LABEL = -1
+# Labels of a source that `same_label` reads at most.
+LABEL_SAMPLE = 1024
 logger = logging.getLogger("siglax")
 
 
@@ -50,6 +52,25 @@ def open_data(config) -> list:
 def num_examples(sources: list) -> int:
   """Examples of one epoch: all of all sources, whatever their weights in the mix."""
   return sum(map(len, sources))
+
+
+def same_label(config, sources: list) -> float:
+  """Share of pairs of training examples with equal labels: Σ_c f_c², f_c the shares of the classes in the mix.
+
+  Of a source of more than LABEL_SAMPLE examples as many are drawn, the same each time; the estimate has no bias.
+  """
+  rng, shares = np.random.default_rng(0), _shares(config, sources)
+  mixed, chance = collections.Counter(), 0.0
+  for source, first_label, share in zip(sources, _first_labels(sources), shares):
+    n, share = len(source), share / sum(shares)
+    drawn = range(n) if n <= LABEL_SAMPLE else rng.integers(n, size=LABEL_SAMPLE).tolist()
+    labels = [label for label in (_label(source, i) for i in drawn) if label is not None]
+    counts, m = collections.Counter(labels), len(labels)
+    for label, count in counts.items():
+      mixed[first_label + label] += share * count / m
+    if n > LABEL_SAMPLE and m > 1:  # what pairs of a drawn example with itself add
+      chance += share**2 * (1 - sum((count / m) ** 2 for count in counts.values())) / (m - 1)
+  return max(sum(f**2 for f in mixed.values()) - chance, 0.0)
 
 
 def train_batches(
@@ -329,7 +350,7 @@ def _elements(config, loads, process_index, process_count):
     seed = int(np.random.SeedSequence([config.seed % 2**64, k]).generate_state(1)[0])
     part = grain.MapDataset.range(len(load.source)).seed(seed).shuffle().random_map(load)
     parts.append(part.repeat(None))
-  shares = mix_shares([_or(spec.get("weight"), len(load.source)) for spec, load in zip(config.data, loads)])
+  shares = mix_shares(_shares(config, [load.source for load in loads]))
   loader = config.loader
   if loader.workers and not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags, which only absl.app parses
@@ -341,6 +362,20 @@ def _elements(config, loads, process_index, process_count):
       read_options=grain.ReadOptions(loader.threads, max(loader.buffer, loader.threads)),
       multiprocessing_options=grain.MultiprocessingOptions(loader.workers) if loader.workers else None,
   ))
+
+
+def _shares(config, sources) -> list[float]:
+  """Of the sources in the mix, not normalised."""
+  return [_or(spec.get("weight"), len(source)) for spec, source in zip(config.data, sources)]
+
+
+def _label(source, i) -> int | None:
+  """None for an example that is broken or has none, which training replaces."""
+  try:
+    label = source[i].get("label")
+  except Exception:
+    return None
+  return None if label is None or label < 0 else label
 
 
 def _first_labels(sources) -> list[int]:
