@@ -13,6 +13,7 @@ from siglax import flops, models, optim
 from siglax import mesh as mesh_lib
 from siglax import state as state_lib
 from siglax import step as step_lib
+from siglax import train
 from siglax.data.text import TextProcessor
 
 import tiny
@@ -179,6 +180,17 @@ def test_a_frozen_tower_stays_and_the_scale_keeps_under_its_cap():
   assert 4.9 < np.exp(after["log_scale"]) <= 5.0001  # at 10 before the first update
   moments = sum(x.size for x in jax.tree.leaves(state.opt_state))
   assert moments < 2 * sum(x.size for x in jax.tree.leaves({k: v for k, v in after.items() if k != "image"})) + 10
+
+
+def test_a_loss_by_label_starts_at_the_log_odds_of_a_match(tmp_path):
+  c = tiny.get_config()
+  c.loss.positives = "label"
+  made = train.Run(c, tmp_path)
+  made.write_files()
+  shares = np.bincount([made.sources[0][i]["label"] for i in range(64)]) / 64
+  p = 1 / 16 + 15 / 16 * (shares**2).sum()
+  assert made.config.model.bias_init == pytest.approx(np.log(p / (1 - p)))
+  train.Run(c, tmp_path).write_files()  # resumes: the same value again
 
 
 def test_flops_of_products_convolutions_and_loops():
