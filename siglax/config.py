@@ -96,7 +96,8 @@ def default() -> ConfigDict:
   c.loss.margin = 0.2  # hinge: a negative counts when nearer than the positive less this cosine
   c.loss.negatives = "all"  # hinge: sum over all negatives | hardest: the nearest one only
   c.loss.scale_init = 10.0  # exp(t') at the start; CLIP's is 1 / 0.07
-  c.loss.bias_init = placeholder(float)  # bias at the start; None is the matched prior log(1 / batch_size)
+  # Bias at the start; None is the matched prior: log(1 / batch_size), or the log-odds of a match by label in the data.
+  c.loss.bias_init = placeholder(float)
   c.loss.scale_max = placeholder(float)  # cap of the scale; None leaves the sigmoid free and caps the softmax at 100
   c.loss.lr_multiplier = 1.0  # of the learning rate of scale and bias, on top of optim.lr_multipliers
   c.loss.check_embeddings = False  # stop with the tower's name when embeddings are not finite or not of unit length
@@ -332,12 +333,14 @@ def duration_steps(config: ConfigDict, name: str, epoch_examples: int) -> int | 
   return None
 
 
-def resolve(config: ConfigDict, text) -> ConfigDict:
+def resolve(config: ConfigDict, text, same_label=lambda: 0.0) -> ConfigDict:
   """The config with the defaults that depend on others filled in: what is run, and written to the run folder.
 
   text: a TextProcessor, which gives vocab_size and eos_id. The sigmoid's bias starts at log(1 / batch_size), the
   log-odds of a pair (−10 near a batch of 22k, as in SigLIP), and so does the focal loss's; the softmax has none, and
   its scale is capped at 100; the hinge has none either, and its scale plays no part.
+  same_label: () → the share of pairs of training examples with equal labels. Where these match, and it is above 0, the
+  bias starts at log(p / (1 − p)) with p = 1 / batch_size + (1 − 1 / batch_size) · share.
   """
   config = config.copy_and_resolve_references()
   config.model.text.eos_id = text.eos_id
@@ -346,7 +349,10 @@ def resolve(config: ConfigDict, text) -> ConfigDict:
   check_vocabulary(config, text)
   if config.loss.name in ("sigmoid", "focal"):
     if config.loss.bias_init is None:
-      config.loss.bias_init = -math.log(config.batch_size)
+      B, share = config.batch_size, same_label() if config.loss.positives == "label" else 0.0
+      match, other = 1 / B + (1 - 1 / B) * share, (1 - 1 / B) * (1 - share)
+      # Where all match there are no odds: as if one of the B² pairs did not.
+      config.loss.bias_init = math.log(match / max(other, 1 / B**2)) if share else -math.log(B)
   elif config.loss.bias_init is not None:
     raise ValueError(
         f'config.loss.bias_init={config.loss.bias_init} has no place in config.loss.name="{config.loss.name}"; leave it None'

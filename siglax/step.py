@@ -166,7 +166,7 @@ def _statistics(config, mesh, zimg, ztxt, scale, bias, weights, labels) -> dict:
       "local_accuracy": statistics.local_accuracy(zimg, ztxt, weights, labels, mesh.size),
   }
   if config.loss.check_embeddings:
-    values |= {f"norm_error_{tower}": statistics.norm_error(z) for tower, z in (("image", zimg), ("text", ztxt))}
+    values |= {f"norm_error_{tower}": statistics.norm_error(z, weights) for tower, z in (("image", zimg), ("text", ztxt))}
   return values
 
 

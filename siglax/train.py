@@ -47,10 +47,10 @@ class Run(program.Program):
   def __init__(self, config, workdir):
     checks.validate(config, jax.device_count())
     text = tower.text_processor(config)
-    config = config_lib.resolve(config, text)
+    self.sources = data_lib.open_data(config)
+    config = config_lib.resolve(config, text, lambda: data_lib.same_label(config, self.sources))
     self.text = text
     self.workdir = pathlib.Path(workdir)
-    self.sources = data_lib.open_data(config)
     self.epoch_examples = data_lib.num_examples(self.sources)
     super().__init__(config, self.epoch_examples)
     if self.embedded:

@@ -1,5 +1,6 @@
-"""The losses in float64 numpy, written from their formulas: value and gradients (zimg, ztxt, scale, bias)."""
+"""In float64 numpy, written from the formulas: the losses, value and gradients (zimg, ztxt, scale, bias); the transformer."""
 
+import jax
 import numpy as np
 
 
@@ -80,3 +81,50 @@ def hinge(zimg, ztxt, scale, bias, w=None, labels=None, margin=0.2, negatives="a
           g[i, j] += share
           g[i, i] -= share
   return loss, (ds @ ztxt, ds.T @ zimg)
+
+
+# The transformer, over one tower's dict of parameters.
+
+
+def layer_norm(x, p):
+  return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
+
+
+def linear(x, p):
+  return x @ p["kernel"] + p["bias"]
+
+
+def gelu_tanh(x):
+  return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def mlp(x, p):
+  return linear(gelu_tanh(linear(x, p["fc1"])), p["fc2"])
+
+
+def attention(q, x, p, heads):
+  split = lambda y: y.reshape(*y.shape[:2], heads, -1).transpose(0, 2, 1, 3)
+  q, k, v = split(linear(q, p["query"])), split(linear(x, p["key"])), split(linear(x, p["value"]))
+  a = np.exp(q @ k.transpose(0, 1, 3, 2) / np.sqrt(q.shape[-1]))
+  y = (a / a.sum(-1, keepdims=True)) @ v
+  return linear(y.transpose(0, 2, 1, 3).reshape(y.shape[0], y.shape[2], -1), p["out"])
+
+
+def encoder(x, p, heads):
+  """A tower's stacked blocks and its last norm."""
+  for i in range(len(p["encoder"]["blocks"]["norm1"]["scale"])):
+    b = jax.tree.map(lambda leaf: leaf[i], p["encoder"]["blocks"])
+    y = layer_norm(x, b["norm1"])
+    x = x + attention(y, y, b["attention"], heads)
+    x = x + mlp(layer_norm(x, b["norm2"]), b["mlp"])
+  return layer_norm(x, p["norm"])
+
+
+def map_head(x, p, heads):
+  """One probe attends to all positions."""
+  y = attention(np.broadcast_to(p["probe"], (len(x), 1, x.shape[2])), x, p["attention"], heads)
+  return (y + mlp(layer_norm(y, p["norm"]), p["mlp"]))[:, 0]
+
+
+def unit(x):
+  return x / np.linalg.norm(x, axis=1, keepdims=True)

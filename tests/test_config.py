@@ -1,5 +1,7 @@
 """The config: durations, overrides, files, JSON, and one line for everything that is wrong."""
 
+import math
+
 import pytest
 
 from siglax import checks
@@ -114,7 +116,11 @@ def test_resolve_fills_in_what_depends_on_other_fields():
     c.loss.name = name
     c = config_lib.resolve(c, text)
     assert c.model.bias_init == bias and c.loss.scale_max == cap
-  c.loss.bias_init = -3.0
+  c = valid()
+  c.loss.positives = "label"
+  for share, odds in ((0.1, 0.15625 / 0.84375), (0.0, 1 / 16), (1.0, 256)):  # 0 as of pairs; 1 has no odds
+    assert config_lib.resolve(c, text, lambda: share).model.bias_init == pytest.approx(math.log(odds))
+  c.loss.name, c.loss.bias_init = "hinge", -3.0
   with pytest.raises(ValueError, match='config.loss.bias_init=-3.0 has no place in config.loss.name="hinge"'):
     config_lib.resolve(c, text)
 

@@ -9,6 +9,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import jaxprs_in_params
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 import numpy as np
 import pytest
@@ -100,16 +101,66 @@ def test_the_value_alone_as_evaluation_takes_it(name, impl):
 
 
 @EACH
-@pytest.mark.parametrize("impl", ["dense", "ring"])
+@pytest.mark.parametrize("impl", ["dense", "ring", "gather"])
 def test_weight_zero_removes_an_example_from_rows_and_columns(name, impl):
-  zimg, ztxt, w, labels = oracles.batch(25, 64)
-  w[[3, 7]] = 0
+  zimg, ztxt, w, labels = oracles.batch(50, 64)
+  w[[3, 30]] = 0
   keep = w > 0
-  want = LOSSES[name][1](zimg[keep], ztxt[keep], 10.0, -3.0, w[keep], labels[keep])[0]
-  zimg[3] *= 5  # whatever a removed example holds
-  value, grads = compiled(name, impl, 1)[0](*(jnp.float32(x) for x in (zimg, ztxt, 10.0, -3.0, w)), jnp.int32(labels))
+  want, want_grads = LOSSES[name][1](zimg[keep], ztxt[keep], 10.0, -3.0, w[keep], labels[keep])
+  zimg[3], ztxt[3], zimg[30], ztxt[30] = np.nan, 5 * ztxt[3], -np.inf, np.nan  # whatever a removed example holds
+  value, grads = compiled(name, impl, 2)[0](*(jnp.float32(x) for x in (zimg, ztxt, 10.0, -3.0, w)), jnp.int32(labels))
   assert abs(value - 3 * want) <= 1e-5 * abs(3 * want)
-  assert not np.asarray(grads[0])[~keep].any() and not np.asarray(grads[1])[~keep].any()
+  for got, x in zip(grads, want_grads):
+    got = np.asarray(got)
+    assert np.abs(got[keep] - 3 * x if got.ndim else got - 3 * x).max() <= 1e-5 * np.abs(3 * x).max()
+    assert not got.ndim or not got[~keep].any()
+
+
+@EACH
+@pytest.mark.parametrize("impl", ["dense", "ring", "gather"])
+def test_a_batch_of_weights_zero_has_the_loss_zero(name, impl):
+  zimg, ztxt, w, labels = oracles.batch(50, 64)
+  zimg[3] = np.nan
+  value, grads = compiled(name, impl, 2)[0](*(jnp.float32(x) for x in (zimg, ztxt, 10.0, -3.0, 0 * w)), jnp.int32(labels))
+  assert value == 0 and not any(np.asarray(g).any() for g in grads)
+
+
+@EACH
+@pytest.mark.parametrize("impl", ["dense", "ring", "gather"])
+def test_weights_of_any_size(name, impl):
+  zimg, ztxt, w, labels = oracles.batch(50, 64)
+  exact = lambda w: w.astype(np.float32).astype(np.float64)
+  for size in (1e-18, 1e-25, 1e-38, 1e-42, 1e30):  # 1e-42 is subnormal, with ten bits
+    some = np.where(np.arange(50) % 3 == 0, size, 1) * w
+    assert max(errors(name, impl, 2, 100.0, (zimg, ztxt, exact(some), labels))) <= 1e-5
+    if name in ("softmax", "hinge_hardest") or size > 1e-30:  # elsewhere the gradients themselves are below all floats
+      assert max(errors(name, impl, 2, 100.0, (zimg, ztxt, exact(size * w), labels))) <= 1e-5
+
+
+@pytest.mark.parametrize("impl", ["dense", "ring", "gather"])
+def test_a_light_weight_counts_where_its_logit_is_the_largest(impl):
+  """exp(100) of the largest logit times 1e-38 is as much as the others' exp(12)."""
+  zimg, ztxt, w, labels = oracles.batch(50, 64)
+  ztxt[4], ztxt[7], w[4], w[7] = zimg[0], zimg[1], 1e-38, 1e-25
+  assert max(errors("softmax", impl, 2, 100.0, (zimg, ztxt, w.astype(np.float32).astype(np.float64), labels))) <= 1e-5
+
+
+@EACH
+@pytest.mark.parametrize("impl", ["dense", "ring", "gather"])
+def test_under_x64_the_results_stay_float32(name, impl):
+  loss, oracle, count = LOSSES[name]
+  zimg, ztxt, w, labels = oracles.batch(50, 64)
+  with jax.enable_x64(True):
+    value = lambda *z: loss(*z, mesh=line(2), impl=impl, tile=None if impl == "dense" else TILE, weights=w, labels=labels)
+    arguments = (jnp.float32(zimg), jnp.asarray(ztxt), 10.0, jnp.float64(-3))
+    function = jax.jit(jax.value_and_grad(value, tuple(range(count))))
+    got, grads = jax.eval_shape(function, *arguments)
+    assert got.dtype == grads[0].dtype == jnp.float32
+    if name == "softmax":
+      got, grads = function(*arguments)
+      want, want_grads = oracle(zimg, ztxt, 10.0, -3.0, w, labels)
+      for x, y in zip((got, *grads), (want, *want_grads)):
+        assert np.abs(np.asarray(x) - y).max() <= 1e-5 * np.abs(y).max()
 
 
 @BOTH
@@ -178,6 +229,24 @@ def test_matrix_products_are_at_the_floor(name, impl):
   assert count <= (trips + 0.01) * b * (b * D) * d
 
 
+@EACH
+@pytest.mark.parametrize("impl", ["dense", "ring", "gather"])
+def test_float32_products_are_not_rounded_on_any_device(name, impl):
+  """Where a device has a fast product of float32, it rounds to bfloat16 or TF32; a CPU has none, so its results do not tell."""
+  function, *arguments = _flat(program(name, impl, 2, 20, 8, None if impl == "dense" else 10, True))
+  products = [e for e in equations(jax.make_jaxpr(function)(*arguments).jaxpr) if e.primitive.name == "dot_general"]
+  assert len(products) >= 3
+  assert all(e.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2 for e in products)
+
+
+def equations(jaxpr):
+  """All of a jaxpr, those of the ones within too."""
+  for equation in jaxpr.eqns:
+    yield equation
+    for inner in jaxprs_in_params(equation.params):
+      yield from equations(inner)
+
+
 def _flat(function_and_arguments):
   function, arguments = function_and_arguments
   return function, *arguments
@@ -213,6 +282,7 @@ def permuted_bytes(text, D):
 
 @pytest.mark.parametrize("B, D, want", [
     (1024, 8, "dense"), (8192, 8, "gather"), (32768, 8, "ring"), (32768, 1, "ring"), (1_048_576, 256, "ring"),
+    (114_688, 64, "gather"), (131_072, 64, "ring"),  # 12·B·768 bytes are 0.98 and 1.13 of 1/16 of the memory
 ])
 def test_auto_takes_what_fits(B, D, want):
   class Devices:  # as many as a pod has
@@ -226,17 +296,18 @@ def test_default_tile_divides_where_it_can(b, d, want):
   assert losses.default_tile(b, d) == want
 
 
-def test_a_config_of_every_loss_makes_it():
+@pytest.mark.parametrize("impl", ["dense", "ring", "gather"])
+def test_a_config_of_every_loss_makes_it(impl):
   zimg, ztxt, _, _ = (jnp.float32(x) for x in oracles.batch(8, 16))
   for name, fields in {
       "sigmoid": {}, "softmax": {}, "focal": {"gamma": 1.5}, "hinge": {"margin": 0.3, "negatives": "hardest"},
   }.items():
     c = config_lib.default().loss
-    c.name = name
+    c.name, c.impl = name, impl
     c.update(fields)
     oracle = getattr(oracles, name)
     want = oracle(*(np.asarray(z, np.float64) for z in (zimg, ztxt)), 10.0, -3.0, **fields)[0]
-    assert abs(losses.make(c)(zimg, ztxt, 10.0, -3.0) / want - 1) < 1e-5
+    assert abs(jax.jit(losses.make(c))(zimg, ztxt, 10.0, -3.0) / want - 1) < 1e-5
 
 
 # Statistics for the log.
@@ -246,8 +317,27 @@ def test_logit_means_equal_those_of_the_matrix():
   zimg, ztxt, w, _ = oracles.batch(9, 4)
   x, ww, off = 7 * zimg @ ztxt.T - 2, np.outer(w, w), ~np.eye(9, dtype=bool)
   want = (np.average(np.diag(x), weights=w), np.average(x[off], weights=ww[off]))
-  got = statistics.logit_means(jnp.array(zimg), jnp.array(ztxt), 7.0, -2.0, jnp.array(w))
-  np.testing.assert_allclose(got, want, rtol=1e-4)
+  for size in (1, 1e-25, 1e30):
+    got = statistics.logit_means(jnp.array(zimg), jnp.array(ztxt), 7.0, -2.0, jnp.float32(size * w))
+    np.testing.assert_allclose(got, want, rtol=1e-4)
+
+
+def test_statistics_leave_out_examples_of_weight_zero():
+  zimg, ztxt, w, _ = oracles.batch(9, 4)
+  w[[2, 5]] = 0
+  keep = w > 0
+  x, ww, off = 7 * zimg[keep] @ ztxt[keep].T - 2, np.outer(w[keep], w[keep]), ~np.eye(7, dtype=bool)
+  right = np.argmax(x, axis=1) == np.arange(7)
+  zimg[2], ztxt[5] = np.nan, np.inf
+  z, w32 = (jnp.float32(zimg), jnp.float32(ztxt)), jnp.float32(w)
+  want = (np.average(np.diag(x), weights=w[keep]), np.average(x[off], weights=ww[off]))
+  np.testing.assert_allclose(statistics.logit_means(*z, 7.0, -2.0, w32), want, rtol=1e-4)
+  for size in (1, 1e-25):
+    np.testing.assert_allclose(statistics.local_accuracy(*z, size * w32), np.average(right, weights=w[keep]), rtol=1e-5)
+  assert 0 < right.mean() < 1
+  assert statistics.norm_error(z[0], w32) < 1e-6 and np.isnan(statistics.norm_error(z[0], w32 + 1))
+  absent = statistics.logit_means(*z, 7.0, -2.0, 0 * w32) + (statistics.local_accuracy(*z, 0 * w32), statistics.norm_error(z[0], 0 * w32))
+  assert np.isfinite(absent).all()
 
 
 @pytest.mark.parametrize("labelled", [False, True])

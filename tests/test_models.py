@@ -1,6 +1,7 @@
 """The towers: published sizes, an independent numpy forward pass, and the properties each option promises."""
 
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,9 @@ import pytest
 
 from siglax import config as config_lib
 from siglax import models
+from siglax.models import transformer
+
+import oracles
 
 
 def tiny(**fields):
@@ -39,36 +43,6 @@ def test_siglip_b16_has_the_published_number_of_parameters():
   assert count(c) == 203_155_970
 
 
-def layer_norm(x, p):
-  return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
-
-
-def linear(x, p):
-  return x @ p["kernel"] + p["bias"]
-
-
-def mlp(x, p):
-  x = linear(x, p["fc1"])
-  return linear(0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))), p["fc2"])
-
-
-def attention(q, x, p, heads=4):
-  split = lambda y: y.reshape(*y.shape[:2], heads, -1).transpose(0, 2, 1, 3)
-  q, k, v = split(linear(q, p["query"])), split(linear(x, p["key"])), split(linear(x, p["value"]))
-  a = np.exp(q @ k.transpose(0, 1, 3, 2) / np.sqrt(q.shape[-1]))
-  y = (a / a.sum(-1, keepdims=True)) @ v
-  return linear(y.transpose(0, 2, 1, 3).reshape(y.shape[0], y.shape[2], -1), p["out"])
-
-
-def encoder(x, p):
-  for i in range(2):
-    b = jax.tree.map(lambda leaf: leaf[i], p["encoder"]["blocks"])
-    y = layer_norm(x, b["norm1"])
-    x = x + attention(y, y, b["attention"])
-    x = x + mlp(layer_norm(x, b["norm2"]), b["mlp"])
-  return layer_norm(x, p["norm"])
-
-
 def jitter(params):
   """Every leaf random, so that no zero bias or unit scale hides a mistake."""
   leaves, tree = jax.tree.flatten(params)
@@ -82,11 +56,8 @@ def numpy_image_tower(params, kept=slice(None)):
   x = (IMAGES / 255 - 0.5) / 0.5
   patches = x.reshape(3, 2, 8, 2, 8, 3).transpose(0, 1, 3, 2, 4, 5).reshape(3, 4, -1)
   stem = p["stem"]["embedding"]
-  tokens = encoder((patches @ stem["kernel"].reshape(-1, 16) + stem["bias"] + p["pos_embedding"])[:, kept], p)
-  head = p["pool"]
-  y = attention(np.broadcast_to(head["probe"], (3, 1, 16)), tokens, head["attention"])
-  y = (y + mlp(layer_norm(y, head["norm"]), head["mlp"]))[:, 0]
-  return tokens, y / np.linalg.norm(y, axis=1, keepdims=True)
+  tokens = oracles.encoder((patches @ stem["kernel"].reshape(-1, 16) + stem["bias"] + p["pos_embedding"])[:, kept], p, 4)
+  return tokens, oracles.unit(oracles.map_head(tokens, p["pool"], 4))
 
 
 def test_image_tower_equals_float64_numpy():
@@ -146,8 +117,8 @@ def test_text_tower_equals_float64_numpy():
   model, params = tiny()
   params = jitter(params)
   p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)["text"]
-  y = linear(encoder(p["embedding"][TOKENS] + p["pos_embedding"], p)[:, -1], p["head"])
-  want = y / np.linalg.norm(y, axis=1, keepdims=True)
+  tokens = oracles.encoder(p["embedding"][TOKENS] + p["pos_embedding"], p, 4)
+  want = oracles.unit(oracles.linear(tokens[:, -1], p["head"]))
   np.testing.assert_allclose(jax.jit(model.embed_text)(params, TOKENS), want, atol=1e-5)
 
 
@@ -190,17 +161,52 @@ def test_eos_and_mean_pooling_ignore_what_follows_the_end():
     np.testing.assert_allclose(model.embed_text(params, TOKENS), model.embed_text(params, tail), atol=1e-6)
 
 
-@pytest.mark.parametrize("fields", [
-    {"model.image.pool": "cls", "model.image.position": "sincos"},
-    {"model.image.pool": "mean", "model.image.stem": "conv", "model.embed_dim": 12},
-    {"model.text.pool": "map"},
-])
-def test_options_give_unit_rows_of_one_width(fields):
-  model, params = tiny(**fields)
-  zimg, ztxt = model.embed_image(params, IMAGES), model.embed_text(params, TOKENS)
-  assert zimg.shape == ztxt.shape == (3, model.embed_dim) and zimg.dtype == ztxt.dtype == jnp.float32
-  np.testing.assert_allclose(np.linalg.norm(zimg, axis=1), 1, atol=1e-6)
-  assert model.image_tokens(params, IMAGES).shape == (3, 4, 16)
+def test_a_class_token_and_sincos_positions_equal_float64_numpy():
+  model, params = tiny(**{"model.image.pool": "cls", "model.image.position": "sincos"})
+  params = jitter(params)
+  p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)["image"]
+  patches = (IMAGES / 127.5 - 1).reshape(3, 2, 8, 2, 8, 3).transpose(0, 1, 3, 2, 4, 5).reshape(3, 4, -1)
+  angle = 10_000 ** -(np.arange(4) / 3)  # times the column, then the row
+  where = [np.r_[np.sin(x * angle), np.cos(x * angle), np.sin(y * angle), np.cos(y * angle)] for y in (0, 1) for x in (0, 1)]
+  x = patches @ p["stem"]["embedding"]["kernel"].reshape(-1, 16) + p["stem"]["embedding"]["bias"] + np.array(where)
+  tokens = oracles.encoder(np.concatenate([np.broadcast_to(p["cls"], (3, 1, 16)), x], axis=1), p, 4)
+  got, z = jax.jit(lambda p: (model.image_tokens(p, IMAGES), model.embed_image(p, IMAGES)))(params)
+  np.testing.assert_allclose(got, tokens[:, 1:], atol=1e-5)
+  np.testing.assert_allclose(z, oracles.unit(tokens[:, 0]), atol=1e-5)
+
+
+def test_a_stem_of_convolutions_and_a_head_equal_float64_numpy():
+  model, params = tiny(**{"model.image.pool": "mean", "model.image.stem": "conv", "model.embed_dim": 12})
+  params = jitter(params)
+  p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)["image"]
+  x = IMAGES / 127.5 - 1
+  for i in range(3):
+    x, n = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), x.shape[1] // 2
+    windows = np.stack([[x[:, 2 * r : 2 * r + 3, 2 * c : 2 * c + 3] for c in range(n)] for r in range(n)])  # [n, n, 3, 3, 3, …]
+    y = np.einsum("rcnijk,ijkl->nrcl", windows, p["stem"]["convs"][str(i)]["kernel"])
+    x = oracles.gelu_tanh(oracles.layer_norm(y, p["stem"]["norms"][str(i)]))
+  tokens = oracles.encoder(oracles.linear(x, p["stem"]["embedding"]).reshape(3, 4, 16) + p["pos_embedding"], p, 4)
+  got, z = jax.jit(lambda p: (model.image_tokens(p, IMAGES), model.embed_image(p, IMAGES)))(params)
+  np.testing.assert_allclose(got, tokens, atol=1e-5)
+  np.testing.assert_allclose(z, oracles.unit(oracles.linear(tokens.mean(axis=1), p["head"])), atol=1e-5)
+  assert z.shape == jax.eval_shape(model.embed_text, params, TOKENS).shape == (3, 12)
+
+
+def test_a_text_tower_with_a_probe_equals_float64_numpy():
+  model, params = tiny(**{"model.text.pool": "map"})
+  params = jitter(params)
+  p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)["text"]
+  y = oracles.map_head(oracles.encoder(p["embedding"][TOKENS] + p["pos_embedding"], p, 4), p["pool"], 4)
+  np.testing.assert_allclose(jax.jit(model.embed_text)(params, TOKENS), oracles.unit(oracles.linear(y, p["head"])), atol=1e-5)
+
+
+def test_activations_are_the_published_ones():
+  x = np.linspace(-3, 3, 13)
+  exact = np.array([y * 0.5 * (1 + math.erf(y / math.sqrt(2))) for y in x])
+  np.testing.assert_allclose(transformer.ACTIVATIONS["gelu"](jnp.float32(x)), exact, atol=1e-6)
+  np.testing.assert_allclose(transformer.ACTIVATIONS["gelu_tanh"](jnp.float32(x)), oracles.gelu_tanh(x), atol=1e-6)
+  np.testing.assert_allclose(transformer.ACTIVATIONS["quick_gelu"](jnp.float32(x)), x / (1 + np.exp(-1.702 * x)), atol=1e-6)
+  assert np.abs(exact - oracles.gelu_tanh(x)).max() > 1e-4
 
 
 def test_uint8_equals_normalised_floats_and_bfloat16_is_near():
@@ -212,13 +218,23 @@ def test_uint8_equals_normalised_floats_and_bfloat16_is_near():
   assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(params))
 
 
+def test_dropout_zeroes_a_share_and_scales_the_rest_up():
+  x = np.random.default_rng(0).uniform(1, 2, (8, 100, 40)).astype(np.float32)
+  y = np.asarray(transformer.dropout(x, 0.2, jax.random.split(jax.random.key(0), 8)))
+  np.testing.assert_allclose(y[y != 0], 1.25 * x[y != 0], rtol=1e-6)
+  np.testing.assert_allclose((y == 0).mean(axis=(1, 2)), 0.2, atol=0.03)  # of 4,000 draws, ± 0.0063
+  assert len(np.unique((y == 0).reshape(8, -1), axis=0)) == 8
+
+
 def test_dropout_is_a_function_of_each_examples_key():
   model, params = tiny(**{"model.image.dropout": 0.5})
-  embed = lambda images, seed: np.asarray(model.embed_image(params, images, jax.random.split(jax.random.key(seed), 4)[: len(images)]))
-  z = embed(IMAGES[:4], 1)
-  assert (z == embed(IMAGES[:4], 1)).all() and np.abs(z - embed(IMAGES[:4], 2)).max() > 1e-3
-  np.testing.assert_allclose(embed(IMAGES[:2], 1), z[:2], atol=1e-6)  # whoever else is in the batch
-  assert np.abs(embed(IMAGES[:1].repeat(2, 0), 1)[0] - embed(IMAGES[:1].repeat(2, 0), 1)[1]).max() > 1e-3
+  keys, embed = jax.random.split(jax.random.key(1), 3), jax.jit(model.embed_image)
+  z = np.asarray(embed(params, IMAGES, keys))
+  turned = np.array([2, 0, 1])
+  np.testing.assert_allclose(embed(params, IMAGES[turned], keys[turned]), z[turned], atol=1e-6)  # wherever it stands
+  assert (np.abs(np.asarray(embed(params, IMAGES, keys[turned])) - z).max(axis=1) > 1e-3).all()
+  same = np.asarray(embed(params, IMAGES[[0, 0, 0]], keys))
+  assert np.abs(same[0] - same[1]).max() > 1e-3 and np.abs(same[1] - same[2]).max() > 1e-3
 
 
 def test_scale_and_bias_start_as_configured():

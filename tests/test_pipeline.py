@@ -234,6 +234,18 @@ def test_positives_by_label_need_labels(tmp_path):
   assert set(examples_of(batches)) == set(range(20)) - {5, 6}
 
 
+def test_the_share_of_pairs_with_equal_labels():
+  first, second = Source(6, labels=[0, 0, 1, None, -1, 2]), Source(3, labels=[0, 0, 5])
+  config = make_config({"weight": 3}, {"weight": 1}, positives="label")
+  # Labels of two sources differ: 3/4 of (1/2, 1/4, 1/4) and 1/4 of (2/3, 1/3).
+  assert data.same_label(config, [first, second]) == pytest.approx((36 + 9 + 9) / 256 + (16 + 4) / 576)
+  config = make_config({}, positives="label")
+  large = Source(20_000, labels=[i % 10 for i in range(20_000)])
+  assert data.same_label(config, [large]) == data.same_label(config, [large]) == pytest.approx(0.1, rel=0.02)
+  own = Source(20_000, labels=list(range(20_000)))
+  assert data.same_label(config, [own]) < 2e-4  # Σ f² of 1,024 of them is 1e-3
+
+
 BROKEN = {
     "undecodable": lambda i, example: example | {"image": b"\xff\xd8\xff junk"},
     "no image": lambda i, example: example | {"image": None},

@@ -36,6 +36,8 @@ BETS = 0.5 ** np.arange(1, 11)
 LABEL_STRIDE = 2**24
 NO_LABEL = -1
 MAX_WEIGHT = float(np.finfo(np.float32).max)
+# Labels of a source that `same_label` reads at most.
+LABEL_SAMPLE = 1024
 logger = logging.getLogger("siglax")
 
 
@@ -53,6 +55,25 @@ def open_data(config) -> list:
 def num_examples(sources: list) -> int:
   """Examples of one epoch: all of all sources, whatever their weights in the mix."""
   return sum(map(len, sources))
+
+
+def same_label(config, sources: list) -> float:
+  """Share of pairs of training examples with equal labels: Σ_c f_c², f_c the shares of the classes in the mix.
+
+  Of a source of more than LABEL_SAMPLE examples as many are drawn, the same each time; the estimate has no bias.
+  """
+  rng, shares = np.random.default_rng(0), _shares(config, sources)
+  mixed, chance = collections.Counter(), 0.0
+  for source, first_label, share in zip(sources, _first_labels(sources), shares):
+    n, share = len(source), share / sum(shares)
+    drawn = range(n) if n <= LABEL_SAMPLE else rng.integers(n, size=LABEL_SAMPLE).tolist()
+    labels = [label for label in (_label(source, i) for i in drawn) if label is not None]
+    counts, m = collections.Counter(labels), len(labels)
+    for label, count in counts.items():
+      mixed[first_label + label] += share * count / m
+    if n > LABEL_SAMPLE and m > 1:  # what pairs of a drawn example with itself add
+      chance += share**2 * (1 - sum((count / m) ** 2 for count in counts.values())) / (m - 1)
+  return max(sum(f**2 for f in mixed.values()) - chance, 0.0)
 
 
 def train_batches(config, text, **where) -> TrainBatches:
@@ -98,6 +119,7 @@ class TrainBatches:
   source, logged by name the first time, and counted.
 
   bad, drawn: examples by source that were broken, and that were drawn in all, by this process.
+  last: of the rows of the last batch, the source and the index of the example there.
 
   Raises ValueError at the start for a batch that does not divide and as `open_data`, from `__next__` when the examples
   drawn show that more than a spec's max_bad_fraction are broken; see `too_many_bad`.
@@ -117,6 +139,7 @@ class TrainBatches:
       _warn_of_repeats(config, sources)
     counts = counts or {"bad": [0] * len(sources), "drawn": [0] * len(sources)}
     self.bad, self.drawn = list(counts["bad"]), list(counts["drawn"])
+    self.last = [], []
     self._first_bad = {}  # by source: (example, reason)
     self._named = set()
     self._workers = config.loader.workers
@@ -136,7 +159,9 @@ class TrainBatches:
       raise StopIteration
     try:
       batch = next(self._iterator)
-      self._count(batch.pop("source"), batch.pop("bad"))
+      source, index = batch.pop("source"), batch.pop("index")
+      self._count(source, batch.pop("bad"))
+      self.last = source.tolist(), index.tolist()
     except BaseException:
       self.close()
       raise
@@ -189,12 +214,12 @@ class Load:
     self._text = text
 
   def __call__(self, i: int, rng: np.random.Generator) -> dict:
-    """The example, or the first sound one drawn instead: as a row of `TrainBatches`, with "source" and "bad"."""
+    """The example, or the first sound one drawn instead: as a row of `TrainBatches`, with "source", "index" and "bad"."""
     bad = np.full(MAX_REPLACEMENTS, -1, np.int64)
     first = i
     for attempt in range(MAX_REPLACEMENTS):
       try:
-        return self._example(i, rng) | {"source": np.int32(self._index), "bad": bad}
+        return self._example(i, rng) | {"source": np.int32(self._index), "index": np.int64(i), "bad": bad}
       except Exception as e:  # whatever a source, a decoder or a tokenizer raises
         error = e
       bad[attempt] = i
@@ -387,6 +412,15 @@ def _warn_of_repeats(config, sources):
           "are there twice count as negatives of each other; set config.batch_size to %s or less",
           k, f"{len(source):,}", config.batch_size, f"{drawn:,}", f"{largest:,}",
       )
+
+
+def _label(source, i) -> int | None:
+  """None for an example that is broken or has none, which training replaces."""
+  try:
+    label = source[i].get("label")
+  except Exception:
+    return None
+  return None if label is None or label < 0 else label
 
 
 def _first_labels(sources) -> list[int]:

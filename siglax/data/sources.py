@@ -31,23 +31,25 @@ MAX_BAD_FRACTION = 0.01
 
 
 class Parquet:
-  """Rows of Parquet files, in the order of the files: {"image": bytes, "captions": [str, …], "label", "weight"}.
+  """Rows of Parquet files, in the order of the files: {"image": bytes, "captions": [str, …], "label", "weight",
+  "key"}.
 
   path: a file, a glob, a tuple of them, or the same with commas: "train-*.parquet,more.parquet".
   image: column of encoded images: bytes, or a struct with bytes, as Hugging Face datasets write it.
   caption: column of captions, a string or a list of strings a row; None takes "captions" or "caption".
   label: column of class indices; None takes "label" if there is one.
   weights: column of weights in the loss; None takes "weight" if there is one.
+  key: column of names of the examples; None takes "key" if there is one that holds strings.
   classnames: from the schema's metadata "classes", names with commas between, else None.
 
   Raises ValueError, beginning with the argument, for a missing, empty or damaged file, or a column that is missing or
   of another type.
   """
 
-  def __init__(self, path, image="image", caption=None, label=None, weights=None):
-    self._arguments = (path, image, caption, label, weights)
+  def __init__(self, path, image="image", caption=None, label=None, weights=None, key=None):
+    self._arguments = (path, image, caption, label, weights, key)
     files = {file: files_lib.open_parquet(file) for file in files_lib.find(path)}
-    columns = _Columns(files, image, caption, label, weights)
+    columns = _Columns(files, *self._arguments[1:])
     self.classnames = _classnames(files)
     table = files_lib.read(files, columns)
     if not table.num_rows:
@@ -164,7 +166,7 @@ def _classnames(files) -> tuple[str, ...] | None:
 class _Columns(files_lib.Columns):
   """Which columns to read, and as what, the same for all files ({path: ParquetFile})."""
 
-  def __init__(self, files, image, caption, label, weights):
+  def __init__(self, files, image, caption, label, weights, key):
     first = next(iter(files.values())).schema_arrow
     if caption is None:
       caption = next((name for name in ("captions", "caption") if name in first.names), None)
@@ -172,7 +174,9 @@ class _Columns(files_lib.Columns):
         raise ValueError(f"caption=None: no column 'captions' or 'caption' but {', '.join(first.names)}; name one")
     label = "label" if label is None and "label" in first.names else label
     weights = "weight" if weights is None and "weight" in first.names else weights
-    wanted = {"image": image, "caption": caption, "label": label, "weights": weights}
+    if key is None and "key" in first.names and pa.types.is_string(first.field("key").type):
+      key = "key"
+    wanted = {"image": image, "caption": caption, "label": label, "weights": weights, "key": key}
     self._wanted = {argument: name for argument, name in wanted.items() if name is not None}
     for path, file in files.items():
       self._check(path, file.schema_arrow)
@@ -182,6 +186,7 @@ class _Columns(files_lib.Columns):
         "caption": ("captions", pa.list_(pa.string()) if listed else pa.string()),
         "label": ("label", pa.int64()),
         "weights": ("weight", pa.float64()),
+        "key": ("key", pa.string()),
     }
     super().__init__(pa.schema([types[argument] for argument in self._wanted]))
 
@@ -229,4 +234,5 @@ _TYPES = {
     "caption": (_is_text, "strings or lists of strings"),
     "label": (pa.types.is_integer, "whole numbers"),
     "weights": (lambda kind: pa.types.is_floating(kind) or pa.types.is_integer(kind), "numbers"),
+    "key": (lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind), "strings"),
 }

@@ -2,7 +2,9 @@
 
 zimg, ztxt: [B, d], rows sharded over `axis` (a name or a tuple of names) of `mesh`; scale is exp(t'); the result is
 a float32 scalar, differentiable in zimg, ztxt, scale and bias. Call under jax.jit.
-weights: float [B], 0 removes an example as row and as column. labels: int [B], pairs of equal labels match.
+weights: float [B], at least 0, of any size: an example of weight 0 is absent, as row and as column, whatever its
+embeddings hold; a batch of which all are absent has no loss: 0, and so are its gradients. labels: int [B], pairs of equal
+labels match.
 impl: "dense" makes the B×B logits in plain jnp, sharded as XLA decides; "ring" passes the texts from device to device
 and keeps memory at O(b·d), b = B / devices; "gather" fetches all texts at once, O(B·d); "auto" is `choose`'s.
 tile: examples per tile of ring and gather, None is `default_tile`'s; the dense one has none.
@@ -52,7 +54,8 @@ def softmax_loss(
 
   q_ij = p_ij w_j / Σ_k p_ik w_k. Global view; see the module for arguments and errors. Source: arXiv 2103.00020, figure 3.
   """
-  return _loss(softmax.dense, softmax.program, zimg, ztxt, (scale,), mesh, axis, impl, tile, weights, labels)
+  unscale = lambda loss, c: loss + jnp.log(c)
+  return _loss(softmax.dense, softmax.program, zimg, ztxt, (scale,), mesh, axis, impl, tile, weights, labels, unscale)
 
 
 def focal_loss(
@@ -77,7 +80,8 @@ def hinge_loss(
   if negatives not in NEGATIVES:
     raise ValueError(f"negatives={negatives!r} is unknown; known are {', '.join(NEGATIVES)} (config.loss.negatives)")
   dense = functools.partial(hinge.dense, margin=margin, negatives=negatives)
-  return _loss(dense, hinge.program(margin, negatives), zimg, ztxt, (), mesh, axis, impl, tile, weights, labels)
+  unscale = jnp.multiply if negatives == "all" else lambda loss, c: loss
+  return _loss(dense, hinge.program(margin, negatives), zimg, ztxt, (), mesh, axis, impl, tile, weights, labels, unscale)
 
 
 def make(config, mesh=None, axis="data"):
@@ -129,10 +133,18 @@ def plan(impl: str, tile: int | None, B: int, d: int, mesh=None, axis="data") ->
   return impl, min(b, tile or default_tile(b, d))
 
 
-def _loss(dense, program, zimg, ztxt, scalars, mesh, axis, impl, tile, weights, labels):
+def _loss(
+    dense, program, zimg, ztxt, scalars, mesh, axis, impl, tile, weights, labels, unscale=jnp.multiply
+):
+  """unscale: (loss, c) → the loss of c times the weights."""
   pairs.check(zimg, ztxt, mesh, axis, impl, IMPLS, tile, weights, labels)
   impl, tile = plan(impl, tile, *zimg.shape, mesh, axis)
-  if impl == "dense":
-    return dense(zimg, ztxt, *scalars, weights, labels)
+  zimg, ztxt = (z.astype(jnp.float32) if z.dtype == jnp.float64 else z for z in (zimg, ztxt))
   scalars = tuple(jnp.asarray(x, jnp.float32) for x in scalars)
-  return ring.differentiable(program, impl, tile, mesh, axis)(zimg, ztxt, scalars, weights, labels)
+  if weights is not None:
+    weights, *largest = pairs.scaled(weights)
+  if impl == "dense":
+    loss = dense(*(ring.present_rows(z, weights) for z in (zimg, ztxt)), *scalars, weights, labels)
+  else:
+    loss = ring.differentiable(program, impl, tile, mesh, axis)(zimg, ztxt, scalars, weights, labels)
+  return loss if weights is None else jnp.where(largest[0] == 0, 0, functools.reduce(unscale, largest, loss))

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from siglax.losses import pairs
+from siglax.losses import ring
 
 
 def dense(zimg_Bd, ztxt_Bd, weights_B, labels_B, margin, negatives) -> jax.Array:
@@ -25,8 +26,8 @@ def dense(zimg_Bd, ztxt_Bd, weights_B, labels_B, margin, negatives) -> jax.Array
   total = 0
   for x_BB in (s_BB, s_BB.T):
     over_BB = jnp.where(negative_BB, jax.nn.relu(margin + x_BB - jnp.diag(s_BB)[:, None]), 0)
-    total += over_BB @ weights_B if negatives == "all" else jnp.max(over_BB, axis=1)
-  return jnp.sum(jnp.where(weights_B > 0, weights_B * total, 0)) / jnp.sum(weights_B)
+    total += jnp.sum(over_BB * weights_B, axis=1) if negatives == "all" else jnp.max(over_BB, axis=1)
+  return jnp.sum(weights_B * total) / pairs.dense_total(weights_B)
 
 
 def program(margin, negatives):
@@ -34,7 +35,7 @@ def program(margin, negatives):
 
   def per_device(transport, zimg_bd, ztxt_bd, scalars, weights_b, labels_b, grad):
     total = pairs.total_weight(transport, zimg_bd, weights_b)
-    own_b = jnp.sum(zimg_bd.astype(jnp.float32) * ztxt_bd.astype(jnp.float32), axis=1)
+    own_b = pairs.inner(zimg_bd, ztxt_bd, weights_b)
     rows = pairs.examples(zimg_bd, weights_b, labels_b) | {"own": own_b}
     cols = pairs.examples(ztxt_bd, weights_b, labels_b) | {"own": own_b}
     run = _all if negatives == "all" else _hardest
@@ -44,8 +45,8 @@ def program(margin, negatives):
       return loss, None
     # s_ii is in every hinge of i, from both sides.
     own_b1 = (row_b["hinges"] + col_b["hinges"])[:, None]
-    dimg_bd, dtxt_bd = row_b["dimg"] - own_b1 * ztxt_bd, col_b["dtxt"] - own_b1 * zimg_bd
-    return loss, (dimg_bd / total, dtxt_bd / total, scalars)
+    dz = row_b["dimg"] - own_b1 * ztxt_bd, col_b["dtxt"] - own_b1 * zimg_bd
+    return loss, (*(ring.present_rows(dz_bd, weights_b) / total for dz_bd in dz), scalars)
 
   return per_device
 
@@ -78,14 +79,13 @@ def _hardest(transport, rows, cols, margin, grad):
 
   def find(row, col, row_state, col_state):
     s_tt = pairs.similarity(row["z"], col["z"])
-    negative_tt = ~pairs.matches(row, col) & (pairs.weigh(row, col, jnp.ones_like(s_tt)) > 0)
-    s_tt = jnp.where(negative_tt, s_tt, pairs.LOWEST)
+    s_tt = jnp.where(~pairs.matches(row, col) & pairs.present(row, col), s_tt, pairs.LOWEST)
     in_row = {"s": jnp.max(s_tt, axis=1), "at": col["index"][jnp.argmax(s_tt, axis=1)]}
     in_col = {"s": jnp.max(s_tt, axis=0), "at": row["index"][jnp.argmax(s_tt, axis=0)]}
     return _harder(row_state, in_row), _harder(col_state, in_col)
 
   b = len(rows["z"])
-  none = {"s": jnp.full((b,), pairs.LOWEST), "at": jnp.full((b,), -1)}
+  none = {"s": jnp.full((b,), pairs.LOWEST, jnp.float32), "at": jnp.full((b,), -1, jnp.int32)}
   row_b, col_b = transport.around(find, rows, cols, none, none, _harder)
   w_b = jnp.ones((b,), jnp.float32) if rows["w"] is None else rows["w"]
   over = [jnp.where(w_b > 0, margin + side["s"] - rows["own"], 0) for side in (row_b, col_b)]
@@ -96,8 +96,7 @@ def _hardest(transport, rows, cols, margin, grad):
   def pull_back(row, col, row_state, col_state):
     from_row_tt = jnp.where(row["at"][:, None] == col["index"], row["hinge"][:, None], 0)
     from_col_tt = jnp.where(col["at"] == row["index"][:, None], col["hinge"], 0)
-    live_tt = pairs.weigh(row, col, jnp.ones_like(from_row_tt)) > 0
-    ds_tt = jnp.where(live_tt, from_row_tt + from_col_tt, 0)
+    ds_tt = jnp.where(pairs.present(row, col), from_row_tt + from_col_tt, 0)
     dimg_td, dtxt_td = pairs.pull_back(row, col, ds_tt, row_state["dimg"], col_state["dtxt"])
     return {"dimg": dimg_td}, {"dtxt": dtxt_td}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -27,11 +29,44 @@ def positives(labels_B, B: int) -> jax.Array:
   return jnp.eye(B, dtype=bool) if labels_B is None else labels_B[:, None] == labels_B[None, :]
 
 
+def scaled(weights_B) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """(w / max w, a, b) with max w = a·b, so that no product of two weights matters that underflows.
+
+  Present weights stay above 0. Devices take subnormal floats for 0, so the bits tell what is present, and where all
+  weights are small they are lifted by 2⁶⁴ first.
+  """
+  weights_B = weights_B.astype(jnp.float32)
+  bits_B = lax.bitcast_convert_type(weights_B, jnp.int32)
+  small = jnp.max(weights_B) < 2.0**-60
+  lifted_B = jnp.where(bits_B < 2**23, bits_B.astype(jnp.float32) * 2.0**-85, weights_B * 2.0**64)
+  weights_B = jnp.where(bits_B > 0, jnp.where(small, lifted_B, weights_B), 0)
+  largest = jnp.max(weights_B)
+  ratio_B = weights_B / jnp.where(largest == 0, 1, largest)
+  present_B = jnp.where(bits_B > 0, jnp.maximum(ratio_B, jnp.finfo(jnp.float32).tiny), 0)
+  return present_B, largest, jnp.where(small, jnp.float32(2.0**-64), 1)
+
+
+def dense_total(weights_B) -> jax.Array:
+  """Σw of weights as of `scaled`, whose largest is 1; 1 where all are absent."""
+  return jnp.maximum(jnp.sum(weights_B), 1)
+
+
+def inner(a_bd, b_bd, weights_b) -> jax.Array:
+  """a_i·b_i [b] in float32, 0 for those of weight 0."""
+  own_b = jnp.sum(a_bd.astype(jnp.float32) * b_bd.astype(jnp.float32), axis=1)
+  return own_b if weights_b is None else jnp.where(weights_b > 0, own_b, 0)
+
+
+def log_weights(weights_t, axis) -> jax.Array | float:
+  """log w, LOWEST for 0, as a column (axis 1) or a row (0) of a tile."""
+  return 0.0 if weights_t is None else jnp.expand_dims(jnp.where(weights_t > 0, jnp.log(weights_t), LOWEST), axis)
+
+
 def dense_mean(losses_BB, weights_B):
   """(1/Σw) Σ_ij w_i w_j l_ij."""
   if weights_B is None:
     return jnp.sum(losses_BB) / losses_BB.shape[0]
-  return jnp.einsum("i,ij,j->", weights_B, losses_BB, weights_B) / jnp.sum(weights_B)
+  return jnp.sum(weights_B[:, None] * losses_BB * weights_B) / dense_total(weights_B)
 
 
 def examples(z_bd, weights_b, labels_b) -> dict:
@@ -47,20 +82,28 @@ def matches(row, col) -> jax.Array:
   return a[:, None] == b[None, :]
 
 
+def _weights(row, col) -> list[jax.Array]:
+  """Of two tiles, [t, 1] and [1, t], those that there are."""
+  return [jnp.expand_dims(side["w"], axis) for side, axis in ((row, 1), (col, 0)) if side["w"] is not None]
+
+
 def weigh(row, col, x_tt) -> jax.Array:
-  """w_i w_j x_ij; 0 where a weight is 0, whatever x is."""
-  for w_t, axis in ((row["w"], 1), (col["w"], 0)):
-    if w_t is not None:
-      w_tt = jnp.expand_dims(w_t, axis)
-      x_tt = jnp.where(w_tt > 0, w_tt * x_tt, 0)
+  """w_i w_j x_ij."""
+  for w_tt in _weights(row, col):
+    x_tt = jnp.where(w_tt > 0, w_tt * x_tt, 0)
   return x_tt
 
 
+def present(row, col) -> jax.Array | bool:
+  """Which pairs of two tiles count [t, t]: both weights are above 0."""
+  return functools.reduce(jnp.logical_and, (w_tt > 0 for w_tt in _weights(row, col)), True)
+
+
 def total_weight(transport, zimg_bd, weights_b) -> jax.Array:
-  """Σw over all devices."""
+  """`dense_total` over all devices."""
   if weights_b is None:
     return jnp.float32(len(zimg_bd) * transport.size)
-  return transport.sum(jnp.sum(weights_b, dtype=jnp.float32))
+  return jnp.maximum(transport.sum(jnp.sum(weights_b)), 1)
 
 
 def pull_back(row, col, g_tt, dimg_td, dtxt_td):
@@ -106,7 +149,7 @@ def pairwise(tile):
     loss = transport.sum(jnp.sum(row_b["loss"])) / total
     if not grad:
       return loss, None
-    dscale = transport.sum(jnp.sum(zimg_bd * row_b["dimg"])) / total
+    dscale = transport.sum(jnp.sum(inner(zimg_bd, row_b["dimg"], weights_b))) / total
     dbias = transport.sum(jnp.sum(row_b["dbias"])) / total
     return loss, (row_b["dimg"] * (scale / total), col_b["dtxt"] * (scale / total), (dscale, dbias))
 

@@ -19,13 +19,18 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 
+def present_rows(z_bd, weights_b) -> jax.Array:
+  """The embeddings, 0 for those of weight 0, which may be NaN."""
+  return z_bd if weights_b is None else jnp.where(weights_b[:, None] > 0, z_bd, 0)
+
+
 def sweep(visit, tile, rows, cols, row_index, col_index, row_state, col_state, paired=True):
   """Calls visit(row, col, row_state, col_state) → states on all pairs of tiles. Per device.
 
   rows, cols: dicts of arrays [b, …] with "w", the weights (or None). row_index, col_index: global index of the first
   of each. visit sees up to `tile` examples at a time, their "index" [t] and whether they may be "paired", as those of
   equal index are. A last tile that is not full begins earlier, at b − t, and gives those it has seen before the weight 0:
-  nothing is padded or copied.
+  nothing is padded or copied. "z" is 0 where the weight is.
   """
   row_tiles, col_tiles = _Tiles(rows, row_index, tile, paired), _Tiles(cols, col_index, tile, paired)
 
@@ -67,11 +72,12 @@ class _Tiles:
     return jax.tree.map(lambda x, y: lax.dynamic_update_slice_in_dim(x, y, self.start(i), 0), tree, part)
 
   def take(self, i):
-    tile, position = self.cut(self.arrays, i), self.start(i) + jnp.arange(self.t)
+    tile, position = self.cut(self.arrays, i), jnp.int32(self.start(i)) + jnp.arange(self.t, dtype=jnp.int32)
     w = tile["w"]
     if self.count * self.t > self.b:
-      w = jnp.where(position >= i * self.t, 1.0 if w is None else w, 0.0)
-    return {**tile, "w": w, "index": self.index + position, "paired": self.paired}
+      w = jnp.where(position >= i * self.t, jnp.float32(1) if w is None else w, 0)
+    z = present_rows(tile["z"], w)
+    return {**tile, "z": z, "w": w, "index": self.index + position, "paired": self.paired}
 
 
 def _loop(count, body, carry):

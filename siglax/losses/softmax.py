@@ -1,11 +1,14 @@
 """The softmax loss of CLIP (Radford et al., arXiv 2103.00020): maths, no devices.
 
 Two trips of the texts: the first makes the normalisers of rows and columns, the second recomputes the logits once for
-the gradient, 2 + 6 = 8·b·B·d FLOPs a device. A normaliser is kept as its largest logit m and s = Σ w exp(x − m):
-its logarithm alone would lose the digits that a scale of 100 needs.
+the gradient, 2 + 6 = 8·b·B·d FLOPs a device. A normaliser is kept as m, the largest x + log w, and
+s = Σ exp(x − m + log w): its logarithm alone would lose the digits that a scale of 100 needs. Each weight is applied on
+its own side, so that those of a pair are never multiplied.
 """
 
 from __future__ import annotations
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -19,22 +22,20 @@ def dense(zimg_Bd, ztxt_Bd, scale, weights_B, labels_B) -> jax.Array:
   The target q_ij = p_ij w_j / Σ_k p_ik w_k is uniform over the positives of i, by weight.
   """
   x_BB = scale * pairs.similarity(zimg_Bd, ztxt_Bd)
-  p_BB = pairs.positives(labels_B, x_BB.shape[0])
+  weights_B = jnp.ones(len(x_BB), jnp.float32) if weights_B is None else weights_B
+  p_BB = pairs.positives(labels_B, len(x_BB))
   excess_B = 0
   for axis in (1, 0):
-    others_BB = None if weights_B is None else jnp.expand_dims(weights_B, 1 - axis)
-    lse_B = jax.nn.logsumexp(x_BB, axis=axis, b=others_BB)
+    lse_B = jax.nn.logsumexp(x_BB + pairs.log_weights(weights_B, 1 - axis), axis=axis)
     if labels_B is None:
       target_B = jnp.sum(jnp.where(p_BB, x_BB, 0), axis=axis)
     else:
-      mass_BB = jnp.where(p_BB, 1.0 if others_BB is None else others_BB, 0)
+      mass_BB = jnp.where(p_BB, jnp.expand_dims(weights_B, 1 - axis), 0)
       # A row of weight 0 may have no positives left; its target is never used, so its sum may be anything but 0.
       mass_B = jnp.maximum(jnp.sum(mass_BB, axis=axis), jnp.finfo(jnp.float32).tiny)
       target_B = jnp.sum(mass_BB * x_BB, axis=axis) / mass_B
     excess_B += 0.5 * (lse_B - target_B)
-  if weights_B is None:
-    return jnp.mean(excess_B)
-  return jnp.sum(jnp.where(weights_B > 0, weights_B * excess_B, 0)) / jnp.sum(weights_B)
+  return jnp.sum(jnp.where(weights_B > 0, weights_B * excess_B, 0)) / pairs.dense_total(weights_B)
 
 
 def program(transport, zimg_bd, ztxt_bd, scalars, weights_b, labels_b, grad):
@@ -48,35 +49,36 @@ def program(transport, zimg_bd, ztxt_bd, scalars, weights_b, labels_b, grad):
   rows, cols = pairs.examples(zimg_bd, weights_b, labels_b), pairs.examples(ztxt_bd, weights_b, labels_b)
   b = len(zimg_bd)
   zeros_b = jnp.zeros((b,), jnp.float32)
-  none = {"m": jnp.full((b,), pairs.LOWEST), "s": zeros_b}
+  none = {"m": jnp.full((b,), pairs.LOWEST, jnp.float32), "s": zeros_b}
 
   def normalise(row, col, row_state, col_state):
-    x_tt = scale * pairs.similarity(row["z"], col["z"])
-    w_tt = pairs.weigh(row, col, jnp.ones_like(x_tt))
-    p_tt = pairs.matches(row, col) & (w_tt > 0)
-    # Both weights in both sums: what is left out of the pairs leaves the states alone; divided out below.
+    x_tt, present_tt = scale * pairs.similarity(row["z"], col["z"]), pairs.present(row, col)
+    w_tt = jnp.where(pairs.matches(row, col) & present_tt, 1.0 if col["w"] is None else col["w"], 0)
     positive = {
-        "target": row_state["target"] + jnp.sum(jnp.where(p_tt, w_tt * x_tt, 0), axis=1),
-        "mass": row_state["mass"] + jnp.sum(jnp.where(p_tt, w_tt, 0), axis=1),
+        "target": row_state["target"] + jnp.sum(w_tt * x_tt, axis=1),
+        "mass": row_state["mass"] + jnp.sum(w_tt, axis=1),
     }
-    return _add(row_state, x_tt, w_tt, 1) | positive, _add(col_state, x_tt, w_tt, 0)
+    # One matrix for both largest, of which the log w of the example itself is taken away again.
+    both_tt = jnp.where(present_tt, x_tt + pairs.log_weights(row["w"], 1) + pairs.log_weights(col["w"], 0), pairs.LOWEST)
+    add = functools.partial(_add, x_tt, both_tt, present_tt)
+    return add(row_state, row, col, 1) | positive, add(col_state, col, row, 0)
 
   row_state = none | {"target": zeros_b, "mass": zeros_b}
   row_b, col_b = transport.around(normalise, rows, cols, row_state, none, _merge)
   target_b = row_b["target"] / row_b["mass"]
   lse_b = 0.5 * (row_b["m"] - target_b + col_b["m"] - target_b + jnp.log(row_b["s"]) + jnp.log(col_b["s"]))
   if weights_b is not None:
-    # The sums of row i hold w_i itself: s_i / w_i is the sum of the formula.
-    lse_b = jnp.where(weights_b > 0, weights_b * (lse_b - jnp.log(weights_b)), 0)
+    lse_b = jnp.where(weights_b > 0, weights_b * lse_b, 0)
   loss = transport.sum(jnp.sum(lse_b)) / total
   if not grad:
     return loss, None
 
   def pull_back(row, col, row_state, col_state):
     x_tt = scale * pairs.similarity(row["z"], col["z"])
-    dx_tt = jnp.exp(x_tt - row["m"][:, None]) * row["share"][:, None] + jnp.exp(x_tt - col["m"]) * col["share"]
-    dx_tt = dx_tt - jnp.where(pairs.matches(row, col), row["target"][:, None], 0)
-    dx_tt = pairs.weigh(row, col, dx_tt)
+    dx_tt = _exp(x_tt, row["m"], col, 1) * row["share"][:, None] + _exp(x_tt, col["m"], row, 0) * col["share"]
+    target_tt = row["target"][:, None] * (1.0 if col["w"] is None else col["w"])
+    dx_tt = dx_tt - jnp.where(pairs.matches(row, col), target_tt, 0)
+    dx_tt = jnp.where(pairs.present(row, col), dx_tt, 0)
     dimg_td, dtxt_td = pairs.pull_back(row, col, dx_tt, row_state["dimg"], col_state["dtxt"])
     return {"dimg": dimg_td}, {"dtxt": dtxt_td}
 
@@ -86,15 +88,24 @@ def program(transport, zimg_bd, ztxt_bd, scalars, weights_b, labels_b, grad):
   row_state = {"dimg": jnp.zeros(zimg_bd.shape, jnp.float32)}
   col_state = {"dtxt": jnp.zeros(ztxt_bd.shape, jnp.float32)}
   row_b, col_b = transport.around(pull_back, rows, cols, row_state, col_state, pairs.add)
-  dscale = transport.sum(jnp.sum(zimg_bd * row_b["dimg"])) / total
+  dscale = transport.sum(jnp.sum(pairs.inner(zimg_bd, row_b["dimg"], weights_b))) / total
   return loss, (row_b["dimg"] * (scale / total), col_b["dtxt"] * (scale / total), (dscale,))
 
 
-def _add(state, x_tt, w_tt, axis):
-  """The normalisers with the logits of one more tile."""
-  m_t = jnp.maximum(state["m"], jnp.max(jnp.where(w_tt > 0, x_tt, pairs.LOWEST), axis=axis))
-  e_tt = jnp.where(w_tt > 0, w_tt * jnp.exp(x_tt - jnp.expand_dims(m_t, axis)), 0)
+def _add(x_tt, both_tt, present_tt, state, own, others, axis):
+  """The normalisers of `own` with the logits of one more tile, over `others`: its columns (axis 1) or rows (0)."""
+  m_t = jnp.max(both_tt, axis=axis)
+  if own["w"] is not None:
+    m_t = jnp.where(own["w"] > 0, m_t - jnp.log(own["w"]), pairs.LOWEST)
+  m_t = jnp.maximum(state["m"], m_t)
+  e_tt = jnp.where(present_tt, _exp(x_tt, m_t, others, axis), 0)
   return {"m": m_t, "s": state["s"] * jnp.exp(state["m"] - m_t) + jnp.sum(e_tt, axis=axis)}
+
+
+def _exp(x_tt, m_t, others, axis):
+  """w exp(x − m), w of the `others`; as x + log w ≤ m and w is a normal float, the exponential is finite."""
+  e_tt = jnp.exp(x_tt - jnp.expand_dims(m_t, axis))
+  return e_tt if others["w"] is None else jnp.expand_dims(others["w"], 1 - axis) * e_tt
 
 
 def _merge(a, b):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from siglax.losses import pairs
+from siglax.losses import ring
+
 BLOCK = 64  # examples that are told apart by local_accuracy
 
 
@@ -13,10 +16,12 @@ def logit_means(zimg_Bd, ztxt_Bd, scale, bias, weights_B) -> tuple[jax.Array, ja
 
   Σ_ij w_i w_j zimg_i·ztxt_j = (Σ_i w_i zimg_i)·(Σ_j w_j ztxt_j), from which the pairs are taken away.
   """
-  zimg_Bd, ztxt_Bd = zimg_Bd.astype(jnp.float32), ztxt_Bd.astype(jnp.float32)
+  weights_B, *_ = pairs.scaled(weights_B)
+  zimg_Bd, ztxt_Bd = (ring.present_rows(z_Bd, weights_B).astype(jnp.float32) for z_Bd in (zimg_Bd, ztxt_Bd))
   pair_B = jnp.sum(zimg_Bd * ztxt_Bd, axis=1)
-  all_pairs = jnp.dot(weights_B @ zimg_Bd, weights_B @ ztxt_Bd)
-  total, squares = jnp.sum(weights_B), jnp.sum(weights_B**2)
+  mean_img_d, mean_txt_d = (pairs.matmul(weights_B, z_Bd, ((0,), (0,))) for z_Bd in (zimg_Bd, ztxt_Bd))
+  all_pairs = jnp.sum(mean_img_d * mean_txt_d)
+  total, squares = pairs.dense_total(weights_B), jnp.sum(weights_B**2)
   pos = jnp.sum(weights_B * pair_B) / total
   neg = (all_pairs - jnp.sum(weights_B**2 * pair_B)) / jnp.maximum(total**2 - squares, 1e-9)
   return scale * pos + bias, scale * neg + bias
@@ -28,6 +33,7 @@ def local_accuracy(zimg_Bd, ztxt_Bd, weights_B, labels_B=None, devices: int = 1)
   A device's b = B / devices examples are cut into blocks of k = min(b, BLOCK), those that fill no block left out:
   2·k·b·d FLOPs a device and no communication. Examples of weight 0 are no candidates. Chance is 1/k.
   """
+  weights_B, *_ = pairs.scaled(weights_B)
   b = len(zimg_Bd) // devices
   k = min(b, BLOCK)
 
@@ -43,6 +49,7 @@ def local_accuracy(zimg_Bd, ztxt_Bd, weights_B, labels_B=None, devices: int = 1)
   return jnp.sum(jnp.where(w > 0, w * right, 0)) / jnp.maximum(jnp.sum(w), 1e-9)
 
 
-def norm_error(z_Bd) -> jax.Array:
-  """max_i |‖z_i‖ − 1|, NaN where an element is; a loss takes unit embeddings."""
-  return jnp.max(jnp.abs(jnp.linalg.norm(z_Bd.astype(jnp.float32), axis=1) - 1))
+def norm_error(z_Bd, weights_B) -> jax.Array:
+  """max_i |‖z_i‖ − 1| over weights above 0, NaN where an element is; a loss takes unit embeddings."""
+  error_B = jnp.abs(jnp.linalg.norm(z_Bd.astype(jnp.float32), axis=1) - 1)
+  return jnp.max(jnp.where(weights_B > 0, error_B, 0))
