@@ -19,7 +19,7 @@ def replay(folder, step: int) -> dict:
   folder: a run folder, with its data in place. step: as in metrics.jsonl, from 1. The result is the same bit for bit as
   in the run, on devices of the same kind and number. Returns {"step", "from": step of the checkpoint or 0, "loss",
   "grad_norm", "logged": the loss in metrics.jsonl or None, "examples": [{"data": index in config.data, "example": index
-  in its source, "key": its name or None, "label", "weight"}, …] in the order of the batch}.
+  in its source, "key": its name or None, "label", "captions"}, …] in the order of the batch}.
   Raises ValueError in one line for a step that the run does not have, or whose checkpoint cannot be read.
   """
   folder = pathlib.Path(folder)
@@ -37,10 +37,8 @@ def replay(folder, step: int) -> dict:
   finally:
     batches.close()
   values = {name: float(metrics[name]) for name in ("loss", "grad_norm")}
-  examples = [
-      {"data": k, "example": i, "key": run.sources[k][i].get("key"), "label": label, "weight": weight}
-      for k, i, label, weight in zip(*batches.last, rows["label"].tolist(), rows["weight"].tolist())
-  ]
+  fields = lambda example: {name: example.get(name) for name in ("key", "label", "captions")}
+  examples = [{"data": k, "example": i, **fields(run.sources[k][i])} for k, i in zip(*batches.last)]
   return {"step": step, "from": start, **values, "logged": _logged(folder, step), "examples": examples}
 
 
@@ -51,12 +49,14 @@ def _logged(folder, step) -> float | None:
 
 
 def show(report: dict, title: str):
-  """Prints a report as a table, and the examples a line each."""
+  """Prints a report as a table, and a line for each example."""
   logged, loss = report["logged"], report["loss"]
-  same = "not logged" if logged is None else "the same" if logged == loss else f"it was {logged!r}"
-  rows = [("replayed from step", str(report["from"])), ("loss", f"{loss!r}  ({same} in {metrics_lib.FILE})"), ("grad_norm", f"{report['grad_norm']!r}")]
-  metrics_lib.print_table(title, rows)
+  same = "is not there" if logged is None else "has the same" if logged == loss else f"has {logged!r}"
+  metrics_lib.print_table(title, [
+      ("replayed from step", str(report["from"])),
+      ("loss", f"{loss!r}; {metrics_lib.FILE} {same}"),
+      ("grad_norm", f"{report['grad_norm']!r}"),
+  ])
   for row, example in enumerate(report["examples"]):
-    key = "" if example["key"] is None else f"  {example['key']}"
-    label = "" if example["label"] < 0 else f"  label {example['label']}"
-    print(f"  row {row}: config.data.{example['data']} example {example['example']}{key}{label}")
+    known = {name: value for name, value in example.items() if value is not None}
+    metrics_lib.say(f"  row {row}: " + "  ".join(f"{name} {value}" for name, value in known.items()))
