@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pathlib
+import tokenize
 import zipfile
 import zlib
 
@@ -13,6 +14,10 @@ import numpy as np
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
 TOKENIZERS = ("spiece.model", "tokenizer.model")  # sentencepiece models, as SigLIP's and Gemma's folders call them
+JSON_BYTES = 64 * 2**20  # of one file; the largest index of a checkpoint has a few MiB
+# A compressed array of an .npz may be this many times its bytes in the file, from EXPANDED_BYTES on: trained parameters
+# shrink by a tenth, and a megabyte of zeros that claims to be a gigabyte of them is not read.
+EXPANSION, EXPANDED_BYTES = 100, 2**20
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -73,7 +78,7 @@ def _shards(folder, weights) -> dict[pathlib.Path, set[str] | None]:
     raise ValueError(f"{folder / INDEX} has no weight_map")
   shards = {}
   for name, file in index.items():
-    if pathlib.Path(file).name != file:
+    if not isinstance(file, str) or pathlib.Path(file).name != file:
       raise ValueError(f"{folder / INDEX}: {file!r} is no file name in this folder")
     shards.setdefault(folder / file, set()).add(name)
   for file in shards:
@@ -109,17 +114,29 @@ class Npz(Arrays):
       raise ValueError(f"{file} is no .npz file, or is damaged: {_line(e)}") from None
 
   def _header(self, z, name) -> tuple[int, ...]:
-    with z.open(f"{self._prefix}{name}.npy") as member:
+    """Its shape, which holds as many bytes as the file has for it."""
+    info = z.getinfo(f"{self._prefix}{name}.npy")
+    with z.open(info) as member:
       try:
         version = np.lib.format.read_magic(member)
         header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         shape, _, dtype = header[version](member)
-      except (ValueError, KeyError) as e:
+        there = info.file_size - member.tell()
+      except (ValueError, KeyError, tokenize.TokenError) as e:
         raise ValueError(f"{self.name}: {name} is no array: {_line(e)}") from None
     if dtype.hasobject:
       raise ValueError(f"{self.name}: {name} is a pickle, which is never read; save it as an array of numbers")
     if dtype.kind != "f" and dtype.str != "|V2":
       raise ValueError(f"{self.name}: {name} is of type {dtype}; parameters are floats")
+    if math.prod(shape) * dtype.itemsize != there:
+      raise ValueError(
+          f"{self.name}: {name} declares {list(shape)} of {dtype}, {math.prod(shape) * dtype.itemsize} bytes, and has {there}"
+      )
+    if there > max(EXPANSION * info.compress_size, EXPANDED_BYTES):
+      raise ValueError(
+          f"{self.name}: {name} has {info.compress_size} bytes that unpack to {there}; no parameters shrink so much, and "
+          f"they are not read"
+      )
     return tuple(shape)
 
   def _read(self, name, part):
@@ -164,14 +181,39 @@ def write_npz(file: pathlib.Path, arrays):
 
 
 def read_json(file: pathlib.Path) -> dict:
-  """A JSON object. ValueError that names the file when it is none."""
+  """A JSON object. ValueError that names the file when it is none, or larger than any such file is."""
   try:
+    if (size := file.stat().st_size) > JSON_BYTES:
+      raise ValueError(f"it has {size} bytes, and at most {JSON_BYTES} are read")
     value = json.loads(file.read_text())
-  except (OSError, ValueError) as e:
+  except (OSError, ValueError, RecursionError) as e:
     raise ValueError(f"{file} cannot be read as JSON: {_line(e)}") from None
   if not isinstance(value, dict):
     raise ValueError(f"{file} holds no JSON object")
   return value
+
+
+def checked(file: pathlib.Path, name: str, value, like):
+  """A value of a JSON file, of the type of `like`: ints are positive, floats finite and positive. ValueError that names both.
+
+  None is like an int.
+  """
+  kind = int if like is None else type(like)
+  if kind is float and type(value) is int:
+    value = float(value)
+  if type(value) is not kind or kind in (int, float) and not 0 < value < math.inf:
+    wanted = {int: "a positive int", float: "a positive number", list: "a list", dict: "a JSON object"}
+    raise ValueError(f"{file}: {name}={value!r} is not {wanted.get(kind, f'a {kind.__name__}')}")
+  return value
+
+
+def channels(file: pathlib.Path, name: str, value, positive: bool = False) -> tuple[float, float, float]:
+  """A number for each of red, green and blue, of a JSON file. ValueError that names both."""
+  numbers = value if isinstance(value, (list, tuple)) else ()
+  fits = lambda x: type(x) in (int, float) and math.isfinite(x) and (x > 0 or not positive)
+  if len(numbers) != 3 or not all(map(fits, numbers)):
+    raise ValueError(f"{file}: {name}={value!r} is no list of three {'positive ' if positive else ''}numbers")
+  return tuple(map(float, numbers))
 
 
 def _line(error: Exception) -> str:
