@@ -160,8 +160,9 @@ def load(path) -> Tower:
   """
   mesh = mesh_lib.make()
   if (foreign := interop.find(path)) is not None:
-    text = text_processor(foreign.config) if foreign.tokenizer else None
-    config_lib.check_vocabulary(foreign.config, text)
+    with foreign.naming():
+      text = text_processor(foreign.config) if foreign.tokenizer else None
+      config_lib.check_vocabulary(foreign.config, text)
     model = foreign.model()
     return Tower(foreign.config, foreign.read(model, mesh), text, mesh, model)
   folder, towers = interop.split(path)

@@ -118,6 +118,12 @@ def test_vision_model_alone_and_one_tower_of_both(folder):
     siglax.load(f"{folder}:txt")
 
 
+def test_positions_of_no_square_grid_are_not_resized(folder):
+  edit(folder, lambda t: t.update({"vision_model.embeddings.position_embedding.weight": np.zeros((5, 16), np.float32)}))
+  with pytest.raises(ValueError, match="position_embedding.weight has 5 positions and 9 are needed; only square grids"):
+    initial(target(**{"image.size": 24}), folder)
+
+
 def target(**fields):
   """A config that fits hf_siglip, for another image size."""
   c = config_lib.load(f"{TINY}:steps=2")
@@ -229,7 +235,7 @@ def nan(tensors):
     (lambda t: t.update({"text_model.head.weight": np.zeros((16, 13), np.float32)}),
      r"text_model.head.weight has the shape \[16, 13\]; these towers need \[16, 12\]"),
     (lambda t: t.update({"vision_model.embeddings.position_embedding.weight": np.zeros((5, 16), np.float32)}),
-     "position_embedding.weight has 5 positions and 4 are needed; only square grids"),
+     r"position_embedding.weight has the shape \[5, 16\]; these towers need \[4, 16\]"),
     (lambda t: t.update({"text_model.head.bias": np.zeros(16, np.int32)}), "text_model.head.bias is of type I32"),
 ])
 def test_wrong_tensors_are_named(folder, change, match):
@@ -252,6 +258,8 @@ def test_wrong_tensors_are_named(folder, change, match):
     (lambda c: c["text_config"].update(num_hidden_layers=10**9), "claims config.model.text.depth=1000000000, and its file has 12402"),
     (lambda c: c["vision_config"].update(hidden_size=10**12), "claims config.model.image.width=1000000000000, and its file"),
     (lambda c: c["vision_config"].update(image_size=8 * 10**6), r"claims config.\(image.size/model.image.patch\)²=1000000000000, and its file"),
+    (lambda c: c["vision_config"].update(image_size=24), r"has the shape \[4, 16\]; these towers need \[9, 16\]"),
+    (lambda c: c["vision_config"].update(image_size=7), "claims config.image.size=7, less than config.model.image.patch=8"),
     (lambda c: c["text_config"].update(layer_norm_eps=float("nan")), "text_config.layer_norm_eps=nan is not a positive number"),
     (lambda c: c["text_config"].update(hidden_size=True), "text_config.hidden_size=True is not a positive int"),
     (lambda c: c["vision_config"].update(vision_use_head=1), "vision_config.vision_use_head=1 is not a bool"),

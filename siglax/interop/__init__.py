@@ -46,16 +46,16 @@ class Checkpoint:
 
   def model(self) -> models.TwoTowers:
     """The model of its own config."""
-    with self._naming():
+    with self.naming():
       return models.build(self.config.model, self.towers)
 
   def read(self, model, mesh) -> dict:
     """All its parameters, for the model of its own config."""
-    with self._naming():
+    with self.naming():
       return layout.read(self.arrays, self.format, model, mesh, self.towers)
 
   @contextlib.contextmanager
-  def _naming(self):
+  def naming(self):
     """Every error in here names the checkpoint."""
     try:
       yield
@@ -67,8 +67,10 @@ class Checkpoint:
     limit = sum(math.prod(shape) for shape in self.arrays.shapes.values())
     claimed = fields.describing(self.config, self.towers)
     if "image" in self.towers:
-      side = claimed.pop("image.size") // self.config.model.image.patch
-      claimed["(image.size/model.image.patch)²"] = side**2
+      size, patch = claimed.pop("image.size"), self.config.model.image.patch
+      if size < patch and self.config.model.image.size not in resnet.SIZES:
+        raise ValueError(f"{self.arrays.name} claims config.image.size={size}, less than config.model.image.patch={patch}")
+      claimed["(image.size/model.image.patch)²"] = (size // patch) ** 2
     for field, value in claimed.items():
       if type(value) is int and value > limit:
         raise ValueError(f"{self.arrays.name} claims config.{field}={value}, and its file has {limit} parameters in all")

@@ -263,13 +263,13 @@ def open_folder(folder: pathlib.Path):
     else:
       form = _open_resnet(config, model, vision, text, file)
     _open_text(config, model, text)
+    image = config.image
+    image.mean = files.channels(file, "preprocess_cfg.mean", preprocess["mean"])
+    image.std = files.channels(file, "preprocess_cfg.std", preprocess["std"], positive=True)
+    image.resize = preprocess.one_of("interpolation", {name: name for name in ("bicubic", "bilinear")})
+    image.fit = preprocess.one_of("resize_mode", {"shortest": "crop", "squash": "squash"})
   except KeyError as e:
     raise ValueError(f"{file} does not describe a SigLIP or ResNet of open_clip: KeyError {e}") from None
-  image = config.image
-  image.mean = files.channels(file, "preprocess_cfg.mean", preprocess["mean"])
-  image.std = files.channels(file, "preprocess_cfg.std", preprocess["std"], positive=True)
-  image.resize = preprocess.one_of("interpolation", {name: name for name in ("bicubic", "bilinear")})
-  image.fit = preprocess.one_of("resize_mode", {"shortest": "crop", "squash": "squash"})
   arrays = files.Safetensors(folder, WEIGHTS)
   if "logit_bias" in arrays.shapes:
     config.loss.bias_init = -10.0
