@@ -61,7 +61,7 @@ def make(size: str, out: pathlib.Path):
   c.model.image.size = c.model.text.size = size
   c.model.text.vocab_size, c.model.text.eos_id, c.loss.bias_init = 32_000, 1, -10.0
   params = jax.jit(models.build(c.model).init)(jax.random.key(0))
-  export.FORMATS["big_vision"](tower.Tower(c, params, None, mesh_lib.make()), out, "float32", out)
+  export.FORMATS["big_vision"].write(tower.Tower(c, params, None, mesh_lib.make()), out, "float32", out)
 
 
 def measure(what: str, function) -> None:

@@ -160,8 +160,9 @@ def load(path) -> Tower:
   """
   mesh = mesh_lib.make()
   if (foreign := interop.find(path)) is not None:
-    text = text_processor(foreign.config) if foreign.tokenizer else None
-    config_lib.check_vocabulary(foreign.config, text)
+    with foreign.naming():
+      text = text_processor(foreign.config) if foreign.tokenizer else None
+      config_lib.check_vocabulary(foreign.config, text)
     model = foreign.model()
     return Tower(foreign.config, foreign.read(model, mesh), text, mesh, model)
   folder, towers = interop.split(path)
@@ -178,7 +179,10 @@ def read_config(folder):
   file = pathlib.Path(folder) / CONFIG
   if not file.is_file():
     raise ValueError(f"{folder} is no run folder: it has no {CONFIG}; give the --workdir of siglax train")
-  return config_lib.from_json(file.read_text())
+  try:
+    return config_lib.from_json(file.read_text())
+  except (OSError, ValueError, TypeError, AttributeError, RecursionError) as e:
+    raise ValueError(f"{file} is no config of a run, or is damaged: {' '.join(str(e).split())[:300]}") from None
 
 
 def text_processor(config, folder=None) -> text_lib.TextProcessor:
@@ -194,18 +198,25 @@ def text_processor(config, folder=None) -> text_lib.TextProcessor:
   )
 
 
-def initial_params(path, model, mesh) -> dict:
+def initial_params(path, model, mesh, config=None) -> dict:
   """Parameters to start `model` from, of what config.model.init_from names: those of both towers, or of one. LoRA's own
   are not among them: those that a run has are merged into the rest.
 
+  config: of the run that starts; how its preprocessing differs from theirs is a line in the log.
   Raises ValueError in one line when they do not fit the model.
   """
   model = models.without_lora(model)
   if (foreign := interop.find(path)) is not None:
-    return foreign.read_into(model, mesh)
+    params = foreign.read_into(model, mesh)
+    if config is not None:
+      _say_changes(path, foreign.config, config, foreign.towers, foreign.tokenizer and text_processor(foreign.config))
+    return params
   folder, towers = interop.split(path)
-  there = models.build(read_config(folder).model)
+  config_there = read_config(folder)
+  there = models.build(config_there.model)
   interop.check_same(there, model, towers, path)
+  if config is not None:
+    _say_changes(path, config_there, config, towers, "text" in towers and text_processor(config_there, folder))
   wanted = mesh_lib.abstract(mesh, jax.eval_shape(model.init, jax.random.key(0)))
   read = models.stack_blocks(models.merge_lora(read_params(folder, there, mesh, towers)), model.config)
   params = {name: value for name, value in read.items() if name in wanted}
@@ -216,6 +227,16 @@ def initial_params(path, model, mesh) -> dict:
     resized = positions.resize(old, need.shape[0], model.extra_positions)
     params["image"]["pos_embedding"] = jax.device_put(resized, need.sharding)
   return params
+
+
+def _say_changes(path, there, here, towers, text):
+  """Logs in one line what pictures and texts went through there and do not here. text: the text preprocessing there, if known."""
+  known = [name for name in towers if name == "image" or text]
+  changes = interop.changes(there, here, known)
+  if text and text.model != text_processor(here).model:
+    changes.append(f"config.text.tokenizer is another one there ({text.tokenizer}) than {here.text.tokenizer!r} here")
+  if changes:
+    logger.warning("config.model.init_from=%s was trained with other inputs: %s", path, "; ".join(changes))
 
 
 def read_params(folder, model, mesh, towers: tuple[str, ...] = models.TOWERS) -> dict:

@@ -71,7 +71,7 @@ class Run(program.Program):
     """A fresh state, made in its shards. Parameters of config.model.init_from, read before anything compiles, take the
     place of random ones."""
     init_from = self.config.model.init_from
-    loaded = {} if init_from is None else tower.initial_params(init_from, self.model, self.mesh)
+    loaded = {} if init_from is None else tower.initial_params(init_from, self.model, self.mesh, self.config)
     shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
     create = lambda key, loaded: self.create(state_lib.overlay(self.model.init(key), loaded))
     return jax.jit(create, out_shardings=shardings, donate_argnums=1)(jax.random.key(self.config.seed), loaded)

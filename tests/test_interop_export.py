@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -11,7 +12,8 @@ import safetensors.numpy
 
 import siglax
 from siglax import cli, config as config_lib, mesh, models, tower
-from siglax.interop import export
+from siglax.interop import export, fields, open_clip
+from siglax.models import transformer
 from test_interop_big_vision import renamed
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -32,6 +34,15 @@ def folder(tmp_path_factory):
   (folder / "config.json").write_text(json.dumps(config))
   shutil.copy(SHAPES, folder / "spiece.model")
   (folder / "metrics.jsonl").write_text('{"step": 1, "eval/classes/acc1": 0.25}\n{"step": 2, "loss": 1.0}\n')
+  return folder
+
+
+@pytest.fixture
+def bilinear(tmp_path_factory):
+  """The SigLIP folder resized as big_vision means it; one without a preprocessor_config.json is bicubic."""
+  folder = tmp_path_factory.mktemp("bilinear") / "hf"
+  shutil.copytree(GOLDEN / "hf_siglip", folder)
+  (folder / "preprocessor_config.json").write_text('{"resample": 2}')
   return folder
 
 
@@ -76,16 +87,16 @@ def test_hf_vision_is_the_image_tower_alone(tmp_path):
   assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
 
 
-def test_big_vision_is_the_file_renamed_by_hand(tmp_path):
-  out = exported(GOLDEN / "hf_siglip", "big_vision", tmp_path / "x.npz")
+def test_big_vision_is_the_file_renamed_by_hand(bilinear, tmp_path):
+  out = exported(bilinear, "big_vision", tmp_path / "x.npz")
   same(dict(np.load(out)), renamed())
   half = exported(f"{GOLDEN / 'hf_siglip'}:txt", "big_vision", tmp_path / "txt.npz")
   same(dict(np.load(half)), {k: v for k, v in renamed().items() if k.startswith("params/txt/")})
 
 
 @pytest.mark.parametrize("form", ["hf", "big_vision"])
-def test_bfloat16_is_rounded_once(form, tmp_path):
-  out = exported(GOLDEN / "hf_siglip", form, tmp_path / "x.npz", "--dtype", "bfloat16")
+def test_bfloat16_is_rounded_once(form, bilinear, tmp_path):
+  out = exported(bilinear, form, tmp_path / "x.npz", "--dtype", "bfloat16")
   want = siglax.load(GOLDEN / "hf_siglip").params
   rounded = jax.tree.map(lambda x: np.asarray(x).astype(jax.numpy.bfloat16).astype(np.float32), want)
   jax.tree.map(np.testing.assert_array_equal, siglax.load(out).params, rounded)
@@ -95,7 +106,7 @@ def test_bfloat16_is_rounded_once(form, tmp_path):
 def test_any_encoder_goes_out_and_comes_back(scan, tmp_path, monkeypatch):
   c = siglax.load(GOLDEN / "hf_siglip").config
   c.model.image.scan = c.model.text.scan = scan
-  c.model.bias_init = None
+  c.model.bias_init, c.image.resize = None, "bilinear"
   model = models.build(c.model)
   rng = np.random.default_rng(3)
   random = lambda x: jax.numpy.asarray(rng.normal(size=x.shape), x.dtype)
@@ -110,24 +121,103 @@ def test_any_encoder_goes_out_and_comes_back(scan, tmp_path, monkeypatch):
   assert safetensors.numpy.load_file(tmp_path / "hf.npz" / "model.safetensors")["logit_bias"] == 0
 
 
-@pytest.mark.parametrize("form, fields, match", [
-    ("hf", {"model.image.stem": "conv"}, "hf cannot express config.model.image.stem='conv'; it needs 'patch'"),
-    ("hf", {"model.image.pool": "mean"}, "config.model.image.pool='mean'; it needs 'map'"),
-    ("hf", {"text.strip_punctuation": False}, "config.text.strip_punctuation=False; it needs True"),
-    ("hf", {"model.text.causal": True}, "config.model.text.causal=True"),
-    ("hf-vision", {"model.image.head": "linear"}, "config.model.embed_dim=16 with a head on an image tower of width 16"),
-    ("big_vision", {"model.text.norm_eps": 1e-5}, "config.model.text.norm_eps=1e-05; it needs 1e-06"),
-    ("big_vision", {"model.image.pool": "cls"}, "config.model.image.pool='cls'; it needs 'map' or 'mean'"),
+@pytest.mark.parametrize("form, changed, message", [
+    ("hf", {"model.image.stem": "conv"}, "config.model.image.stem='conv'; it needs 'patch'; formats that carry it: stablehlo"),
+    ("hf", {"model.image.pool": "mean"}, "config.model.image.pool='mean'; it needs 'map'; formats that carry it: big_vision, stablehlo"),
+    ("hf", {"text.strip_punctuation": False}, "config.text.strip_punctuation=False; it needs True; formats that carry it: stablehlo"),
+    ("hf", {"text.pad": "pad"}, "config.text.pad='pad'; it needs 'eos'; formats that carry it: stablehlo"),
+    ("hf", {"image.fit": "crop"}, "config.image.fit='crop'; it needs 'squash'; formats that carry it: open_clip, stablehlo"),
+    ("hf", {"model.text.causal": True}, "config.model.text.causal=True; it needs False; formats that carry it: stablehlo"),
+    ("hf-vision", {"model.image.head": "linear"},
+     "config.model.embed_dim=16 with a head on an image tower of width 16; it needs the two to be the same, and no head; "
+     "formats that carry it: big_vision, stablehlo"),
+    ("hf-vision", {"image.fit": "crop"}, "config.image.fit='crop'; it needs 'squash'; formats that carry it: open_clip, stablehlo"),
+    ("open_clip", {"text.pad": "pad"}, "config.text.pad='pad'; it needs 'eos'; formats that carry it: stablehlo"),
+    ("open_clip", {"model.image.norm_eps": 1e-5},
+     "config.model.image.norm_eps=1e-05; it needs 1e-06; formats that carry it: hf, stablehlo"),
+    ("big_vision", {"model.text.norm_eps": 1e-5}, "config.model.text.norm_eps=1e-05; it needs 1e-06; formats that carry it: hf, open_clip, stablehlo"),
+    ("big_vision", {"model.image.pool": "cls"}, "config.model.image.pool='cls'; it needs 'map' or 'mean'; formats that carry it: stablehlo"),
+    ("big_vision", {"image.mean": (0.4, 0.5, 0.5)},
+     "config.image.mean=(0.4, 0.5, 0.5); it needs (0.5, 0.5, 0.5); formats that carry it: hf, open_clip, stablehlo"),
+    ("big_vision", {"image.std": (0.5, 0.5, 0.2)},
+     "config.image.std=(0.5, 0.5, 0.2); it needs (0.5, 0.5, 0.5); formats that carry it: hf, open_clip, stablehlo"),
+    ("big_vision", {"image.resize": "bicubic"},
+     "config.image.resize='bicubic'; it needs 'bilinear'; formats that carry it: hf, open_clip, stablehlo"),
+    ("big_vision", {"image.fit": "crop"}, "config.image.fit='crop'; it needs 'squash'; formats that carry it: open_clip, stablehlo"),
+    ("big_vision", {"text.lowercase": False},
+     "config.text.lowercase=False; it needs True; formats that carry it: hf, open_clip, stablehlo"),
+    ("big_vision", {"text.strip_punctuation": False},
+     "config.text.strip_punctuation=False; it needs True; formats that carry it: stablehlo"),
+    ("big_vision", {"text.pad": "pad"}, "config.text.pad='pad'; it needs 'eos'; formats that carry it: stablehlo"),
+    ("big_vision", {"model.text.eos_id": 2}, "config.model.text.eos_id=2; it needs 1; formats that carry it: hf, open_clip, stablehlo"),
 ])
-def test_what_a_format_cannot_express_is_named(form, fields, match, tmp_path, monkeypatch):
+def test_what_a_format_cannot_express_is_named(form, changed, message, tmp_path, monkeypatch):
+  monkeypatch.setitem(transformer.SIZES, "B", (16, 2, 2, 24))
+  monkeypatch.setitem(open_clip.TRUNKS, ("base", 8), {"gelu_tanh": (16,)})
   c = siglax.load(GOLDEN / "hf_siglip").config
-  for field, value in fields.items():
+  c.image.resize = "bilinear"
+  for field, value in changed.items():
     config_lib.override(c, field, str(value))
   params = jax.eval_shape(models.build(c.model).init, jax.random.key(0))
   monkeypatch.setattr(tower, "load", lambda _: tower.Tower(c, params, None))
-  with pytest.raises(ValueError, match=match) as e:
+  with pytest.raises(ValueError) as e:
     export.export("run", form, tmp_path / ("out.npz" if form == "big_vision" else "out"))
-  assert "\n" not in str(e.value) and not list(tmp_path.iterdir())
+  assert str(e.value) == f"--format {form} cannot express {message}" and not list(tmp_path.iterdir())
+
+
+def tables():
+  """{format: its table}, open_clip's with a trunk of timm."""
+  tower = types.SimpleNamespace(model=types.SimpleNamespace(has_batch_norm=False))
+  return {form: kind.carries(tower) for form, kind in export.FORMATS.items()}
+
+
+def test_every_field_goes_out_or_is_refused_in_every_format_as_docs_say():
+  described = fields.describing(config_lib.default(), models.TOWERS)
+  rows = {}
+  for field in described:
+    cells = []
+    for form, table in tables().items():
+      if form == "hf-vision" and "text" in field:
+        cells.append("—")
+        continue
+      assert field in table or "model.*" in table and field.startswith("model."), f"{form} does not say what it does with {field}"
+      values = fields.carried(table, field)
+      names = values == tuple(transformer.SIZES)
+      cells.append("yes" if values == fields.ANY or names else "left out" if values == fields.LEFT_OUT else ", ".join(map(repr, values)))
+    rows.setdefault(tuple(cells), []).append(field)
+  lines = [f"| {', '.join(f'`{name}`' for name in names)} | {' | '.join(cells)} |" for cells, names in rows.items()]
+  text = "\n".join([f"| field | {' | '.join(f'`{form}`' for form in tables())} |", "|---" * (len(tables()) + 1) + "|", *lines])
+  assert text in (pathlib.Path(__file__).parents[1] / "docs" / "towers.md").read_text(), text
+
+
+def test_a_new_option_is_refused_until_a_table_names_it():
+  c = siglax.load(GOLDEN / "hf_siglip").config
+  c.image.resize, c.model.image.pool = "bilinear", "mean"
+  for form, table in tables().items():
+    lacking = {name: values for name, values in table.items() if name != "model.image.pool"}
+    want = None if form == "stablehlo" else "config.model.image.pool='mean'; it needs 'map'"  # the default
+    assert fields.refused(lacking, c, ("image",)) == want
+
+
+def test_big_vision_says_that_it_leaves_the_tokenizer_out(folder, tmp_path, capsys):
+  source = shutil.copytree(folder, tmp_path / "source")
+  (source / "preprocessor_config.json").write_text('{"resample": 2}')
+  back = siglax.load(exported(source, "big_vision", tmp_path / "x.npz"))
+  assert f"--format big_vision has no place for the tokenizer: keep {source}, whose texts need it" in capsys.readouterr().err
+  with pytest.raises(ValueError, match="no sentencepiece tokenizer"):
+    back.embed_texts(["a"])
+
+
+def test_odd_pictures_come_out_as_they_went_in(tmp_path):
+  hf = exported(GOLDEN / "hf_siglip_odd", "hf", tmp_path / "hf")
+  written = json.loads((hf / "preprocessor_config.json").read_text())
+  assert written["image_mean"] == [0.11, 0.42, 0.73] and written["image_std"] == [0.31, 0.24, 0.57] and written["resample"] == 2
+  config = json.loads((hf / "config.json").read_text())
+  for section in ("text_config", "vision_config"):
+    assert (config[section]["hidden_act"], config[section]["layer_norm_eps"]) == ("gelu", 1e-3)
+  z = np.load(GOLDEN / "hf_siglip_odd" / "io.npz")
+  for path in (GOLDEN / "hf_siglip_odd", hf):
+    np.testing.assert_allclose(siglax.load(path).embed_images(list(z["pictures"])), z["zpictures"], atol=1e-5)
 
 
 def test_nothing_is_overwritten_and_wrong_inputs_are_one_line(tmp_path, capsys):

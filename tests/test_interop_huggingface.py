@@ -14,10 +14,9 @@ import siglax
 from siglax import config as config_lib
 from siglax import losses, mesh, models, tower, train
 from siglax.data import images as images_lib
-from siglax.interop import positions
+from siglax.interop import huggingface, positions
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
-PARITY = pathlib.Path(__file__).parents[2] / "shared" / "parity"
 TINY = pathlib.Path(__file__).parent / "tiny.py"
 SHAPES = pathlib.Path(tower.__file__).parent / "data" / "shapes.model"
 
@@ -60,25 +59,24 @@ def agree(path, ids, pixels, want):
   return t
 
 
-@pytest.mark.parametrize("name", ["hf_siglip", "hf_clip"])
+@pytest.mark.parametrize("name", ["hf_siglip", "hf_clip", "hf_siglip_minimal", "hf_siglip_odd"])
 def test_towers_give_what_transformers_gives(name):
+  """Pixels, texts and pictures: of SigLIP, of CLIP, with a config.json that leaves out all it may, and with exact GELU."""
   z = np.load(GOLDEN / name / "io.npz")
-  agree(GOLDEN / name, z["ids"], z["pixels"], z)
+  t = agree(GOLDEN / name, z["ids"], z["pixels"], z)
+  np.testing.assert_allclose(image(t, z["pictures"]), z["zpictures"], atol=1e-5)
+  np.testing.assert_allclose(jax.jit(t.model.image_tokens)(t.params, z["pictures"]), z["tokens"], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.skipif(not PARITY.is_dir(), reason="the shared parity vectors are not here")
-@pytest.mark.parametrize("name", ["hf_siglip", "hf_clip"])
-def test_shared_parity_vectors(name):
-  z = np.load(PARITY / name / "io.npz")
-  pixels = z["pixel_values"].transpose(0, 2, 3, 1)
-  want = {"zimg": z["image_embeds"], "ztxt": z["text_embeds"], "logits": z["logits_per_image"], "loss": z["loss"]}
-  t = agree(PARITY / name, z["input_ids"].astype(np.int32), pixels, want)
-  hidden = z["vision_last_hidden_state"]
-  if name == "hf_clip":  # transformers keeps the state before the last norm there, and shows the class token
-    norm = jax.tree.map(np.asarray, t.params["image"]["norm"])
-    hidden = (hidden - hidden.mean(-1, keepdims=True)) / np.sqrt(hidden.var(-1, keepdims=True) + 1e-5)
-    hidden = (hidden * norm["scale"] + norm["bias"])[:, 1:]
-  np.testing.assert_allclose(jax.jit(t.model.image_tokens)(t.params, pixels), hidden, atol=1e-5)
+def test_defaults_of_a_config_are_those_of_transformers():
+  want = json.loads((GOLDEN / "hf_defaults.json").read_text())
+  for family, sections in huggingface.DEFAULTS.items():
+    for section, fields in sections.items():
+      theirs = want[family][section]
+      # transformers fills projection_size with hidden_size; its model without this field has the attention head.
+      ours = {k: v if k != "projection_size" else fields["hidden_size"] for k, v in fields.items() if k != "vision_use_head"}
+      assert ours == {k: theirs[k] for k in ours}
+  assert want["clip"]["projection_dim"] == 512 and huggingface.DEFAULTS["siglip"]["vision"]["vision_use_head"] is True
 
 
 def test_shards_are_read_like_one_file(folder):
@@ -118,6 +116,12 @@ def test_vision_model_alone_and_one_tower_of_both(folder):
     vision.scale
   with pytest.raises(ValueError, match="has no text tower"):
     siglax.load(f"{folder}:txt")
+
+
+def test_positions_of_no_square_grid_are_not_resized(folder):
+  edit(folder, lambda t: t.update({"vision_model.embeddings.position_embedding.weight": np.zeros((5, 16), np.float32)}))
+  with pytest.raises(ValueError, match="position_embedding.weight has 5 positions and 9 are needed; only square grids"):
+    initial(target(**{"image.size": 24}), folder)
 
 
 def target(**fields):
@@ -231,7 +235,7 @@ def nan(tensors):
     (lambda t: t.update({"text_model.head.weight": np.zeros((16, 13), np.float32)}),
      r"text_model.head.weight has the shape \[16, 13\]; these towers need \[16, 12\]"),
     (lambda t: t.update({"vision_model.embeddings.position_embedding.weight": np.zeros((5, 16), np.float32)}),
-     "position_embedding.weight has 5 positions and 4 are needed; only square grids"),
+     r"position_embedding.weight has the shape \[5, 16\]; these towers need \[4, 16\]"),
     (lambda t: t.update({"text_model.head.bias": np.zeros(16, np.int32)}), "text_model.head.bias is of type I32"),
 ])
 def test_wrong_tensors_are_named(folder, change, match):
@@ -250,10 +254,56 @@ def test_wrong_tensors_are_named(folder, change, match):
     (lambda c: c["vision_config"].update(patch_size=0), "vision_config.patch_size=0 is not a positive int"),
     (lambda c: c["text_config"].update(num_hidden_layers=3), "it lacks text_model.encoder.layers.2.layer_norm1.bias"),
     (lambda c: c["text_config"].update(num_attention_heads=5), "width=12 is not divisible by heads=5"),
+    (lambda c: c["vision_config"].update(patch_size=7), r"has the shape \[16, 3, 8, 8\]; these towers need \[16, 3, 7, 7\]"),
+    (lambda c: c["text_config"].update(num_hidden_layers=10**9), "claims config.model.text.depth=1000000000, and its file has 12402"),
+    (lambda c: c["vision_config"].update(hidden_size=10**12), "claims config.model.image.width=1000000000000, and its file"),
+    (lambda c: c["vision_config"].update(image_size=8 * 10**6), r"claims config.\(image.size/model.image.patch\)²=1000000000000, and its file"),
+    (lambda c: c["vision_config"].update(image_size=24), r"has the shape \[4, 16\]; these towers need \[9, 16\]"),
+    (lambda c: c["vision_config"].update(image_size=7), "claims config.image.size=7, less than config.model.image.patch=8"),
+    (lambda c: c["text_config"].update(layer_norm_eps=float("nan")), "text_config.layer_norm_eps=nan is not a positive number"),
+    (lambda c: c["text_config"].update(hidden_size=True), "text_config.hidden_size=True is not a positive int"),
+    (lambda c: c["vision_config"].update(vision_use_head=1), "vision_config.vision_use_head=1 is not a bool"),
+    (lambda c: c.update(vision_config=[]), "vision_config is no JSON object"),
+    (lambda c: c.update(model_type=["siglip"]), r"model_type=\['siglip'\] is none that siglax reads"),
 ])
 def test_wrong_configs_are_named(folder, change, match):
   configure(folder, change)
-  with pytest.raises(ValueError, match=match):
+  with pytest.raises(ValueError, match=match) as e:
+    siglax.load(folder)
+  assert str(folder) in str(e.value) and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("file, text, match", [
+    ("config.json", "[]", "holds no JSON object"),
+    ("config.json", '{"model_type": "siglip", "text_config"', "cannot be read as JSON"),
+    ("config.json", "[" * 10**5, "cannot be read as JSON: maximum recursion depth"),
+    ("preprocessor_config.json", "[1]", "holds no JSON object"),
+    ("preprocessor_config.json", '{"image_mean": [0.5, 0.5]}', r"image_mean=\[0.5, 0.5\] is no list of three numbers"),
+    ("preprocessor_config.json", '{"image_mean": [0.5, 0.5, NaN]}', r"image_mean=.* is no list of three numbers"),
+    ("preprocessor_config.json", '{"image_std": [0.5, 0.5, 0]}', r"image_std=.* is no list of three positive numbers"),
+    ("preprocessor_config.json", '{"resample": true}', "resample=True is none that siglax has"),
+    ("preprocessor_config.json", '{"do_normalize": false}', "do_normalize=False is none that siglax has; it has true"),
+    ("preprocessor_config.json", '{"rescale_factor": 1}', "rescale_factor=1 is none that siglax has; it has 1/255"),
+    ("tokenizer_config.json", "nothing", "cannot be read as JSON"),
+    ("tokenizer_config.json", '{"do_lower_case": "yes"}', "do_lower_case='yes' is not a bool"),
+    ("spiece.model", "nothing", "is not a sentencepiece model, or is damaged"),
+    ("model.safetensors.index.json", '{"weight_map": {"a": 1}}', "1 is no file name in this folder"),
+    ("model.safetensors.index.json", "{", "cannot be read as JSON"),
+])
+def test_broken_files_of_a_folder_are_named(folder, file, text, match):
+  shutil.copy(SHAPES, folder / "spiece.model")
+  if "index" in file:
+    (folder / "model.safetensors").unlink()
+  (folder / file).write_text(text)
+  with pytest.raises(ValueError, match=match) as e:
+    siglax.load(folder)
+  assert str(folder / file) in str(e.value) and "\n" not in str(e.value)
+
+
+def test_a_json_file_of_gigabytes_is_not_read(folder):
+  with (folder / "preprocessor_config.json").open("wb") as f:
+    f.truncate(3 * 2**30)  # sparse: it takes no disk
+  with pytest.raises(ValueError, match="preprocessor_config.json cannot be read as JSON: it has 3221225472 bytes, and at most 67108864"):
     siglax.load(folder)
 
 

@@ -31,7 +31,7 @@ for folder in folders:
     code = block.split("```")[0]
     # Its example compiles three functions; once is enough.
     exec(code if folder == folders[0] else code.split("\\nzimg")[0], found)
-  out = {"pixels": found["pixels"](os.path.join(os.path.dirname(folder), "picture.png"))}
+  out = {name: found["pixels"](os.path.join(os.path.dirname(folder), name + ".png")) for name in ("picture", "grey16", "rgb16")}
   if "tokens" in found:
     out["tokens"] = found["tokens"](inputs["texts"].tolist())
   for name in found["config"]["functions"]:
@@ -61,18 +61,26 @@ def image():
   return tower_lib.Tower(c, jax.tree.map(random, jax.eval_shape(model.init, jax.random.key(0))), None)
 
 
+def sixteen_bits():
+  """Pictures of the towers' size, so that nothing is resized."""
+  rng = np.random.default_rng(5)
+  return {"grey16": rng.integers(0, 2**16, (16, 16), np.uint16), "rgb16": rng.integers(0, 2**16, (16, 16, 3), np.uint16)}
+
+
 @pytest.fixture(scope="module")
 def elsewhere(folder, image, tmp_path_factory):  # noqa: F811
   """(inputs, {name: (tower, folder, outputs there)})."""
   there = tmp_path_factory.mktemp("stablehlo")
   rng = np.random.default_rng(0)
   inputs = {
-      "images": rng.integers(0, 256, (3, 16, 16, 3), np.uint8),
+      "images": np.load(GOLDEN / "hf_clip" / "io.npz")["pictures"],
       "ids": np.load(GOLDEN / "hf_clip" / "io.npz")["ids"],
       "texts": np.array(TEXTS),
   }
   np.savez(there / "in.npz", **inputs)
   cv2.imwrite(str(there / "picture.png"), rng.integers(0, 256, (40, 23, 3), np.uint8))
+  for name, x in sixteen_bits().items():
+    cv2.imwrite(str(there / f"{name}.png"), x[..., ::-1] if x.ndim == 3 else x)
   exported(folder, "stablehlo", there / "siglip")
   exported(GOLDEN / "hf_clip", "stablehlo", there / "clip")
   with pytest.MonkeyPatch.context() as patch:
@@ -89,27 +97,38 @@ def elsewhere(folder, image, tmp_path_factory):  # noqa: F811
   return inputs, {name: (towers[name], there / name, dict(np.load(there / f"{name}.out.npz"))) for name in towers}
 
 
-@pytest.mark.parametrize("name", ["siglip", "clip", "image"])
-def test_functions_give_what_the_towers_give(elsewhere, name):
-  inputs, found = elsewhere
-  tower, _, out = found[name]
-  mean, std = tower.config.model.image.mean, tower.config.model.image.std
-  normalized = ((inputs["images"] / 255.0 - np.asarray(mean)) / np.asarray(std)).astype(np.float32)
-  want = {
-      "embed_image": jax.jit(tower.model.embed_image)(tower.params, normalized),
-      "image_tokens": jax.jit(tower.model.image_tokens)(tower.params, normalized),
-  }
-  if "text" in tower.params:
-    want["embed_text"] = jax.jit(tower.model.embed_text)(tower.params, inputs["ids"])
-  assert {name for name in out if name in stablehlo.FUNCTIONS} == want.keys()
-  for function, rows in want.items():
-    np.testing.assert_allclose(out[function], rows, atol=1e-5, err_msg=function)
-    if name == "siglip":
-      np.testing.assert_allclose(out[function + "_one"], rows[:1], atol=1e-5, err_msg=function)
+@pytest.mark.parametrize("name", ["siglip", "clip"])
+def test_functions_give_what_transformers_gives(elsewhere, name):
+  out, z = elsewhere[1][name][2], np.load(GOLDEN / f"hf_{name}" / "io.npz")
+  np.testing.assert_allclose(out["embed_image"], z["zpictures"], atol=1e-5)
+  np.testing.assert_allclose(out["image_tokens"], z["tokens"], atol=1e-5)
   if name == "siglip":
-    loss = lambda p: (tower.model.image_tokens(p, normalized) ** 2).sum()
-    gradient = jax.jit(jax.grad(loss))(tower.params)["image"]["norm"]["bias"]
-    np.testing.assert_allclose(out["gradient"], gradient, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(out["embed_image_one"], z["zpictures"][:1], atol=1e-5)
+    np.testing.assert_allclose(out["image_tokens_one"], z["tokens"][:1], atol=1e-5)
+    np.testing.assert_allclose(out["embed_text_one"], out["embed_text"][:1], atol=1e-5)
+    # Of the sum of squared tokens by the last norm's bias, which is added to each.
+    np.testing.assert_allclose(out["gradient"], 2 * z["tokens"].sum(axis=(0, 1)), rtol=1e-4, atol=1e-4)
+
+
+def test_functions_of_a_tower_that_no_library_has(elsewhere):
+  inputs, found = elsewhere
+  tower, _, out = found["image"]
+  normalized = ((inputs["images"] / 255.0 - 0.5) / 0.5).astype(np.float32)
+  assert {name for name in out if name in stablehlo.FUNCTIONS} == {"embed_image", "image_tokens"}
+  np.testing.assert_allclose(out["embed_image"], jax.jit(tower.model.embed_image)(tower.params, normalized), atol=1e-5)
+  tokens = jax.jit(tower.model.image_tokens)(tower.params, normalized)
+  np.testing.assert_allclose(out["image_tokens"], tokens, atol=1e-5)
+  mean = out["image_tokens"].mean(axis=1)  # pool="mean" without a head: the embedding is their mean, of length 1
+  np.testing.assert_allclose(out["embed_image"], mean / np.linalg.norm(mean, axis=1, keepdims=True), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["siglip", "clip", "image"])
+def test_sixteen_bits_become_eight_as_siglax_reads_them(elsewhere, name):
+  _, folder, out = elsewhere[1][name]
+  for picture, x in sixteen_bits().items():
+    want = np.broadcast_to(x.reshape(16, 16, -1) // 256, (16, 16, 3))
+    np.testing.assert_array_equal(out[picture], want, err_msg=picture)
+    np.testing.assert_array_equal(images.decode((folder.parent / f"{picture}.png").read_bytes()), want)
 
 
 def test_texts_and_logits_are_those_of_transformers(elsewhere):
@@ -124,7 +143,7 @@ def test_texts_and_logits_are_those_of_transformers(elsewhere):
 def test_the_inputs_of_the_readme_are_those_of_the_tower(elsewhere, name):
   tower, folder, out = elsewhere[1][name]
   picture = images.decode((folder.parent / "picture.png").read_bytes())
-  np.testing.assert_array_equal(out["pixels"], images.resize(picture, 16, tower.config.image.resize, tower.config.image.fit))
+  np.testing.assert_array_equal(out["picture"], images.resize(picture, 16, tower.config.image.resize, tower.config.image.fit))
   assert ("tokens" in out) == (tower.text is not None) == (folder / stablehlo.TOKENIZER).is_file()
   if tower.text is not None:
     np.testing.assert_array_equal(out["tokens"], tower.text(TEXTS))

@@ -2,17 +2,22 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
 import cv2
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import siglax
-from siglax import cli, config as config_lib, metrics, tower as tower_lib, train
+from siglax import checkpoint, cli, config as config_lib, metrics, tower as tower_lib, train
 from siglax.data import images
+from siglax.data import text as text_lib
+from siglax.interop import export, stablehlo
 
 TINY = pathlib.Path(__file__).parent / "tiny.py"
 
@@ -113,6 +118,112 @@ def test_init_from_a_run_of_another_resolution_or_loss(folder, tmp_path, caplog)
   c.model.image.width = 32
   with pytest.raises(ValueError, match="holds other towers: config.model.*image.width is 16 there and 32 here"):
     train.Run(c, tmp_path).initial_state()
+
+
+def filled(like, value):
+  return jax.tree.map(lambda x: jax.device_put(jnp.full(x.shape, value, x.dtype), x.sharding), like)
+
+
+@pytest.fixture(scope="module")
+def averaged(tmp_path_factory):
+  """A run with an average and a frozen image tower: parameters of 3 throughout, their average 7, the frozen ones 3 alone."""
+  c = config_lib.load(str(TINY))
+  c.train.ema, c.optim.lr_multipliers = 0.5, (("image/.*", None), (".*", 1.0))
+  run = train.Run(c, tmp_path_factory.mktemp("averaged"))
+  run.write_files()
+  shapes = run.abstract_state
+  state = filled(shapes, 0).replace(params=filled(shapes.params, 3), ema=filled(shapes.ema, 7))
+  checkpoints = checkpoint.Checkpoints(run.workdir, c.checkpoint)
+  checkpoints.save(1, state, {})
+  checkpoints.wait()
+  checkpoints.close()
+  return run
+
+
+def test_the_average_is_what_is_loaded_exported_and_started_from(averaged, tmp_path):
+  loaded = siglax.load(averaged.workdir)
+  started = tower_lib.initial_params(averaged.workdir, averaged.model, averaged.mesh)
+  for params in (loaded.params, started):
+    assert set(params) == {"image", "text", "log_scale", "bias"}
+    for name, tree in params.items():
+      assert {float(v) for x in jax.tree.leaves(tree) for v in np.unique(x)} == {3.0 if name == "image" else 7.0}, name
+  assert (loaded.scale, loaded.bias) == (pytest.approx(np.exp(7)), 7)
+  assert set(np.unique(siglax.load(f"{averaged.workdir}:txt").params["text"]["embedding"])) == {7}
+  values = lambda arrays: {name: set(np.unique(x).tolist()) for name, x in arrays.items()}
+  out = {}
+  for form in ("hf", "big_vision"):
+    export.export(averaged.workdir, form, tmp_path / f"{form}.npz")
+  out["hf"] = values(safetensors.numpy.load_file(tmp_path / "hf.npz" / "model.safetensors"))
+  out["big_vision"] = values(np.load(tmp_path / "big_vision.npz"))
+  for form, image in (("hf", "vision_model."), ("big_vision", "params/img/")):
+    for name, found in out[form].items():
+      assert found == {3.0 if name.startswith(image) else 7.0}, (form, name)
+  params = {name: stablehlo.params(loaded, name, np.float32) for name in ("image", "text")}
+  assert [set().union(*values(params[name]).values()) for name in params] == [{3.0}, {7.0}]
+
+
+def said(caplog, c, source, tmp_path):
+  """The lines that a start from `source` writes about its inputs."""
+  c.model.init_from = str(source)
+  run = train.Run(c, tmp_path)
+  caplog.clear()
+  tower_lib.initial_params(c.model.init_from, run.model, run.mesh, run.config)
+  return [r.getMessage() for r in caplog.records if "other inputs" in r.getMessage()]
+
+
+def test_a_start_says_which_inputs_it_changes(averaged, tmp_path, caplog):
+  c = config_lib.load(str(TINY))
+  assert said(caplog, c, averaged.workdir, tmp_path) == []
+  c.image.size, c.image.mean, c.image.std, c.image.resize, c.image.fit = 24, (0.1, 0.5, 0.5), (0.5, 0.5, 0.9), "bicubic", "crop"
+  c.text.lowercase, c.text.strip_punctuation = False, False
+  image = (
+      "config.image.fit is 'squash' there and 'crop' here; config.image.mean is (0.5, 0.5, 0.5) there and (0.1, 0.5, 0.5) here; "
+      "config.image.resize is 'bilinear' there and 'bicubic' here; config.image.size is 16 there and 24 here; "
+      "config.image.std is (0.5, 0.5, 0.5) there and (0.5, 0.5, 0.9) here"
+  )
+  text = "; config.text.lowercase is True there and False here; config.text.strip_punctuation is True there and False here"
+  start = "config.model.init_from={} was trained with other inputs: "
+  assert said(caplog, c, averaged.workdir, tmp_path) == [start.format(averaged.workdir) + image + text]
+  # Of the image tower alone, texts are another's; of a file without a tokenizer nobody knows.
+  alone = f"{averaged.workdir}:img"
+  assert said(caplog, c, alone, tmp_path) == [start.format(alone) + image]
+  export.export(averaged.workdir, "big_vision", tmp_path / "x.npz")
+  assert said(caplog, c, tmp_path / "x.npz", tmp_path) == [start.format(tmp_path / "x.npz") + image]
+  export.export(averaged.workdir, "hf", tmp_path / "hf")
+  (tmp_path / "hf" / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.5, 0.5], "resample": 3}')
+  image = (
+      "config.image.fit is 'squash' there and 'crop' here; config.image.size is 16 there and 24 here; "
+      "config.image.std is (0.5, 0.5, 0.5) there and (0.5, 0.5, 0.9) here"
+  )
+  assert said(caplog, c, tmp_path / "hf", tmp_path) == [start.format(tmp_path / "hf") + image + text]
+
+
+def test_a_start_says_that_the_tokenizer_is_another_one(averaged, tmp_path, caplog):
+  c = config_lib.load(str(TINY))
+  c.text.tokenizer = str(tmp_path / "copy.model")
+  shutil.copy(text_lib.SHIPPED["shapes"], c.text.tokenizer)  # the same under another name
+  assert said(caplog, c, averaged.workdir, tmp_path) == []
+  text_lib.train_tokenizer(["a red disc", "the blue square"], c.text.tokenizer, 45)
+  c.model.text.vocab_size = averaged.config.model.text.vocab_size
+  line, = said(caplog, c, averaged.workdir, tmp_path)
+  assert line.endswith(
+      f"other inputs: config.text.tokenizer is another one there ({averaged.workdir}/tokenizer.model) than "
+      f"'{c.text.tokenizer}' here"
+  )
+
+
+@pytest.mark.parametrize("text, match", [
+    ("{", "cannot be read as JSON"),
+    ("[1]", "holds no JSON object"),
+    ('{"batch_size": "many"}', "is no config of a run, or is damaged: config.batch_size='many'"),
+    ('{"image": 5}', "is no config of a run, or is damaged: config.image=5"),
+    ('{"model": {"image": {"depht": 3}}}', "is no config of a run, or is damaged: config.model.image.depht is unknown"),
+])
+def test_a_broken_config_of_a_run_is_named(text, match, tmp_path):
+  (tmp_path / "config.json").write_text(text)
+  with pytest.raises(ValueError, match=match) as e:
+    siglax.load(tmp_path)
+  assert str(tmp_path / "config.json") in str(e.value) and "\n" not in str(e.value)
 
 
 def test_tokenizer_command(tmp_path, capsys):

@@ -97,7 +97,7 @@ def _npy_header(f, name, size: int):
   if dtype.hasobject:
     raise ValueError(f"{name} is a pickle, which is never read; save it as an array of numbers")
   if stated != there:
-    raise ValueError(f"{name} states {stated} bytes and has {there}")
+    raise ValueError(f"{name} declares {list(shape)} of {dtype}, {stated} bytes, and has {there}")
   return tuple(shape), dtype
 
 

@@ -74,9 +74,14 @@ class TextProcessor:
     """The string that a token stands for."""
     return self._pieces.id_to_piece(token)
 
+  @property
+  def model(self) -> bytes:
+    """The sentencepiece model."""
+    return self._pieces.serialized_model_proto()
+
   def save(self, path):
     """Writes the sentencepiece model, which `tokenizer=path` reads back."""
-    pathlib.Path(path).write_bytes(self._pieces.serialized_model_proto())
+    pathlib.Path(path).write_bytes(self.model)
 
 
 def canonicalize(text: str, *, lowercase: bool = True, strip_punctuation: bool = True) -> str:

@@ -6,11 +6,14 @@ a table of names (layout.py) and its config; reading and writing arrays are the 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 import pathlib
 
 from siglax import models
 from siglax.interop import big_vision
+from siglax.interop import fields
 from siglax.interop import files
 from siglax.interop import huggingface
 from siglax.interop import layout
@@ -43,11 +46,34 @@ class Checkpoint:
 
   def model(self) -> models.TwoTowers:
     """The model of its own config."""
-    return models.build(self.config.model, self.towers)
+    with self.naming():
+      return models.build(self.config.model, self.towers)
 
   def read(self, model, mesh) -> dict:
     """All its parameters, for the model of its own config."""
-    return layout.read(self.arrays, self.format, model, mesh, self.towers)
+    with self.naming():
+      return layout.read(self.arrays, self.format, model, mesh, self.towers)
+
+  @contextlib.contextmanager
+  def naming(self):
+    """Every error in here names the checkpoint."""
+    try:
+      yield
+    except ValueError as e:
+      raise e if self.arrays.name in str(e) else ValueError(f"{self.arrays.name}: {e}") from None
+
+  def check_sizes(self):
+    """ValueError when its config claims a size that the parameters of its file cannot have, before any shape is made of it."""
+    limit = sum(math.prod(shape) for shape in self.arrays.shapes.values())
+    claimed = fields.describing(self.config, self.towers)
+    if "image" in self.towers:
+      size, patch = claimed.pop("image.size"), self.config.model.image.patch
+      if size < patch and self.config.model.image.size not in resnet.SIZES:
+        raise ValueError(f"{self.arrays.name} claims config.image.size={size}, less than config.model.image.patch={patch}")
+      claimed["(image.size/model.image.patch)²"] = (size // patch) ** 2
+    for field, value in claimed.items():
+      if type(value) is int and value > limit:
+        raise ValueError(f"{self.arrays.name} claims config.{field}={value}, and its file has {limit} parameters in all")
 
   def read_into(self, model, mesh) -> dict:
     """Its parameters for another model; positions are resized, and a scale or bias that one of them lacks is left out.
@@ -89,7 +115,9 @@ def find(path) -> Checkpoint | None:
   if not set(towers) & set(wanted):
     raise ValueError(f"{path}: {file} has no {wanted[0]} tower")
   towers = tuple(t for t in towers if t in wanted)
-  return Checkpoint(arrays, form, config, towers, tokenizer if "text" in towers else None)
+  found = Checkpoint(arrays, form, config, towers, tokenizer if "text" in towers else None)
+  found.check_sizes()
+  return found
 
 
 def check_same(there, here, towers, name):
@@ -101,6 +129,18 @@ def check_same(there, here, towers, name):
   ]
   if different:
     raise ValueError(f"config.model.init_from={name} holds other towers: {'; '.join(different)}")
+
+
+def changes(there, here, towers) -> list[str]:
+  """What pictures and texts of these towers went through there and do not here, each "config.FIELD is A there and B here".
+
+  The tokenizer, whose path says little, is not compared.
+  """
+  now = fields.preprocessing(here, towers)
+  return [
+      f"config.{field} is {value!r} there and {now[field]!r} here"
+      for field, value in fields.preprocessing(there, towers).items() if field != "text.tokenizer" and value != now[field]
+  ]
 
 
 def _fields(model, towers):

@@ -10,6 +10,7 @@ import pathlib
 
 from siglax import config as config_lib
 from siglax import models
+from siglax.interop import fields
 from siglax.interop import files
 from siglax.interop import layout
 from siglax.interop.layout import LEAD, Row, View, linear, norm
@@ -134,8 +135,11 @@ def _shape(arrays, name, rank) -> tuple[int, ...]:
   return shape
 
 
-# What two_towers.py with models.vit and text_transformer is; the .npz has no place for other values of these fields.
-NEEDS = {
+# What two_towers.py with models.vit and text_transformer is, and its value_range(-1, 1) and resize. The .npz has no place
+# for other values of these fields, nor for a tokenizer; `open_file` reads it as what it means here.
+CARRIES = {
+    **fields.any_value("model.embed_dim", "model.image.patch", "image.size"),
+    **fields.sizes("image"),
     "model.image.size": tuple(transformer.SIZES),
     "model.image.stem": ("patch",),
     "model.image.patch_bias": (True,),
@@ -145,11 +149,23 @@ NEEDS = {
     "model.image.activation": ("gelu_tanh",),
     "model.image.norm_eps": (1e-6,),
     "model.image.head": ("auto", "linear"),
+    "image.mean": ((0.5, 0.5, 0.5),),
+    "image.std": ((0.5, 0.5, 0.5),),
+    "image.resize": ("bilinear",),
+    "image.fit": ("squash",),
 }
-TEXT_NEEDS = {
+TEXT_CARRIES = {
+    **fields.any_value("model.text.vocab_size", "text.length"),
+    **fields.sizes("text"),
+    "model.text.size": tuple(transformer.SIZES),
+    "model.text.eos_id": (1,),
     "model.text.pool": ("last", "map"),
     "model.text.causal": (False,),
     "model.text.activation": ("gelu_tanh",),
     "model.text.norm_eps": (1e-6,),
     "model.text.head": ("linear",),
+    "text.tokenizer": fields.LEFT_OUT,
+    "text.lowercase": (True,),
+    "text.strip_punctuation": (True,),
+    "text.pad": ("eos",),
 }

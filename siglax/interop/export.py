@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
 import os
 import pathlib
 import shutil
+from typing import Callable
 
 import ml_dtypes
 import numpy as np
 
-from siglax import config as config_lib
 from siglax import metrics as metrics_lib
 from siglax import models
 from siglax import tower as tower_lib
 from siglax.interop import big_vision
+from siglax.interop import fields
 from siglax.interop import files
 from siglax.interop import huggingface
 from siglax.interop import layout
@@ -22,6 +25,7 @@ from siglax.interop import open_clip
 from siglax.interop import stablehlo
 from siglax.models import transformer
 
+logger = logging.getLogger("siglax")
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
 
@@ -30,7 +34,7 @@ def export(source, form: str, out, dtype: str = "float32") -> pathlib.Path:
 
   form: hf | hf-vision | big_vision | open_clip | stablehlo. dtype: of the parameters; float32 is bit for bit what was
   trained. Nothing is there until all is written. Raises ValueError in one line that names the field which the format cannot
-  express, or an `out` that exists.
+  express, what it needs and the formats that carry the tower, or an `out` that exists.
   """
   if form not in FORMATS:
     raise ValueError(f"--format {form} is unknown; known are {', '.join(FORMATS)}")
@@ -40,10 +44,13 @@ def export(source, form: str, out, dtype: str = "float32") -> pathlib.Path:
   if out.exists():
     raise ValueError(f"--out {out} exists; give a path that does not")
   tower = tower_lib.load(source)
+  _check(form, tower)
+  if tower.text and fields.carried(FORMATS[form].carries(tower), "text.tokenizer") == fields.LEFT_OUT:
+    logger.warning("--format %s has no place for the tokenizer: keep %s, whose texts need it", form, source)
   temporary = out.with_name(f".{out.name}.{os.getpid()}")
   try:
     out.parent.mkdir(parents=True, exist_ok=True)
-    FORMATS[form](tower, temporary, dtype, pathlib.Path(source))
+    FORMATS[form].write(tower, temporary, dtype, pathlib.Path(source))
     os.replace(temporary, out)
   except OSError as e:
     raise ValueError(f"--out {out} cannot be written: {e.strerror or e}") from e
@@ -52,15 +59,25 @@ def export(source, form: str, out, dtype: str = "float32") -> pathlib.Path:
   return out
 
 
-def _check(form: str, tower, towers, needs: dict):
-  """ValueError that names the first field of config which the format has no place for."""
-  lacking = [name for name in towers if name not in tower.params]
-  if lacking:
+def _check(form: str, tower):
+  """ValueError that names the first thing which the format has no place for, and the formats that have."""
+  needed = FORMATS[form].towers
+  if lacking := [name for name in needed if name not in tower.params]:
     raise ValueError(f"--format {form} needs the {lacking[0]} tower, which is not there")
-  for field, values in needs.items():
-    if (value := config_lib.get(tower.config, field)) not in values:
-      needed = " or ".join(f"{v!r}" for v in values)
-      raise ValueError(f"--format {form} cannot express config.{field}={value!r}; it needs {needed}")
+  if (problem := _problem(form, tower)) is None:
+    return
+  towers = set(needed) or set(models.TOWERS) & tower.params.keys()
+  able = [
+      other for other, kind in FORMATS.items()
+      if set(kind.towers) <= tower.params.keys() and towers <= set(kind.towers or models.TOWERS) and not _problem(other, tower)
+  ]
+  raise ValueError(f"--format {form} cannot express {problem}; formats that carry it: {', '.join(able)}")
+
+
+def _problem(form: str, tower) -> str | None:
+  kind = FORMATS[form]
+  towers = kind.towers or tuple(name for name in models.TOWERS if name in tower.params)
+  return fields.refused(kind.carries(tower), tower.config, towers) or kind.problem(tower)
 
 
 def _arrays(tower, table: layout.Format, towers, dtype):
@@ -74,17 +91,15 @@ def _write_json(file: pathlib.Path, value: dict):
 
 
 def _hf(tower, folder, dtype, source):
-  _siglip(tower, folder, dtype, source, "hf", models.TOWERS, {**huggingface.NEEDS, **huggingface.TEXT_NEEDS})
+  _siglip(tower, folder, dtype, source, "hf")
 
 
 def _hf_vision(tower, folder, dtype, source):
-  _siglip(tower, folder, dtype, source, "hf-vision", ("image",), huggingface.NEEDS)
+  _siglip(tower, folder, dtype, source, "hf-vision")
 
 
-def _siglip(tower, folder, dtype, source, form, towers, needs):
-  _check(form, tower, towers, needs)
-  _check_no_head(form, tower)
-  arrays = dict(_arrays(tower, huggingface.SIGLIP, towers, dtype))
+def _siglip(tower, folder, dtype, source, form):
+  arrays = dict(_arrays(tower, huggingface.SIGLIP, FORMATS[form].towers, dtype))
   if form == "hf":
     # A SiglipModel always has a bias; a softmax loss has none, which is a bias of 0.
     arrays.setdefault("logit_bias", lambda: np.zeros(1, DTYPES[dtype]))
@@ -97,12 +112,14 @@ def _siglip(tower, folder, dtype, source, form, towers, needs):
   (folder / "README.md").write_text(_card(tower, form, source))
 
 
-def _check_no_head(form, tower):
-  if "head" in tower.params["image"]:
-    raise ValueError(
-        f"--format {form} cannot express config.model.embed_dim={tower.model.embed_dim} with a head on an image tower of "
-        f"width {transformer.Shape.of(tower.model.config.image).width}; it needs the two to be the same, and no head"
-    )
+def _head(tower) -> str | None:
+  """Why a format whose image tower has no head cannot hold this one."""
+  if "head" not in tower.params["image"]:
+    return None
+  return (
+      f"config.model.embed_dim={tower.model.embed_dim} with a head on an image tower of width "
+      f"{transformer.Shape.of(tower.model.config.image).width}; it needs the two to be the same, and no head"
+  )
 
 
 def _save_tokenizer(tower, folder):
@@ -112,8 +129,6 @@ def _save_tokenizer(tower, folder):
 
 
 def _open_clip(tower, folder, dtype, source):
-  _check("open_clip", tower, models.TOWERS, open_clip.needs(tower))
-  _check_no_head("open_clip", tower)
   config = open_clip.config_json(tower)
   arrays = list(_arrays(tower, open_clip.table(tower), models.TOWERS, dtype))
   folder.mkdir()
@@ -124,8 +139,6 @@ def _open_clip(tower, folder, dtype, source):
 
 def _big_vision(tower, file, dtype, source):
   towers = tuple(name for name in models.TOWERS if name in tower.params)
-  needs = {"image": big_vision.NEEDS, "text": big_vision.TEXT_NEEDS}
-  _check("big_vision", tower, towers, {k: v for name in towers for k, v in needs[name].items()})
   arrays = _arrays(tower, big_vision.FORMAT, towers, dtype)
   files.write_npz(file, ((big_vision.PREFIX + name, make) for name, make in arrays))
 
@@ -144,7 +157,28 @@ def _stablehlo(tower, folder, dtype, source):
   (folder / "README.md").write_text(stablehlo.readme(config, source.resolve().name))
 
 
-FORMATS = {"hf": _hf, "hf-vision": _hf_vision, "big_vision": _big_vision, "open_clip": _open_clip, "stablehlo": _stablehlo}
+@dataclasses.dataclass(frozen=True)
+class Form:
+  """write(tower, path, dtype, source). carries(tower): its table (fields.py). towers: those it needs; () takes what is there.
+
+  problem(tower): what else it cannot express, or None.
+  """
+
+  write: Callable
+  carries: Callable[..., dict]
+  towers: tuple[str, ...] = ()
+  problem: Callable[..., str | None] = lambda tower: None
+
+
+FORMATS = {
+    "hf": Form(_hf, lambda _: huggingface.CARRIES | huggingface.TEXT_CARRIES, models.TOWERS, _head),
+    "hf-vision": Form(_hf_vision, lambda _: huggingface.CARRIES, ("image",), _head),
+    "big_vision": Form(_big_vision, lambda _: big_vision.CARRIES | big_vision.TEXT_CARRIES),
+    "open_clip": Form(
+        _open_clip, open_clip.carries, models.TOWERS, lambda tower: _head(tower) or open_clip.trunk_problem(tower)
+    ),
+    "stablehlo": Form(_stablehlo, lambda _: stablehlo.CARRIES),
+}
 
 _USE = {
     "hf": """import torch

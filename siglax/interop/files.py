@@ -15,6 +15,7 @@ from siglax.data import files as files_lib
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
 TOKENIZERS = ("spiece.model", "tokenizer.model")  # sentencepiece models, as SigLIP's and Gemma's folders call them
+JSON_BYTES = 64 * 2**20  # of one file; the largest index of a checkpoint has a few MiB
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -154,14 +155,39 @@ def write_npz(file: pathlib.Path, arrays):
 
 
 def read_json(file: pathlib.Path) -> dict:
-  """A JSON object. ValueError that names the file when it is none."""
+  """A JSON object. ValueError that names the file when it is none, or larger than any such file is."""
   try:
+    if (size := file.stat().st_size) > JSON_BYTES:
+      raise ValueError(f"it has {size} bytes, and at most {JSON_BYTES} are read")
     value = json.loads(file.read_text())
-  except (OSError, ValueError) as e:
+  except (OSError, ValueError, RecursionError) as e:
     raise ValueError(f"{file} cannot be read as JSON: {_line(e)}") from None
   if not isinstance(value, dict):
     raise ValueError(f"{file} holds no JSON object")
   return value
+
+
+def checked(file: pathlib.Path, name: str, value, like):
+  """A value of a JSON file, of the type of `like`: ints are positive, floats finite and positive. ValueError that names both.
+
+  None is like an int.
+  """
+  kind = int if like is None else type(like)
+  if kind is float and type(value) is int:
+    value = float(value)
+  if type(value) is not kind or kind in (int, float) and not 0 < value < math.inf:
+    wanted = {int: "a positive int", float: "a positive number", list: "a list", dict: "a JSON object"}
+    raise ValueError(f"{file}: {name}={value!r} is not {wanted.get(kind, f'a {kind.__name__}')}")
+  return value
+
+
+def channels(file: pathlib.Path, name: str, value, positive: bool = False) -> tuple[float, float, float]:
+  """A number for each of red, green and blue, of a JSON file. ValueError that names both."""
+  numbers = value if isinstance(value, (list, tuple)) else ()
+  fits = lambda x: type(x) in (int, float) and math.isfinite(x) and (x > 0 or not positive)
+  if len(numbers) != 3 or not all(map(fits, numbers)):
+    raise ValueError(f"{file}: {name}={value!r} is no list of three {'positive ' if positive else ''}numbers")
+  return tuple(map(float, numbers))
 
 
 def _line(error: Exception) -> str:

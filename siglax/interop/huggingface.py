@@ -11,6 +11,7 @@ import pathlib
 from siglax import config as config_lib
 from siglax import models
 from siglax import recipes
+from siglax.interop import fields
 from siglax.interop import files
 from siglax.interop import layout
 from siglax.interop.layout import CONV, LEAD, Row, TRANSPOSED, linear, norm
@@ -110,7 +111,7 @@ def open_folder(folder: pathlib.Path):
   file = folder / "config.json"
   hf = files.read_json(file)
   kind = hf.get("model_type")
-  if kind not in MODELS:
+  if not isinstance(kind, str) or kind not in MODELS:
     raise ValueError(f"{file}: model_type={kind!r} is none that siglax reads; it reads {', '.join(MODELS)}")
   family, form, towers = MODELS[kind]
   vision, text = _sections(file, hf, family, towers)
@@ -120,10 +121,7 @@ def open_folder(folder: pathlib.Path):
   if "text" in towers:
     _text_tower(config, text, family, file)
   if family == "clip":
-    projection = hf.get("projection_dim", 512)
-    if not isinstance(projection, int) or projection < 1:
-      raise ValueError(f"{file}: projection_dim={projection!r} is not a positive int")
-    config.model.embed_dim = projection
+    config.model.embed_dim = files.checked(file, "projection_dim", hf.get("projection_dim", 512), 512)
     config.loss.name = "softmax"
   else:
     config.model.embed_dim = (text["projection_size"] or text["hidden_size"]) if text else vision["hidden_size"]
@@ -144,10 +142,8 @@ def _sections(file, hf, family, towers):
       raise ValueError(f"{file}: {name}_config is no JSON object")
     section = {k: given[name].get(k, default) for k, default in defaults.items()}
     for k, value in section.items():
-      wanted = int if defaults[k] is None else type(defaults[k])
-      if value != defaults[k] and (not isinstance(value, wanted) or wanted is int and value < 1):
-        kind = "a positive int" if wanted is int else f"a {wanted.__name__}"
-        raise ValueError(f"{file}: {name}_config.{k}={value!r} is not {kind}")
+      if value is not None or defaults[k] is not None:
+        section[k] = files.checked(file, f"{name}_config.{k}", value, defaults[k])
     found.append(section)
   return found[0], found[1] if "text" in towers else None
 
@@ -194,14 +190,16 @@ def _preprocessing(config, folder, family):
     return
   given = files.read_json(file)
   resample = given.get("resample", 3)
-  if not isinstance(resample, int) or resample not in RESAMPLE:
+  if type(resample) is not int or resample not in RESAMPLE:
     raise ValueError(f"{file}: resample={resample!r} is none that siglax has; it has 2, bilinear, and 3, bicubic")
   image.resize = RESAMPLE[resample]
-  for field, key in (("mean", "image_mean"), ("std", "image_std")):
-    values = given.get(key, image[field])
-    if not isinstance(values, (list, tuple)) or [type(x) for x in values] not in ([float] * 3, [int] * 3):
-      raise ValueError(f"{file}: {key}={values!r} is no list of three numbers")
-    image[field] = tuple(map(float, values))
+  for key in ("do_resize", "do_rescale", "do_normalize"):
+    if given.get(key, True) is not True:
+      raise ValueError(f"{file}: {key}={given[key]!r} is none that siglax has; it has true")
+  if (factor := given.get("rescale_factor", 1 / 255)) != 1 / 255:
+    raise ValueError(f"{file}: rescale_factor={factor!r} is none that siglax has; it has 1/255, {1 / 255!r}")
+  image.mean = files.channels(file, "image_mean", given.get("image_mean", image.mean))
+  image.std = files.channels(file, "image_std", given.get("image_std", image.std), positive=True)
   if isinstance(size := given.get("size"), dict):
     image.fit = "crop" if "shortest_edge" in size else "squash"
 
@@ -213,27 +211,34 @@ def _tokenization(config, folder, tokenizer):
   first = str(given.get("tokenizer_class", "SiglipTokenizer")).startswith("SiglipTokenizer")
   token = lambda name: t.get("content") if isinstance(t := given.get(name, "</s>"), dict) else t
   config.text.tokenizer = str(tokenizer)
-  config.text.lowercase = bool(given.get("do_lower_case", True))
+  config.text.lowercase = files.checked(file, "do_lower_case", given.get("do_lower_case", True), True)
   config.text.strip_punctuation = first
   config.text.pad = "eos" if token("pad_token") == token("eos_token") else "pad"
 
 
-# What a SiglipModel is; other values of these fields have no place in its config.json.
-NEEDS = {
+# What a SiglipModel is, and its preprocessor and tokenizer (fields.py).
+CARRIES = {
+    **fields.any_value("model.embed_dim", "model.image.patch", "model.image.norm_eps", "model.image.activation"),
+    **fields.any_value("model.image.head", "image.size", "image.mean", "image.std", "image.resize"),
+    **fields.sizes("image"),
     "model.image.size": tuple(transformer.SIZES),
-    "image.fit": ("squash",),
     "model.image.stem": ("patch",),
     "model.image.patch_bias": (True,),
     "model.image.position": ("learned",),
     "model.image.pre_norm": (False,),
     "model.image.pool": ("map",),
+    "image.fit": ("squash",),
 }
-TEXT_NEEDS = {
-    "text.strip_punctuation": (True,),
-    "text.pad": ("eos",),
+TEXT_CARRIES = {
+    **fields.any_value("model.text.vocab_size", "model.text.eos_id", "model.text.norm_eps", "model.text.activation"),
+    **fields.any_value("text.tokenizer", "text.length", "text.lowercase"),
+    **fields.sizes("text"),
+    "model.text.size": tuple(transformer.SIZES),
     "model.text.pool": ("last",),
     "model.text.causal": (False,),
     "model.text.head": ("linear",),
+    "text.strip_punctuation": (True,),
+    "text.pad": ("eos",),
 }
 
 

@@ -177,14 +177,15 @@ def read(source, form: Format, model, mesh, towers: tuple[str, ...], fresh: bool
   """The parameters of some towers of `model`, read leaf by leaf straight into their shards.
 
   Global view: every process reads the arrays and keeps its shards; the host holds one leaf of ours at a time.
-  source: a files.Arrays. fresh: leave out a scale or bias that the source or the model does not have, and say so.
+  source: a files.Arrays. fresh: for a model of another config: resize positions to it, leave out a scale or bias that the
+  source or the model does not have, and say so.
   Raises ValueError that names the file and each array that is missing, left over or of a wrong shape.
   """
   stacked = frozenset(row.tower for row in form.rows if row.is_layer and _stack(row.theirs) in source.shapes)
   layout = Layout(form, model, towers, stacked)
   rows = _check_names(source, form, layout, towers, fresh)
   for row in rows:
-    _check_shapes(source, layout, row)
+    _check_shapes(source, layout, row, fresh)
   shardings = flatten(mesh_lib.state_shardings(mesh, layout.tree))
   leaves = {}
   for row in rows:
@@ -279,12 +280,12 @@ def _check_names(source, form, layout, towers, fresh) -> list[Row]:
   return rows
 
 
-def _check_shapes(source, layout, row):
+def _check_shapes(source, layout, row, fresh):
   need = layout.their_shape(row)
   for i in layout.layers(row):
     name = layout.name(row, i)
     shape = source.shapes[name]
-    if row.is_position and len(shape) == len(need):
+    if fresh and row.is_position and len(shape) == len(need):
       need = (*need[:-2], shape[-2], need[-1])  # any number of positions can be resized
     if shape != need and not (need in ((), (1,)) and shape in ((), (1,))):
       raise ValueError(f"{source.name}: {name} has the shape {list(shape)}; these towers need {list(need)}")

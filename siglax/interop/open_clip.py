@@ -10,6 +10,7 @@ import pathlib
 
 from siglax import config as config_lib
 from siglax import models
+from siglax.interop import fields
 from siglax.interop import files
 from siglax.interop import layout
 from siglax.interop.layout import CONV, LEAD, Row, linear, norm
@@ -129,14 +130,30 @@ RESNET_FORMATS = {
     "linear": layout.Format((*_RESNET_ROWS, *linear("text/head", "text_projection.")), _RESNET_PREFIXES),
     "linear_no_bias": layout.Format((*_RESNET_ROWS, Row("text/head/kernel", "text_projection")), _RESNET_PREFIXES),
 }
-RESNET_NEEDS = {
+# What open_clip carries of either kind of image tower (fields.py).
+_CARRIES = {
+    **fields.any_value("model.embed_dim", "image.size", "image.mean", "image.std", "image.resize", "image.fit"),
+    **fields.any_value("model.text.vocab_size", "model.text.eos_id", "model.text.norm_eps"),
+    **fields.any_value("text.tokenizer", "text.length", "text.lowercase"),
+    **fields.sizes("text"),
+    "model.text.size": tuple(transformer.SIZES),
     "text.strip_punctuation": (True,),
     "text.pad": ("eos",),
-    "model.text.pool": ("last", "eos", "argmax"),
 }
-NEEDS = {
-    "text.strip_punctuation": (True,),
-    "text.pad": ("eos",),
+RESNET_POOLS = ("last", "eos", "argmax")
+RESNET_CARRIES = {
+    **_CARRIES,
+    **fields.any_value("model.image.width", "model.text.causal", "model.text.activation"),
+    "model.image.size": tuple(resnet.SIZES),
+    "model.text.pool": RESNET_POOLS,
+    "model.text.head": ("linear", "linear_no_bias"),
+}
+# Sizes, patch, activation and image size of a trunk are those of one of timm's names: see `trunk_name`.
+CARRIES = {
+    **_CARRIES,
+    **fields.sizes("image"),
+    **fields.any_value("model.image.patch", "model.image.activation", "model.image.head"),
+    "model.image.size": tuple(transformer.SIZES),
     "model.image.stem": ("patch",),
     "model.image.patch_bias": (True,),
     "model.image.position": ("learned",),
@@ -155,13 +172,13 @@ def table(tower) -> layout.Format:
   return RESNET_FORMATS[tower.config.model.text.head] if tower.model.has_batch_norm else FORMAT
 
 
-def needs(tower) -> dict:
-  """The fields of config, and the values that open_clip has a place for."""
-  return RESNET_NEEDS if tower.model.has_batch_norm else NEEDS
+def carries(tower) -> dict:
+  """What open_clip has a place for."""
+  return RESNET_CARRIES if tower.model.has_batch_norm else CARRIES
 
 
 def config_json(tower) -> dict:
-  """open_clip_config.json of two towers. ValueError when timm has no image tower of these sizes."""
+  """open_clip_config.json of two towers."""
   c, text = tower.config, transformer.Shape.of(tower.model.config.text)
   words = {
       "context_length": c.text.length, "vocab_size": c.model.text.vocab_size, "hf_tokenizer_name": "local",
@@ -195,26 +212,37 @@ def _resnet_json(tower) -> dict:
   return {"layers": list(shape.layers), "width": shape.width, "patch_size": None}
 
 
-def trunk_name(tower) -> str:
-  """timm's name of the image tower. ValueError that says which fields to change when there is none."""
-  image, size = tower.config.model.image, tower.config.image.size
+def _trunk(tower) -> tuple[str | None, dict]:
+  """timm's name of a trunk of these sizes, and its image sizes by activation; None and {} when there is none."""
   shape = transformer.Shape.of(tower.model.config.image)
   sizes = (shape.width, shape.depth, shape.heads, shape.mlp_dim)
   name = next((n for n, ours in SIZES.items() if transformer.SIZES[ours] == sizes), None)
-  kinds = TRUNKS.get((name, image.patch), {})
-  if name is None or not kinds:
-    raise ValueError(
-        f"--format open_clip cannot express config.model.image of width {shape.width}, depth {shape.depth}, heads "
-        f"{shape.heads}, mlp_dim {shape.mlp_dim} and patch {image.patch}; timm has "
-        + ", ".join(f"{SIZES[n]}/{patch}" for n, patch in TRUNKS)
+  return name, TRUNKS.get((name, tower.config.model.image.patch), {})
+
+
+def trunk_name(tower) -> str:
+  """timm's name of the image tower, of which `trunk_problem` found nothing."""
+  return f"vit_{_trunk(tower)[0]}_patch{tower.config.model.image.patch}_siglip_{tower.config.image.size}"
+
+
+def trunk_problem(tower) -> str | None:
+  """Which fields timm has no trunk for, and those it has; None for a trunk of timm, and for a ResNet."""
+  if tower.model.has_batch_norm:
+    return None
+  image, size = tower.config.model.image, tower.config.image.size
+  shape, (name, kinds) = transformer.Shape.of(tower.model.config.image), _trunk(tower)
+  if not kinds:
+    return (
+        f"config.model.image of width {shape.width}, depth {shape.depth}, heads {shape.heads}, mlp_dim {shape.mlp_dim} "
+        f"and patch {image.patch}; timm has {', '.join(f'{SIZES[n]}/{patch}' for n, patch in TRUNKS)}"
     )
   if size not in kinds.get(shape.activation, ()):
     known = " or ".join(f"{activation!r} with config.image.size in {sizes}" for activation, sizes in kinds.items())
-    raise ValueError(
-        f"--format open_clip cannot express config.model.image.activation={shape.activation!r} with "
-        f"config.image.size={size}; timm's vit_{name}_patch{image.patch}_siglip has {known}"
+    return (
+        f"config.model.image.activation={shape.activation!r} with config.image.size={size}; timm's "
+        f"vit_{name}_patch{image.patch}_siglip has {known}"
     )
-  return f"vit_{name}_patch{image.patch}_siglip_{size}"
+  return None
 
 
 def open_folder(folder: pathlib.Path):
@@ -225,34 +253,23 @@ def open_folder(folder: pathlib.Path):
   """
   file = folder / CONFIG
   found = files.read_json(file)
-  try:
-    return _open(folder, found["model_cfg"], found["preprocess_cfg"])
-  except (KeyError, TypeError, AttributeError) as e:
-    raise ValueError(f"{file} does not describe a SigLIP or ResNet of open_clip: {type(e).__name__} {e}") from None
-
-
-def _open(folder, model, preprocess):
-  vision, text = model["vision_cfg"], model["text_cfg"]
   config = config_lib.default()
-  config.model.embed_dim = model["embed_dim"]
-  if vision.get("layers") in [list(layers) for _, layers, _ in resnet.SIZES.values()]:
-    form = _open_resnet(config, model, folder)
-  else:
-    form = _open_trunk(config, vision, text, folder)
-  tower = config.model.text
-  tower.width, tower.depth, tower.heads = text["width"], text["layers"], text["heads"]
-  tower.mlp_dim = int(text["width"] * text.get("mlp_ratio", 4.0))
-  tower.vocab_size, config.text.length = text.get("vocab_size", 49_408), text.get("context_length", 77)
-  tower.eos_id = text.get("eos_id", 2)
-  tower.norm_eps = (text.get("norm_kwargs") or {}).get("eps", 1e-5)
-  if model.get("quick_gelu"):
-    tower.activation = "quick_gelu"
-  else:
-    tower.activation = "gelu_tanh" if (text.get("act_kwargs") or {}).get("approximate") == "tanh" else "gelu"
-  image = config.image
-  image.mean, image.std = tuple(preprocess["mean"]), tuple(preprocess["std"])
-  image.resize = preprocess.get("interpolation", "bicubic")
-  image.fit = {"squash": "squash", "shortest": "crop"}[preprocess.get("resize_mode", "shortest")]
+  try:
+    model, preprocess = (_Section(file, name, found[name]) for name in ("model_cfg", "preprocess_cfg"))
+    vision, text = (_Section(file, f"model_cfg.{name}", model[name]) for name in ("vision_cfg", "text_cfg"))
+    config.model.embed_dim = model.get("embed_dim", int)
+    if vision.there("timm_model_name"):
+      form = _open_trunk(config, vision, text, file)
+    else:
+      form = _open_resnet(config, model, vision, text, file)
+    _open_text(config, model, text)
+    image = config.image
+    image.mean = files.channels(file, "preprocess_cfg.mean", preprocess["mean"])
+    image.std = files.channels(file, "preprocess_cfg.std", preprocess["std"], positive=True)
+    image.resize = preprocess.one_of("interpolation", {name: name for name in ("bicubic", "bilinear")})
+    image.fit = preprocess.one_of("resize_mode", {"shortest": "crop", "squash": "squash"})
+  except KeyError as e:
+    raise ValueError(f"{file} does not describe a SigLIP or ResNet of open_clip: KeyError {e}") from None
   arrays = files.Safetensors(folder, WEIGHTS)
   if "logit_bias" in arrays.shapes:
     config.loss.bias_init = -10.0
@@ -265,33 +282,82 @@ def _open(folder, model, preprocess):
   return arrays, form, config, models.TOWERS, tokenizer
 
 
-def _open_resnet(config, model, folder) -> layout.Format:
+class _Section:
+  """A JSON object of open_clip_config.json, whose values are checked as they are taken; errors name the file and the key."""
+
+  def __init__(self, file, name, values):
+    self._file, self._name = file, name
+    self._values = files.checked(file, name, values, {})
+
+  def __getitem__(self, key):
+    return self._values[key]
+
+  def there(self, key) -> bool:
+    return self._values.get(key) is not None
+
+  def get(self, key, like):
+    """Its value, of the type of `like`; `like` itself where it is left out, and KeyError where `like` is a type."""
+    value, like = (self._values[key], like(1)) if isinstance(like, type) else (self._values.get(key, like), like)
+    return files.checked(self._file, f"{self._name}.{key}", value, like)
+
+  def section(self, key) -> _Section:
+    """The object in it, {} where it is left out."""
+    return _Section(self._file, f"{self._name}.{key}", self._values.get(key) or {})
+
+  def one_of(self, key, values: dict):
+    """What its value stands for; the first where it is left out."""
+    value = self._values.get(key, next(iter(values)))
+    if not isinstance(value, str) or value not in values:
+      raise ValueError(f"{self._file}: {self._name}.{key}={value!r} is none that siglax has; it has {', '.join(values)}")
+    return values[value]
+
+
+def _open_text(config, model, text):
+  """The fields that the text tower has beside either image tower."""
+  tower = config.model.text
+  tower.width, tower.depth, tower.heads = (text.get(name, int) for name in ("width", "layers", "heads"))
+  tower.mlp_dim = int(tower.width * text.get("mlp_ratio", 4.0))
+  tower.vocab_size, config.text.length = text.get("vocab_size", 49_408), text.get("context_length", 77)
+  tower.eos_id = text.get("eos_id", 2)
+  options = {name: text.section(name) for name in ("norm_kwargs", "act_kwargs")}
+  tower.norm_eps = options["norm_kwargs"].get("eps", 1e-5)
+  if model.get("quick_gelu", False):
+    tower.activation = "quick_gelu"
+  else:
+    tower.activation = "gelu_tanh" if options["act_kwargs"].get("approximate", "none") == "tanh" else "gelu"
+
+
+def _open_resnet(config, model, vision, text, file) -> layout.Format:
   """The image tower's fields, and those of the text tower that a SigLIP fixes."""
-  vision, text, tower = model["vision_cfg"], model["text_cfg"], config.model.text
-  pools, pool = RESNET_NEEDS["model.text.pool"], text.get("pool_type", "argmax")
-  if model.get("custom_text") or vision.get("head_width", 64) != 64 or pool not in pools:
+  layers, pool = str(vision["layers"]), text.get("pool_type", "argmax")
+  sizes = {str(list(layers)): size for size, (_, layers, _) in resnet.SIZES.items()}
+  heads = vision.get("head_width", 64)
+  if layers not in sizes or model.get("custom_text", False) or heads != 64 or pool not in RESNET_POOLS:
     raise ValueError(
-        f"{folder / CONFIG}: siglax reads ResNets with heads of 64 and text without custom_text, pooled by {', '.join(pools)}"
+        f"{file}: siglax reads open_clip's ResNets of layers {' or '.join(sizes)} with heads of 64 and text without "
+        f"custom_text, pooled by {', '.join(RESNET_POOLS)}"
     )
-  config.model.image.size = next(n for n, (_, layers, _) in resnet.SIZES.items() if list(layers) == vision["layers"])
-  config.model.image.width, config.image.size = vision["width"], vision["image_size"]
+  image, tower = config.model.image, config.model.text
+  image.size, image.width, config.image.size = sizes[layers], vision.get("width", int), vision.get("image_size", int)
   tower.causal, tower.pool = not text.get("no_causal_mask", False), pool
-  tower.head = "linear" if text.get("proj_bias") else "linear_no_bias"
+  tower.head = "linear" if text.get("proj_bias", False) else "linear_no_bias"
   return RESNET_FORMATS[tower.head]
 
 
-def _open_trunk(config, vision, text, folder) -> layout.Format:
+def _open_trunk(config, vision, text, file) -> layout.Format:
   """The image tower's fields, of the name that timm gives it."""
   trunks = {
       f"vit_{name}_patch{patch}_siglip_{size}": (name, patch, size, activation)
       for (name, patch), kinds in TRUNKS.items() for activation, sizes in kinds.items() for size in sizes
   }
-  if vision["timm_model_name"] not in trunks or (text["pool_type"], text["no_causal_mask"]) != ("last", True):
-    raise ValueError(f"{folder / CONFIG}: siglax reads timm's vit_*_siglip_* with text pooled from its last position")
-  name, config.model.image.patch, config.image.size, config.model.image.activation = trunks[vision["timm_model_name"]]
+  trunk = vision.get("timm_model_name", str)
+  if trunk not in trunks or (text["pool_type"], text["no_causal_mask"]) != ("last", True):
+    raise ValueError(f"{file}: siglax reads timm's vit_*_siglip_* with text pooled from its last position")
+  name, config.model.image.patch, config.image.size, config.model.image.activation = trunks[trunk]
   config.model.image.size = SIZES[name]
   return FORMAT
 
 
 def _lowercase(file) -> bool:
-  return bool(files.read_json(file).get("do_lower_case", True)) if file.is_file() else True
+  given = files.read_json(file) if file.is_file() else {}
+  return files.checked(file, "do_lower_case", given.get("do_lower_case", True), True)

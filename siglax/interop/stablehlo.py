@@ -15,6 +15,7 @@ import numpy as np
 
 import siglax
 from siglax import models
+from siglax.interop import fields
 from siglax.interop import layout
 
 FORMAT = "siglax-stablehlo"  # config.json's field "format"
@@ -22,6 +23,11 @@ FUNCTIONS = {"embed_image": "image", "image_tokens": "image", "embed_text": "tex
 SUFFIX = ".jax_export"
 PLATFORMS = ("cpu", "cuda", "tpu")
 TOKENIZER = "tokenizer.model"
+# The functions are the model, whatever its options; config.json and the README tell what comes before them (fields.py).
+CARRIES = fields.any_value(
+    "model.*", "image.size", "image.mean", "image.std", "image.resize", "image.fit",
+    "text.tokenizer", "text.length", "text.lowercase", "text.strip_punctuation", "text.pad",
+)
 
 
 def params(tower, name: str, dtype) -> dict[str, np.ndarray]:
@@ -123,18 +129,21 @@ def load(name):
   call = jax.jit(export.deserialize(open(function["file"], "rb").read()).call)
   return lambda x: call(params, x)
 """
+_OPEN = """  picture = ImageOps.exif_transpose(Image.open(file))
+  if picture.mode.startswith("I"):  # 16 bits become 8
+    picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+  picture = picture.convert("RGB")
+"""
 _PICTURES = {
     "squash": """from PIL import Image, ImageOps
 
 def pixels(file):
-  picture = ImageOps.exif_transpose(Image.open(file)).convert("RGB")
-  return np.asarray(picture.resize(({size}, {size}), Image.Resampling.{resample}))
+{open}  return np.asarray(picture.resize(({size}, {size}), Image.Resampling.{resample}))
 """,
     "crop": """from PIL import Image, ImageOps
 
 def pixels(file):
-  picture = ImageOps.exif_transpose(Image.open(file)).convert("RGB")
-  width, height = ({size} * side // min(picture.size) for side in picture.size)
+{open}  width, height = ({size} * side // min(picture.size) for side in picture.size)
   left, top = (width - {size}) // 2, (height - {size}) // 2
   picture = picture.resize((width, height), Image.Resampling.{resample})
   return np.asarray(picture.crop((left, top, left + {size}, top + {size})))
@@ -162,7 +171,7 @@ def readme(config: dict, name: str) -> str:
     pixels = f"np.zeros((2, {image['size']}, {image['size']}, 3), np.uint8)"
     use.append(f'zimg = load("embed_image")({pixels})  # unit rows {row}')
     use.append(f'patches = load("image_tokens")({pixels})  # [2, {image["patches"]}, {image["width"]}]')
-    picture = _PICTURES[image["fit"]].format(size=image["size"], resample=image["resize"].upper())
+    picture = _PICTURES[image["fit"]].format(open=_OPEN, size=image["size"], resample=image["resize"].upper())
     inputs += ["", "## Pictures", "", "The mean and std are inside the functions. For pixels:", "", *_python(picture)]
   if text:
     use.append(f'ztxt = load("embed_text")(np.zeros((2, {text["length"]}), np.int32))  # unit rows {row}')

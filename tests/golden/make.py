@@ -1,11 +1,14 @@
 """Makes the files of this folder with torch 2.13.0, transformers 5.x and open_clip 3.3: `python tests/golden/make.py`.
 
-Tiny SiglipModel and CLIPModel folders and one of open_clip's ResNets with all parameters random, their outputs, and torch's
-bicubic interpolation.
+Tiny SiglipModel and CLIPModel folders and one of open_clip's ResNets with all parameters random, their outputs, torch's
+bicubic interpolation, and what transformers takes for fields that a config.json leaves out. big_vision_scan is a file that
+big_vision itself wrote (pool map, blocks scanned) with its outputs: `python tests/golden/make.py PARITY/big_vision_siglip_scan`
+packs the two again, of two pictures and texts.
 """
 
 import json
 import pathlib
+import sys
 
 import numpy as np
 import safetensors.torch
@@ -13,6 +16,10 @@ import torch
 import transformers
 
 HERE = pathlib.Path(__file__).parent
+# What pictures are normalised by.
+CLIP = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
+SIGLIP = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+ODD = {"image_mean": [0.11, 0.42, 0.73], "image_std": [0.31, 0.24, 0.57]}
 TOWER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
@@ -23,22 +30,68 @@ def randomize(model):
       p.data += 0.2 * torch.randn(p.shape, generator=generator)
 
 
-def save(name, model, pixels, ids):
+def save(name, model, pixels, ids, preprocessing):
+  """A folder of transformers, and in io.npz its inputs and outputs; pictures are uint8, normalised by `preprocessing`."""
   randomize(model.eval())
-  if name == "hf_siglip":
+  if name != "hf_clip":
     model.logit_scale.data.fill_(1.5)
     model.logit_bias.data.fill_(-2.0)
   model.save_pretrained(HERE / name)
+  side = pixels.shape[-1]
+  pictures = torch.randint(0, 256, (3, 3, 16, 16), generator=torch.Generator().manual_seed(4), dtype=torch.uint8)
+  pictures = pictures.repeat_interleave(side // 16, 2).repeat_interleave(side // 16, 3)
+  mean, std = (torch.tensor(preprocessing[key])[:, None, None] for key in ("image_mean", "image_std"))
   with torch.no_grad():
     out = model(pixel_values=pixels, input_ids=ids, return_loss=True)
-    large = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(2))
-    resized = model.get_image_features(large, interpolate_pos_encoding=True).pooler_output
+    of_pictures = model(pixel_values=(pictures / 255 - mean) / std, input_ids=ids)
+    tokens = of_pictures.vision_model_output.last_hidden_state
+    if name == "hf_clip":  # the state before the last norm, with the class token
+      tokens = model.vision_model.post_layernorm(tokens)[:, 1:]
+    more = {} if side > 16 else at_another_resolution(model)
+  last = lambda x: x.permute(0, 2, 3, 1).numpy()
   np.savez_compressed(
-      HERE / name / "io.npz", pixels=pixels.permute(0, 2, 3, 1).numpy(), ids=ids.numpy().astype(np.int32),
+      HERE / name / "io.npz", pixels=last(pixels), ids=ids.numpy().astype(np.int32),
       zimg=out.image_embeds.numpy(), ztxt=out.text_embeds.numpy(), logits=out.logits_per_image.numpy(),
-      loss=out.loss.numpy(), large=large.permute(0, 2, 3, 1).numpy(),
-      zlarge=torch.nn.functional.normalize(resized, dim=-1).numpy(),
+      loss=out.loss.numpy(), pictures=last(pictures), zpictures=of_pictures.image_embeds.numpy(),
+      tokens=tokens.numpy(), **more,
   )
+
+
+def at_another_resolution(model):
+  large = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(2))
+  resized = model.get_image_features(large, interpolate_pos_encoding=True).pooler_output
+  return {
+      "large": large.permute(0, 2, 3, 1).numpy(), "zlarge": torch.nn.functional.normalize(resized, dim=-1).numpy(),
+  }
+
+
+def minimal(text, vision):
+  """config.json without the fields that it may leave out, here all but the sizes that would make the file large."""
+  file = HERE / "hf_siglip_minimal" / "config.json"
+  file.write_text(json.dumps({"model_type": "siglip", "text_config": text, "vision_config": vision}, indent=2) + "\n")
+
+
+def defaults():
+  """Those of every field that siglax reads."""
+  fields = (
+      "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps",
+      "image_size", "patch_size", "num_channels", "vocab_size", "max_position_embeddings", "projection_size", "eos_token_id",
+  )
+  found = {}
+  for name, config in (("siglip", transformers.SiglipConfig()), ("clip", transformers.CLIPConfig())):
+    sections = {"vision": config.vision_config, "text": config.text_config}
+    found[name] = {k: {f: getattr(c, f) for f in fields if hasattr(c, f)} for k, c in sections.items()}
+    found[name]["projection_dim"] = getattr(config, "projection_dim", None)
+  (HERE / "hf_defaults.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def big_vision(source):
+  """What big_vision wrote there, compressed; the first two rows of its inputs and outputs."""
+  folder = HERE / "big_vision_scan"
+  folder.mkdir(exist_ok=True)
+  np.savez_compressed(folder / "checkpoint.npz", **np.load(source / "checkpoint.npz"))
+  rows = {k: x[:2] if x.ndim > 1 else x for k, x in np.load(source / "io.npz").items() if k != "loss"}  # of all rows
+  np.savez_compressed(folder / "io.npz", **rows)
 
 
 def positions():
@@ -85,23 +138,39 @@ def resnet():
 
 
 def main():
+  if len(sys.argv) > 1:
+    big_vision(pathlib.Path(sys.argv[1]))
+    return
   torch.manual_seed(0)
   pixels = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
   text = {**TOWER, "hidden_size": 12, "vocab_size": 40, "max_position_embeddings": 6}
   vision = {**TOWER, "image_size": 16, "patch_size": 8}
-  siglip = transformers.SiglipConfig(
-      text_config={**text, "projection_size": 16, "bos_token_id": None, "eos_token_id": 1}, vision_config=vision
-  )
+  words = {**text, "projection_size": 16, "bos_token_id": None, "eos_token_id": 1}
   ids = torch.tensor([[5, 6, 7, 1, 1, 1], [8, 1, 1, 1, 1, 1], [9, 39, 11, 12, 13, 1]])
-  save("hf_siglip", transformers.SiglipModel(siglip), pixels, ids)
+  siglip = transformers.SiglipConfig(text_config=words, vision_config=vision)
+  save("hf_siglip", transformers.SiglipModel(siglip), pixels, ids, SIGLIP)
   clip = transformers.CLIPConfig(
       text_config={**text, "eos_token_id": 38, "bos_token_id": 37, "pad_token_id": 0}, vision_config=vision,
       projection_dim=12,
   )
-  ids = torch.tensor([[5, 6, 7, 38, 0, 0], [8, 38, 38, 0, 0, 0], [9, 39, 11, 12, 13, 38]])
-  save("hf_clip", transformers.CLIPModel(clip), pixels, ids)
+  ends = torch.tensor([[5, 6, 7, 38, 0, 0], [8, 38, 38, 0, 0, 0], [9, 39, 11, 12, 13, 38]])
+  save("hf_clip", transformers.CLIPModel(clip), pixels, ends, CLIP)
   positions()
   resnet()
+
+  odd = {"hidden_act": "gelu", "layer_norm_eps": 1e-3}
+  siglip = transformers.SiglipConfig(text_config={**words, **odd}, vision_config={**vision, **odd})
+  save("hf_siglip_odd", transformers.SiglipModel(siglip), pixels, ids, ODD)
+  (HERE / "hf_siglip_odd" / "preprocessor_config.json").write_text(json.dumps({**ODD, "resample": 2}, indent=2) + "\n")
+
+  text, vision = {"hidden_size": 12, "intermediate_size": 8, "vocab_size": 40}, {"hidden_size": 12, "intermediate_size": 8}
+  siglip = transformers.SiglipConfig(text_config={**text, "projection_size": 12}, vision_config=vision)
+  coarse = torch.randint(-4, 5, (3, 3, 28, 28), generator=torch.Generator().manual_seed(5)) / 4
+  coarse = coarse.repeat_interleave(8, 2).repeat_interleave(8, 3)
+  ids = torch.randint(2, 40, (3, 64), generator=torch.Generator().manual_seed(6))
+  save("hf_siglip_minimal", transformers.SiglipModel(siglip), coarse, ids, SIGLIP)
+  minimal(text, vision)
+  defaults()
 
 
 if __name__ == "__main__":
