@@ -163,7 +163,7 @@ def test_every_logged_value_of_a_step(run, worked_out):
     if r["step"] > 1:
       assert r["examples_per_sec"] == pytest.approx(BATCH / r["step_time"])
       assert r["examples_per_sec_per_device"] == r["examples_per_sec"]  # of one
-      assert 0 < r["host_time"] <= r["step_time"] and 0 <= r["data_wait"] < 1
+      assert r["host_time"] > 0 and 0 <= r["data_wait"] < 1
   *before, last = run.records
   assert sum(v for k, v in last.items() if k.startswith("goodput/")) == pytest.approx(1) and last["step"] == STEPS
   assert not any("goodput/step" in r for r in before)
