@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from siglax import checkpoint
 from siglax import config as config_lib
 from siglax import mesh as mesh_lib
+from siglax import state as state_lib
 
 
 def options(**fields):
@@ -85,17 +87,45 @@ def test_all_damaged_is_an_error_and_none_is_none(run, tmp_path_factory):
   assert empty.restore(abstract(mesh, state(mesh, 6))) is None
 
 
+def digest_of(x):
+  """Σ_k bits_k·(2k + 1) mod 2³² in whole numbers."""
+  bits = np.asarray(x).reshape(-1).view(f"uint{8 * x.dtype.itemsize}")
+  return sum(int(value) * (2 * k + 1) for k, value in enumerate(bits)) % 2**32
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32, jnp.uint8, jnp.bool_])
 def test_digest_sees_every_element_whatever_the_sharding(dtype):
-  mesh = mesh_lib.make()
-  x = np.random.default_rng(0).integers(0, 2, (16, 3)).astype(dtype)
-  one = checkpoint.digest([x])
-  assert one == checkpoint.digest([jax.device_put(x, mesh_lib.batch_sharding(mesh))])
-  for i in range(3):
+  x = np.random.default_rng(0).integers(0, 2, (16, 3, 2)).astype(dtype)
+  flipped = []
+  for k in range(x.size):  # the highest bit, which an even weight would push out of the sum
     y = x.copy()
-    y[i * 5, i] = ~y[i * 5, i] if dtype == jnp.bool_ else y[i * 5, i] + 1
-    assert checkpoint.digest([y]) != one
-  assert checkpoint.digest([x[::-1].copy()]) != one
+    y.reshape(-1).view(f"uint{8 * x.dtype.itemsize}")[k] ^= 1 if dtype == jnp.bool_ else 1 << 8 * x.dtype.itemsize - 1
+    flipped.append(y)
+  reversed_, scalar = x[::-1].copy(), x[3, 1, 0]
+  leaves = [x, jax.device_put(x, mesh_lib.batch_sharding(mesh_lib.make())), *flipped, reversed_, scalar]
+  found = list(checkpoint.digest(leaves).values())
+  assert found == [digest_of(leaf) for leaf in leaves]
+  assert found[0] == found[1] and found[0] not in found[2:]
+
+
+def test_every_leaf_of_a_state_is_under_the_digest(tmp_path):
+  """The moments too: exact, by name, and noticed when one of their bits flips on the disk."""
+  mesh, params = mesh_lib.make(), state(mesh_lib.make(), 1)["params"]
+  whole = state_lib.create({"w": params["w"]}, optax.adam(0.1), ema=True)
+  names = {"step", "params/w", "opt_state/0/count", "opt_state/0/mu/w", "opt_state/0/nu/w", "ema/w"}
+  moved = jax.tree.map(lambda x: x.at[(0,) * x.ndim].add(1), whole)
+  found, after = checkpoint.digest(whole), checkpoint.digest(moved)
+  assert found.keys() == names and all(found[name] != after[name] for name in names)
+  saving = checkpoint.Checkpoints(tmp_path, options())
+  nothing = jnp.zeros((4096,))  # so that the moment is the largest file
+  large = {"params": {"w": nothing}, "opt_state": jax.random.normal(jax.random.key(0), (4096,))}
+  saving.save(1, large, {})
+  saving.close()
+  like = abstract(mesh, large)
+  assert same(checkpoint.Checkpoints(tmp_path).restore(like)[0], large)
+  damage(tmp_path, 1)
+  with pytest.raises(ValueError, match="opt_state"):
+    checkpoint.Checkpoints(tmp_path).restore(like)
 
 
 def test_what_is_kept(tmp_path):

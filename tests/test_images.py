@@ -292,3 +292,13 @@ def test_augment_draws_as_often_whatever_is_on(fields):
   rng = np.random.default_rng(1)
   images.augment(draw(50, 60), rng, image_config(24, **fields))
   assert rng.random() == np.random.default_rng(1).random(8)[7]
+
+
+@pytest.mark.parametrize("shape", [(31, 50), (50, 31), (16, 41), (9, 16), (40, 40)])
+def test_a_crop_is_the_centre_of_the_resized_shorter_side(shape):
+  """As CLIP's preprocessing: torchvision's Resize(16), whose longer side is rounded down, and the centre."""
+  picture = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+  height, width = (16, int(16 * shape[1] / shape[0])) if shape[0] < shape[1] else (int(16 * shape[0] / shape[1]), 16)
+  whole = np.array(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
+  top, left = (height - 16) // 2, (width - 16) // 2
+  np.testing.assert_array_equal(images.resize(picture, 16, "bicubic", "crop"), whole[top : top + 16, left : left + 16])

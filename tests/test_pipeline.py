@@ -464,3 +464,11 @@ def test_evaluation_names_a_broken_image_and_leaves_no_thread():
   next(reader)
   reader.close()
   assert not [thread for thread in loader_threads() if thread.name.startswith("siglax")]
+
+
+def test_labels_have_24_bits():
+  largest = Source(4, labels=[2**24 - 1] * 4)
+  (batch,) = read(make_config({}, {}, batch_size=8), [largest, Source(4, labels=[5] * 4, classnames=("a",) * 6)], 1)
+  assert sorted(set(batch["label"].tolist())) == [2**24 - 1, 2**24 + 5]
+  with pytest.raises(ValueError, match="label=16777216 must be below 16777216"):
+    read(make_config({}, batch_size=4), [Source(4, labels=[2**24] * 4)], 1)

@@ -284,3 +284,14 @@ def test_an_end_that_sees_all_patches_has_to_fit_too(report):
   assert dropped["flops"]["executed_per_device"] < report["flops"]["executed_per_device"]
   c = configured(**{"train.patch_drop": "0.5"})
   assert plan.plan(c, 8)["bytes_per_device"]["temp"] <= dropped["bytes_per_device"]["temp"]
+
+
+def test_the_update_of_a_frozen_tower_moves_no_memory(report):
+  """The image tower is read for the embeddings, but its parameters are all that there is of it, and are not written."""
+  frozen = plan.plan(configured(**{"optim.lr_multipliers": "(('image/.*', None), ('.*', 1.0))"}), 8, chips=("H100",))
+  image, text = (4 * report["parameters"][name] for name in ("image", "text"))
+  scalars = 4 * (3 * 2 + 3)  # scale and bias with their moments; the counts of the run, of Adam and of the rate
+  used, chip = frozen["bytes_per_device"], frozen["chips"]["H100"]
+  assert used["frozen"] == image
+  assert used["state"] == image + 3 * text + scalars
+  assert chip["seconds"]["memory"] == pytest.approx(2 * (3 * text + scalars) / 3.35e12)

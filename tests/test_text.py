@@ -181,3 +181,20 @@ def test_truncated_model_is_damaged(tmp_path):
   (tmp_path / "half.model").write_bytes(whole[: len(whole) // 2])
   with pytest.raises(ValueError, match="damaged"):
     TextProcessor(tmp_path / "half.model")
+
+
+def test_a_word_that_always_stands_before_another_is_kept_whole(tmp_path):
+  """As the colours of captions from a template; sentencepiece by itself fills 48 pieces with these texts, none of them a colour."""
+  colours = ["red", "green", "blue", "yellow", "purple", "orange"]
+  captions = [f"a {colour} {shape}" for colour in colours for shape in ("ring", "star", "circle", "square", "triangle")]
+  train_tokenizer(captions * 3, tmp_path / "a.model", 53)
+  tokens = TextProcessor(tmp_path / "a.model", length=12)(colours)
+  assert ((tokens != 1).sum(axis=1) == 1).all()  # one, then the end token
+
+
+def test_the_shortest_text_and_a_model_without_a_padding_token(tmp_path):
+  assert TextProcessor(length=2)("red ring").tolist() == [[TextProcessor(length=2)("red")[0, 0], 1]]
+  path = train(CAPTIONS, tmp_path / "unpadded.model", vocab_size=60, pad_id=-1, eos_id=1, unk_id=0, bos_id=-1)
+  assert TextProcessor(path, length=4)("red").shape == (1, 4)
+  with pytest.raises(ValueError, match='config.text.pad="pad": .*unpadded.model.* has no padding token; use "eos"'):
+    TextProcessor(path, length=4, pad="pad")

@@ -12,9 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from siglax import checkpoint
 from siglax import cli
 from siglax import config as config_lib
 from siglax import train
+from siglax.data.text import TextProcessor
 from siglax.runs import history
 
 TINY = str(pathlib.Path(__file__).parent / "tiny.py")
@@ -48,13 +50,13 @@ def evaluations(workdir):
   return [{k: v for k, v in r.items() if k == "step" or k.startswith("eval/")} for r in records(workdir) if any(k.startswith("eval/") for k in r)]
 
 
-def stop_at(workdir, step, number):
-  """Starts a run and sends a signal once this step is logged; returns (exit code, output)."""
+def stop_at(workdir, step, number, saved=None):
+  """Starts a run and sends a signal once this step is logged, and that one saved; returns (exit code, output)."""
   process = start(workdir)
   deadline = time.monotonic() + 200
   while time.monotonic() < deadline and process.poll() is None:
     try:
-      if losses(workdir)[-1][0] >= step:
+      if losses(workdir)[-1][0] >= step and (saved is None or (workdir / "checkpoints" / str(saved)).is_dir()):
         break
     except (OSError, ValueError, IndexError):
       pass  # not there yet, or a line half written
@@ -78,21 +80,29 @@ def test_a_run_leaves_what_is_promised(whole):
   assert {"config.json", "checkpoints", "metrics.jsonl", "tokenizer.model", "curves.png"} <= names
   assert any(name.startswith("events") for name in names)
   assert [step for step, _ in losses(whole)] == list(range(1, 13))
-  assert CONTRACT <= set(records(whole)[3])
+  assert set(records(whole)[3]) == CONTRACT | {"local_accuracy", "host_time"}  # whose values tests/test_six_steps.py checks
+  assert checkpoint.Checkpoints(whole).steps == [8, 12] and (whole / "curves.png").read_bytes().startswith(b"\x89PNG")
+  text = TextProcessor(whole / "tokenizer.model", length=12)
+  assert (text(["a red square"]) == TextProcessor(length=12)(["a red square"])).all()
+  resolved = config_lib.resolve(config_lib.load(TINY), TextProcessor())
+  assert config_lib.from_json((whole / "config.json").read_text()).to_dict() == resolved.to_dict()
   assert [e["step"] for e in evaluations(whole)] == [6, 12]
   assert set(evaluations(whole)[0]) >= {
       "eval/classes/acc1", "eval/captions/text_retrieval_recall@5", "eval/captions/image_retrieval_recall@10", "eval/test/loss",
   }
 
 
-@pytest.mark.parametrize("step", [3, 7])
-def test_killed_and_started_again_is_as_if_not_killed(whole, tmp_path, step):
-  code, _ = stop_at(tmp_path, step, signal.SIGKILL)
+@pytest.mark.parametrize("step, saved", [(3, None), (4, 4)])
+def test_killed_and_started_again_is_as_if_not_killed(whole, tmp_path, step, saved):
+  code, _ = stop_at(tmp_path, step, signal.SIGKILL, saved)
   assert code == -signal.SIGKILL
   reached = losses(tmp_path)[-1][0]
   assert reached < 12
+  steps = checkpoint.Checkpoints(tmp_path).steps  # what the kill left whole; nothing of it is done again
+  assert saved is None or saved in steps
   code, out = run(tmp_path, "--config.loader.threads=3")
   assert code == 0, out
+  assert f"resuming at step {steps[-1]}\n" in out if steps else "resuming" not in out
   assert losses(tmp_path) == losses(whole)
   assert evaluations(tmp_path) == evaluations(whole)
   assert [(s["last_step"], s["ended"]) for s in history.read(tmp_path)] == [(reached, "killed"), (12, "finished")]
