@@ -51,7 +51,10 @@ ROOMS = {
 # Of compiled programs, and next to it which test reaches which function; from run to run.
 CACHE = pathlib.Path(tempfile.gettempdir()) / f"siglax-mutants-{os.getuid()}"
 # (file, the line, the line with the fault) → why it changes nothing that is promised
-EQUIVALENT = {}
+EQUIVALENT = {
+    ("siglax/data/pipeline.py", "if len(pending) == 2 * batch_size:", "if len(pending) == 3 * batch_size:"):
+        "an evaluation reads three batches ahead instead of two",
+}
 
 OPPOSITE = {
     ast.Lt: (ast.LtE, ast.GtE), ast.LtE: (ast.Lt, ast.Gt), ast.Gt: (ast.GtE, ast.LtE), ast.GtE: (ast.Gt, ast.Lt),
@@ -112,8 +115,8 @@ def faults_at(node):
   elif isinstance(node, (ast.If, ast.While, ast.IfExp)):
     if not isinstance(node.test, ast.Compare):  # which has an opposite
       yield node.test, "condition"
-  elif isinstance(node, ast.Call) and len(node.args) > 1 and ast.unparse(node.func) not in UNORDERED and not any(isinstance(x, ast.Starred) for x in node.args[:2]):
-    if text(node.args[0]) != text(node.args[1]):
+  elif isinstance(node, ast.Call) and len(node.args) > 1 and text(node.func) not in UNORDERED:
+    if text(node.args[0]) != text(node.args[1]) and not any(isinstance(x, ast.Starred) for x in node.args[:2]):
       yield text(ast.Call(node.func, [node.args[1], node.args[0], *node.args[2:]], node.keywords)), "swapped arguments"
   elif isinstance(node, ast.Return) and isinstance(node.value, ast.Call) and node.value.args:
     if not isinstance(node.value.args[0], (ast.Starred, ast.GeneratorExp)):
@@ -121,7 +124,8 @@ def faults_at(node):
   elif isinstance(node, (ast.AugAssign, ast.Raise)) or isinstance(node, ast.Expr) and isinstance(node.value, (ast.Call, ast.Yield)):
     yield "pass", "dropped"
   elif isinstance(node, ast.Assign) and isinstance(node.value, (ast.Call, ast.BinOp, ast.Subscript, ast.IfExp)):
-    if {x.id for x in ast.walk(node.targets[0]) if isinstance(x, ast.Name)} & {x.id for x in ast.walk(node.value) if isinstance(x, ast.Name)}:
+    names = lambda tree: {x.id for x in ast.walk(tree) if isinstance(x, ast.Name)}
+    if names(node.targets[0]) & names(node.value):  # or what follows could not run
       yield "pass", "dropped"
 
 
@@ -262,18 +266,17 @@ def chosen(fault, tests) -> list[list[str]]:
   A test may through a process it starts, or through what another test of its file left in a cache.
   """
   key = f"{fault.file}:{fault.function}"
-  reaching = {t for t, of in tests.items() if any(r == key or r.startswith(key.rstrip(":") + (":", ".")[bool(fault.function)]) for r in of["reached"])}
-  files = {t.partition("::")[0] for t in reaching}
+  inside = key + "." if fault.function else key  # all of the file, for a line that runs on import
+  file_of = lambda test: test.partition("::")[0]
   of_room = {f"tests/test_{name}.py" for name in ROOMS[fault.room][1].split()}
-  reaching = {t for t in reaching if t.partition("::")[0] in of_room}
-  rest = {t for t, of in tests.items() if (path := t.partition("::")[0]) in of_room and ("*" in of["reached"] or path in files)} - reaching
+  tests = {test: of for test, of in tests.items() if file_of(test) in of_room}
+  reaching = {test for test, of in tests.items() if any(name == key or name.startswith(inside) for name in of["reached"])}
+  rest = {test for test, of in tests.items() if "*" in of["reached"] or file_of(test) in map(file_of, reaching)} - reaching
 
   def in_order(some):
-    cost = lambda t: tests[t]["seconds"]
-    cheapest = collections.defaultdict(lambda: float("inf"))
-    for t in some:
-      cheapest[t.partition("::")[0]] = min(cheapest[t.partition("::")[0]], cost(t))
-    return sorted(some, key=lambda t: (cheapest[t.partition("::")[0]], t.partition("::")[0], cost(t)))
+    cost = {test: tests[test]["seconds"] for test in some}
+    cheapest = {file: min(cost[test] for test in some if file_of(test) == file) for file in map(file_of, some)}
+    return sorted(some, key=lambda test: (cheapest[file_of(test)], file_of(test), cost[test]))
 
   return [in_order(reaching), in_order(rest)]
 
@@ -354,9 +357,8 @@ def report(results):
     if r["status"] == "survived":
       print(f"{r['file']}:{r['line']} {r['function']} survived: {r['kind']}\n- {r['before']}\n+ {r['after']}")
   for room in [*dict.fromkeys(r["room"] for r in left), "all"]:
-    of = [r for r in left if room in (r["room"], "all")]
-    killed = sum(r["status"] != "survived" for r in of)
-    print(f"{room:<11} {killed:4} of {len(of):4} killed, {killed / len(of):.0%}")
+    of = [r["status"] != "survived" for r in left if room in (r["room"], "all")]
+    print(f"{room:<11} {sum(of):4} of {len(of):4} killed, {sum(of) / max(len(of), 1):.0%}")
   print(f"{'equivalent':<11} {len(equivalent):4}")
 
 

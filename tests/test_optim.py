@@ -268,3 +268,9 @@ def test_state_is_saved_by_orbax(tmp_path):
   assert jax.tree.structure(restored) == jax.tree.structure(state)
   there, here = (flat(update(gradients(1), s, params)[0]) for s in (restored, state))
   jax.tree.map(np.testing.assert_array_equal, there, here)
+
+
+def test_a_warmup_and_a_cooldown_may_fill_the_training():
+  curve = optim.schedule(make_config(schedule="constant", lr=1.0), 10, 4, 6)
+  want = [0, 1 / 4, 2 / 4, 3 / 4, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0]
+  np.testing.assert_allclose([curve(s) for s in range(11)], want, atol=1e-6)

@@ -70,10 +70,10 @@ def main(folder):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
   folder = tmp_path_factory.mktemp("six") / "run"
-  done = subprocess.run(
-      [sys.executable, __file__, folder], env={**os.environ, "JAX_NUM_CPU_DEVICES": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-      capture_output=True, text=True, timeout=240,
-  )
+  environment = {
+      **os.environ, "JAX_NUM_CPU_DEVICES": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": os.pathsep.join(sys.path)
+  }
+  done = subprocess.run([sys.executable, __file__, folder], env=environment, capture_output=True, text=True, timeout=240)
   assert done.returncode == 0, done.stderr
   returned, saves = pickle.loads(folder.with_suffix(".pickle").read_bytes())
   return types.SimpleNamespace(folder=folder, returned=returned, saves=saves, records=records(folder))
