@@ -216,7 +216,9 @@ def executable(name, impl, D, b, d, tile, extras=False):
 def test_memory_is_flat_in_devices_and_within_five_copies_of_the_embeddings(name):
   b, d = 2048, 768
   temp = {D: executable(name, "ring", D, b, d, 512).memory_analysis().temp_size_in_bytes for D in (4, 8)}
-  assert max(temp.values()) <= 5 * b * d * 4
+  assert max(temp.values()) <= {"sigmoid": 4.43, "softmax": 4.69}[name] * b * d * 4  # as docs/losses.md has it
+  weighted = executable(name, "ring", 8, b, d, 512, extras=True)
+  assert weighted.memory_analysis().temp_size_in_bytes <= 5 * b * d * 4
   assert abs(temp[8] / temp[4] - 1) <= 0.02
 
 
