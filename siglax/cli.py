@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -12,7 +13,20 @@ _DATA_HELP = "file.parquet or shapes, and fields of the spec: file.parquet:capti
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """Runs one command; a wrong input prints one line and returns 1."""
+  """Runs one command; a wrong input, and a file or pipe that fails, prints one line and returns 1."""
+  if sys.stdout is None:  # closed by whoever started this: the next file to be opened would take its place
+    sys.stdout = open(os.devnull, "w")
+  with contextlib.redirect_stdout(_Stdout(sys.stdout)) as stdout:
+    try:
+      try:
+        return _main(arguments)
+      finally:
+        stdout.flush()
+    except OSError as e:
+      return _failed("siglax", e)
+
+
+def _main(arguments):
   parser = argparse.ArgumentParser(prog="siglax", description="Contrastive image-text training (SigLIP, CLIP) in JAX.")
   commands = parser.add_subparsers(dest="command", required=True, metavar="command")
   adders = (_add_train, _add_evaluate, _add_embed, _add_classify, _add_search, _add_export, _add_tokenizer, _add_plan)
@@ -21,14 +35,58 @@ def main(arguments: list[str] | None = None) -> int:
   known, rest = parser.parse_known_args(arguments)
   try:
     known.overrides = _overrides(rest)
+    _check_paths(known)
     known.run(known)
   except KeyboardInterrupt:
     print(f"siglax {known.command}: interrupted", file=sys.stderr)
     return 130
   except (ValueError, FloatingPointError) as e:
-    print(f"siglax {known.command}: {e}", file=sys.stderr)
+    print(f"siglax {known.command}: {' '.join(str(e).splitlines())}", file=sys.stderr)
     return 1
+  except OSError as e:
+    return _failed(f"siglax {known.command}", e)
   return 0
+
+
+class _Stdout:
+  """A stream whose errors say that they are of stdout."""
+
+  def __init__(self, stream):
+    self._stream = stream
+
+  def write(self, text):
+    return self._try(self._stream.write, text)
+
+  def flush(self):
+    return self._try(self._stream.flush)
+
+  def _try(self, function, *arguments):
+    try:
+      return function(*arguments)
+    except OSError as e:
+      e.filename = "stdout"
+      os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # Python flushes again as it ends
+      raise
+
+  def __getattr__(self, name):
+    return getattr(self._stream, name)
+
+
+def _failed(name: str, error: OSError) -> int:
+  """Prints one line, but where the reader of what is printed has left, as `| head` does."""
+  if not (isinstance(error, BrokenPipeError) and error.filename == "stdout"):
+    where = "" if error.filename is None else f"{error.filename}: "
+    print(f"{name}: {where}{error.strerror or error}", file=sys.stderr)
+  return 1
+
+
+def _check_paths(arguments):
+  """ValueError for a path that is empty or a URL."""
+  from siglax import config
+
+  for flag, name in (("--workdir", "workdir"), ("--from", "source"), ("--out", "out")):
+    if (path := getattr(arguments, name, None)) is not None:
+      config.check_local(flag, path)
 
 
 def _add_train(commands):

@@ -178,7 +178,7 @@ def read_config(folder):
   file = pathlib.Path(folder) / CONFIG
   if not file.is_file():
     raise ValueError(f"{folder} is no run folder: it has no {CONFIG}; give the --workdir of siglax train")
-  return config_lib.from_json(file.read_text())
+  return config_lib.read(file)
 
 
 def text_processor(config, folder=None) -> text_lib.TextProcessor:

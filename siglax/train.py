@@ -84,7 +84,7 @@ class Run(program.Program):
     try:
       self.workdir.mkdir(parents=True, exist_ok=True)
       if file.exists() and any((self.workdir / checkpoint.FOLDER).glob("[0-9]*")):
-        different = config_lib.differences(config_lib.from_json(file.read_text()), self.config)
+        different = config_lib.differences(config_lib.read(file), self.config)
         if different:
           raise ValueError(
               f"--workdir {self.workdir} holds a run of another config: {'; '.join(different)}; "

@@ -67,7 +67,7 @@ def test_wrong_overrides(field, text, message):
     ("loader.threads", "0", "config.loader.threads=0 must be at least 1"),
     ("image.crop_min_area", "0", "config.image.crop_min_area=0.0 must lie in (0, 1]"),
     ("model.image.patch", "0", "config.model.image.patch=0 must be at least 1"),
-    ("model.text.depth", "0", "config.model.text.depth=0 must be positive"),
+    ("model.text.depth", "0", "config.model.text.depth=0 must be at least 1, or None"),
     ("optim.lr", "-1.0", "config.optim.lr=-1.0 must be positive"),
     ("loss.scale_max", "0.0", "config.loss.scale_max=0.0 must be positive"),
     ("image.std", "(0.5, 0.0, 0.5)", "config.image.std=(0.5, 0.0, 0.5) must be positive"),

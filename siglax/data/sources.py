@@ -119,7 +119,7 @@ def validate_spec(spec, field: str = ""):
   if not hasattr(spec, "items"):
     raise ValueError(f'{field or "data"}={spec!r} must be a dict such as {{"source": "shapes"}}')
   name = spec.get("source")
-  if name not in SOURCES:
+  if not isinstance(name, str) or name not in SOURCES:
     raise ValueError(f"{_prefix(field)}source={name!r} is unknown; known are {', '.join(SOURCES)}")
   arguments = inspect.signature(SOURCES[name]).parameters
   known = [*arguments, *COMMON_FIELDS]
