@@ -531,7 +531,7 @@ def _update(config: ConfigDict, field: str, value: Any):
 def _tuples(value):
   if isinstance(value, dict):
     return {k: _tuples(v) for k, v in value.items()}
-  return tuple(map(_tuples, value)) if isinstance(value, list) else value
+  return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _unknown(config: ConfigDict, field: str) -> str:

@@ -155,7 +155,7 @@ def _load(tokenizer):
   """The sentencepiece processor of a name or a path."""
   field = f"config.text.tokenizer={tokenizer!r}"
   path = SHIPPED.get(tokenizer) or pathlib.Path(tokenizer)
-  if not path.is_file():
+  if not os.path.isfile(path):
     raise ValueError(f"{field}: no such file; give a sentencepiece .model, or {', '.join(SHIPPED)}")
   model = path.read_bytes()
   try:
