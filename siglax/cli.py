@@ -26,15 +26,20 @@ def main(arguments: list[str] | None = None) -> int:
       return _failed("siglax", e)
 
 
-def _main(arguments):
+def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+  """What is given of the command's own flags, `run` among them, and the other words."""
   parser = argparse.ArgumentParser(prog="siglax", description="Contrastive image-text training (SigLIP, CLIP) in JAX.")
   commands = parser.add_subparsers(dest="command", required=True, metavar="command")
   adders = (_add_train, _add_evaluate, _add_embed, _add_classify, _add_search, _add_export, _add_tokenizer, _add_plan)
   for add in adders:
     add(commands)
-  known, rest = parser.parse_known_args(arguments)
+  return parser.parse_known_args(arguments)
+
+
+def _main(arguments):
+  known, rest = parse(arguments)
   try:
-    known.overrides = _overrides(rest)
+    known.overrides = overrides(rest)
     _check_paths(known)
     known.run(known)
   except KeyboardInterrupt:
@@ -341,17 +346,17 @@ def _join(arguments):
     logging.getLogger("siglax").setLevel(logging.WARNING)
 
 
-def _overrides(rest: list[str]) -> dict[str, str]:
+def overrides(rest: list[str]) -> dict[str, str]:
   """{"optim.lr": "3e-4"} of ["--config.optim.lr=3e-4"] or of its two halves as two words."""
-  overrides, words = {}, iter(rest)
+  given, words = {}, iter(rest)
   for word in words:
     name, equals, value = word.partition("=")
     if not name.startswith("--config."):
       raise ValueError(f"{word} is unknown; fields are set as --config.optim.lr=3e-4")
     if not equals and (value := next(words, None)) is None:
       raise ValueError(f"{word} has no value; write {word}=value")
-    overrides[name.removeprefix("--config.")] = value
-  return overrides
+    given[name.removeprefix("--config.")] = value
+  return given
 
 
 if __name__ == "__main__":

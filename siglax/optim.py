@@ -207,6 +207,8 @@ def _first_match(params, rules, field: str) -> dict:
 def compile_rule(rule, field: str) -> re.Pattern:
   """The pattern of a pair (pattern, value)."""
   try:
+    if not isinstance(rule, (tuple, list)):
+      raise TypeError("it is no pair")
     pattern, _ = rule
     return re.compile(pattern)
   except (TypeError, ValueError, OverflowError, RecursionError, re.error) as e:

@@ -135,6 +135,7 @@ def test_wrong_overrides(field, text, message):
     ("model.text.remat", "half", "config.model.text.remat='half' is not config.train.remat.text='none'"),
     ("model.image.image_size", "64", "config.model.image.image_size=64 is not config.image.size=16"),
     ("mesh.shard", "(5,)", "config.mesh.shard.0=5 must be a pair"),
+    ("mesh.shard", "({'a': 1, 'b': 2},)", "config.mesh.shard.0={'a': 1, 'b': 2} must be a pair"),
     ("mesh.shard", "(('(', 1),)", "config.mesh.shard.0=('(', 1) must be a pair"),
     ("mesh.shard", "(('.*', 'a'),)", "config.mesh.shard.0=('.*', 'a') must end in a dimension from 0 up, or in None"),
     ("mesh.data", "True", "config.mesh.data=True must be a number of devices"),
