@@ -129,6 +129,8 @@ export --from runs/x --format hf-vision --out exported/v
 embed --from runs/x --data train.parquet --out embedded.npz --texts
 embed --from runs/x --data train.parquet --out embedded.parquet --texts
 export --from runs/x --format stablehlo --out exported/quickstart
+train --config configs/clip_rn50.py:smoke=True --workdir runs/rn50 --config.text.strip_punctuation=True --config.total_steps=2
+export --from runs/rn50 --format open_clip --out exported/o
 """
 
 
