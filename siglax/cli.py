@@ -1,8 +1,9 @@
-"""The command line: `siglax train | evaluate | embed | classify | search | export | tokenizer | plan`; `--help` on each."""
+"""The command line: `siglax train | evaluate | replay | embed | classify | search | export | tokenizer | plan`; `--help` on each."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -12,23 +13,87 @@ _DATA_HELP = "file.parquet or shapes, and fields of the spec: file.parquet:capti
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """Runs one command; a wrong input prints one line and returns 1."""
+  """Runs one command; a wrong input, and a file or pipe that fails, prints one line and returns 1."""
+  if sys.stdout is None:  # closed by whoever started this: the next file to be opened would take its place
+    sys.stdout = open(os.devnull, "w")
+  with contextlib.redirect_stdout(_Stdout(sys.stdout)) as stdout:
+    try:
+      try:
+        return _main(arguments)
+      finally:
+        stdout.flush()
+    except OSError as e:
+      return _failed("siglax", e)
+
+
+def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+  """What is given of the command's own flags, `run` among them, and the other words."""
   parser = argparse.ArgumentParser(prog="siglax", description="Contrastive image-text training (SigLIP, CLIP) in JAX.")
   commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-  adders = (_add_train, _add_evaluate, _add_embed, _add_classify, _add_search, _add_export, _add_tokenizer, _add_plan)
+  adders = (
+      _add_train, _add_evaluate, _add_replay, _add_embed, _add_classify, _add_search, _add_export, _add_tokenizer, _add_plan,
+  )
   for add in adders:
     add(commands)
-  known, rest = parser.parse_known_args(arguments)
+  return parser.parse_known_args(arguments)
+
+
+def _main(arguments):
+  known, rest = parse(arguments)
   try:
-    known.overrides = _overrides(rest)
+    known.overrides = overrides(rest)
+    _check_paths(known)
     known.run(known)
   except KeyboardInterrupt:
     print(f"siglax {known.command}: interrupted", file=sys.stderr)
     return 130
   except (ValueError, FloatingPointError) as e:
-    print(f"siglax {known.command}: {e}", file=sys.stderr)
+    print(f"siglax {known.command}: {' '.join(str(e).splitlines())}", file=sys.stderr)
     return 1
+  except OSError as e:
+    return _failed(f"siglax {known.command}", e)
   return 0
+
+
+class _Stdout:
+  """A stream whose errors say that they are of stdout."""
+
+  def __init__(self, stream):
+    self._stream = stream
+
+  def write(self, text):
+    return self._try(self._stream.write, text)
+
+  def flush(self):
+    return self._try(self._stream.flush)
+
+  def _try(self, function, *arguments):
+    try:
+      return function(*arguments)
+    except OSError as e:
+      e.filename = "stdout"
+      os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # Python flushes again as it ends
+      raise
+
+  def __getattr__(self, name):
+    return getattr(self._stream, name)
+
+
+def _failed(name: str, error: OSError) -> int:
+  """Prints one line, but where the reader of what is printed has left, as `| head` does."""
+  if not (isinstance(error, BrokenPipeError) and error.filename == "stdout"):
+    where = "" if error.filename is None else f"{error.filename}: "
+    print(f"{name}: {where}{error.strerror or error}", file=sys.stderr)
+  return 1
+
+
+def _check_paths(arguments):
+  """ValueError for a path that is empty or a URL."""
+  from siglax import config
+
+  for flag, name in (("--workdir", "workdir"), ("--from", "source"), ("--out", "out")):
+    if (path := getattr(arguments, name, None)) is not None:
+      config.check_local(flag, path)
 
 
 def _add_train(commands):
@@ -59,6 +124,19 @@ def _add_evaluate(commands):
   parser.add_argument("--out", help="file to write; DIR/eval.json by default")
   _add_process_flags(parser)
   parser.set_defaults(run=_evaluate)
+
+
+def _add_replay(commands):
+  parser = commands.add_parser(
+      "replay", help="make one step of a run again",
+      description="Makes one step of a run again, from the newest good checkpoint before it: prints its loss and gradient norm, "
+      "and the examples of its batch. On the same kind and number of devices the loss is that of metrics.jsonl, bit for bit. "
+      "Nothing is written.",
+  )
+  parser.add_argument("--run", dest="source", required=True, metavar="DIR", help="run folder, with its data in place")
+  parser.add_argument("--step", required=True, type=int, metavar="N", help="step as in metrics.jsonl, from 1")
+  parser.add_argument("--json", action="store_true", help="print one JSON object")
+  parser.set_defaults(run=_replay)
 
 
 def _add_embed(commands):
@@ -181,6 +259,18 @@ def _evaluate(arguments):
   evaluate.evaluate(arguments.source, arguments.overrides, arguments.out)
 
 
+def _replay(arguments):
+  _no_overrides(arguments)
+  _setup()
+  from siglax import replay
+
+  report = replay.replay(arguments.source, arguments.step)
+  if arguments.json:
+    print(json.dumps(report))
+  else:
+    replay.show(report, f"siglax replay {arguments.source} step {arguments.step}")
+
+
 def _embed(arguments):
   _no_overrides(arguments)
   _setup()
@@ -292,17 +382,17 @@ def _join(arguments):
     logging.getLogger("siglax").setLevel(logging.WARNING)
 
 
-def _overrides(rest: list[str]) -> dict[str, str]:
+def overrides(rest: list[str]) -> dict[str, str]:
   """{"optim.lr": "3e-4"} of ["--config.optim.lr=3e-4"] or of its two halves as two words."""
-  overrides, words = {}, iter(rest)
+  given, words = {}, iter(rest)
   for word in words:
     name, equals, value = word.partition("=")
     if not name.startswith("--config."):
       raise ValueError(f"{word} is unknown; fields are set as --config.optim.lr=3e-4")
     if not equals and (value := next(words, None)) is None:
       raise ValueError(f"{word} has no value; write {word}=value")
-    overrides[name.removeprefix("--config.")] = value
-  return overrides
+    given[name.removeprefix("--config.")] = value
+  return given
 
 
 if __name__ == "__main__":

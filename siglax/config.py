@@ -15,11 +15,14 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import importlib.util
 import inspect
 import json
 import math
 import pathlib
+import re
+import traceback
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -41,6 +44,23 @@ FREE_ON_RESUME = (
     "loader", "mesh", "eval", "checkpoint", "log", "profile", "loss.impl", "loss.tile", "loss.check_embeddings",
     "train.remat", "train.microbatch", "model.image.remat", "model.text.remat", "optim.skip_nonfinite",
 )
+
+# Fields that take the value of another one, which is the one to set.
+FOLLOWS = {
+    "model.scale_init": "loss.scale_init",
+    "model.bias_init": "loss.bias_init",
+    "model.image.image_size": "image.size",
+    "model.image.mean": "image.mean",
+    "model.image.std": "image.std",
+    "model.image.dtype": "train.dtype",
+    "model.image.patch_drop": "train.patch_drop",
+    "model.image.remat": "train.remat.image",
+    "model.text.length": "text.length",
+    "model.text.dtype": "train.dtype",
+    "model.text.remat": "train.remat.text",
+}
+MAX_STEPS = 2**31 - 1  # a state counts its steps in an int32
+MAX_INT, MAX_FLOAT = 2**63 - 1, 3.4e38  # an int64 and a float32 hold
 
 
 def add_duration(group: ConfigDict, name: str, **unit):
@@ -120,8 +140,6 @@ def default() -> ConfigDict:
   # Parameters to start from: a run folder, an export, a Hugging Face folder, a big_vision .npz; ":img" or ":txt" at the
   # end takes one tower. Position embeddings are resized to this image.size.
   c.model.init_from = placeholder(str)
-  c.model.scale_init = c.loss.get_oneway_ref("scale_init")
-  c.model.bias_init = c.loss.get_oneway_ref("bias_init")
 
   c.model.image = ConfigDict()
   # Ti | S | B | L | So400m | g-opt: sets width, depth, heads and mlp_dim | RN50 | RN101: CLIP's ResNets, which of the
@@ -143,12 +161,6 @@ def default() -> ConfigDict:
   c.model.image.dropout = 0.0  # after attention and MLP
   c.model.image.lora_rank = 0  # adapters on the attention of the blocks (LoRA); train them alone by optim.lr_multipliers
   c.model.image.scan = True  # one compiled block for all layers: parameters stacked over depth
-  c.model.image.image_size = c.image.get_oneway_ref("size")
-  c.model.image.mean = c.image.get_oneway_ref("mean")
-  c.model.image.std = c.image.get_oneway_ref("std")
-  c.model.image.dtype = c.train.get_oneway_ref("dtype")
-  c.model.image.patch_drop = c.train.get_oneway_ref("patch_drop")
-  c.model.image.remat = c.train.remat.get_oneway_ref("image")
 
   c.model.text = ConfigDict()
   c.model.text.size = "S"
@@ -166,9 +178,6 @@ def default() -> ConfigDict:
   c.model.text.dropout = 0.0
   c.model.text.lora_rank = 0
   c.model.text.scan = True
-  c.model.text.length = c.text.get_oneway_ref("length")
-  c.model.text.dtype = c.train.get_oneway_ref("dtype")
-  c.model.text.remat = c.train.remat.get_oneway_ref("text")
 
   c.optim = ConfigDict()
   c.optim.name = "adamw"  # adamw | adafactor | lion
@@ -221,6 +230,10 @@ def default() -> ConfigDict:
 
   c.profile = ConfigDict()
   c.profile.steps = placeholder(str)  # "10:15" traces steps 10 to 15 into the run folder's profile/, for TensorBoard or Perfetto
+
+  for field, source in FOLLOWS.items():
+    (group, key), (source_group, source_key) = (x.rsplit(".", 1) for x in (field, source))
+    get(c, group)[key] = get(c, source_group).get_oneway_ref(source_key)
   return c.lock()
 
 
@@ -247,13 +260,15 @@ def load(path: str, overrides: dict[str, str] | None = None) -> ConfigDict:
     raise ValueError(f"--config {filename}: not a Python file")
   spec = importlib.util.spec_from_file_location(f"siglax_config_{file.stem}", file)
   module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  if not hasattr(module, "get_config"):
+  with _naming(filename):
+    spec.loader.exec_module(module)
+  if not callable(getattr(module, "get_config", None)):
     raise ValueError(f"--config {filename}: the file defines no get_config()")
-  try:
-    config = module.get_config(**_arguments(arguments, module.get_config, filename))
-  except (AttributeError, TypeError, KeyError) as e:
-    raise ValueError(f"--config {filename}: {_one_line(e)}") from e
+  arguments = _arguments(arguments, module.get_config, filename)
+  with _naming(filename):
+    config = module.get_config(**arguments)
+  if not isinstance(config, ConfigDict):
+    raise ValueError(f"--config {filename}: get_config() returns {shown(config)}; it must return the config")
   for field, text in (overrides or {}).items():
     override(config, field, text)
   return config
@@ -276,7 +291,7 @@ def get(config: ConfigDict, field: str, **default) -> Any:
   node = config
   for i, key in enumerate(field.split(".")):
     try:
-      node = node[int(key)] if isinstance(node, (tuple, list)) else node[key]
+      node = node[_index(key)] if isinstance(node, (tuple, list)) else node[key]
     except (KeyError, ValueError, IndexError, TypeError):
       if "default" in default and isinstance(node, dict):
         return default["default"]
@@ -304,11 +319,57 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-  """The config that `to_json` wrote."""
+  """The config that `to_json` wrote. ValueError in one line for what is no such JSON, or has fields that are not known."""
+  try:
+    groups = json.loads(text)
+  except (ValueError, RecursionError) as e:
+    raise ValueError(f"no JSON, or cut short: {_one_line(e)}") from e
+  if not isinstance(groups, dict):
+    raise ValueError(f"holds {shown(groups)}; it must be a JSON object")
   config = default()
-  for group, value in json.loads(text).items():
+  for group, value in groups.items():
     _update(config, group, value)
   return config
+
+
+def read(file) -> ConfigDict:
+  """The config of a run folder's config.json; ValueError that names the file for one that is damaged, or of a newer siglax."""
+  try:
+    return from_json(pathlib.Path(file).read_text())
+  except (OSError, ValueError) as e:
+    raise ValueError(f"{file} is no config of this siglax: {e.strerror if isinstance(e, OSError) else e}") from e
+
+
+def check_values(config: ConfigDict):
+  """ValueError for a field that is missing, unknown, or of a value that a field of its type cannot have.
+
+  That is another type, None where the default is not, a number that is not finite or too large, or what JSON cannot hold.
+  """
+  kinds = _kinds()
+  for field in kinds.keys() ^ _leaves(config).keys():
+    raise ValueError(f"config.{field} is missing" if field in kinds else _unknown(config, field))
+  for field in kinds:
+    _check_value(field, get(config, field))
+  for field, source in FOLLOWS.items():
+    if (value := get(config, field)) != get(config, source):
+      raise ValueError(f"config.{field}={shown(value)} is not config.{source}={shown(get(config, source))}, which it follows; set that one")
+
+
+def check_local(name: str, path):
+  """ValueError for a path that is empty or a URL. name: of the flag or the field."""
+  if not str(path):
+    raise ValueError(f"{name}={str(path)!r} is empty; name a local folder or file")
+  if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", str(path)):
+    raise ValueError(f"{name}={shown(str(path))} is a URL, which siglax does not open; name a local folder or file")
+
+
+def shown(value: Any) -> str:
+  """repr(value), cut to about 80 characters."""
+  try:
+    text = repr(value)
+  except ValueError:  # Python prints no integers of more than 4300 digits
+    return "a number of more than 4300 digits"
+  return text if len(text) <= 80 else f"{text[:60]} … {text[-15:]}"
 
 
 def differences(first: ConfigDict, second: ConfigDict, where="there", and_where="here") -> list[str]:
@@ -329,7 +390,10 @@ def duration_steps(config: ConfigDict, name: str, epoch_examples: int) -> int | 
   for k, size in zip(UNITS, (config.batch_size, 1, 1 / epoch_examples)):
     value = get(config, f"{name}_{k}")
     if value is not None:
-      return int(round(value)) if k == "steps" else round(value / size / config.batch_size)
+      steps = int(round(value)) if k == "steps" else round(value / size / config.batch_size)
+      if steps > MAX_STEPS:
+        raise ValueError(f"config.{name}_{k}={value} comes to {steps:.4g} steps; at most {MAX_STEPS:,} can be counted")
+      return steps
   return None
 
 
@@ -388,8 +452,8 @@ def _parse(text: str) -> Any:
   if text.lower() in lowered:
     return lowered[text.lower()]
   try:
-    return ast.literal_eval(text)
-  except (ValueError, SyntaxError):
+    return _tuples(ast.literal_eval(text))
+  except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # also what is too deeply nested for Python
     return text
 
 
@@ -400,18 +464,74 @@ def _set(config: ConfigDict, field: str, value: Any):
   if isinstance(parent, ConfigDict):
     if key not in parent:
       raise ValueError(_unknown(config, field))
-    try:
-      parent[key] = value
-    except (TypeError, ValueError) as e:
-      kind = parent.get_type(key).__name__
-      raise ValueError(f"config.{field}={value!r} is of type {type(value).__name__}; it needs {kind}") from e
+    _check_value(field, value)
+    parent[key] = value
   elif isinstance(parent, dict):
     _set(config, head, {**parent, key: value})
   elif isinstance(parent, tuple):
     get(config, field)
-    _set(config, head, tuple(value if str(i) == key else x for i, x in enumerate(parent)))
+    _set(config, head, tuple(value if i == _index(key) else x for i, x in enumerate(parent)))
   else:
     raise ValueError(_unknown(config, field))
+
+
+def _index(key: str) -> int:
+  """Of an entry of a tuple, from 0; KeyError for another word."""
+  if not re.fullmatch("0|[1-9][0-9]{0,8}", key):
+    raise KeyError(key)
+  return int(key)
+
+
+@functools.cache
+def _kinds() -> dict[str, tuple[type, bool]]:
+  """{field: (its type, whether it may be None)} of the fields that are no groups."""
+  config = default()
+  durations = {f"{name}_{k}" for name in DURATIONS for k in UNITS}
+  kinds = {}
+  for field, value in _leaves(config).items():
+    head, _, key = field.rpartition(".")
+    kinds[field] = (get(config, head) if head else config).get_type(key), value is None or field in durations
+  return kinds
+
+
+def _leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+  """{field: value}; unlike in `flatten`, a tuple of specs is one value."""
+  leaves = {}
+  for key, value in config.items():
+    leaves |= _leaves(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else {f"{prefix}{key}": value}
+  return leaves
+
+
+def _check_value(field: str, value: Any):
+  if field not in (kinds := _kinds()):
+    inside = [f for f in kinds if f.startswith(f"{field}.")]
+    what = f"a group of fields; set one, such as config.{inside[0]}" if inside else "no field of siglax/config.py"
+    raise ValueError(f"config.{field}={shown(value)}: config.{field} is {what}")
+  kind, optional = kinds[field]
+  if value is None and optional:
+    return
+  kinds_too = {float: (int, float), tuple: (tuple, list)}.get(kind, kind)
+  if not isinstance(value, kinds_too) or isinstance(value, bool) and kind in (int, float):
+    needed = f"{kind.__name__}{', or None' if optional else ''}"
+    raise ValueError(f"config.{field}={shown(value)} is of type {type(value).__name__}; it needs {needed}")
+  _check_plain(field, value)
+
+
+def _check_plain(field: str, value: Any):
+  """ValueError for what config.json cannot hold, or no array."""
+  if isinstance(value, (dict, ConfigDict)):
+    for key, inner in value.items():
+      if not isinstance(key, str):
+        raise ValueError(f"config.{field} has the key {shown(key)}; a key must be a name")
+      _check_plain(f"{field}.{key}", inner)
+  elif isinstance(value, (tuple, list)):
+    for i, inner in enumerate(value):
+      _check_plain(f"{field}.{i}", inner)
+  elif isinstance(value, (int, float)):
+    if not abs(value) <= (MAX_INT if isinstance(value, int) else MAX_FLOAT):
+      raise ValueError(f"config.{field}={shown(value)} is not finite, or too large: at most {MAX_INT} or {MAX_FLOAT:g}")
+  elif not isinstance(value, str | None):
+    raise ValueError(f"config.{field}={shown(value)} is of type {type(value).__name__}, which a config cannot hold")
 
 
 def _update(config: ConfigDict, field: str, value: Any):
@@ -425,16 +545,36 @@ def _update(config: ConfigDict, field: str, value: Any):
 def _tuples(value):
   if isinstance(value, dict):
     return {k: _tuples(v) for k, v in value.items()}
-  return tuple(map(_tuples, value)) if isinstance(value, list) else value
+  return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _unknown(config: ConfigDict, field: str) -> str:
   fields = list(flatten(config))
   same_name = [f for f in fields if f.rpartition(".")[2] == field.rpartition(".")[2]]
   near = same_name or difflib.get_close_matches(field, fields, n=1, cutoff=0.5)
-  return f"config.{field} is unknown" + (f"; did you mean config.{near[0]}?" if near else "; siglax/config.py lists every field")
+  return f"config.{shown(field)[1:-1]} is unknown" + (f"; did you mean config.{near[0]}?" if near else "; siglax/config.py lists every field")
 
 
-def _one_line(error: Exception) -> str:
+class _naming:
+  """Turns any error of a config file into one line with the file and the line in it."""
+
+  def __init__(self, filename: str):
+    self._filename = filename
+
+  def __enter__(self):
+    pass
+
+  def __exit__(self, kind, error, trace):
+    if not isinstance(error, (Exception, SystemExit)):
+      return
+    lines = [frame.lineno for frame in traceback.extract_tb(trace) if frame.filename.endswith(self._filename)]
+    if isinstance(error, SyntaxError) and (error.filename or "").endswith(self._filename):
+      lines = [error.lineno]
+    line = f", line {lines[-1]}" if lines else ""
+    name = "" if isinstance(error, ValueError) else f"{kind.__name__}: "
+    raise ValueError(f"--config {self._filename}{line}: {name}{_one_line(error)}") from error
+
+
+def _one_line(error: BaseException) -> str:
   text = str(error).replace("\\n", " ").replace("\n", " ")
   return text if len(text) < 300 else f"{text[:120]} … {text[-150:]}"

@@ -187,7 +187,7 @@ def _first_match(params, rules, field: str) -> dict:
 
   Running statistics are no part of it.
   """
-  patterns = [_compile(rule, f"{field}.{i}") for i, rule in enumerate(rules)]
+  patterns = [compile_rule(rule, f"{field}.{i}") for i, rule in enumerate(rules)]
   names = [name for path, _ in jax.tree_util.tree_leaves_with_path(params) if not is_statistic(name := _name(path))]
   first = {n: next((i for i, p in enumerate(patterns) if p.fullmatch(n)), None) for n in names}
   for name, i in first.items():
@@ -204,11 +204,14 @@ def _first_match(params, rules, field: str) -> dict:
   return {name: rules[i][1] for name, i in first.items()}
 
 
-def _compile(rule, field: str) -> re.Pattern:
+def compile_rule(rule, field: str) -> re.Pattern:
+  """The pattern of a pair (pattern, value)."""
   try:
+    if not isinstance(rule, (tuple, list)):
+      raise TypeError("it is no pair")
     pattern, _ = rule
     return re.compile(pattern)
-  except (TypeError, ValueError, re.error) as e:
+  except (TypeError, ValueError, OverflowError, RecursionError, re.error) as e:
     raise ValueError(f'{field}={rule!r} must be a pair such as (".*/kernel", 1.0): {e}') from e
 
 

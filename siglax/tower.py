@@ -179,10 +179,7 @@ def read_config(folder):
   file = pathlib.Path(folder) / CONFIG
   if not file.is_file():
     raise ValueError(f"{folder} is no run folder: it has no {CONFIG}; give the --workdir of siglax train")
-  try:
-    return config_lib.from_json(file.read_text())
-  except (OSError, ValueError, TypeError, AttributeError, RecursionError) as e:
-    raise ValueError(f"{file} is no config of a run, or is damaged: {' '.join(str(e).split())[:300]}") from None
+  return config_lib.read(file)
 
 
 def text_processor(config, folder=None) -> text_lib.TextProcessor:

@@ -155,19 +155,23 @@ class Shapes:
   ):
     if split not in ("train", "test"):
       raise ValueError(f"split={split!r} is unknown; known are train, test")
-    for name, value, least in (("size", size, 1), ("image_size", image_size, 16)):
-      if not isinstance(value, int) or value < least:
+    for name, value, least, most in (
+        ("size", size, 1, 2**31 - 1), ("image_size", image_size, 16, 2**14), ("seed", seed, 0, 2**63 - 1)
+    ):
+      if type(value) is not int or value < least:
         raise ValueError(f"{name}={value!r} must be a whole number from {least} up")
-    if not isinstance(objects, (tuple, list)) or not objects or not set(objects) <= {1, 2, 3}:
+      if value > most:
+        raise ValueError(f"{name}={value} must be at most {most:,}")
+    if not isinstance(objects, (tuple, list)) or not objects or not all(type(x) is int and 1 <= x <= 3 for x in objects):
       raise ValueError(f"objects={objects!r} must be a tuple of numbers from 1 to 3, such as (1, 2, 3)")
     if pairs not in (None, "seen", "unseen"):
       raise ValueError(f"pairs={pairs!r} is unknown; known are None, seen, unseen")
     if pairs == "unseen" and split == "train":
       raise ValueError('pairs="unseen" is not for training: use split="test", or pairs=None')
-    if not isinstance(captions, int) or not 1 <= captions <= FRAMES:
+    if type(captions) is not int or not 1 <= captions <= FRAMES:
       raise ValueError(f"captions={captions!r} must be from 1 to {FRAMES}")
     told = dict.fromkeys(TELLABLE, detail) if not hasattr(detail, "items") else dict.fromkeys(TELLABLE, 1.0) | dict(detail)
-    if set(told) != set(TELLABLE) or not all(0 <= probability <= 1 for probability in told.values()):
+    if set(told) != set(TELLABLE) or not all(isinstance(p, (int, float)) and 0 <= p <= 1 for p in told.values()):
       raise ValueError(f"detail={detail} must lie in [0, 1], a probability, or be a dict of such for {', '.join(TELLABLE)}")
     if arrangements not in (1, 2, 4):
       raise ValueError(f"arrangements={arrangements} must be 1, 2 or 4")

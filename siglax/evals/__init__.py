@@ -126,7 +126,7 @@ def validate_tasks(config: ConfigDict):
     field = f"config.eval.tasks.{i}"
     if not hasattr(task, "items"):
       raise ValueError(f'{field}={task!r} must be a dict such as {{"kind": "loss", "name": "val", "data": {{…}}}}')
-    if task.get("kind") not in KINDS:
+    if not isinstance(task.get("kind"), str) or task["kind"] not in KINDS:
       raise ValueError(f"{field}.kind={task.get('kind')!r} is unknown; known are {', '.join(KINDS)}")
     _validate_fields(task, field)
     name = task.get("name")
