@@ -32,7 +32,7 @@ setup(
         "gpu": ["jax[cuda13]>=0.10.2"],
         "tpu": ["jax[tpu]>=0.10.2"],
         "wandb": ["wandb>=0.19"],
-        "test": ["pytest>=9.2", "pytest-xdist>=3.8", "pyyaml>=6.0", "hypothesis>=6.170"],
+        "test": ["pytest>=9.2", "pytest-xdist>=3.8", "hypothesis>=6.170", "pyyaml>=6.0"],
     },
     entry_points={"console_scripts": ["siglax=siglax.cli:main"]},
 )
