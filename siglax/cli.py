@@ -8,6 +8,7 @@ import os
 import sys
 
 
+END_SECONDS = 20
 _DATA_HELP = "file.parquet or shapes, and fields of the spec: file.parquet:caption=text"
 
 
@@ -29,6 +30,16 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"siglax {known.command}: {e}", file=sys.stderr)
     return 1
   return 0
+
+
+def entry() -> int:
+  """`main` as a program: one that fails ends within END_SECONDS, whatever its threads still wait for."""
+  code = main()
+  if code:
+    from siglax import processes
+
+    processes.end_within(END_SECONDS, code)
+  return code
 
 
 def _add_train(commands):
@@ -301,4 +312,4 @@ def _overrides(rest: list[str]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  sys.exit(entry())

@@ -97,7 +97,8 @@ class Run(program.Program):
     total in any case.
     """
     file = self.workdir / tower.CONFIG
-    steps = [int(p.name) for p in (self.workdir / checkpoint.FOLDER).glob("[0-9]*") if p.name.isdecimal()]
+    folder = self.workdir / checkpoint.FOLDER
+    steps = checkpoint.attempt(lambda: checkpoint.steps_in(folder), f"{folder} cannot be read")
     if not steps or not file.exists():
       return
     there = tower.read_config(self.workdir)
