@@ -39,6 +39,8 @@ RETRY_SECONDS = (0.5, 1, 2, 4)
 # A save that takes longer than this has failed.
 SAVE_SECONDS = 1200
 POLL_SECONDS = 0.5
+# Seconds that the end of a run waits for a save after one that failed.
+CLOSE_SECONDS = 15
 # Bytes of the state that `config.checkpoint.verify` reads back at a time.
 VERIFY_BYTES = 2**28
 # Errors of a path that is not there: damage. All other errors of the operating system are failures to read.
@@ -73,6 +75,7 @@ class Checkpoints:
     self._last = 0  # step of the last save that succeeded, or of what was restored
     self._again = False  # the last save failed and has not been tried again
     self._failed = 0  # saves in a row that failed, their second attempts included
+    self._ending = False  # the save that is under way is the run's last
     self._deleting, self._next_poll = None, 0.0
     if config is not None:
       processes.on_first(self._prepare)
@@ -104,6 +107,7 @@ class Checkpoints:
     config.checkpoint.max_failed_saves saves in a row have failed, or the last one.
     """
     self._settle()
+    self._ending = last
     self._saved = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
     sums, bad = inspect(state)
     if bad is not None:
@@ -179,7 +183,7 @@ class Checkpoints:
       return
     closing = threading.Thread(target=self._close, daemon=True)
     closing.start()
-    closing.join(sum(RETRY_SECONDS) if self._failed else SAVE_SECONDS)
+    closing.join(CLOSE_SECONDS if self._failed else SAVE_SECONDS)
 
   def _close(self):
     self.wait()
@@ -238,15 +242,15 @@ class Checkpoints:
       raise ValueError(f"the checkpoint of step {step} failed: {one_line(error)}; {self.last_good()}") from error
     with contextlib.suppress(OSError):
       self._sweep()
-    saves, most = (self._failed + 1) // 2, self._config.max_failed_saves
     logger.warning(
-        "the checkpoint of step %d failed (%d of %d saves that may fail in a row): %s; %s; training goes on",
-        step, saves, most, one_line(error), self.last_good(),
+        "the checkpoint of step %d failed, attempt %d in a row: %s; %s%s",
+        step, self._failed, one_line(error), self.last_good(), "" if self._ending else "; training goes on",
     )
-    if saves > most:
+    saves, most = self._failed // 2, self._config.max_failed_saves
+    if saves > most and not self._ending:
       raise ValueError(
-          f"{saves} saves in a row have failed, more than config.checkpoint.max_failed_saves={most}: {one_line(error)}; "
-          f"{self.last_good()}"
+          f"{saves} saves in a row have failed, each tried twice, more than config.checkpoint.max_failed_saves={most}: "
+          f"{one_line(error)}; {self.last_good()}"
       )
 
   def _committed(self):
@@ -414,7 +418,10 @@ class _Arrays(ocp.type_handlers.ArrayHandler):
       raise
 
 
-_READERS = ocp.type_handlers.create_type_handler_registry((jax.Array, _Arrays()))
+_LEFT_OUT = type(ocp.PLACEHOLDER)
+_READERS = ocp.type_handlers.create_type_handler_registry(
+    (jax.Array, _Arrays()), (_LEFT_OUT, ocp.type_handlers.get_type_handler(_LEFT_OUT))
+)
 
 ADVICE = (
     "set config.optim.skip_nonfinite to leave such updates out and start again, or lower config.optim.lr or set "

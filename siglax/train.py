@@ -216,7 +216,7 @@ def _train(run: Run, stop: StopSignals, goodput, lock):
             jax.block_until_ready(metrics)
         step += 1
         profiler.after(step, metrics)
-        log.push(step, metrics, compiles)
+        log.push(step, metrics, compiles, state)
     finally:
       profiler.close()
       batches.close()
@@ -250,8 +250,10 @@ class Log:
     self._flops = {}
     self.pause()
 
-  def push(self, step, metrics, compiled):
-    """Takes the metrics of the step just dispatched, and whether it was compiled, and reads those of the one before."""
+  def push(self, step, metrics, compiled, state):
+    """Takes the metrics of the step just dispatched, whether it was compiled and the state after it, to name what is wrong
+    with it; and reads the metrics of the step before."""
+    self._state = state
     self._read()
     self._pending = (step, metrics, compiled)
 
@@ -289,8 +291,10 @@ class Log:
       wrong = next((name for name in ("loss", "grad_norm") if not np.isfinite(values[name])), None)
       if wrong:
         often = f", after {limit} updates left out in a row (config.optim.skip_nonfinite={limit})" if left_out else ""
+        leaf = checkpoint.inspect(self._state)[1]
+        where = f"; {leaf} is not finite by now" if leaf else ""
         raise FloatingPointError(
-            f"{wrong}={values[wrong]} at step {step}{often}; {self._checkpoints.last_good()}; {checkpoint.ADVICE}"
+            f"{wrong}={values[wrong]} at step {step}{often}{where}; {self._checkpoints.last_good()}; {checkpoint.ADVICE}"
         )
     if limit:
       values["skipped"] = self.skipped
