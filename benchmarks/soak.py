@@ -112,10 +112,10 @@ class Start:
     return [p.poll() for p in self.processes]
 
   def step(self) -> int:
-    """Of the last whole line that this start has logged; 0 before the first."""
+    """Of the last whole lines of the run's metrics; 0 before the first."""
     try:
       lines = (self.folder / "metrics.jsonl").read_bytes().rpartition(b"\n")[0].splitlines()[-3:]
-      return max((json.loads(line)["step"] for line in lines if b'"loss"' in line), default=0)
+      return max((json.loads(line)["step"] for line in lines), default=0)
     except (OSError, ValueError, KeyError):
       return 0
 
@@ -216,7 +216,7 @@ class Soak:
     while True:
       if start.ended():
         self._remember(start)
-        if start.codes() == [0] * self.count and start.step() == self.steps and "stopped by" not in start.output():
+        if start.codes() == [0] * self.count and newest(folder) == self.steps:
           break
         start = Start(self, folder)
       elif time.monotonic() >= next_fault and not self._over():
@@ -253,7 +253,7 @@ class Soak:
     row["tried"] += 1
     if self.left:
       self.left[name] -= 1
-    print(f"{time.monotonic() - start.begin:6.0f} s  {name}  step {before['step']}  left {dict(self.left)}" , flush=True)
+    print(f"{name} at step {before['step']}, {time.monotonic() - before['at']:.0f} s; left {self.left}", flush=True)
     return following
 
   def _recovered(self, start, before, row, damaged):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import logging
@@ -78,6 +79,7 @@ class Checkpoints:
     self._ending = False  # the save that is under way is the run's last
     self._deleting, self._next_poll = None, 0.0
     if config is not None:
+      _quiet_threads()
       processes.on_first(self._prepare)
       handler = ocp.CompositeCheckpointHandler(state=ocp.PyTreeCheckpointHandler(), meta=ocp.JsonCheckpointHandler())
       # Folders made in the background would leave a failed mkdir waiting for SAVE_SECONDS.
@@ -423,6 +425,13 @@ _READERS = ocp.type_handlers.create_type_handler_registry(
     (jax.Array, _Arrays()), (_LEFT_OUT, ocp.type_handlers.get_type_handler(_LEFT_OUT))
 )
 
+@functools.cache
+def _quiet_threads():
+  """Leaves out the tracebacks of orbax's threads: what they raise reaches `Checkpoints` too, which says it in one line."""
+  show = threading.excepthook
+  threading.excepthook = lambda args: None if type(args.thread).__module__.startswith("orbax.") else show(args)
+
+
 ADVICE = (
     "set config.optim.skip_nonfinite to leave such updates out and start again, or lower config.optim.lr or set "
     "config.optim.clip_norm in a new --workdir"
@@ -452,14 +461,16 @@ def steps_in(path: str | os.PathLike) -> list[int]:
 
 
 def attempt(read, message: str):
-  """What read() returns, after several attempts where the operating system fails. ValueError after the last of them."""
+  """What read() returns, after several attempts where the disk or the memory fails. ValueError after the last of them."""
   for delay in (*RETRY_SECONDS, None):
     try:
       return read()
-    except OSError as e:
+    except Exception as e:  # pylint: disable=broad-exception-caught; those that are no failure are raised again
+      if not is_failure(e):
+        raise
       if delay is None:
-        raise ValueError(f"{message}: {e.strerror}; nothing was changed, start again when it can be read") from e
-      logger.warning("%s, trying again in %.1f s: %s", message, delay, e.strerror)
+        raise ValueError(f"{message}: {one_line(e)}; nothing was changed, start again when it can be read") from e
+      logger.warning("%s, trying again in %.1f s: %s", message, delay, one_line(e))
     time.sleep(delay)
 
 
