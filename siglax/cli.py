@@ -280,7 +280,7 @@ def _setup():
 
   logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
   logging.getLogger("siglax").setLevel(logging.INFO)
-  logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's, which warns of each folder that is only read
+  logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's: what fails there reaches siglax as well, which says it in one line
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of writes of one save that fail together, the first is told
   mesh.keep_freed_memory()
   mesh.keep_compiled_programs()

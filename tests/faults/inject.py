@@ -126,13 +126,18 @@ def failing_saves(kind: str = "ENOSPC", times: int = 10**9, after: int = 0):
 
 @contextlib.contextmanager
 def small_files(size: int):
-  """Writes beyond this size of a file fail (EFBIG), those of C++ libraries too, as on a disk that is full."""
-  before = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-  try:
-    yield
-  finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  """From the first save on, writes beyond this size of a file fail (EFBIG), those of C++ libraries too, as on a full disk."""
+  before, save = resource.getrlimit(resource.RLIMIT_FSIZE), ocp.AsyncCheckpointer.save
+
+  def limited(self, *args, **kwargs):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    return save(self, *args, **kwargs)
+
+  with mock.patch.object(ocp.AsyncCheckpointer, "save", limited):
+    try:
+      yield
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @contextlib.contextmanager
