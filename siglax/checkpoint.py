@@ -68,6 +68,7 @@ class Checkpoints:
   """
 
   def __init__(self, folder, config=None, every: int | None = None):
+    _quiet_orbax()
     self._path = pathlib.Path(folder).absolute() / FOLDER
     self._config, self._every = config, every
     self._damaged: list[int] = []
@@ -79,7 +80,6 @@ class Checkpoints:
     self._ending = False  # the save that is under way is the run's last
     self._deleting, self._next_poll = None, 0.0
     if config is not None:
-      _quiet_threads()
       processes.on_first(self._prepare)
       handler = ocp.CompositeCheckpointHandler(state=ocp.PyTreeCheckpointHandler(), meta=ocp.JsonCheckpointHandler())
       # Folders made in the background would leave a failed mkdir waiting for SAVE_SECONDS.
@@ -380,8 +380,7 @@ class Checkpoints:
     restore_args = ocp.checkpoint_utils.construct_restore_args(abstract_state)
     args = ocp.args.PyTreeRestore(abstract_state, restore_args=restore_args, partial_restore=True)
     # The handler, unlike orbax's managers, waits for no other process: one that fails would keep the rest waiting.
-    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=_READERS)
-    state = handler.restore(self._path / str(step) / "state", args=args)
+    state = ocp.PyTreeCheckpointHandler().restore(self._path / str(step) / "state", args=args)
     return jax.tree.map(lambda x: None if x is ocp.PLACEHOLDER else x, state)
 
   def _compare(self, step, state, meta) -> Damaged | None:
@@ -408,26 +407,27 @@ class Checkpoints:
       self._read(step, jax.tree.unflatten(tree, [leaf if i in group else ocp.PLACEHOLDER for i, leaf in enumerate(leaves)]))
 
 
-class _Arrays(ocp.type_handlers.ArrayHandler):
-  """Reads arrays. When one fails, it waits for the others: orbax would close the event loop under their reads."""
+class _Loop(asyncio.SelectorEventLoop):
+  """Waits for what is left of its tasks before it closes. Orbax closes a loop as soon as one of its many reads or writes
+  fails; the others would then find it closed, one traceback each."""
 
-  async def deserialize(self, infos, args=None):
-    before = asyncio.all_tasks()
-    try:
-      return await super().deserialize(infos, args)
-    except BaseException:
-      await asyncio.gather(*(asyncio.all_tasks() - before), return_exceptions=True)
-      raise
+  def close(self):
+    if not (self.is_closed() or self.is_running()) and (left := asyncio.all_tasks(self)):
+      with contextlib.suppress(Exception):
+        self.run_until_complete(asyncio.wait_for(asyncio.gather(*left, return_exceptions=True), CLOSE_SECONDS))
+    super().close()
 
 
-_LEFT_OUT = type(ocp.PLACEHOLDER)
-_READERS = ocp.type_handlers.create_type_handler_registry(
-    (jax.Array, _Arrays()), (_LEFT_OUT, ocp.type_handlers.get_type_handler(_LEFT_OUT))
-)
+class _Policy(asyncio.DefaultEventLoopPolicy):
+
+  def new_event_loop(self):
+    return _Loop()
+
 
 @functools.cache
-def _quiet_threads():
-  """Leaves out the tracebacks of orbax's threads: what they raise reaches `Checkpoints` too, which says it in one line."""
+def _quiet_orbax():
+  """Leaves out the tracebacks of orbax's threads and loops: what they raise reaches `Checkpoints`, which says it in one line."""
+  asyncio.set_event_loop_policy(_Policy())
   show = threading.excepthook
   threading.excepthook = lambda args: None if type(args.thread).__module__.startswith("orbax.") else show(args)
 
@@ -475,8 +475,9 @@ def attempt(read, message: str):
 
 
 def one_line(error: BaseException) -> str:
-  """An exception's first line, or its type where it says nothing."""
-  return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+  """An exception's first line, or its type where it says nothing. C++ libraries put the cause at the end of a long one."""
+  line = str(error).strip().partition("\n")[0]
+  return (line if len(line) <= 200 else f"{line[:80]} … {line[-120:]}") or type(error).__name__
 
 
 def preempted(step: int) -> bool:

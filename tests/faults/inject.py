@@ -9,6 +9,8 @@ import errno
 import os
 import pathlib
 import resource
+import threading
+import time
 from unittest import mock
 
 import jax
@@ -16,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from siglax import evaluate
 from siglax import program
 from siglax import step as step_lib
-from siglax.runs import lock
 
 VALUES = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
 PLACES = ("gradient", "moment", "parameter")
@@ -143,17 +145,23 @@ def small_files(size: int):
 @contextlib.contextmanager
 def hanging_thread():
   """A thread that is no daemon and never ends, as a disk that does not answer leaves one."""
-  import threading
-
   threading.Thread(target=threading.Event().wait).start()
   yield
 
 
 @contextlib.contextmanager
-def lock_times(heartbeat: float, stale: float):
-  """Other times of the run folder's lock."""
-  with mock.patch.object(lock, "HEARTBEAT_SECONDS", heartbeat), mock.patch.object(lock, "STALE_SECONDS", stale):
+def deaf_evaluation():
+  """An evaluation that never ends and swallows interrupts, as some libraries do."""
+
+  def call(self, params):
+    while True:
+      try:
+        time.sleep(1)
+      except KeyboardInterrupt:
+        pass
+
+  with mock.patch.object(evaluate.Evaluator, "__call__", call):
     yield
 
 
-FAULTS = {f.__name__: f for f in (nonfinite, failing_reads, failing_saves, small_files, hanging_thread, lock_times)}
+FAULTS = {f.__name__: f for f in (nonfinite, failing_reads, failing_saves, small_files, hanging_thread, deaf_evaluation)}
