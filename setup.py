@@ -34,5 +34,5 @@ setup(
         "wandb": ["wandb>=0.19"],
         "test": ["pytest>=9.2", "pytest-xdist>=3.8", "hypothesis>=6.170", "pyyaml>=6.0"],
     },
-    entry_points={"console_scripts": ["siglax=siglax.cli:main"]},
+    entry_points={"console_scripts": ["siglax=siglax.cli:entry"]},
 )

@@ -12,7 +12,10 @@ at the newest checkpoint and walks back to the newest one that matches both. Thr
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import errno
+import functools
 import hashlib
 import json
 import logging
@@ -37,6 +40,8 @@ RETRY_SECONDS = (0.5, 1, 2, 4)
 # A save that takes longer than this has failed.
 SAVE_SECONDS = 1200
 POLL_SECONDS = 0.5
+# Seconds that the end of a run waits for a save after one that failed.
+CLOSE_SECONDS = 15
 # Bytes of the state that `config.checkpoint.verify` reads back at a time.
 VERIFY_BYTES = 2**28
 # Errors of a path that is not there: damage. All other errors of the operating system are failures to read.
@@ -63,14 +68,16 @@ class Checkpoints:
   """
 
   def __init__(self, folder, config=None, every: int | None = None):
+    _quiet_orbax()
     self._path = pathlib.Path(folder).absolute() / FOLDER
     self._config, self._every = config, every
     self._damaged: list[int] = []
     self._aside = None  # where a damaged checkpoint of the step that is being saved has gone
-    self._pending = None  # step of the save that is under way
+    self._pending = self._saved = None  # step of the save that is under way, and the shapes of its state
     self._last = 0  # step of the last save that succeeded, or of what was restored
     self._again = False  # the last save failed and has not been tried again
     self._failed = 0  # saves in a row that failed, their second attempts included
+    self._ending = False  # the save that is under way is the run's last
     self._deleting, self._next_poll = None, 0.0
     if config is not None:
       processes.on_first(self._prepare)
@@ -81,10 +88,8 @@ class Checkpoints:
 
   @property
   def steps(self) -> list[int]:
-    """Steps on disk, oldest first; a save that is under way is not among them."""
-    if not self._path.is_dir():
-      return []
-    return sorted(int(p.name) for p in self._path.iterdir() if p.name.isdecimal())
+    """Steps on disk, oldest first; a save that is under way is not among them. OSError where that cannot be read."""
+    return steps_in(self._path)
 
   @property
   def good(self) -> list[int]:
@@ -104,6 +109,8 @@ class Checkpoints:
     config.checkpoint.max_failed_saves saves in a row have failed, or the last one.
     """
     self._settle()
+    self._ending = last
+    self._saved = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
     sums, bad = inspect(state)
     if bad is not None:
       raise FloatingPointError(f"{bad} is not finite after step {step}; {self.last_good()}; {ADVICE}")
@@ -113,8 +120,6 @@ class Checkpoints:
       self._start(step, state, meta)
       if last or self._config.verify:
         self._settle()
-        if self._config.verify and self._last == step:
-          self._verify(step, state, sums)
       if not last or self._last == step:
         return
       if delay is None:
@@ -142,18 +147,18 @@ class Checkpoints:
     is named in the log and passed over. Raises ValueError in one line when one cannot be read for another reason, and
     when there are checkpoints and none is good.
     """
-    found, damaged = processes.of_first(self.steps), []
-    for step in reversed([s for s in found if before is None or s < before]):
+    damaged = {}
+    while (step := self._newest_but(damaged, before)) is not None:
       try:
         state, meta = self._read(step, abstract_state)
       except Damaged as e:
         logger.warning("checkpoint of step %d is damaged, trying the one before it: %s", step, e)
-        damaged.append((step, e))
+        damaged[step] = e
         continue
-      self._damaged, self._last = [bad for bad, _ in damaged], step
+      self._damaged, self._last = list(damaged), step
       return state, meta
     if damaged:
-      step, reason = damaged[0]
+      step, reason = next(iter(damaged.items()))
       raise ValueError(f"no checkpoint in {self._path} is good; the newest, of step {step}: {reason}")
     return None
 
@@ -161,7 +166,10 @@ class Checkpoints:
     """In words, for messages; waits for a save that is under way."""
     if self._pending is not None:
       self.wait()
-    good = self.good
+    try:
+      good = self.good
+    except OSError as e:
+      return f"{self._path} cannot be read now: {e.strerror}"
     return f"the last good checkpoint is of step {good[-1]}" if good else "there is no good checkpoint"
 
   def wait(self):
@@ -177,7 +185,7 @@ class Checkpoints:
       return
     closing = threading.Thread(target=self._close, daemon=True)
     closing.start()
-    closing.join(sum(RETRY_SECONDS) if self._failed else SAVE_SECONDS)
+    closing.join(CLOSE_SECONDS if self._failed else SAVE_SECONDS)
 
   def _close(self):
     self.wait()
@@ -192,9 +200,9 @@ class Checkpoints:
     """Makes the folder, and removes what a killed process left unfinished."""
     try:
       self._path.mkdir(parents=True, exist_ok=True)
+      self._sweep()
     except OSError as e:
       raise ValueError(f"{self._path} cannot be written: {e.strerror}; use another --workdir") from e
-    self._sweep()
 
   def _sweep(self):
     for p in self._path.iterdir():
@@ -226,27 +234,40 @@ class Checkpoints:
   def _fail(self, error):
     """Counts a save that failed. It is made again at the next step, once, and then when it is due."""
     step, self._pending = self._pending, None
-    if self._aside is not None and not (self._path / str(step)).exists():
-      self._aside.rename(self._path / str(step))
+    with contextlib.suppress(OSError):
+      if self._aside is not None and not (self._path / str(step)).exists():
+        self._aside.rename(self._path / str(step))
     self._aside = None
     self._failed += 1
     self._again = self._failed % 2 == 1
     if jax.process_count() > 1:  # the others wait for this process in the middle of the same save
       raise ValueError(f"the checkpoint of step {step} failed: {one_line(error)}; {self.last_good()}") from error
-    self._sweep()
-    saves, most = (self._failed + 1) // 2, self._config.max_failed_saves
+    with contextlib.suppress(OSError):
+      self._sweep()
     logger.warning(
-        "the checkpoint of step %d failed (%d of %d saves that may fail in a row): %s; %s; training goes on",
-        step, saves, most, one_line(error), self.last_good(),
+        "the checkpoint of step %d failed, attempt %d in a row: %s; %s%s",
+        step, self._failed, one_line(error), self.last_good(), "" if self._ending else "; training goes on",
     )
-    if saves > most:
+    saves, most = self._failed // 2, self._config.max_failed_saves
+    if saves > most and not self._ending:
       raise ValueError(
-          f"{saves} saves in a row have failed, more than config.checkpoint.max_failed_saves={most}: {one_line(error)}; "
-          f"{self.last_good()}"
+          f"{saves} saves in a row have failed, each tried twice, more than config.checkpoint.max_failed_saves={most}: "
+          f"{one_line(error)}; {self.last_good()}"
       )
 
   def _committed(self):
-    """The save is on disk: damaged checkpoints move aside, and those that need not be kept are deleted."""
+    """The save is on disk: damaged checkpoints move aside, and those that need not be kept are deleted.
+
+    With config.checkpoint.verify it is read back before; where that fails, it is a save that failed.
+    """
+    try:
+      if self._config.verify:
+        self._verify(self._pending)
+    except (Damaged, ValueError) as e:
+      if isinstance(e, Damaged):
+        processes.on_first(lambda: self._move_aside(self._pending))
+      self._fail(e)
+      return
     self._last, self._pending, self._aside, self._again, self._failed = self._pending, None, None, False, 0
     damaged, self._damaged = [step for step in self._damaged if step != self._last], []
     if jax.process_index() > 0:
@@ -278,14 +299,15 @@ class Checkpoints:
 
   def _score(self, step) -> float | None:
     """The metric of config.checkpoint.keep_best; −inf where the step was not evaluated, None where it cannot be read."""
-    folder, metric = self._path / str(step), self._config.keep_best
     try:
-      metrics = json.loads((folder / "meta" / "metadata").read_bytes()).get("metrics")
-      if metrics is None and (orbax := folder / "metrics" / "metrics").exists():  # where siglax 0.1 put them
-        metrics = json.loads(orbax.read_bytes())
-      return (metrics or {}).get(metric, -np.inf)
-    except (OSError, ValueError, AttributeError):
+      metrics = self._read_meta(step).get("metrics")
+      # Where siglax 0.1 put them.
+      if metrics is None and (old := self._path / str(step) / "metrics" / "metrics").exists():
+        metrics = json.loads(old.read_bytes())
+      score = float((metrics or {}).get(self._config.keep_best, -np.inf))
+    except (OSError, ValueError, TypeError, AttributeError, Damaged):
       return None
+    return -np.inf if np.isnan(score) else score
 
   def _move_aside(self, step) -> pathlib.Path:
     names = (f"damaged-{step}{suffix}" for suffix in ("", *(f"-{i}" for i in range(1, 1000))))
@@ -299,6 +321,15 @@ class Checkpoints:
     hidden = self._path / f".deleting-{step}"
     (self._path / str(step)).rename(hidden)
     return hidden
+
+  def _newest_but(self, damaged, before) -> int | None:
+    """The newest step on disk below `before` that is not in `damaged`; the same on all processes."""
+
+    def find():
+      found = attempt(lambda: self.steps, f"{self._path} cannot be read")
+      return max((step for step in found if step not in damaged and (before is None or step < before)), default=None)
+
+    return processes.of_first(processes.on_first(find))
 
   def _read(self, step, abstract_state):
     """(state, meta) of one checkpoint. Damaged when it is; ValueError after several attempts that failed otherwise.
@@ -316,7 +347,7 @@ class Checkpoints:
       failed, damaged = processes.any_has(error is not None and is_failure(error), error is not None)
       if not damaged:
         error = self._compare(step, state, meta)
-        if error is None:
+        if not any(processes.any_has(error is not None)):
           state = {k: state[k] for k in abstract_state} if isinstance(abstract_state, dict) else state
           return state, meta
       reason = "another process could not read it" if error is None else one_line(error)
@@ -349,41 +380,56 @@ class Checkpoints:
     restore_args = ocp.checkpoint_utils.construct_restore_args(abstract_state)
     args = ocp.args.PyTreeRestore(abstract_state, restore_args=restore_args, partial_restore=True)
     # The handler, unlike orbax's managers, waits for no other process: one that fails would keep the rest waiting.
-    return ocp.PyTreeCheckpointHandler().restore(self._path / str(step) / "state", args=args)
+    state = ocp.PyTreeCheckpointHandler().restore(self._path / str(step) / "state", args=args)
+    return jax.tree.map(lambda x: None if x is ocp.PLACEHOLDER else x, state)
 
   def _compare(self, step, state, meta) -> Damaged | None:
     """What does not fit: the folder's name, the metadata's step, the state's, or the state's digest."""
     wrong = [name for name, value in digest(state).items() if value != meta["digest"].get(name)]
     if wrong:
       return Damaged(f"{wrong[0]} does not match its digest")
-    of_state = int(state["step"] if isinstance(state, dict) else state.step)
+    of_state = state["step"] if isinstance(state, dict) else state.step
+    of_state = step if of_state is None else int(of_state)  # None in a part that is read back
     if not step == meta.get("step") == of_state:
       return Damaged(f"the folder is of step {step}, its metadata of step {meta.get('step')}, its state of step {of_state}")
     return None
 
-  def _verify(self, step, state, sums):
-    """Reads a checkpoint back, some leaves at a time, and compares them with their digest; a difference is a failed save."""
-    leaves, tree = jax.tree.flatten(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state))
+  def _verify(self, step):
+    """Reads a checkpoint back, some leaves at a time. Raises as `_read` does."""
+    leaves, tree = jax.tree.flatten(self._saved)
     groups, size = [[]], 0
     for i, leaf in enumerate(leaves):
       size += leaf.size * leaf.dtype.itemsize
       if size > VERIFY_BYTES and groups[-1]:
         groups, size = [*groups, []], leaf.size * leaf.dtype.itemsize
       groups[-1].append(i)
-    error = None
     for group in groups:
-      part = jax.tree.unflatten(tree, [leaf if i in group else ocp.PLACEHOLDER for i, leaf in enumerate(leaves)])
-      try:
-        read = digest(jax.tree.map(lambda x: None if x is ocp.PLACEHOLDER else x, self._read_state(step, part)))
-        wrong = [name for name, value in read.items() if value != sums[name]]
-        error = Damaged(f"read back, {wrong[0]} differs from what was saved") if wrong else None
-      except Exception as e:  # pylint: disable=broad-exception-caught; damage shows as many kinds of errors
-        error = e
-      if error is not None:
-        processes.on_first(lambda: self._move_aside(step))
-        self._last, self._pending = max(self.good, default=0), step
-        self._fail(error)
-        return
+      self._read(step, jax.tree.unflatten(tree, [leaf if i in group else ocp.PLACEHOLDER for i, leaf in enumerate(leaves)]))
+
+
+class _Loop(asyncio.SelectorEventLoop):
+  """Waits for what is left of its tasks before it closes. Orbax closes a loop as soon as one of its many reads or writes
+  fails; the others would then find it closed, one traceback each."""
+
+  def close(self):
+    if not (self.is_closed() or self.is_running()) and (left := asyncio.all_tasks(self)):
+      with contextlib.suppress(Exception):
+        self.run_until_complete(asyncio.wait_for(asyncio.gather(*left, return_exceptions=True), CLOSE_SECONDS))
+    super().close()
+
+
+class _Policy(asyncio.DefaultEventLoopPolicy):
+
+  def new_event_loop(self):
+    return _Loop()
+
+
+@functools.cache
+def _quiet_orbax():
+  """Leaves out the tracebacks of orbax's threads and loops: what they raise reaches `Checkpoints`, which says it in one line."""
+  asyncio.set_event_loop_policy(_Policy())
+  show = threading.excepthook
+  threading.excepthook = lambda args: None if type(args.thread).__module__.startswith("orbax.") else show(args)
 
 
 ADVICE = (
@@ -405,9 +451,33 @@ def is_failure(error: BaseException) -> bool:
   return False
 
 
+def steps_in(path: str | os.PathLike) -> list[int]:
+  """Steps of the checkpoints in a folder, oldest first; none where it does not exist. OSError where it cannot be read:
+  a run that took that for none would start again."""
+  try:
+    return sorted(int(name) for name in os.listdir(path) if name.isdecimal())
+  except (FileNotFoundError, NotADirectoryError):
+    return []
+
+
+def attempt(read, message: str):
+  """What read() returns, after several attempts where the disk or the memory fails. ValueError after the last of them."""
+  for delay in (*RETRY_SECONDS, None):
+    try:
+      return read()
+    except Exception as e:  # pylint: disable=broad-exception-caught; those that are no failure are raised again
+      if not is_failure(e):
+        raise
+      if delay is None:
+        raise ValueError(f"{message}: {one_line(e)}; nothing was changed, start again when it can be read") from e
+      logger.warning("%s, trying again in %.1f s: %s", message, delay, one_line(e))
+    time.sleep(delay)
+
+
 def one_line(error: BaseException) -> str:
-  """An exception's first line, or its type where it says nothing."""
-  return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+  """An exception's first line, or its type where it says nothing. C++ libraries put the cause at the end of a long one."""
+  line = str(error).strip().partition("\n")[0]
+  return (line if len(line) <= 200 else f"{line[:80]} … {line[-120:]}") or type(error).__name__
 
 
 def preempted(step: int) -> bool:

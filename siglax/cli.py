@@ -9,6 +9,7 @@ import os
 import sys
 
 
+END_SECONDS = 20
 _DATA_HELP = "file.parquet or shapes, and fields of the spec: file.parquet:caption=text"
 
 
@@ -94,6 +95,16 @@ def _check_paths(arguments):
   for flag, name in (("--workdir", "workdir"), ("--from", "source"), ("--out", "out")):
     if (path := getattr(arguments, name, None)) is not None:
       config.check_local(flag, path)
+
+
+def entry() -> int:
+  """`main` as a program: one that fails ends within END_SECONDS, whatever its threads still wait for."""
+  code = main()
+  if code:
+    from siglax import processes
+
+    processes.end_within(END_SECONDS, code)
+  return code
 
 
 def _add_train(commands):
@@ -364,7 +375,8 @@ def _setup():
       os.open(os.devnull, os.O_WRONLY)  # takes the number of the closed stream, which a file of the run would get
   logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
   logging.getLogger("siglax").setLevel(logging.INFO)
-  logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's, which warns of each folder that is only read
+  logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's: what fails there reaches siglax as well, which says it in one line
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of writes of one save that fail together, the first is told
   mesh.keep_freed_memory()
   mesh.keep_compiled_programs()
 
@@ -396,4 +408,4 @@ def overrides(rest: list[str]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  sys.exit(entry())

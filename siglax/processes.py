@@ -68,7 +68,7 @@ def check_same_config(config):
 
 
 def on_first(function):
-  """What function() returns, on process 0; None on the others. A ValueError that it raises there is raised by all.
+  """What function() returns, on process 0; None on the others. Where it raises, all raise, ValueError on the others.
 
   function: may be None on the others.
   """
@@ -76,10 +76,10 @@ def on_first(function):
   if jax.process_index() == 0:
     try:
       result = function()
-    except ValueError as e:
-      error = str(e)
-  if (error := of_first(error)) is not None:
-    raise ValueError(error)
+    except Exception as e:  # pylint: disable=broad-exception-caught; the others wait to be told
+      error = e
+  if (told := of_first(error if error is None else str(error))) is not None:
+    raise error or ValueError(told)
   return result
 
 

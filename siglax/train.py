@@ -103,7 +103,8 @@ class Run(program.Program):
     total in any case.
     """
     file = self.workdir / tower.CONFIG
-    steps = [int(p.name) for p in (self.workdir / checkpoint.FOLDER).glob("[0-9]*") if p.name.isdecimal()]
+    folder = self.workdir / checkpoint.FOLDER
+    steps = checkpoint.attempt(lambda: checkpoint.steps_in(folder), f"{folder} cannot be read")
     if not steps or not file.exists():
       return
     there = tower.read_config(self.workdir)
@@ -227,7 +228,7 @@ def _train(run: Run, stop: StopSignals, goodput, lock):
             jax.block_until_ready(metrics)
         step += 1
         profiler.after(step, metrics)
-        log.push(step, metrics, compiles)
+        log.push(step, metrics, compiles, state)
     finally:
       profiler.close()
       batches.close()
@@ -266,8 +267,10 @@ class Log:
     self._flops = {}
     self.pause()
 
-  def push(self, step, metrics, compiled):
-    """Takes the metrics of the step just dispatched, and whether it was compiled, and reads those of the one before."""
+  def push(self, step, metrics, compiled, state):
+    """Takes the metrics of the step just dispatched, whether it was compiled and the state after it, to name what is wrong
+    with it; and reads the metrics of the step before."""
+    self._state = state
     self._read()
     self._pending = (step, metrics, compiled)
 
@@ -306,8 +309,10 @@ class Log:
       wrong = next((name for name in ("loss", "grad_norm") if not np.isfinite(values[name])), None)
       if wrong:
         often = f", after {limit} updates left out in a row (config.optim.skip_nonfinite={limit})" if left_out else ""
+        leaf = checkpoint.inspect(self._state)[1]
+        where = f"; {leaf} is not finite by now" if leaf else ""
         raise FloatingPointError(
-            f"{wrong}={values[wrong]} at step {step}{often}; {self._checkpoints.last_good()}; {checkpoint.ADVICE}"
+            f"{wrong}={values[wrong]} at step {step}{often}{where}; {self._checkpoints.last_good()}; {checkpoint.ADVICE}"
         )
     if limit:
       values["skipped"] = self.skipped

@@ -11,6 +11,8 @@ from siglax import config as config_lib
 from siglax import mesh as mesh_lib
 from siglax import state as state_lib
 
+from faults import inject
+
 
 def options(**fields):
   c = config_lib.default().checkpoint
@@ -21,7 +23,8 @@ def options(**fields):
 
 def state(mesh, k):
   rows = jax.device_put(np.random.default_rng(k).normal(size=(16, 8)).astype(np.float32), mesh_lib.batch_sharding(mesh))
-  return {"params": {"w": rows, "half": jnp.arange(6, dtype=jnp.bfloat16) + k}, "step": jnp.int32(k)}
+  whole = jax.device_put({"half": jnp.arange(6, dtype=jnp.bfloat16) + k, "step": jnp.int32(k)}, mesh_lib.replicated(mesh))
+  return {"params": {"w": rows, "half": whole["half"]}, "step": whole["step"]}
 
 
 def abstract(mesh, tree):
@@ -151,3 +154,208 @@ def test_a_save_holds_what_was_given_although_the_step_overwrites_it(tmp_path):
   like = {"params": jax.ShapeDtypeStruct((512, 512), jnp.float32, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))}
   restored, meta = checkpoint.Checkpoints(tmp_path).restore(like)  # its digest was of what was given
   assert meta["step"] == 3 and float(restored["params"][0, 0]) == 5
+
+
+def files(folder, step):
+  return sorted(p for p in (folder / "checkpoints" / str(step)).rglob("*") if p.is_file())
+
+
+def contents(folder):
+  """What is on disk, but for the time a deletion in the background takes."""
+  return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def restored(folder, config=None, step=6):
+  mesh = mesh_lib.make()
+  checkpoints = checkpoint.Checkpoints(folder, config)
+  found, meta = checkpoints.restore(abstract(mesh, state(mesh, step)))
+  assert same(found, state(mesh, meta["step"]))  # whatever is restored is what was saved
+  return checkpoints, meta["step"]
+
+
+@pytest.fixture
+def quick(monkeypatch):
+  """Attempts without a pause."""
+  monkeypatch.setattr(checkpoint, "RETRY_SECONDS", (0.0, 0.0, 0.0, 0.0))
+
+
+# Files that no reader needs: the state is whole without them.
+UNUSED = ("commit_success.txt", "_CHECKPOINT_METADATA", "_sharding", "array_metadatas", "ocdbt.process_0")
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("kind", ["flip", "truncate", "empty", "zeros", "delete"])
+def test_damage_of_any_file_is_found_or_harmless(kind, run):
+  rng = np.random.default_rng(0)
+  for file in files(run, 6):
+    good = file.read_bytes()
+    bad = bytearray(good)
+    if kind == "flip" and bad:
+      bad[rng.integers(len(bad))] ^= 1 << rng.integers(8)
+    file.write_bytes({"flip": bad, "truncate": bad[: len(bad) // 2], "empty": b"", "zeros": bytes(len(bad)), "delete": b""}[kind])
+    if kind == "delete":
+      file.unlink()
+    _, step = restored(run)
+    needed = not any(name in str(file) for name in UNUSED) and "/d/" not in str(file)
+    assert step == 4 or step == 6 and (not needed or kind == "delete" and file.name == "_METADATA"), file
+    file.write_bytes(good)
+  assert restored(run)[1] == 6
+
+
+def swap(a, b):
+  a.rename(a.with_name("held"))
+  b.rename(a)
+  a.with_name("held").rename(b)
+
+
+@pytest.mark.parametrize("kind", ["folders", "states", "metadata", "renamed", "step of the metadata", "metadata", "a file", "no state", "no metadata"])
+def test_checkpoints_that_are_mixed_up_are_damaged(kind, run):
+  six, four, text = run / "checkpoints" / "6", run / "checkpoints" / "4", None
+  if kind == "folders":
+    swap(six, four)
+  elif kind == "states":
+    swap(six / "state", four / "state")
+  elif kind == "metadata":
+    swap(six / "meta", four / "meta")
+  elif kind == "renamed":
+    six.rename(run / "checkpoints" / "7")
+  elif kind == "step of the metadata":
+    file = six / "meta" / "metadata"
+    file.write_text(file.read_text().replace('"step": 6', '"step": 5').replace('"step":6', '"step":5'))
+    text = "does not match its digest"
+  elif kind == "a file":
+    six.rename(run / "checkpoints" / "held")
+    six.touch()
+  else:
+    (six / {"no state": "state", "no metadata": "meta"}[kind]).rename(run / "held")
+  both = kind in ("folders", "states", "metadata")
+  with pytest.MonkeyPatch.context() as patch:
+    lines = []
+    patch.setattr(checkpoint.logger, "warning", lambda form, *args: lines.append(form % args))
+    assert restored(run)[1] == (2 if both else 4)
+  assert len(lines) == 1 + both and (text is None or text in lines[0])
+
+
+def test_a_step_is_compared_although_both_digests_fit(run):
+  """Metadata of step 6 in a folder called 5: neither its own digest nor the state's tells."""
+  (run / "checkpoints" / "6").rename(run / "checkpoints" / "5")
+  with pytest.MonkeyPatch.context() as patch:
+    lines = []
+    patch.setattr(checkpoint.logger, "warning", lambda form, *args: lines.append(form % args))
+    assert restored(run)[1] == 4
+  assert "the folder is of step 5, its metadata of step 6, its state of step 6" in lines[0]
+
+
+@pytest.mark.parametrize("kind", ["EIO", "ESTALE", "ETIMEDOUT", "EMFILE", "EACCES", "memory", "exhausted"])
+@pytest.mark.parametrize("where", ["state", "meta"])
+def test_a_read_that_fails_is_tried_again_and_nothing_is_changed(kind, where, run, quick):
+  before = contents(run)
+  with inject.failing_reads(kind, times=3, where=where) as left:
+    checkpoints, step = restored(run, options(keep_latest=1))
+  assert step == 6 and left == [0] and contents(run) == before
+  mesh = mesh_lib.make()
+  with inject.failing_reads(kind, times=10**6, where=where), pytest.raises(ValueError) as error:
+    checkpoint.Checkpoints(run, options()).restore(abstract(mesh, state(mesh, 6)))
+  assert "the checkpoint of step 6" in str(error.value) and "nothing was changed" in str(error.value) and "\n" not in str(error.value)
+  assert contents(run) == before
+  checkpoints.close()
+
+
+def test_a_list_that_cannot_be_read_is_no_empty_list(run, quick):
+  mesh = mesh_lib.make()
+  with inject.failing_reads("ESTALE", times=2, where="list"):
+    assert restored(run)[1] == 6
+  with inject.failing_reads("EIO", times=10**6, where="list"), pytest.raises(ValueError, match="checkpoints cannot be read: .*; nothing was changed"):
+    checkpoint.Checkpoints(run).restore(abstract(mesh, state(mesh, 6)))
+
+
+def test_a_damaged_checkpoint_is_moved_aside_by_the_next_save_that_succeeds(run, quick):
+  damage(run, 6)
+  bad = {p.name: p.read_bytes() for p in files(run, 6)}
+  mesh = mesh_lib.make()
+  checkpoints, step = restored(run, options(keep_latest=1, keep_one_in=None))
+  assert step == 4 and (run / "checkpoints" / "6").is_dir()  # reading changes nothing
+  with inject.failing_saves("ENOSPC"):
+    checkpoints.save(5, state(mesh, 5), {})
+  assert checkpoints.steps == [2, 4, 6] and checkpoints.last_good() == "the last good checkpoint is of step 4"
+  checkpoints.save(5, state(mesh, 5), {})
+  checkpoints.close()
+  assert checkpoints.steps == [5] and restored(run)[1] == 5
+  assert {p.name: p.read_bytes() for p in (run / "checkpoints" / "damaged-6").rglob("*") if p.is_file()} == bad
+
+
+def test_a_damaged_checkpoint_of_the_same_step_comes_back_where_the_save_fails(run, quick):
+  damage(run, 6)
+  mesh = mesh_lib.make()
+  checkpoints, _ = restored(run, options(keep_latest=1, keep_one_in=None))
+  with inject.failing_saves("EROFS"):
+    checkpoints.save(6, state(mesh, 6), {})
+  assert checkpoints.steps == [2, 4, 6] and not (run / "checkpoints" / "damaged-6").exists()
+  checkpoints.save(6, state(mesh, 6), {})
+  checkpoints.close()
+  assert restored(run)[1] == 6 and checkpoints.steps == [6] and (run / "checkpoints" / "damaged-6").is_dir()
+
+
+@pytest.mark.parametrize("group", [2**28, 1])
+def test_verify_finds_what_the_disk_did_not_keep_before_the_old_ones_go(group, run, quick, monkeypatch):
+  monkeypatch.setattr(checkpoint, "VERIFY_BYTES", group)
+  mesh = mesh_lib.make()
+  checkpoints, _ = restored(run, options(keep_latest=1, keep_one_in=None, verify=True))
+  checkpoints.save(8, state(mesh, 8), {})
+  checkpoints.wait()
+  assert checkpoints.steps == [8]
+  wait = checkpoint.ocp.AsyncCheckpointer.wait_until_finished
+
+  def damaged(self):
+    wait(self)
+    if checkpoints.steps[-1] == 10:
+      damage(run, 10)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint.ocp.AsyncCheckpointer, "wait_until_finished", damaged)
+    checkpoints.save(10, state(mesh, 10), {})
+  assert checkpoints.steps == [8] and checkpoints.newest == 8 and checkpoints.poll()  # it is to be made again
+  assert (run / "checkpoints" / "damaged-10").is_dir()
+  with inject.failing_reads("EIO", times=2):  # a read that fails is no damage
+    checkpoints.save(12, state(mesh, 12), {})
+  checkpoints.close()
+  assert checkpoints.steps == [12] and restored(run)[1] == 12
+
+
+def test_one_in_so_many_is_kept_for_good_and_no_metric_is_taken_for_the_best(tmp_path):
+  mesh = mesh_lib.make()
+  saving = checkpoint.Checkpoints(tmp_path, options(keep_latest=1, keep_one_in=3, keep_best="eval/a/acc1"), every=2)
+  for k, metric in ((2, float("nan")), (4, 0.5), (6, 0.1), (8, None), (10, 0.2), (12, 0.3), (14, 0.4)):
+    saving.save(k, state(mesh, k), {}, None if metric is None else {"eval/a/acc1": metric})
+  saving.close()
+  assert saving.steps == [4, 6, 12, 14]  # 6 and 12 are each third that is due, 4 the best
+  (file,) = (tmp_path / "checkpoints" / "4" / "meta").glob("metadata")
+  file.write_text(file.read_text().replace("0.5", '"x"'))
+  saving = checkpoint.Checkpoints(tmp_path, options(keep_latest=1, keep_one_in=None, keep_best="eval/a/acc1"))
+  saving.save(16, state(mesh, 16), {})
+  saving.close()
+  assert saving.steps == [4, 14, 16]  # what cannot be read is kept, as it may be the best
+
+
+@pytest.mark.parametrize("kind", ["ENOSPC", "EROFS", "EDQUOT"])
+def test_saves_that_fail_are_made_again_and_then_end_the_run(kind, run, quick, caplog):
+  mesh = mesh_lib.make()
+  checkpoints, _ = restored(run, options(max_failed_saves=2))
+  with inject.failing_saves(kind):
+    for k in range(7, 12):
+      checkpoints.save(k, state(mesh, k), {})
+      assert checkpoints.poll() == (k % 2 == 1)  # each is tried twice: again at the next step, then when it is due
+    with pytest.raises(ValueError) as error:
+      checkpoints.save(12, state(mesh, 12), {})
+  assert "3 saves in a row have failed, each tried twice, more than config.checkpoint.max_failed_saves=2" in str(error.value)
+  assert "the last good checkpoint is of step 6" in str(error.value)
+  assert checkpoints.steps == [2, 4, 6] and "training goes on" in caplog.text
+  checkpoints.save(12, state(mesh, 12), {})  # one that succeeds forgets them
+  checkpoints.wait()
+  assert checkpoints.steps == [6, 12] and not checkpoints.poll()
+  with inject.failing_saves(kind), pytest.raises(ValueError, match="the checkpoint of step 13 could not be saved; the last good checkpoint is of step 12"):
+    checkpoints.save(13, state(mesh, 13), {}, last=True)
+  with inject.failing_saves(kind, times=2):
+    checkpoints.save(13, state(mesh, 13), {}, last=True)
+  checkpoints.close()
+  assert restored(run)[1] == 13

@@ -1,1 +1,1 @@
-"""The run folder: how its files are written, and the history of the run's starts."""
+"""The run folder: how its files are written, the history of the run's starts, and who may write there."""

@@ -3,11 +3,13 @@
 The file lock.json in the run folder names its holder: host, process, and the time it started. The holder touches the file
 every HEARTBEAT_SECONDS. A lock is taken over when its holder is dead: on this host the process table tells; of another
 host, or of another container, the lock's age does, once it is above STALE_SECONDS. A holder that was stopped for so long
-(SIGSTOP, a suspended machine) finds the lock in other hands and saves nothing more.
+(SIGSTOP, a suspended machine) finds the lock in other hands and saves nothing more. Ages are told by the clock of the
+file system, so the hosts' clocks may differ.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import fcntl
 import json
@@ -22,6 +24,7 @@ import time
 FILE = "lock.json"
 HEARTBEAT_SECONDS = 10
 STALE_SECONDS = 60
+GUARD_SECONDS = 10
 logger = logging.getLogger("siglax")
 
 
@@ -47,18 +50,32 @@ class Lock:
     return (self._read() or {}).get("key") == self._me["key"]
 
   def check(self):
-    """Raises ValueError when another process has taken the folder over."""
-    if not self.held():
-      other = self._read() or {}
+    """Raises ValueError when another process has taken the folder over.
+
+    A lock that somebody deleted is taken again. One that cannot be read now proves nothing, and the save that follows
+    will tell.
+    """
+    try:
+      with _guard(self._file.parent):
+        other = self._read()
+        if other is None:
+          self._write()
+          return
+    except OSError as e:
+      logger.warning("%s cannot be read now: %s", self._file, e.strerror)
+      return
+    if other.get("key") != self._me["key"]:
       raise ValueError(
           f"{self._file} is no longer this process's: process {other.get('process')} on {other.get('host')} has taken the run "
           "folder over; this process saves nothing more"
       )
 
   def release(self):
+    """Lets the next one in. On a disk that fails now the lock stays, and is taken over as that of a dead holder."""
     self._released.set()
-    if self.held():
-      self._file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError), _guard(self._file.parent):
+      if self.held():
+        self._file.unlink()
 
   def __enter__(self):
     return self
@@ -67,40 +84,42 @@ class Lock:
     self.release()
 
   def _take(self):
-    announced, deadline = False, time.monotonic() + 2 * STALE_SECONDS
-    first_age = None
+    """Waits for a sign of a holder that cannot be seen: a touch tells that it lives, none for STALE_SECONDS that it does not."""
+    deadline, youngest = time.monotonic() + 2 * STALE_SECONDS, None
     while True:
       with _guard(self._file.parent):
         holder = self._read()
-        if holder is None or _dead(holder, self._age()):
+        age = 0.0 if holder is None or _same_processes(holder) else self._age()
+        if holder is None or _dead(holder, age):
           if holder is not None:
-            logger.warning("%s: its holder, process %s on %s, is dead; taking it over", self._file, holder.get("process"), holder.get("host"))
+            logger.warning(
+                "%s: its holder, process %s on %s, is dead; taking it over", self._file, holder.get("process"), holder.get("host")
+            )
           self._write()
           return
-        age = self._age()
-      # Of a holder that cannot be seen, a touch tells that it lives.
-      touched = first_age is not None and age < first_age
-      if _same_processes(holder) or touched or time.monotonic() > deadline:
+      if _same_processes(holder) or youngest is not None and age < youngest or time.monotonic() > deadline:
         raise ValueError(
             f"--workdir {self._file.parent} is in use: process {holder.get('process')} on {holder.get('host')} trains there "
             f"since {holder.get('time')}; end it, or use another --workdir"
         )
-      if not announced:
-        announced = True
+      if youngest is None:
         logger.warning(
             "%s: process %s on %s held the run folder %.0f s ago; waiting up to %d s for a sign of it",
             self._file, holder.get("process"), holder.get("host"), age, STALE_SECONDS,
         )
-      first_age = age if first_age is None else max(age, first_age)
+      youngest = age
       time.sleep(1)
 
   def _write(self):
-    temporary = self._file.with_name(f".{FILE}.{self._me['key']}")
+    temporary = self._temporary()
     try:
       temporary.write_text(json.dumps(self._me))
       os.replace(temporary, self._file)
     finally:
       temporary.unlink(missing_ok=True)
+
+  def _temporary(self) -> pathlib.Path:
+    return self._file.with_name(f".{FILE}.{self._me['key']}")
 
   def _read(self) -> dict | None:
     try:
@@ -112,24 +131,27 @@ class Lock:
     return holder if isinstance(holder, dict) else {}
 
   def _age(self) -> float:
-    """Seconds since the holder last touched the lock."""
+    """Seconds since the holder last touched the lock, by the clock that touches a file now."""
+    now = self._temporary()
     try:
-      return max(0.0, time.time() - self._file.stat().st_mtime)
+      now.touch()
+      return now.stat().st_mtime - self._file.stat().st_mtime
     except FileNotFoundError:
       return float("inf")
+    finally:
+      now.unlink(missing_ok=True)
 
   def _beat(self):
     while not self._released.wait(HEARTBEAT_SECONDS):
-      try:
+      with contextlib.suppress(OSError):  # a disk that fails for a while; `check` tells who has the lock
         if self.held():
           os.utime(self._file)
-      except OSError:
-        pass  # a disk that fails for a while; `check` tells who has the lock
 
 
 def _dead(holder: dict, age: float) -> bool:
   if _same_processes(holder):
-    return _process_started(holder.get("process")) != holder.get("process_started")
+    started = _process_started(holder.get("process"))
+    return started is None or started != holder.get("process_started")
   return age > STALE_SECONDS
 
 
@@ -140,11 +162,12 @@ def _same_processes(holder: dict) -> bool:
 
 
 def _process_started(process) -> str | None:
-  """When a process started, in ticks since boot; None when there is none."""
+  """When a process started, in ticks since boot; None when there is none, or only its exit code is left (a zombie)."""
   try:
     # The name, in parentheses, may hold spaces.
-    return pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
-  except (OSError, IndexError):
+    state, *fields = pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return None if state in ("Z", "X") else fields[18]
+  except (OSError, ValueError, IndexError):
     return None
 
 
@@ -157,18 +180,22 @@ def _process_table() -> str | None:
     return None
 
 
-class _guard:
-  """Lets one starter at a time of this machine look at the lock, where the file system can lock a folder."""
+@contextlib.contextmanager
+def _guard(folder):
+  """Lets one starter at a time of this machine look at the lock, where the file system can lock a folder.
 
-  def __init__(self, folder):
-    self._folder = folder
-
-  def __enter__(self):
-    self._descriptor = os.open(self._folder, os.O_RDONLY)
-    try:
-      fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-    except OSError:
-      pass  # some network file systems cannot
-
-  def __exit__(self, *error):
-    os.close(self._descriptor)
+  One that was stopped in here (SIGSTOP) is waited for no longer than GUARD_SECONDS.
+  """
+  descriptor, deadline = os.open(folder, os.O_RDONLY), time.monotonic() + GUARD_SECONDS
+  try:
+    while time.monotonic() < deadline:
+      try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        break
+      except BlockingIOError:
+        time.sleep(0.05)
+      except OSError:  # some network file systems cannot
+        break
+    yield
+  finally:
+    os.close(descriptor)
