@@ -240,7 +240,7 @@ class Soak:
       if following is not start:
         self._recovered(following, before, row, damaged=name in ("damage", "swap"))
     except Missed:
-      return start if not start.ended() else Start(self, start.folder)
+      return start
     except Failed as e:
       row["failed"].append(f"{e}; {self.trainings - 1} {start.log}")
       keep = pathlib.Path(tempfile.mkdtemp(prefix="siglax-soak-failed-"))
