@@ -375,7 +375,8 @@ def stop_and_continue(soak, start):
 
 def fill(soak, start, how):
   at_moment(soak, start, "step")
-  ballast = soak.disk / "ballast"
+  ballast, failed = soak.disk / "ballast", lambda: start.output().count("failed, attempt")
+  before = failed()
   ballast.mkdir()
   try:
     if how == "full":
@@ -389,7 +390,7 @@ def fill(soak, start, how):
           (ballast / str(i)).touch()
     else:
       subprocess.run(["mount", "-o", "remount,ro", str(soak.disk)], capture_output=True)
-    start.wait(lambda: "failed, attempt" in start.output(), 10)
+    start.wait(lambda: failed() > before, 10)
     time.sleep(soak.rng.uniform(0, 1))
   finally:
     if how == "readonly":
