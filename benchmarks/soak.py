@@ -233,7 +233,7 @@ class Soak:
     """Injects one; returns the start that goes on."""
     names = [name for name in self.names if self.left.get(name, 0)] if self.left else self.names
     name = str(self.rng.choice(names))
-    row, before = self.table[name], {"step": start.step(), "good": newest(start.folder), "at": time.monotonic()}
+    row, before = None, {"step": start.step(), "good": newest(start.folder), "at": time.monotonic()}
     try:
       following, moment = FAULTS[name](self, start)
       row = self.table[name if moment is None else f"{name} ({moment})"]
@@ -242,6 +242,7 @@ class Soak:
     except Missed:
       return start
     except Failed as e:
+      row = row or self.table[name]
       row["failed"].append(f"{e}; {self.trainings - 1} {start.log}")
       keep = pathlib.Path(tempfile.mkdtemp(prefix="siglax-soak-failed-"))
       shutil.copytree(start.folder, keep / "run", ignore_dangling_symlinks=True)
