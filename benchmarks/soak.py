@@ -233,15 +233,16 @@ class Soak:
     """Injects one; returns the start that goes on."""
     names = [name for name in self.names if self.left.get(name, 0)] if self.left else self.names
     name = str(self.rng.choice(names))
-    row, before = self.table[name], {"step": start.step(), "good": newest(start.folder), "at": time.monotonic()}
+    row, before = None, {"step": start.step(), "good": newest(start.folder), "at": time.monotonic()}
     try:
       following, moment = FAULTS[name](self, start)
       row = self.table[name if moment is None else f"{name} ({moment})"]
       if following is not start:
         self._recovered(following, before, row, damaged=name in ("damage", "swap"))
     except Missed:
-      return start if not start.ended() else Start(self, start.folder)
+      return start
     except Failed as e:
+      row = row or self.table[name]
       row["failed"].append(f"{e}; {self.trainings - 1} {start.log}")
       keep = pathlib.Path(tempfile.mkdtemp(prefix="siglax-soak-failed-"))
       shutil.copytree(start.folder, keep / "run", ignore_dangling_symlinks=True)
@@ -375,7 +376,8 @@ def stop_and_continue(soak, start):
 
 def fill(soak, start, how):
   at_moment(soak, start, "step")
-  ballast = soak.disk / "ballast"
+  ballast, failed = soak.disk / "ballast", lambda: start.output().count("failed, attempt")
+  before = failed()
   ballast.mkdir()
   try:
     if how == "full":
@@ -389,7 +391,7 @@ def fill(soak, start, how):
           (ballast / str(i)).touch()
     else:
       subprocess.run(["mount", "-o", "remount,ro", str(soak.disk)], capture_output=True)
-    start.wait(lambda: "failed, attempt" in start.output(), 10)
+    start.wait(lambda: failed() > before, 10)
     time.sleep(soak.rng.uniform(0, 1))
   finally:
     if how == "readonly":

@@ -68,7 +68,9 @@ def run(workdir, **fields):
 
 def state(workdir, step: int = STEPS) -> dict[str, np.ndarray]:
   """What orbax itself reads of a checkpoint, by path."""
-  tree = ocp.PyTreeCheckpointer().restore(pathlib.Path(workdir).absolute() / "checkpoints" / str(step) / "state")
+  folder, reader = pathlib.Path(workdir).absolute() / "checkpoints" / str(step) / "state", ocp.PyTreeCheckpointer()
+  as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(folder).item_metadata.tree)
+  tree = reader.restore(folder, restore_args=as_numpy)
   return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
