@@ -151,3 +151,16 @@ def test_a_save_holds_what_was_given_although_the_step_overwrites_it(tmp_path):
   like = {"params": jax.ShapeDtypeStruct((512, 512), jnp.float32, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))}
   restored, meta = checkpoint.Checkpoints(tmp_path).restore(like)  # its digest was of what was given
   assert meta["step"] == 3 and float(restored["params"][0, 0]) == 5
+
+
+def test_the_digest_of_more_elements_than_32_bits_count():
+  assert jax.eval_shape(checkpoint.leaf_digest, jax.ShapeDtypeStruct((2, 2**17, 2**17), jnp.float32)).dtype == jnp.uint32
+
+
+def test_a_step_that_is_on_the_disk_is_not_saved_again(run):
+  saving = checkpoint.Checkpoints(run, options(keep_latest=3))
+  for step in (6, 5):
+    with pytest.raises(ValueError, match=f"checkpoint of step {step} was not saved: 6 is already on disk"):
+      saving.save(step, state(mesh_lib.make(), step), {})
+  assert saving.steps == [2, 4, 6]
+  saving.close()
