@@ -54,6 +54,12 @@ CACHE = pathlib.Path(tempfile.gettempdir()) / f"siglax-mutants-{os.getuid()}"
 EQUIVALENT = {
     ("siglax/data/pipeline.py", "if len(pending) == 2 * batch_size:", "if len(pending) == 3 * batch_size:"):
         "an evaluation reads three batches ahead instead of two",
+    ("siglax/losses/ring.py", "def meet(texts, hops, row_state, paired=False):", "def meet(texts, hops, row_state, paired=True):"):
+        "indices of other devices are compared too, and never match",
+    (
+        "siglax/losses/pairs.py", 'row_state |= {"dbias": zeros(zimg_bd[:, 0]), "dimg": zeros(zimg_bd)}',
+        'row_state |= {"dbias": zeros(zimg_bd[:, 1]), "dimg": zeros(zimg_bd)}',
+    ): "another column of the same length",
 }
 
 OPPOSITE = {

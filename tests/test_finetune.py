@@ -43,9 +43,9 @@ def states():
 def trained(config, workdir, states):
   save = checkpoint.Checkpoints.save
 
-  def keep(self, step, state, *rest):
+  def keep(self, step, state, *rest, **more):
     states[workdir] = jax.device_get(state)
-    return save(self, step, state, *rest)
+    return save(self, step, state, *rest, **more)
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(checkpoint.Checkpoints, "save", keep)

@@ -384,3 +384,14 @@ def test_bad_arguments_are_one_line(change, message):
 def test_unknown_negatives_are_named():
   with pytest.raises(ValueError, match="negatives='some' is unknown; known are all, hardest"):
     losses.hinge_loss(jnp.ones((4, 2)), jnp.ones((4, 2)), negatives="some")
+
+
+def test_auto_gathers_what_takes_a_sixteenth_of_the_memory():
+  """Texts and two copies of their gradients, 12 bytes a number; and below the hop that hides its time."""
+  class Devices:
+    shape, axis_names = {"data": 8}, ("data",)
+
+  least = 16 * 12 * 8192 * 768
+  assert [losses.choose(8192, 768, Devices, memory=m) for m in (least, least - 1)] == ["gather", "ring"]
+  assert [losses.choose(B, 768, Devices, memory=2**50) for B in (8 * 4095, 8 * 4096)] == ["gather", "ring"]
+  assert [losses.choose(B, 768, Devices, memory=0) for B in (2896, 2904)] == ["dense", "ring"]  # 362 · 2896 ≤ 2²⁰ < 363 · 2904
