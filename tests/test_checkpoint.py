@@ -363,12 +363,3 @@ def test_saves_that_fail_are_made_again_and_then_end_the_run(kind, run, quick, c
 
 def test_the_digest_of_more_elements_than_32_bits_count():
   assert jax.eval_shape(checkpoint.leaf_digest, jax.ShapeDtypeStruct((2, 2**17, 2**17), jnp.float32)).dtype == jnp.uint32
-
-
-def test_a_step_that_is_on_the_disk_is_not_saved_again(run):
-  saving = checkpoint.Checkpoints(run, options(keep_latest=3))
-  for step in (6, 5):
-    with pytest.raises(ValueError, match=f"checkpoint of step {step} was not saved: 6 is already on disk"):
-      saving.save(step, state(mesh_lib.make(), step), {})
-  assert saving.steps == [2, 4, 6]
-  saving.close()
