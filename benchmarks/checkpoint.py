@@ -14,6 +14,7 @@ import tempfile
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from siglax import checkpoint
@@ -27,7 +28,7 @@ def main():
   arguments, config = parse(parser, None)
   _, _, state, _ = prepare(config)
   leaves = jax.tree.leaves(state)
-  digest_alone = jax.jit(lambda leaves: [checkpoint.leaf_digest(x) for x in leaves])
+  digest_alone = jax.jit(lambda leaves: jnp.stack([checkpoint.leaf_digest(x) for x in leaves]))
   # In turns, so that what else the machine does hits all alike.
   seconds = {"digest": [], "digest_and_check": [], "save": [], "save_blocks": []}
   with tempfile.TemporaryDirectory() as folder:
