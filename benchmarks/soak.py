@@ -59,7 +59,8 @@ def main():
   parser.add_argument("--processes", type=int, default=1)
   parser.add_argument("--here", action="store_true", help=f"short trainings in this process, with {', '.join(HERE)}")
   arguments = parser.parse_args()
-  logging.getLogger("siglax").setLevel(logging.CRITICAL)
+  for name in ("siglax", "absl"):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
   counts = {name: int(number) for name, _, number in (item.partition("=") for item in (arguments.counts or "").split(",") if item)}
   known = HERE if arguments.here else FAULTS
   names = list(counts) or (arguments.faults.split(",") if arguments.faults else list(known))
