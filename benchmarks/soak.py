@@ -94,6 +94,7 @@ class Start:
     self.folder, self.log = folder, soak.scratch / f"start-{soak.starts}.log"
     soak.starts += 1
     self.begin, self.samples, self.processes = time.monotonic(), [], []
+    self.hit = None  # (time, step) of the last signal
     with socket.socket() as s:
       s.bind(("127.0.0.1", 0))
       port = s.getsockname()[1]
@@ -131,6 +132,7 @@ class Start:
         self.samples.append((time.monotonic() - self.begin, rss, len(os.listdir(f"/proc/{p.pid}/fd")), self.step()))
 
   def signal(self, number, which=None):
+    self.hit = time.monotonic(), self.step()
     for p in self.processes if which is None else [self.processes[which]]:
       with contextlib.suppress(ProcessLookupError):
         p.send_signal(number)
@@ -239,7 +241,8 @@ class Soak:
       following, moment = FAULTS[name](self, start)
       row = self.table[name if moment is None else f"{name} ({moment})"]
       if following is not start:
-        self._recovered(following, before, row, damaged=name in ("damage", "swap"))
+        at, before["step"] = start.hit or (before["at"], before["step"])
+        self._recovered(following, before | {"at": at}, row, damaged=name in ("damage", "swap"))
     except Missed:
       return start
     except Failed as e:
