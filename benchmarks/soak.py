@@ -215,6 +215,7 @@ class Soak:
     """From the first step to the last, with a fault every now and then."""
     folder = self.disk / f"run-{self.trainings}"
     self.trainings += 1
+    self.damaged = set()  # steps of the checkpoints that a fault damaged
     start, next_fault = Start(self, folder), time.monotonic() + self.every * self.rng.uniform(0.5, 1.5)
     while True:
       if start.ended():
@@ -236,13 +237,13 @@ class Soak:
     """Injects one; returns the start that goes on."""
     names = [name for name in self.names if self.left.get(name, 0)] if self.left else self.names
     name = str(self.rng.choice(names))
-    row, before = None, {"step": start.step(), "good": newest(start.folder), "at": time.monotonic()}
+    row, before = None, {"step": start.step(), "steps": steps_of(start.folder), "at": time.monotonic()}
     try:
       following, moment = FAULTS[name](self, start)
       row = self.table[name if moment is None else f"{name} ({moment})"]
       if following is not start:
         at, before["step"] = start.hit or (before["at"], before["step"])
-        self._recovered(following, before | {"at": at}, row, damaged=name in ("damage", "swap"))
+        self._recovered(following, before | {"at": at}, row)
     except Missed:
       return start
     except Failed as e:
@@ -261,15 +262,16 @@ class Soak:
     print(f"{name} at step {before['step']}, {time.monotonic() - before['at']:.0f} s; left {self.left}", flush=True)
     return following
 
-  def _recovered(self, start, before, row, damaged):
+  def _recovered(self, start, before, row):
     """Waits until the run goes on, and counts what it lost."""
     begin = before["at"]
     if not start.wait(start.trains, START_SECONDS) and start.codes() != [0] * self.count:
       raise Failed(f"the next start did not train: {start.codes()} {start.output()[-600:]!r}")
     resumed = start.output().partition("resuming at step ")[2].split()
     resumed = int(resumed[0]) if resumed else 0
-    if resumed < before["good"] and not damaged:
-      raise Failed(f"resumed at step {resumed} although step {before['good']} was on disk")
+    good = max(set(before["steps"]) - self.damaged, default=0)
+    if resumed < good:
+      raise Failed(f"resumed at step {resumed} although step {good} was on disk")
     row["lost"].append(max(0, before["step"] - resumed))
     row["recovery"].append(time.monotonic() - begin)
 
@@ -433,6 +435,7 @@ def damage(soak, start):
   killed(soak, start)
   if len(steps_of(start.folder)) < 2:
     raise Missed
+  soak.damaged.add(newest(start.folder))
   damage_newest(start.folder, soak.rng)
   return soak.again(start), None
 
@@ -442,6 +445,7 @@ def swap(soak, start):
   steps = steps_of(start.folder)
   if len(steps) < 3:
     raise Missed
+  soak.damaged.update(steps[-2:])
   a, b = (start.folder / "checkpoints" / str(step) for step in steps[-2:])
   a.rename(soak.disk / "held")
   b.rename(a)
