@@ -37,6 +37,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "faults")]
 
 END_SECONDS = 30
 START_SECONDS = 600
+WAIT_SECONDS = 60  # of a group's processes for each other at the start
 TMPFS_MIB, TMPFS_INODES = 96, 3000
 LONG_SECONDS = 20  # of a start whose memory is worth a line
 MOMENTS = ("start-up", "step", "save", "deletion", "evaluation", "last step")
@@ -99,7 +100,7 @@ class Start:
       s.bind(("127.0.0.1", 0))
       port = s.getsockname()[1]
     for i in range(soak.count):
-      group = ["--coordinator", f"127.0.0.1:{port}", "--processes", str(soak.count), "--process-id", str(i)] if soak.count > 1 else []
+      group = ["--coordinator", f"127.0.0.1:{port}", "--processes", str(soak.count), "--process-id", str(i), "--wait", str(WAIT_SECONDS)] if soak.count > 1 else []
       command = [sys.executable, str(CHILD), json.dumps(faults or {}), *soak.command, "--workdir", str(folder), *group]
       with self.log.with_suffix(f".{i}").open("wb") as out:
         self.processes.append(subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=soak.environment, start_new_session=True))
@@ -341,8 +342,9 @@ def kill(soak, start):
     raise Missed
   which = soak.victim()
   start.signal(signal.SIGKILL, which)
-  # The others notice a silent process after the heartbeat of siglax/processes.py.
-  if not start.wait(start.ended, END_SECONDS + 20 * (soak.count > 1)):
+  # The others notice a silent process after the heartbeat of siglax/processes.py, one that has not joined after --wait.
+  patience = 0 if soak.count == 1 else 20 if start.trains() else WAIT_SECONDS
+  if not start.wait(start.ended, END_SECONDS + patience):
     raise Failed(f"the others of a killed process did not end: {start.codes()}")
   soak._remember(start)
   return soak.again(start), moment
