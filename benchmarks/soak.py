@@ -37,6 +37,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "faults")]
 
 END_SECONDS = 30
 START_SECONDS = 600
+WAIT_SECONDS = 60  # of a group's processes for each other at the start
 TMPFS_MIB, TMPFS_INODES = 96, 3000
 LONG_SECONDS = 20  # of a start whose memory is worth a line
 MOMENTS = ("start-up", "step", "save", "deletion", "evaluation", "last step")
@@ -59,7 +60,8 @@ def main():
   parser.add_argument("--processes", type=int, default=1)
   parser.add_argument("--here", action="store_true", help=f"short trainings in this process, with {', '.join(HERE)}")
   arguments = parser.parse_args()
-  logging.getLogger("siglax").setLevel(logging.CRITICAL)
+  for name in ("siglax", "absl"):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
   counts = {name: int(number) for name, _, number in (item.partition("=") for item in (arguments.counts or "").split(",") if item)}
   known = HERE if arguments.here else FAULTS
   names = list(counts) or (arguments.faults.split(",") if arguments.faults else list(known))
@@ -93,11 +95,12 @@ class Start:
     self.folder, self.log = folder, soak.scratch / f"start-{soak.starts}.log"
     soak.starts += 1
     self.begin, self.samples, self.processes = time.monotonic(), [], []
+    self.hit = None  # (time, step) of the last signal
     with socket.socket() as s:
       s.bind(("127.0.0.1", 0))
       port = s.getsockname()[1]
     for i in range(soak.count):
-      group = ["--coordinator", f"127.0.0.1:{port}", "--processes", str(soak.count), "--process-id", str(i)] if soak.count > 1 else []
+      group = ["--coordinator", f"127.0.0.1:{port}", "--processes", str(soak.count), "--process-id", str(i), "--wait", str(WAIT_SECONDS)] if soak.count > 1 else []
       command = [sys.executable, str(CHILD), json.dumps(faults or {}), *soak.command, "--workdir", str(folder), *group]
       with self.log.with_suffix(f".{i}").open("wb") as out:
         self.processes.append(subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=soak.environment, start_new_session=True))
@@ -130,6 +133,7 @@ class Start:
         self.samples.append((time.monotonic() - self.begin, rss, len(os.listdir(f"/proc/{p.pid}/fd")), self.step()))
 
   def signal(self, number, which=None):
+    self.hit = time.monotonic(), self.step()
     for p in self.processes if which is None else [self.processes[which]]:
       with contextlib.suppress(ProcessLookupError):
         p.send_signal(number)
@@ -212,6 +216,7 @@ class Soak:
     """From the first step to the last, with a fault every now and then."""
     folder = self.disk / f"run-{self.trainings}"
     self.trainings += 1
+    self.damaged = set()  # steps of the checkpoints that a fault damaged
     start, next_fault = Start(self, folder), time.monotonic() + self.every * self.rng.uniform(0.5, 1.5)
     while True:
       if start.ended():
@@ -233,12 +238,13 @@ class Soak:
     """Injects one; returns the start that goes on."""
     names = [name for name in self.names if self.left.get(name, 0)] if self.left else self.names
     name = str(self.rng.choice(names))
-    row, before = None, {"step": start.step(), "good": newest(start.folder), "at": time.monotonic()}
+    row, before = None, {"step": start.step(), "steps": steps_of(start.folder), "at": time.monotonic()}
     try:
       following, moment = FAULTS[name](self, start)
       row = self.table[name if moment is None else f"{name} ({moment})"]
       if following is not start:
-        self._recovered(following, before, row, damaged=name in ("damage", "swap"))
+        at, before["step"] = start.hit or (before["at"], before["step"])
+        self._recovered(following, before | {"at": at}, row)
     except Missed:
       return start
     except Failed as e:
@@ -257,15 +263,16 @@ class Soak:
     print(f"{name} at step {before['step']}, {time.monotonic() - before['at']:.0f} s; left {self.left}", flush=True)
     return following
 
-  def _recovered(self, start, before, row, damaged):
+  def _recovered(self, start, before, row):
     """Waits until the run goes on, and counts what it lost."""
     begin = before["at"]
     if not start.wait(start.trains, START_SECONDS) and start.codes() != [0] * self.count:
       raise Failed(f"the next start did not train: {start.codes()} {start.output()[-600:]!r}")
     resumed = start.output().partition("resuming at step ")[2].split()
     resumed = int(resumed[0]) if resumed else 0
-    if resumed < before["good"] and not damaged:
-      raise Failed(f"resumed at step {resumed} although step {before['good']} was on disk")
+    good = max(set(before["steps"]) - self.damaged, default=0)
+    if resumed < good:
+      raise Failed(f"resumed at step {resumed} although step {good} was on disk")
     row["lost"].append(max(0, before["step"] - resumed))
     row["recovery"].append(time.monotonic() - begin)
 
@@ -335,8 +342,9 @@ def kill(soak, start):
     raise Missed
   which = soak.victim()
   start.signal(signal.SIGKILL, which)
-  # The others notice a silent process after the heartbeat of siglax/processes.py.
-  if not start.wait(start.ended, END_SECONDS + 20 * (soak.count > 1)):
+  # The others notice a silent process after the heartbeat of siglax/processes.py, one that has not joined after --wait.
+  patience = 0 if soak.count == 1 else 20 if start.trains() else WAIT_SECONDS
+  if not start.wait(start.ended, END_SECONDS + patience):
     raise Failed(f"the others of a killed process did not end: {start.codes()}")
   soak._remember(start)
   return soak.again(start), moment
@@ -429,6 +437,7 @@ def damage(soak, start):
   killed(soak, start)
   if len(steps_of(start.folder)) < 2:
     raise Missed
+  soak.damaged.add(newest(start.folder))
   damage_newest(start.folder, soak.rng)
   return soak.again(start), None
 
@@ -438,6 +447,7 @@ def swap(soak, start):
   steps = steps_of(start.folder)
   if len(steps) < 3:
     raise Missed
+  soak.damaged.update(steps[-2:])
   a, b = (start.folder / "checkpoints" / str(step) for step in steps[-2:])
   a.rename(soak.disk / "held")
   b.rename(a)

@@ -381,6 +381,9 @@ class Checkpoints:
     args = ocp.args.PyTreeRestore(abstract_state, restore_args=restore_args, partial_restore=True)
     # The handler, unlike orbax's managers, waits for no other process: one that fails would keep the rest waiting.
     state = ocp.PyTreeCheckpointHandler().restore(self._path / str(step) / "state", args=args)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+      if isinstance(leaf, jax.ShapeDtypeStruct):  # orbax leaves it as it is given
+        raise Damaged(f"{jax.tree_util.keystr(path, simple=True, separator='/')} is not in it")
     return jax.tree.map(lambda x: None if x is ocp.PLACEHOLDER else x, state)
 
   def _compare(self, step, state, meta) -> Damaged | None:

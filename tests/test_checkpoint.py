@@ -236,6 +236,14 @@ def test_checkpoints_that_are_mixed_up_are_damaged(kind, run):
   assert len(lines) == 1 + both and (text is None or text in lines[0])
 
 
+def test_a_leaf_that_is_not_there_is_damage(run):
+  mesh = mesh_lib.make()
+  like = abstract(mesh, state(mesh, 6))
+  like["params"]["more"] = like["params"]["half"]
+  with pytest.raises(ValueError, match="no checkpoint in .* is good; the newest, of step 6: params/more is not in it"):
+    checkpoint.Checkpoints(run).restore(like)
+
+
 def test_a_step_is_compared_although_both_digests_fit(run):
   """Metadata of step 6 in a folder called 5: neither its own digest nor the state's tells."""
   (run / "checkpoints" / "6").rename(run / "checkpoints" / "5")

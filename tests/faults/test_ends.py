@@ -1,5 +1,6 @@
 """How runs end: saves that fail, signals at any moment, folders in use, longer runs. In this process, on one device."""
 
+import itertools
 import os
 import pathlib
 import signal
@@ -79,11 +80,15 @@ def send_at(monkeypatch, number, owner, name, at=lambda *args: True):
   monkeypatch.setattr(owner, name, call)
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("moment, stopped", [
-    ("start-up", 0), ("step", 7), ("save", 4), ("evaluation", 6),
+SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
+MOMENTS = {"start-up": 0, "step": 7, "save": 4, "evaluation": 6}
+QUICK = ((signal.SIGHUP, "start-up"), (signal.SIGHUP, "step"), (signal.SIGTERM, "save"), (signal.SIGINT, "evaluation"))
+
+
+@pytest.mark.parametrize("number, moment", [
+    pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) for case in itertools.product(SIGNALS, MOMENTS)
 ])
-def test_a_signal_at_any_moment_saves_and_the_run_resumes(number, moment, stopped, whole, tmp_path, capsys):
+def test_a_signal_at_any_moment_saves_and_the_run_resumes(number, moment, whole, tmp_path, capsys):
   fields = {"eval__tasks": TASK} if moment == "evaluation" else {}
   with inject.nonfinite():
     with pytest.MonkeyPatch.context() as patch:
@@ -97,7 +102,7 @@ def test_a_signal_at_any_moment_saves_and_the_run_resumes(number, moment, stoppe
     # A signal in a save or an evaluation is obeyed before the next one that is asked for: after the step that follows, or at once.
     out = capsys.readouterr().out
     found = int(out.partition(f"stopped by {signal.Signals(number).name} at step ")[2].split()[0].rstrip(","))
-    assert stopped <= found <= stopped + 1
+    assert MOMENTS[moment] <= found <= MOMENTS[moment] + 1
     assert steps(tmp_path)[-1:] == ([found] if found else [])
     run(tmp_path)
   assert_equal(state(tmp_path), whole)
@@ -169,6 +174,7 @@ def test_a_run_is_made_longer_where_its_schedule_allows_it(fields, step, longer,
       train.Run(make_config(**fields, total_steps=8), workdir).check_folder(extend)
 
 
+@pytest.mark.slow
 def test_a_longer_run_ends_as_if_it_had_been_so_long(tmp_path):
   fields = {"optim__schedule": "constant"}
   with inject.nonfinite():
