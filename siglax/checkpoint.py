@@ -64,13 +64,12 @@ class Checkpoints:
   """The checkpoints of one run folder. Global view: all processes call every method together.
 
   folder: the run folder. config: `config.checkpoint`, which says what is kept; None only reads. every: steps between
-  two saves, or None. Only one process group may write into a folder at a time (siglax/runs/lock.py).
+  two saves, or None. lower_is_better: whether the best checkpoint is the one with the lowest config.checkpoint.keep_best. Only one process group may write into a folder at a time (siglax/runs/lock.py).
   """
 
-  def __init__(self, folder, config=None, every: int | None = None):
-    _quiet_orbax()
+  def __init__(self, folder, config=None, every: int | None = None, lower_is_better: bool = False):
     self._path = pathlib.Path(folder).absolute() / FOLDER
-    self._config, self._every = config, every
+    self._config, self._every, self._sign = config, every, -1 if lower_is_better else 1
     self._damaged: list[int] = []
     self._aside = None  # where a damaged checkpoint of the step that is being saved has gone
     self._pending = self._saved = None  # step of the save that is under way, and the shapes of its state
@@ -298,13 +297,15 @@ class Checkpoints:
     return [step for step in steps if step not in kept]
 
   def _score(self, step) -> float | None:
-    """The metric of config.checkpoint.keep_best; −inf where the step was not evaluated, None where it cannot be read."""
+    """The metric of config.checkpoint.keep_best, the higher the better; −inf where the step was not evaluated, None where it
+    cannot be read."""
     try:
       metrics = self._read_meta(step).get("metrics")
       # Where siglax 0.1 put them.
       if metrics is None and (old := self._path / str(step) / "metrics" / "metrics").exists():
         metrics = json.loads(old.read_bytes())
-      score = float((metrics or {}).get(self._config.keep_best, -np.inf))
+      value = (metrics or {}).get(self._config.keep_best)
+      score = -np.inf if value is None else self._sign * float(value)
     except (OSError, ValueError, TypeError, AttributeError, Damaged):
       return None
     return -np.inf if np.isnan(score) else score
@@ -428,8 +429,11 @@ class _Policy(asyncio.DefaultEventLoopPolicy):
 
 
 @functools.cache
-def _quiet_orbax():
-  """Leaves out the tracebacks of orbax's threads and loops: what they raise reaches `Checkpoints`, which says it in one line."""
+def quiet_orbax():
+  """Leaves out the tracebacks of orbax's threads and loops: what they raise reaches `Checkpoints`, which says it in one line.
+
+  For the command line: it changes the whole process.
+  """
   asyncio.set_event_loop_policy(_Policy())
   show = threading.excepthook
   threading.excepthook = lambda args: None if type(args.thread).__module__.startswith("orbax.") else show(args)

@@ -218,7 +218,7 @@ def default() -> ConfigDict:
   c.checkpoint.keep_every_steps = placeholder(int)  # also keep those whose step is a multiple of it
   c.checkpoint.keep_one_in = placeholder(int)  # also keep one of so many that are due, for good; None keeps none
   c.checkpoint.keep_one_in = 10
-  c.checkpoint.keep_best = placeholder(str)  # also keep the one with the highest value of this metric: "eval/<name>/<metric>"
+  c.checkpoint.keep_best = placeholder(str)  # also keep the best by this metric, of a loss the lowest: "eval/<name>/<metric>"
 
   c.checkpoint.verify = False  # read each checkpoint back after its save and compare it; the training waits for that
   c.checkpoint.max_failed_saves = 3  # saves in a row, each tried twice, that may fail before the run stops

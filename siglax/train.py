@@ -19,6 +19,7 @@ from siglax import checks
 from siglax import config as config_lib
 from siglax import curves
 from siglax import data as data_lib
+from siglax import evals
 from siglax import evaluate
 from siglax import flops
 from siglax import goodput as goodput_lib
@@ -175,7 +176,9 @@ def _take_folder(run: Run, extend: bool) -> lock_lib.Lock:
 
 def _train(run: Run, stop: StopSignals, goodput, lock):
   workdir = run.workdir
-  checkpoints = checkpoint.Checkpoints(workdir, run.config.checkpoint, run.every["checkpoint"])
+  keep = run.config.checkpoint
+  lower_is_better = keep.keep_best is not None and evals.lower_is_better(keep.keep_best)
+  checkpoints = checkpoint.Checkpoints(workdir, keep, run.every["checkpoint"], lower_is_better)
   restored = checkpoints.restore(run.abstract_state)
   state = run.initial_state() if restored is None else restored[0]
   run.check_tower(state.params)

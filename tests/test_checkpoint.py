@@ -121,7 +121,7 @@ def test_every_leaf_of_a_state_is_under_the_digest(tmp_path):
   assert found.keys() == names and all(found[name] != after[name] for name in names)
   saving = checkpoint.Checkpoints(tmp_path, options())
   nothing = jnp.zeros((4096,))  # so that the moment is the largest file
-  large = {"params": {"w": nothing}, "opt_state": jax.random.normal(jax.random.key(0), (4096,))}
+  large = {"params": {"w": nothing}, "opt_state": jax.random.normal(jax.random.key(0), (4096,)), "step": jnp.int32(1)}
   saving.save(1, large, {})
   saving.close()
   like = abstract(mesh, large)
@@ -186,6 +186,7 @@ UNUSED = ("commit_success.txt", "_CHECKPOINT_METADATA", "_sharding", "array_meta
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("kind", ["flip", "truncate", "empty", "zeros", "delete"])
 def test_damage_of_any_file_is_found_or_harmless(kind, run):
+  checkpoint.quiet_orbax()
   rng = np.random.default_rng(0)
   for file in files(run, 6):
     good = file.read_bytes()
@@ -371,3 +372,13 @@ def test_saves_that_fail_are_made_again_and_then_end_the_run(kind, run, quick, c
 
 def test_the_digest_of_more_elements_than_32_bits_count():
   assert jax.eval_shape(checkpoint.leaf_digest, jax.ShapeDtypeStruct((2, 2**17, 2**17), jnp.float32)).dtype == jnp.uint32
+
+
+def test_the_best_by_a_loss_is_the_lowest(tmp_path):
+  mesh = mesh_lib.make()
+  saving = checkpoint.Checkpoints(tmp_path, options(keep_latest=1, keep_best="eval/a/loss"), lower_is_better=True)
+  for k, loss in ((2, 0.9), (4, 0.1), (6, 0.2), (7, None), (9, 0.3)):
+    saving.save(k, state(mesh, k), {}, loss and {"eval/a/loss": loss})
+  saving.wait()
+  assert saving.steps == [4, 9]
+  saving.close()

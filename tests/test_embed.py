@@ -45,6 +45,7 @@ def folder(tmp_path_factory):
   """A run with an image tower to freeze."""
   workdir = tmp_path_factory.mktemp("towers") / "run"
   run = train.Run(configured(), workdir)  # as it is before the first step
+  workdir.mkdir()
   run.write_files()
   checkpoints = checkpoint.Checkpoints(workdir, run.config.checkpoint)
   checkpoints.save(0, run.initial_state(), {})
@@ -290,7 +291,7 @@ def test_a_step_from_embeddings_computes_the_text_tower_and_the_loss_alone(folde
     text = flops.count(lambda params, t, dz: jax.vjp(lambda x: p.model.embed_text(x, t), params)[1](dz), params, tokens, z)
     alone = flops.count(jax.value_and_grad(value, (0, 1, 2, 3)), z, z, 1.0, 1.0, batch["weight"])
   assert 6 * B * B * d <= alone <= 6 * B * B * d + 6 * B * B  # the floor, and the weights
-  means = 2 * (2 * B * d) + 2 * d
+  means = 2 * (2 * B * d)  # Σ w·z of both sides
   accuracy = 2 * B * (B // 8) * d  # of each image among the texts of its device
   assert total == text + alone + means + accuracy
   assert train.model_flops(p) == text == 3 * flops.count(p.model.embed_text, params, tokens)

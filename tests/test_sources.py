@@ -34,10 +34,10 @@ def test_rows_come_back_in_any_order(tmp_path):
   )
   source = parquet(path)
   assert len(source) == ROWS and source.classnames == ("cat", "dog", "cow", "hen")
-  assert source[4] == {"image": b"five", "captions": ["e"], "label": 2, "weight": 2.0}
-  assert source[0] == {"image": b"one", "captions": ["a"], "label": 3, "weight": 0.5}
-  assert source[1] == {"image": b"", "captions": ["b"], "weight": 1.0}
-  assert source[3] == {"image": None, "captions": ["d"], "label": 0}
+  assert source[4] == {"image": b"five", "captions": ["e"], "label": 2, "weight": 2.0, "key": "z"}
+  assert source[0] == {"image": b"one", "captions": ["a"], "label": 3, "weight": 0.5, "key": "v"}
+  assert source[1] == {"image": b"", "captions": ["b"], "weight": 1.0, "key": "w"}
+  assert source[3] == {"image": None, "captions": ["d"], "label": 0, "key": "y"}
   assert source[2]["captions"] == []
   for i in (-1, ROWS):
     with pytest.raises(IndexError):

@@ -132,7 +132,7 @@ def averaged(tmp_path_factory):
   run = train.Run(c, tmp_path_factory.mktemp("averaged"))
   run.write_files()
   shapes = run.abstract_state
-  state = filled(shapes, 0).replace(params=filled(shapes.params, 3), ema=filled(shapes.ema, 7))
+  state = filled(shapes, 0).replace(step=jax.device_put(np.int32(1), shapes.step.sharding), params=filled(shapes.params, 3), ema=filled(shapes.ema, 7))
   checkpoints = checkpoint.Checkpoints(run.workdir, c.checkpoint)
   checkpoints.save(1, state, {})
   checkpoints.wait()
@@ -215,9 +215,9 @@ def test_a_start_says_that_the_tokenizer_is_another_one(averaged, tmp_path, capl
 @pytest.mark.parametrize("text, match", [
     ("{", "cannot be read as JSON"),
     ("[1]", "holds no JSON object"),
-    ('{"batch_size": "many"}', "is no config of a run, or is damaged: config.batch_size='many'"),
-    ('{"image": 5}', "is no config of a run, or is damaged: config.image=5"),
-    ('{"model": {"image": {"depht": 3}}}', "is no config of a run, or is damaged: config.model.image.depht is unknown"),
+    ('{"batch_size": "many"}', "is no config of this siglax: config.batch_size='many'"),
+    ('{"image": 5}', "is no config of this siglax: config.image=5"),
+    ('{"model": {"image": {"depht": 3}}}', "is no config of this siglax: config.model.image.depht is unknown"),
 ])
 def test_a_broken_config_of_a_run_is_named(text, match, tmp_path):
   (tmp_path / "config.json").write_text(text)

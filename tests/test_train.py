@@ -127,7 +127,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
   assert "loss=nan at step" in last and "the last good checkpoint is" in last and "lower config.optim.lr" in last
   code, out = run(tmp_path / "checked", "--config.optim.lr=1e30", "--config.loss.check_embeddings=True")
   assert code == 1 and "tower's embeddings at step" in out.strip().splitlines()[-1] and "are not finite" in out
-  train.Run(config_lib.load(TINY), tmp_path / "checked").write_files()  # no checkpoint: the folder is free for another config
+  train.Run(config_lib.load(TINY), tmp_path / "checked").check_folder()  # no checkpoint: the folder is free for another config
 
 
 def test_a_finished_run_and_a_run_of_another_config(whole, capsys):

@@ -158,7 +158,7 @@ class TrainBatches:
     if self._iterator is None:
       raise StopIteration
     try:
-      batch = next(self._iterator)
+      batch = self._next()
       source, index = batch.pop("source"), batch.pop("index")
       self._count(source, batch.pop("bad"))
       self.last = source.tolist(), index.tolist()
@@ -168,6 +168,17 @@ class TrainBatches:
     if self._workers:  # out of the shared memory, which grain then gives back
       batch = {name: np.array(array) for name, array in batch.items()}
     return batch
+
+  def _next(self):
+    try:
+      return next(self._iterator)
+    except RuntimeError as e:
+      if not self._workers:
+        raise
+      raise ValueError(
+          f"a worker process that loads data has ended: {str(e).partition('.')[0]}; the same command resumes, with fewer "
+          f"config.loader.workers={self._workers} where memory was short"
+      ) from e
 
   def close(self):
     """Stops threads and workers, for good; a thread ends with the batch it is at, which is not waited for."""

@@ -166,7 +166,7 @@ def _classnames(files) -> tuple[str, ...] | None:
 class _Columns(files_lib.Columns):
   """Which columns to read, and as what, the same for all files ({path: ParquetFile})."""
 
-  def __init__(self, files, image, caption, label, weights, key):
+  def __init__(self, files, image, caption, label, weights, key=None):
     first = next(iter(files.values())).schema_arrow
     if caption is None:
       caption = next((name for name in ("captions", "caption") if name in first.names), None)
