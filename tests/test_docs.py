@@ -28,7 +28,7 @@ from siglax.data import text as text_lib
 from siglax.data.shapes import Shapes
 
 ROOT = pathlib.Path(__file__).parent.parent
-FILES = ("README.md", "docs/losses.md", "docs/plan.md", "docs/towers.md", "launch/README.md")
+FILES = ("README.md", "docs/losses.md", "docs/plan.md", "docs/reliability.md", "docs/towers.md", "launch/README.md")
 
 # Commands that are run, and what is appended so that each takes seconds: a later flag replaces the one before.
 SMALL = "--config.batch_size=16 --config.eval.batch_size=16 --config.total_steps=2 --config.optim.warmup_steps=0 --config.model.image.depth=1"
@@ -71,6 +71,10 @@ CLUSTER = {
 # What other programs do. .ci/run installs siglax and runs the tests.
 OTHERS = (
     "pip install -e .", "pip install -e '.[test]'", "pytest",
+    # Attacks of minutes; tests/faults has a short one.
+    "python benchmarks/soak.py --minutes 30 --every 20 --seed 0",
+    "python benchmarks/soak.py --tiny --seed 2 --counts kill=60,full=20,double=10",
+    "python benchmarks/soak.py --here --seed 0 --counts damage=200,transient=40,nonfinite=200",
     "pip install onnx onnx-ir onnxruntime equinox dm-pix", "pip install --no-deps jax2onnx==0.17.1",
     "export TPU=name ZONE=us-central2-b",
     "gcloud compute tpus tpu-vm create $TPU --zone $ZONE --accelerator-type v4-64 --version tpu-ubuntu2204-base",
@@ -79,7 +83,7 @@ OTHERS = (
 # First lines of blocks that are no commands: what siglax plan prints (tests/test_plan.py), a Dockerfile, the folders.
 TEXTS = (
     "siglax plan configs/siglip_so400m.py", "FROM python:3.12-slim",
-    "siglax/    cli.py config.py checks.py train.py evaluate.py program.py step.py state.py mesh.py processes.py checkpoint.py",
+    "siglax/    cli.py config.py checks.py train.py evaluate.py replay.py program.py step.py state.py mesh.py processes.py checkpoint.py",
 )
 
 # Python blocks by their first line, and what they take for granted.

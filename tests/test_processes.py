@@ -86,6 +86,7 @@ def test_a_signal_to_one_process_ends_all_at_one_step_and_one_process_resumes(wh
   assert_same(losses(tmp_path), whole)
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_others_and_four_resume(whole, tmp_path):
   started = start(tmp_path, 2)
   wait_for_step(tmp_path, 6, started)

@@ -16,6 +16,7 @@ from siglax import checkpoint
 from siglax import cli
 from siglax import config as config_lib
 from siglax import train
+from siglax.data.shapes import Shapes
 from siglax.data.text import TextProcessor
 from siglax.runs import history
 
@@ -137,6 +138,24 @@ def test_a_finished_run_and_a_run_of_another_config(whole, capsys):
   line = fails(capsys, "train", "--config", TINY, "--workdir", str(whole), "--config.optim.lr=0.5", "--config.batch_size=32")
   assert "holds a run of another config" in line
   assert "optim.lr is 0.001 there and 0.5 here" in line and "batch_size is 16 there and 32 here" in line
+
+
+def test_replay_makes_a_step_again_and_names_its_examples(whole, capsys):
+  before = {p: p.read_bytes() for p in whole.rglob("*") if p.is_file()}
+  command = [sys.executable, "-m", "siglax.cli", "replay", "--run", str(whole), "--step", "10", "--json"]
+  done = subprocess.run(command, env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"}, capture_output=True, text=True, timeout=240)
+  assert done.returncode == 0, done.stderr
+  report = json.loads(done.stdout)
+  (logged,) = (r for r in records(whole) if r["step"] == 10 and "loss" in r)
+  assert (report["loss"], report["grad_norm"], report["logged"]) == (logged["loss"], logged["grad_norm"], logged["loss"])
+  assert report["from"] == 8 and len(report["examples"]) == 16
+  source = Shapes(size=64, image_size=16)
+  for example in report["examples"]:
+    drawn = source[example["example"]]
+    assert (example["data"], example["label"], example["captions"]) == (0, drawn["label"], list(drawn["captions"]))
+  assert len({example["example"] for example in report["examples"]}) == 16  # one pass over the data, each example once
+  assert {p: p.read_bytes() for p in whole.rglob("*") if p.is_file()} == before
+  assert "--step 13 must lie in 1 … 12" in fails(capsys, "replay", "--run", str(whole), "--step", "13")
 
 
 def fails(capsys, *arguments):
