@@ -134,7 +134,7 @@ class Checkpoints:
       except Exception as e:  # pylint: disable=broad-exception-caught; orbax passes on whatever a disk raises
         self._fail(e)
       else:
-        if (self._path / str(self._pending)).exists():
+        if os.path.exists(self._path / str(self._pending)):  # False where the disk does not answer now
           self._committed()
     return self._again
 
@@ -264,7 +264,10 @@ class Checkpoints:
         self._verify(self._pending)
     except (Damaged, ValueError) as e:
       if isinstance(e, Damaged):
-        processes.on_first(lambda: self._move_aside(self._pending))
+        try:
+          processes.on_first(lambda: self._move_aside(self._pending))
+        except (OSError, ValueError):
+          self._damaged.append(self._pending)  # the next save that succeeds moves it
       self._fail(e)
       return
     self._last, self._pending, self._aside, self._again, self._failed = self._pending, None, None, False, 0

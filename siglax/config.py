@@ -44,6 +44,8 @@ FREE_ON_RESUME = (
     "loader", "mesh", "eval", "checkpoint", "log", "profile", "loss.impl", "loss.tile", "loss.check_embeddings",
     "train.remat", "train.microbatch", "model.image.remat", "model.text.remat", "optim.skip_nonfinite",
 )
+# So may this field of each data spec: a run that too many broken examples stopped goes on with a higher limit.
+FREE_IN_SPECS = ".max_bad_fraction"
 
 # Fields that take the value of another one, which is the one to set.
 FOLLOWS = {
@@ -378,7 +380,7 @@ def differences(first: ConfigDict, second: ConfigDict, where="there", and_where=
   return [
       f"{k} is {a.get(k)!r} {where} and {b.get(k)!r} {and_where}"
       for k in sorted(a.keys() | b.keys())
-      if a.get(k) != b.get(k) and not k.startswith(FREE_ON_RESUME)
+      if a.get(k) != b.get(k) and not k.startswith(FREE_ON_RESUME) and not k.endswith(FREE_IN_SPECS)
   ]
 
 

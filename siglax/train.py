@@ -92,7 +92,7 @@ class Run(program.Program):
     """config.json and tokenizer.model of the run folder. Process 0 does it."""
     try:
       files.write_atomic(self.workdir / tower.CONFIG, config_lib.to_json(self.config).encode())
-      self.text.save(self.workdir / tower.TOKENIZER)
+      files.write_atomic(self.workdir / tower.TOKENIZER, self.text.model)
     except OSError as e:
       raise ValueError(f"--workdir {self.workdir} cannot be written: {e.strerror}; use another folder") from e
 
@@ -303,12 +303,14 @@ class Log:
   def _check_finite(self, step, values):
     """Stops the run where its loss or gradient is not finite, unless config.optim.skip_nonfinite lets the update pass."""
     limit, left_out = self._run.config.optim.skip_nonfinite, bool(values.pop("skipped", 0))
+    # There with config.loss.check_embeddings only.
+    norm_errors = {tower: values.pop(f"norm_error_{tower}", 0.0) for tower in models.TOWERS}
     self._in_a_row = self._in_a_row + 1 if left_out else 0
     if left_out and self._in_a_row <= limit:
       self.skipped += 1
-      logger.warning("the gradient of step %d is not finite; this update is left out, the %d. in all", step, self.skipped)
+      logger.warning("the gradient of step %d is not finite; this update is left out, %d in all so far", step, self.skipped)
     else:
-      self._check_embeddings(step, values)
+      _check_embeddings(step, norm_errors)
       wrong = next((name for name in ("loss", "grad_norm") if not np.isfinite(values[name])), None)
       if wrong:
         often = f", after {limit} updates left out in a row (config.optim.skip_nonfinite={limit})" if left_out else ""
@@ -319,15 +321,6 @@ class Log:
         )
     if limit:
       values["skipped"] = self.skipped
-
-  def _check_embeddings(self, step, values):
-    for tower in ("image", "text"):
-      error = values.pop(f"norm_error_{tower}", 0.0)  # there with config.loss.check_embeddings only
-      if not error < NORM_TOLERANCE:
-        raise FloatingPointError(
-            f"the {tower} tower's embeddings at step {step} are not finite" if not np.isfinite(error) else
-            f"the {tower} tower's embeddings at step {step} are not of unit length: off by up to {error:.3g}"
-        )
 
   def _speed(self, step) -> dict:
     if not self._steps:
@@ -351,6 +344,16 @@ class Log:
     if model not in self._flops:
       self._flops[model] = model_flops(self._run, step - 1)
     return self._flops[model]
+
+
+def _check_embeddings(step: int, norm_errors: dict[str, float]):
+  """FloatingPointError for a tower whose embeddings are not of unit length."""
+  for tower, error in norm_errors.items():
+    if not error < NORM_TOLERANCE:
+      raise FloatingPointError(
+          f"the {tower} tower's embeddings at step {step} are not finite" if not np.isfinite(error) else
+          f"the {tower} tower's embeddings at step {step} are not of unit length: off by up to {error:.3g}"
+      )
 
 
 class Profiler:

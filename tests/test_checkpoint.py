@@ -1,5 +1,8 @@
 """Checkpoints: exact, on any mesh, and never silently wrong."""
 
+import os
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -329,6 +332,47 @@ def test_verify_finds_what_the_disk_did_not_keep_before_the_old_ones_go(group, r
     checkpoints.save(12, state(mesh, 12), {})
   checkpoints.close()
   assert checkpoints.steps == [12] and restored(run)[1] == 12
+
+
+def test_a_disk_that_does_not_answer_while_a_save_is_looked_after_ends_nothing(run, quick, monkeypatch, caplog):
+  """Neither the look for the new folder nor the move of one that `verify` found damaged may end the training."""
+  mesh = mesh_lib.make()
+  checkpoints, _ = restored(run, options(keep_latest=1, keep_one_in=None))
+  checkpoints.save(8, state(mesh, 8), {})
+  stat = os.stat
+
+  def fails(path, *args, **kwargs):
+    if str(path).endswith("checkpoints/8"):
+      raise inject.error("ESTALE")
+    return stat(path, *args, **kwargs)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(os, "stat", fails)
+    assert not checkpoints.poll()
+  checkpoints.close()
+  assert checkpoints.steps == [8]
+
+  checkpoints, _ = restored(run, options(keep_latest=1, keep_one_in=None, verify=True), 8)
+  wait, rename = checkpoint.ocp.AsyncCheckpointer.wait_until_finished, pathlib.Path.rename
+
+  def damaged(self):
+    wait(self)
+    if (run / "checkpoints" / "10").is_dir():
+      damage(run, 10)
+
+  def fails_once(self, target):
+    if target.name == "damaged-10":
+      raise inject.error("EIO")
+    return rename(self, target)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint.ocp.AsyncCheckpointer, "wait_until_finished", damaged)
+    patch.setattr(pathlib.Path, "rename", fails_once)
+    checkpoints.save(10, state(mesh, 10), {})
+  assert checkpoints.steps == [8, 10] and checkpoints.last_good() == "the last good checkpoint is of step 8"
+  checkpoints.save(11, state(mesh, 11), {})
+  checkpoints.close()
+  assert checkpoints.steps == [11] and (run / "checkpoints" / "damaged-10").is_dir()
 
 
 def test_one_in_so_many_is_kept_for_good_and_no_metric_is_taken_for_the_best(tmp_path):

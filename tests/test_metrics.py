@@ -390,6 +390,16 @@ def test_history_that_cannot_be_written_is_one_warning(tmp_path, caplog):
   assert history.read(tmp_path) == []
 
 
+@pytest.mark.parametrize("fault", ["another process", "no file"])
+def test_a_start_without_a_history_ends_in_its_own_error(fault, tmp_path, monkeypatch):
+  if fault == "no file":
+    (tmp_path / "starts.jsonl").mkdir()
+  else:
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+  with pytest.raises(FloatingPointError, match="loss=nan"), history.History(tmp_path, step=4, goodput=goodput.Goodput()):
+    raise FloatingPointError("loss=nan")
+
+
 def test_summary(tmp_path, config, capsys, monkeypatch):
   run = write_both_kinds(tmp_path, config)
   run.print_summary()

@@ -37,7 +37,7 @@ class History:
   """
 
   def __init__(self, workdir: str | os.PathLike, *, step: int, goodput: goodput_lib.Goodput):
-    self._goodput, self._lines, self._ended = goodput, None, False
+    self._goodput, self._lines, self._ended, self._step = goodput, None, False, step
     if jax.process_index() != 0:
       return
     self._path = pathlib.Path(workdir) / FILE
