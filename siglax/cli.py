@@ -8,8 +8,9 @@ import json
 import os
 import sys
 
+from siglax import streams
 
-END_SECONDS = 20
+END_SECONDS = 20  # of a command that failed
 _DATA_HELP = "file.parquet or shapes, and fields of the spec: file.parquet:caption=text"
 
 
@@ -17,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
   """Runs one command; a wrong input, and a file or pipe that fails, prints one line and returns 1."""
   if sys.stdout is None:  # closed by whoever started this: the next file to be opened would take its place
     sys.stdout = open(os.devnull, "w")
-  with contextlib.redirect_stdout(_Stdout(sys.stdout)) as stdout:
+  with contextlib.redirect_stdout(streams.Stdout(sys.stdout)) as stdout:
     try:
       try:
         return _main(arguments)
@@ -54,30 +55,6 @@ def _main(arguments):
   except OSError as e:
     return _failed(f"siglax {known.command}", e)
   return 0
-
-
-class _Stdout:
-  """A stream whose errors say that they are of stdout."""
-
-  def __init__(self, stream):
-    self._stream = stream
-
-  def write(self, text):
-    return self._try(self._stream.write, text)
-
-  def flush(self):
-    return self._try(self._stream.flush)
-
-  def _try(self, function, *arguments):
-    try:
-      return function(*arguments)
-    except OSError as e:
-      e.filename = "stdout"
-      os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # Python flushes again as it ends
-      raise
-
-  def __getattr__(self, name):
-    return getattr(self._stream, name)
 
 
 def _failed(name: str, error: OSError) -> int:

@@ -31,6 +31,7 @@ from siglax import optim
 from siglax import processes
 from siglax import program
 from siglax import state as state_lib
+from siglax import streams
 from siglax import tower
 from siglax.runs import files
 from siglax.runs import history as history_lib
@@ -244,10 +245,10 @@ def _train(run: Run, stop: StopSignals, goodput, lock):
   if jax.process_index() == 0:
     if step < run.total_steps:
       saved_too = ", saved; the same command resumes there" if step else " before the first one; the same command starts again"
-      metrics_lib.say(f"stopped by {stop.requested or 'SIGTERM'} at step {step}{saved_too}")
+      streams.say(f"stopped by {stop.requested or 'SIGTERM'} at step {step}{saved_too}")
     else:
       try:
-        metrics_lib.say(f"curves: {curves.plot(workdir)}")
+        streams.say(f"curves: {curves.plot(workdir)}")
       except OSError as e:
         logger.warning("%s cannot be written: %s", curves.FILE, e.strerror)
   return evaluated
