@@ -343,8 +343,8 @@ def _setup():
   """Logging to stderr, memory kept between steps, compiled programs kept between runs."""
   import logging
 
-  from siglax import checkpoint
   from siglax import mesh
+  from siglax.runs import quiet
 
   for number in (1, 2):
     try:
@@ -355,7 +355,7 @@ def _setup():
   logging.getLogger("siglax").setLevel(logging.INFO)
   logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's: what fails there reaches siglax as well, which says it in one line
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of writes of one save that fail together, the first is told
-  checkpoint.quiet_orbax()
+  quiet.quiet_orbax()
   mesh.keep_freed_memory()
   mesh.keep_compiled_programs()
 

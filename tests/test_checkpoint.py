@@ -11,8 +11,11 @@ import pytest
 
 from siglax import checkpoint
 from siglax import config as config_lib
+from siglax import errors
 from siglax import mesh as mesh_lib
 from siglax import state as state_lib
+from siglax.runs import digest
+from siglax.runs import quiet
 
 from faults import inject
 
@@ -109,7 +112,7 @@ def test_digest_sees_every_element_whatever_the_sharding(dtype):
     flipped.append(y)
   reversed_, scalar = x[::-1].copy(), x[3, 1, 0]
   leaves = [x, jax.device_put(x, mesh_lib.batch_sharding(mesh_lib.make())), *flipped, reversed_, scalar]
-  found = list(checkpoint.digest(leaves).values())
+  found = list(digest.digest(leaves).values())
   assert found == [digest_of(leaf) for leaf in leaves]
   assert found[0] == found[1] and found[0] not in found[2:]
 
@@ -120,7 +123,7 @@ def test_every_leaf_of_a_state_is_under_the_digest(tmp_path):
   whole = state_lib.create({"w": params["w"]}, optax.adam(0.1), ema=True)
   names = {"step", "params/w", "opt_state/0/count", "opt_state/0/mu/w", "opt_state/0/nu/w", "ema/w"}
   moved = jax.tree.map(lambda x: x.at[(0,) * x.ndim].add(1), whole)
-  found, after = checkpoint.digest(whole), checkpoint.digest(moved)
+  found, after = digest.digest(whole), digest.digest(moved)
   assert found.keys() == names and all(found[name] != after[name] for name in names)
   saving = checkpoint.Checkpoints(tmp_path, options())
   nothing = jnp.zeros((4096,))  # so that the moment is the largest file
@@ -179,7 +182,7 @@ def restored(folder, config=None, step=6):
 @pytest.fixture
 def quick(monkeypatch):
   """Attempts without a pause."""
-  monkeypatch.setattr(checkpoint, "RETRY_SECONDS", (0.0, 0.0, 0.0, 0.0))
+  monkeypatch.setattr(errors, "RETRY_SECONDS", (0.0, 0.0, 0.0, 0.0))
 
 
 # Files that no reader needs: the state is whole without them.
@@ -189,7 +192,7 @@ UNUSED = ("commit_success.txt", "_CHECKPOINT_METADATA", "_sharding", "array_meta
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("kind", ["flip", "truncate", "empty", "zeros", "delete"])
 def test_damage_of_any_file_is_found_or_harmless(kind, run):
-  checkpoint.quiet_orbax()
+  quiet.quiet_orbax()
   rng = np.random.default_rng(0)
   for file in files(run, 6):
     good = file.read_bytes()
@@ -415,7 +418,7 @@ def test_saves_that_fail_are_made_again_and_then_end_the_run(kind, run, quick, c
 
 
 def test_the_digest_of_more_elements_than_32_bits_count():
-  assert jax.eval_shape(checkpoint.leaf_digest, jax.ShapeDtypeStruct((2, 2**17, 2**17), jnp.float32)).dtype == jnp.uint32
+  assert jax.eval_shape(digest.leaf_digest, jax.ShapeDtypeStruct((2, 2**17, 2**17), jnp.float32)).dtype == jnp.uint32
 
 
 def test_the_best_by_a_loss_is_the_lowest(tmp_path):

@@ -17,6 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from siglax import errors
+
 # Parquet data larger than this is mapped from disk instead of held in memory.
 MEMORY_BYTES = 4 * 2**30
 # Rows read at a time: bounds what is held besides the data itself.
@@ -93,7 +95,7 @@ def _npy_header(f, name, size: int):
     shape, _, dtype = read_header(f)
     stated, there = math.prod(shape) * dtype.itemsize, size - f.tell()
   except (ValueError, LookupError, TypeError, SyntaxError, RecursionError) as e:  # what a parser of Python's literals raises
-    raise ValueError(f"{name} is no array: {first_line(e)}") from None
+    raise ValueError(f"{name} is no array: {errors.one_line(e)}") from None
   if dtype.hasobject:
     raise ValueError(f"{name} is a pickle, which is never read; save it as an array of numbers")
   if stated != there:
@@ -109,7 +111,7 @@ def open_parquet(file: str) -> pq.ParquetFile:
     opened.schema_arrow  # made of the footer, which may contradict itself
     return opened
   except (pa.ArrowException, OSError) as e:
-    reason = f"is not a Parquet file, or is cut short: {first_line(e)}"
+    reason = f"is not a Parquet file, or is cut short: {errors.one_line(e)}"
     raise ValueError(f"path={file!r} ({bytes_there} bytes) {reason}") from None
 
 
@@ -150,7 +152,7 @@ class Columns:
           _check_unpacked(path, unpacked, limit)
           yield batch
       except (pa.ArrowException, OSError) as e:
-        raise ValueError(f"path={path!r} is damaged: {first_line(e)}") from None
+        raise ValueError(f"path={path!r} is damaged: {errors.one_line(e)}") from None
 
 
 def _check_unpacked(path, unpacked: int, limit: int):
@@ -195,7 +197,3 @@ def _fingerprint(files, columns: Columns) -> str:
   stats = [(os.path.abspath(path), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files]
   paths = [columns.paths(file) for file in files.values()]
   return hashlib.sha256(repr((stats, paths, columns.schema.to_string())).encode()).hexdigest()[:24]
-
-
-def first_line(error) -> str:
-  return str(error).strip().partition("\n")[0]

@@ -12,6 +12,7 @@ import pytest
 
 from siglax import checkpoint
 from siglax import data
+from siglax import errors
 from siglax import evaluate
 from siglax import program
 from siglax import train
@@ -25,7 +26,7 @@ TASK = "({'kind':'loss','name':'test','data':{'source':'shapes','split':'test','
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-  monkeypatch.setattr(checkpoint, "RETRY_SECONDS", (0.0, 0.0, 0.0, 0.0))
+  monkeypatch.setattr(errors, "RETRY_SECONDS", (0.0, 0.0, 0.0, 0.0))
 
 
 def test_a_save_that_fails_is_made_at_the_next_step(whole, tmp_path, caplog):
