@@ -55,8 +55,9 @@ class Damaged(Exception):
 class Checkpoints:
   """The checkpoints of one run folder. Global view: all processes call every method together.
 
-  folder: the run folder. config: `config.checkpoint`, which says what is kept; None only reads. every: steps between
-  two saves, or None. lower_is_better: whether the best checkpoint is the one with the lowest config.checkpoint.keep_best. Only one process group may write into a folder at a time (siglax/runs/lock.py).
+  folder: the run folder. config: `config.checkpoint`, which says what is kept; with None nothing is written. every: steps
+  between two saves, or None. lower_is_better: whether the best checkpoint is the one with the lowest value of the metric
+  config.checkpoint.keep_best. Only one process group may write into a folder at a time (siglax/runs/lock.py).
   """
 
   def __init__(self, folder, config=None, every: int | None = None, lower_is_better: bool = False):
@@ -89,7 +90,7 @@ class Checkpoints:
 
   @property
   def newest(self) -> int:
-    """The step that was saved or restored last, on its way to the disk perhaps; 0 for none. The same on all processes."""
+    """The step that was saved or restored last, 0 for none; its save may still be under way. The same on all processes."""
     return self._pending or self._last
 
   def save(self, step: int, state, meta: dict, metrics: dict | None = None, *, last: bool = False):
@@ -171,7 +172,7 @@ class Checkpoints:
       logger.warning("%s", e)
 
   def close(self):
-    """Ends what runs in the background. A save that hangs is not waited for longer than it may take to end a run."""
+    """Waits for what runs in the background: a save at most SAVE_SECONDS, after one that failed at most CLOSE_SECONDS."""
     if self._config is None:
       return
     closing = threading.Thread(target=self._close, daemon=True)
@@ -201,7 +202,7 @@ class Checkpoints:
         shutil.rmtree(p, ignore_errors=True)
 
   def _start(self, step, state, meta):
-    """One attempt of a save. A damaged checkpoint of the same step is out of the way as long as it lasts."""
+    """One attempt of a save. A damaged checkpoint of the same step moves aside first, and back where the attempt fails."""
     self._again, self._pending = False, step
     try:
       if step in self._damaged and jax.process_index() == 0:
@@ -223,7 +224,7 @@ class Checkpoints:
       self._committed()
 
   def _fail(self, error):
-    """Counts a save that failed. It is made again at the next step, once, and then when it is due."""
+    """Counts a save that failed. `poll` asks for it again at the next step; the save after that is the next one due."""
     step, self._pending = self._pending, None
     with contextlib.suppress(OSError):
       if self._aside is not None and not (self._path / str(step)).exists():
@@ -247,9 +248,9 @@ class Checkpoints:
       )
 
   def _committed(self):
-    """The save is on disk: damaged checkpoints move aside, and those that need not be kept are deleted.
+    """Called once a save is on disk: damaged checkpoints move aside, and those that no rule keeps are deleted.
 
-    With config.checkpoint.verify it is read back before; where that fails, it is a save that failed.
+    With config.checkpoint.verify the checkpoint is read back first; one that cannot be, or is damaged, is a save that failed.
     """
     try:
       if self._config.verify:
@@ -292,8 +293,8 @@ class Checkpoints:
     return [step for step in steps if step not in kept]
 
   def _score(self, step) -> float | None:
-    """The metric of config.checkpoint.keep_best, the higher the better; −inf where the step was not evaluated, None where it
-    cannot be read."""
+    """The metric of config.checkpoint.keep_best, or its negative where lower is better. −inf for a step that was not
+    evaluated, None for one that cannot be read."""
     try:
       metrics = self._read_meta(step).get("metrics")
       # Where siglax 0.1 put them.
@@ -408,7 +409,7 @@ class Checkpoints:
 
 def steps_in(path: str | os.PathLike) -> list[int]:
   """Steps of the checkpoints in a folder, oldest first; none where it does not exist. OSError where it cannot be read:
-  a run that took that for none would start again."""
+  a run that took such a folder for an empty one would start from scratch."""
   try:
     return sorted(int(name) for name in os.listdir(path) if name.isdecimal())
   except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,5 @@
-"""The command line: `siglax train | evaluate | replay | embed | classify | search | export | tokenizer | plan`; `--help` on each."""
+"""The command line: `siglax COMMAND`, train, evaluate, replay, embed, classify, search, export, tokenizer or plan; each has
+--help."""
 
 from __future__ import annotations
 
@@ -353,7 +354,8 @@ def _setup():
       os.open(os.devnull, os.O_WRONLY)  # takes the number of the closed stream, which a file of the run would get
   logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
   logging.getLogger("siglax").setLevel(logging.INFO)
-  logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's: what fails there reaches siglax as well, which says it in one line
+  # Orbax logs what it raises too, and siglax says that in one line.
+  logging.getLogger("absl").setLevel(logging.CRITICAL)
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of writes of one save that fail together, the first is told
   quiet.quiet_orbax()
   mesh.keep_freed_memory()

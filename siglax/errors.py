@@ -12,7 +12,7 @@ logger = logging.getLogger("siglax")
 RETRY_SECONDS = (0.5, 1, 2, 4)
 # Errors of a path that is not there: damage. All other errors of the operating system are failures to read.
 MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
-# Libraries in C++ pass the operating system's errors, and their own, on as text.
+# What tells of a failure in the text of an error: libraries in C++ pass on the operating system's errors, and their own, so.
 FAILURES = (
     "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED", "PERMISSION_DENIED", "Gloo",
     *(os.strerror(number) for number in (

@@ -36,8 +36,11 @@ class Log:
     self.pause()
 
   def push(self, step, metrics, compiled, state):
-    """Takes the metrics of the step just dispatched, whether it was compiled and the state after it, to name what is wrong
-    with it; and reads the metrics of the step before."""
+    """Takes the metrics of the step just dispatched, and flushes those of the step before.
+
+    compiled: whether the time since then went into compilation. state: after the step, where the leaf that is not finite is
+    looked for.
+    """
     self._state = state
     self.flush()
     self._pending = (step, metrics, compiled)
@@ -58,7 +61,7 @@ class Log:
       self.pause()
 
   def pause(self):
-    """Leaves the time since the last record out: it went into an evaluation or a save."""
+    """Begins to measure anew: the time since the last record went into an evaluation or a save."""
     self._wait_before, self._steps = self._goodput.seconds("data_wait"), 0
     self._since, self._cpu_since = time.perf_counter(), time.thread_time()
 

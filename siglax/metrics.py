@@ -2,10 +2,10 @@
 
 A run folder's metrics.jsonl has one JSON object a line, with non-decreasing "step". A training line carries step,
 examples, loss, scale, bias, logit_pos, logit_neg, grad_norm, lr, examples_per_sec, examples_per_sec_per_device, mfu
-(absent where the device's peak is unknown), data_wait and step_time (seconds); an evaluation line carries step,
-examples and eval/<name>/<metric>, and the first one, or one after a change, what is known of the task: the value that
-chance gets, eval/<name>/chance/<metric>, and the examples of a batch of the loss, eval/<name>/batch/loss. The last line of
-a start carries goodput/<phase>, shares of its wall time. A value that is not finite is null.
+(absent where the device's peak is unknown), data_wait and step_time (seconds). An evaluation line carries step, examples
+and eval/<name>/<metric>. The first one of a task, and one after a change, also carries what is known whatever the model:
+eval/<name>/chance/<metric>, what guessing gets, and eval/<name>/batch/loss, the examples of a batch. The last line of a
+start carries goodput/<phase>, shares of its wall time. A value that is not finite is null.
 """
 
 from __future__ import annotations
@@ -340,7 +340,8 @@ def summary(folder: str | os.PathLike, config: ConfigDict) -> list[tuple[str, st
     rows.append(("goodput", "  ".join(f"{phase} {s / total:.1%}" for phase, s in seconds.items() if s or phase != history.LOST)))
   facts = {k: v for r in records for k, v in r.items() if is_fact(k)}
   for name, points in evaluations(records).items():
-    values = [f"{value:.4f} at step {step:,}" if math.isfinite(value) else f"not finite at step {step:,}" for step, value in points[-1:]]
+    step, last = points[-1]
+    values = [f"{last:.4f} at step {step:,}" if math.isfinite(last) else f"not finite at step {step:,}"]
     values += [f"best {value:.4f} at step {step:,}" for step, value in best(name, points)]
     rows.append((name, ", ".join(values) + fact_in_words(name, facts)))
   return [*rows, *_rises(records), ("files", str(folder))]

@@ -228,7 +228,7 @@ def initial_params(path, model, mesh, config=None) -> dict:
 
 
 def _say_changes(path, there, here, towers, text):
-  """Logs in one line what pictures and texts went through there and do not here. text: the text preprocessing there, if known."""
+  """Logs in one line where the preprocessing of pictures and texts differs. text: the TextProcessor there, if known."""
   known = [name for name in towers if name == "image" or text]
   changes = interop.changes(there, here, known)
   if text and text.model != text_processor(here).model:

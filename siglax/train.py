@@ -57,7 +57,7 @@ class Run(program.Program):
   def due(self, what: str, step: int) -> bool:
     """Whether to log, evaluate or save after this many steps; the last step always does.
 
-    It stands for an evaluation that would be due less than a tenth of the interval before it.
+    An evaluation that would be due less than a tenth of its interval before the last step is left to the last step.
     """
     every = self.every[what]
     if what == "eval" and every and self.total_steps - step < every / 10:

@@ -25,7 +25,7 @@ MEMORY_BYTES = 4 * 2**30
 READ_ROWS = 1024
 # A file may unpack to this many times its own size: floats and pictures hardly shrink, a bomb by a thousand.
 MAX_UNPACKED = 16
-# Of Parquet this much is always allowed: few distinct rows, many times, are a small file.
+# A Parquet file may always unpack to this many bytes: one that repeats a few rows is small on disk.
 SMALL_BYTES = 2**27
 logger = logging.getLogger("siglax")
 
@@ -69,7 +69,8 @@ def size(file: str) -> int:
 def npz_headers(file, prefix: str = "") -> tuple[str, dict[str, tuple[tuple[int, ...], np.dtype]]]:
   """(prefix, {name: (shape, dtype)}) of the arrays in an .npz, before any is read.
 
-  prefix: leaves out the arrays whose names do not start with it, and it of the others' names; "" where none does.
+  prefix: only arrays whose names start with it are listed, and without it. Where no name does, all are listed, and the
+  prefix returned is "".
   Raises ValueError for what would unpack to more than MAX_UNPACKED times the file's size, for an array that states
   another size than its member has, and for one of objects: a pickle, which is never read. A file that is no zip, or cut,
   raises what zipfile does.
@@ -144,7 +145,7 @@ class Columns:
     for path, file in files.items():
       limit = max(SMALL_BYTES, MAX_UNPACKED * size(path))
       _check_unpacked(path, self.bytes({path: file}), limit)
-      unpacked = 0  # which says more than the metadata, of columns with dictionaries
+      unpacked = 0  # counted too: the metadata understates columns with dictionaries
       try:
         for batch in file.iter_batches(READ_ROWS, columns=self.paths(file)):
           batch = self.convert(batch)

@@ -25,7 +25,7 @@ from siglax.runs import files
 logger = logging.getLogger("siglax")
 
 FILE = "starts.jsonl"
-# What a step computed in vain cost. A start's own phases, such as init, are overhead of that start whatever became of it.
+# Phases whose time is lost with the steps that are computed again. The others, such as init, are overhead of their start.
 WORK = ("data_wait", "step")
 LOST = "lost"
 
