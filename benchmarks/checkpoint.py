@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from siglax import checkpoint
+from siglax.runs import digest
 from step import parse, prepare  # benchmarks/step.py
 
 
@@ -28,7 +29,7 @@ def main():
   arguments, config = parse(parser, None)
   _, _, state, _ = prepare(config)
   leaves = jax.tree.leaves(state)
-  digest_alone = jax.jit(lambda leaves: jnp.stack([checkpoint.leaf_digest(x) for x in leaves]))
+  digest_alone = jax.jit(lambda leaves: jnp.stack([digest.leaf_digest(x) for x in leaves]))
   # In turns, so that what else the machine does hits all alike.
   seconds = {"digest": [], "digest_and_check": [], "save": [], "save_blocks": []}
   with tempfile.TemporaryDirectory() as folder:
@@ -36,7 +37,7 @@ def main():
     for i in range(arguments.repeat + 1):
       for name, function in (
           ("digest", lambda: jax.device_get(digest_alone(leaves))),
-          ("digest_and_check", lambda: jax.device_get(checkpoint._inspect(leaves))),  # pylint: disable=protected-access
+          ("digest_and_check", lambda: jax.device_get(digest._inspect(leaves))),  # pylint: disable=protected-access
           ("save_blocks", lambda: checkpoints.save(i + 1, state.replace(step=jax.device_put(np.int32(i + 1), state.step.sharding)), {})),
       ):
         begin = time.perf_counter()

@@ -591,6 +591,7 @@ def run_here(counts, seed, scratch):
   import jax
   import short_runs
   from siglax import checkpoint
+  from siglax import errors
 
   class Runs:
     resumed = None
@@ -609,7 +610,7 @@ def run_here(counts, seed, scratch):
     return found
 
   checkpoint.Checkpoints.restore = counted
-  checkpoint.RETRY_SECONDS = (0.01,) * 4
+  errors.RETRY_SECONDS = (0.01,) * 4
   short_runs.share_programs(setattr)
   jax.config.update("jax_disable_most_optimizations", True)
   runs.train(scratch / "undisturbed")

@@ -19,7 +19,6 @@ from siglax import config as config_lib
 from siglax import mesh as mesh_lib
 from siglax import program
 from siglax import tower
-from siglax import train
 
 
 def big_vision_shape():
@@ -83,7 +82,7 @@ def main():
       "parameters": sum(x.size for x in jax.tree.leaves(made.abstract_state.params)),
       "seconds_per_step": round(statistics.median(times[1:]), 4),
       "spread": [round(min(times[1:]), 4), round(max(times[1:]), 4)],
-      "model_gflops_per_step": round(train.model_flops(made) / 1e9, 1),
+      "model_gflops_per_step": round(made.model_flops() / 1e9, 1),
       "temp_mib": round(compiled.memory_analysis().temp_size_in_bytes / 2**20, 1),
       "loss": round(float(metrics["loss"]), 4),
   }))

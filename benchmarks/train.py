@@ -17,7 +17,6 @@ import jax
 from siglax import checks
 from siglax import config as config_lib
 from siglax import metrics as metrics_lib
-from siglax import train
 from step import parse, prepare  # benchmarks/step.py
 
 
@@ -68,7 +67,7 @@ def measure(config, steps):
   seconds = (time.perf_counter() - start) / steps
   device = jax.devices()[0]
   peak, memory = metrics_lib.peak_flops(device), (device.memory_stats() or {}).get("peak_bytes_in_use")
-  flops = train.model_flops(made)
+  flops = made.model_flops()
   return {
       "steps": steps,
       "seconds_per_step": round(seconds, 5),

@@ -12,10 +12,7 @@ at the newest checkpoint and walks back to the newest one that matches both. Thr
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import errno
-import functools
 import hashlib
 import json
 import logging
@@ -31,12 +28,12 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from siglax import errors
 from siglax import processes
+from siglax.runs import digest as digest_lib
 
 logger = logging.getLogger("siglax")
 FOLDER = "checkpoints"
-# Seconds between the attempts of a read, and of the last save of a run.
-RETRY_SECONDS = (0.5, 1, 2, 4)
 # A save that takes longer than this has failed.
 SAVE_SECONDS = 1200
 POLL_SECONDS = 0.5
@@ -44,15 +41,10 @@ POLL_SECONDS = 0.5
 CLOSE_SECONDS = 15
 # Bytes of the state that `config.checkpoint.verify` reads back at a time.
 VERIFY_BYTES = 2**28
-# Errors of a path that is not there: damage. All other errors of the operating system are failures to read.
-MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
-# Libraries in C++ pass the operating system's errors, and their own, on as text.
-FAILURES = (
-    "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED", "PERMISSION_DENIED", "Gloo",
-    *(os.strerror(number) for number in (
-        errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM,
-        errno.EAGAIN, errno.EINTR, errno.ECONNRESET, errno.ECONNREFUSED, errno.EPIPE, errno.EHOSTUNREACH, errno.EREMOTEIO,
-    )),
+# What a message about a state that is not finite advises.
+ADVICE = (
+    "set config.optim.skip_nonfinite to leave such updates out and start again, or lower config.optim.lr or set "
+    "config.optim.clip_norm in a new --workdir"
 )
 
 
@@ -63,8 +55,9 @@ class Damaged(Exception):
 class Checkpoints:
   """The checkpoints of one run folder. Global view: all processes call every method together.
 
-  folder: the run folder. config: `config.checkpoint`, which says what is kept; None only reads. every: steps between
-  two saves, or None. lower_is_better: whether the best checkpoint is the one with the lowest config.checkpoint.keep_best. Only one process group may write into a folder at a time (siglax/runs/lock.py).
+  folder: the run folder. config: `config.checkpoint`, which says what is kept; with None nothing is written. every: steps
+  between two saves, or None. lower_is_better: whether the best checkpoint is the one with the lowest value of the metric
+  config.checkpoint.keep_best. Only one process group may write into a folder at a time (siglax/runs/lock.py).
   """
 
   def __init__(self, folder, config=None, every: int | None = None, lower_is_better: bool = False):
@@ -97,7 +90,7 @@ class Checkpoints:
 
   @property
   def newest(self) -> int:
-    """The step that was saved or restored last, on its way to the disk perhaps; 0 for none. The same on all processes."""
+    """The step that was saved or restored last, 0 for none; its save may still be under way. The same on all processes."""
     return self._pending or self._last
 
   def save(self, step: int, state, meta: dict, metrics: dict | None = None, *, last: bool = False):
@@ -110,12 +103,12 @@ class Checkpoints:
     self._settle()
     self._ending = last
     self._saved = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-    sums, bad = inspect(state)
+    sums, bad = digest_lib.inspect(state)
     if bad is not None:
       raise FloatingPointError(f"{bad} is not finite after step {step}; {self.last_good()}; {ADVICE}")
     meta = {**meta, "step": step, "digest": sums, "metrics": metrics}
     meta["sha256"] = _sha256(meta)
-    for delay in (*RETRY_SECONDS[1:], None) if last else (None,):
+    for delay in (*errors.RETRY_SECONDS[1:], None) if last else (None,):
       self._start(step, state, meta)
       if last or self._config.verify:
         self._settle()
@@ -134,7 +127,7 @@ class Checkpoints:
       except Exception as e:  # pylint: disable=broad-exception-caught; orbax passes on whatever a disk raises
         self._fail(e)
       else:
-        if (self._path / str(self._pending)).exists():
+        if os.path.exists(self._path / str(self._pending)):  # False where the disk does not answer now
           self._committed()
     return self._again
 
@@ -179,7 +172,7 @@ class Checkpoints:
       logger.warning("%s", e)
 
   def close(self):
-    """Ends what runs in the background. A save that hangs is not waited for longer than it may take to end a run."""
+    """Waits for what runs in the background: a save at most SAVE_SECONDS, after one that failed at most CLOSE_SECONDS."""
     if self._config is None:
       return
     closing = threading.Thread(target=self._close, daemon=True)
@@ -191,7 +184,7 @@ class Checkpoints:
     try:
       self._saver.close()
     except Exception as e:  # pylint: disable=broad-exception-caught; a run that ends has been told of it
-      logger.warning("closing the checkpoints: %s", one_line(e))
+      logger.warning("closing the checkpoints: %s", errors.one_line(e))
     if self._deleting is not None:
       self._deleting.join()
 
@@ -209,7 +202,7 @@ class Checkpoints:
         shutil.rmtree(p, ignore_errors=True)
 
   def _start(self, step, state, meta):
-    """One attempt of a save. A damaged checkpoint of the same step is out of the way as long as it lasts."""
+    """One attempt of a save. A damaged checkpoint of the same step moves aside first, and back where the attempt fails."""
     self._again, self._pending = False, step
     try:
       if step in self._damaged and jax.process_index() == 0:
@@ -231,7 +224,7 @@ class Checkpoints:
       self._committed()
 
   def _fail(self, error):
-    """Counts a save that failed. It is made again at the next step, once, and then when it is due."""
+    """Counts a save that failed. `poll` asks for it again at the next step; the save after that is the next one due."""
     step, self._pending = self._pending, None
     with contextlib.suppress(OSError):
       if self._aside is not None and not (self._path / str(step)).exists():
@@ -240,31 +233,34 @@ class Checkpoints:
     self._failed += 1
     self._again = self._failed % 2 == 1
     if jax.process_count() > 1:  # the others wait for this process in the middle of the same save
-      raise ValueError(f"the checkpoint of step {step} failed: {one_line(error)}; {self.last_good()}") from error
+      raise ValueError(f"the checkpoint of step {step} failed: {errors.one_line(error)}; {self.last_good()}") from error
     with contextlib.suppress(OSError):
       self._sweep()
     logger.warning(
         "the checkpoint of step %d failed, attempt %d in a row: %s; %s%s",
-        step, self._failed, one_line(error), self.last_good(), "" if self._ending else "; training goes on",
+        step, self._failed, errors.one_line(error), self.last_good(), "" if self._ending else "; training goes on",
     )
     saves, most = self._failed // 2, self._config.max_failed_saves
     if saves > most and not self._ending:
       raise ValueError(
           f"{saves} saves in a row have failed, each tried twice, more than config.checkpoint.max_failed_saves={most}: "
-          f"{one_line(error)}; {self.last_good()}"
+          f"{errors.one_line(error)}; {self.last_good()}"
       )
 
   def _committed(self):
-    """The save is on disk: damaged checkpoints move aside, and those that need not be kept are deleted.
+    """Called once a save is on disk: damaged checkpoints move aside, and those that no rule keeps are deleted.
 
-    With config.checkpoint.verify it is read back before; where that fails, it is a save that failed.
+    With config.checkpoint.verify the checkpoint is read back first; one that cannot be, or is damaged, is a save that failed.
     """
     try:
       if self._config.verify:
         self._verify(self._pending)
     except (Damaged, ValueError) as e:
       if isinstance(e, Damaged):
-        processes.on_first(lambda: self._move_aside(self._pending))
+        try:
+          processes.on_first(lambda: self._move_aside(self._pending))
+        except (OSError, ValueError):
+          self._damaged.append(self._pending)  # the next save that succeeds moves it
       self._fail(e)
       return
     self._last, self._pending, self._aside, self._again, self._failed = self._pending, None, None, False, 0
@@ -276,7 +272,7 @@ class Checkpoints:
         self._move_aside(step)
       gone = [self._hide(step) for step in self._unneeded()]
     except OSError as e:
-      logger.warning("%s: old checkpoints stay: %s", self._path, one_line(e))
+      logger.warning("%s: old checkpoints stay: %s", self._path, errors.one_line(e))
       return
     if self._deleting is not None:
       self._deleting.join()
@@ -297,8 +293,8 @@ class Checkpoints:
     return [step for step in steps if step not in kept]
 
   def _score(self, step) -> float | None:
-    """The metric of config.checkpoint.keep_best, the higher the better; −inf where the step was not evaluated, None where it
-    cannot be read."""
+    """The metric of config.checkpoint.keep_best, or its negative where lower is better. −inf for a step that was not
+    evaluated, None for one that cannot be read."""
     try:
       metrics = self._read_meta(step).get("metrics")
       # Where siglax 0.1 put them.
@@ -327,7 +323,7 @@ class Checkpoints:
     """The newest step on disk below `before` that is not in `damaged`; the same on all processes."""
 
     def find():
-      found = attempt(lambda: self.steps, f"{self._path} cannot be read")
+      found = errors.attempt(lambda: self.steps, f"{self._path} cannot be read")
       return max((step for step in found if step not in damaged and (before is None or step < before)), default=None)
 
     return processes.of_first(processes.on_first(find))
@@ -338,20 +334,20 @@ class Checkpoints:
     All processes read their own parts and then agree on how it went. Damage is believed when it is seen twice.
     """
     seen, begin = 0, time.monotonic()
-    for delay in (*RETRY_SECONDS, None):
+    for delay in (*errors.RETRY_SECONDS, None):
       state = meta = error = None
       try:
         meta = self._read_meta(step)
         state = self._read_state(step, abstract_state)
       except Exception as e:  # pylint: disable=broad-exception-caught; damage shows as many kinds of errors
         error = e
-      failed, damaged = processes.any_has(error is not None and is_failure(error), error is not None)
+      failed, damaged = processes.any_has(error is not None and errors.is_failure(error), error is not None)
       if not damaged:
         error = self._compare(step, state, meta)
         if not any(processes.any_has(error is not None)):
           state = {k: state[k] for k in abstract_state} if isinstance(abstract_state, dict) else state
           return state, meta
-      reason = "another process could not read it" if error is None else one_line(error)
+      reason = "another process could not read it" if error is None else errors.one_line(error)
       if not failed:
         seen += 1
         if seen == 2:
@@ -389,7 +385,7 @@ class Checkpoints:
 
   def _compare(self, step, state, meta) -> Damaged | None:
     """What does not fit: the folder's name, the metadata's step, the state's, or the state's digest."""
-    wrong = [name for name, value in digest(state).items() if value != meta["digest"].get(name)]
+    wrong = [name for name, value in digest_lib.digest(state).items() if value != meta["digest"].get(name)]
     if wrong:
       return Damaged(f"{wrong[0]} does not match its digest")
     of_state = state["step"] if isinstance(state, dict) else state.step
@@ -411,119 +407,18 @@ class Checkpoints:
       self._read(step, jax.tree.unflatten(tree, [leaf if i in group else ocp.PLACEHOLDER for i, leaf in enumerate(leaves)]))
 
 
-class _Loop(asyncio.SelectorEventLoop):
-  """Waits for what is left of its tasks before it closes. Orbax closes a loop as soon as one of its many reads or writes
-  fails; the others would then find it closed, one traceback each."""
-
-  def close(self):
-    if not (self.is_closed() or self.is_running()) and (left := asyncio.all_tasks(self)):
-      with contextlib.suppress(Exception):
-        self.run_until_complete(asyncio.wait_for(asyncio.gather(*left, return_exceptions=True), CLOSE_SECONDS))
-    super().close()
-
-
-class _Policy(asyncio.DefaultEventLoopPolicy):
-
-  def new_event_loop(self):
-    return _Loop()
-
-
-@functools.cache
-def quiet_orbax():
-  """Leaves out the tracebacks of orbax's threads and loops: what they raise reaches `Checkpoints`, which says it in one line.
-
-  For the command line: it changes the whole process.
-  """
-  asyncio.set_event_loop_policy(_Policy())
-  show = threading.excepthook
-  threading.excepthook = lambda args: None if type(args.thread).__module__.startswith("orbax.") else show(args)
-
-
-ADVICE = (
-    "set config.optim.skip_nonfinite to leave such updates out and start again, or lower config.optim.lr or set "
-    "config.optim.clip_norm in a new --workdir"
-)
-
-
-def is_failure(error: BaseException) -> bool:
-  """Whether an error tells of a disk, a memory or a network that failed, and so nothing about what is stored."""
-  while error is not None:
-    if isinstance(error, MemoryError) or isinstance(error, OSError) and error.errno is not None and error.errno not in MISSING:
-      return True
-    if any(text in str(error) for text in FAILURES):
-      return True
-    if isinstance(error, BaseExceptionGroup) and any(map(is_failure, error.exceptions)):
-      return True
-    error = error.__cause__ or error.__context__
-  return False
-
-
 def steps_in(path: str | os.PathLike) -> list[int]:
   """Steps of the checkpoints in a folder, oldest first; none where it does not exist. OSError where it cannot be read:
-  a run that took that for none would start again."""
+  a run that took such a folder for an empty one would start from scratch."""
   try:
     return sorted(int(name) for name in os.listdir(path) if name.isdecimal())
   except (FileNotFoundError, NotADirectoryError):
     return []
 
 
-def attempt(read, message: str):
-  """What read() returns, after several attempts where the disk or the memory fails. ValueError after the last of them."""
-  for delay in (*RETRY_SECONDS, None):
-    try:
-      return read()
-    except Exception as e:  # pylint: disable=broad-exception-caught; those that are no failure are raised again
-      if not is_failure(e):
-        raise
-      if delay is None:
-        raise ValueError(f"{message}: {one_line(e)}; nothing was changed, start again when it can be read") from e
-      logger.warning("%s, trying again in %.1f s: %s", message, delay, one_line(e))
-    time.sleep(delay)
-
-
-def one_line(error: BaseException) -> str:
-  """An exception's first line, or its type where it says nothing. C++ libraries put the cause at the end of a long one."""
-  line = str(error).strip().partition("\n")[0]
-  return (line if len(line) <= 200 else f"{line[:80]} … {line[-120:]}") or type(error).__name__
-
-
 def preempted(step: int) -> bool:
   """Whether the processes have agreed to end at this step, after a SIGTERM to one of them; ask at every step."""
   return multihost_utils.reached_preemption_sync_point(step)
-
-
-def digest(state) -> dict[str, int]:
-  """{path: Σ_k bits_k·(2k + 1) mod 2³² over the elements of the leaf}, whatever its sharding.
-
-  The weights are odd, so a change of any single element changes the sum.
-  """
-  return inspect(state)[0]
-
-
-def inspect(state) -> tuple[dict[str, int], str | None]:
-  """(`digest` of a state, path of its first leaf with an element that is not finite or None), in one pass on the devices."""
-  leaves = jax.tree_util.tree_leaves_with_path(state)
-  sums, finite = jax.device_get(_inspect([leaf for _, leaf in leaves]))
-  names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-  return dict(zip(names, sums.tolist())), next((name for name, good in zip(names, finite) if not good), None)
-
-
-@jax.jit
-def _inspect(leaves):
-  finite = lambda x: jnp.all(jnp.isfinite(x)) if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.bool_(True)
-  # Two arrays: a transfer for each of hundreds of leaves takes longer than the work on them.
-  return jnp.stack([leaf_digest(x) for x in leaves]), jnp.stack([finite(x) for x in leaves])
-
-
-def leaf_digest(x: jax.Array) -> jax.Array:
-  """uint32, of one leaf; see `digest`. Traceable."""
-  unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
-  bits = jax.lax.bitcast_convert_type(x, unsigned) if x.dtype != jnp.bool_ else x
-  index, stride = jnp.zeros(x.shape, jnp.uint32), 1
-  for axis in reversed(range(x.ndim)):
-    index += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * np.uint32(stride % 2**32)
-    stride *= x.shape[axis]
-  return jnp.sum(bits.astype(jnp.uint32) * (2 * index + 1), dtype=jnp.uint32)
 
 
 def _sha256(meta: dict) -> str:

@@ -40,7 +40,7 @@ CHOICES = {
     "optim.name": ("adamw", "adafactor", "lion"),
     "optim.schedule": ("cosine", "rsqrt", "linear", "constant"),
 }
-MANY = 2**31 - 1  # of what an array is indexed by
+MANY = 2**31 - 1  # the most rows that an array is indexed by
 # Fields with a least value and, where more would only fill the memory or hang, a largest one.
 BOUNDS = {
     "seed": (0, 2**32 - 1),

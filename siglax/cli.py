@@ -1,4 +1,5 @@
-"""The command line: `siglax train | evaluate | replay | embed | classify | search | export | tokenizer | plan`; `--help` on each."""
+"""The command line: `siglax COMMAND`, train, evaluate, replay, embed, classify, search, export, tokenizer or plan; each has
+--help."""
 
 from __future__ import annotations
 
@@ -8,8 +9,9 @@ import json
 import os
 import sys
 
+from siglax import streams
 
-END_SECONDS = 20
+END_SECONDS = 20  # of a command that failed
 _DATA_HELP = "file.parquet or shapes, and fields of the spec: file.parquet:caption=text"
 
 
@@ -17,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
   """Runs one command; a wrong input, and a file or pipe that fails, prints one line and returns 1."""
   if sys.stdout is None:  # closed by whoever started this: the next file to be opened would take its place
     sys.stdout = open(os.devnull, "w")
-  with contextlib.redirect_stdout(_Stdout(sys.stdout)) as stdout:
+  with contextlib.redirect_stdout(streams.Stdout(sys.stdout)) as stdout:
     try:
       try:
         return _main(arguments)
@@ -54,30 +56,6 @@ def _main(arguments):
   except OSError as e:
     return _failed(f"siglax {known.command}", e)
   return 0
-
-
-class _Stdout:
-  """A stream whose errors say that they are of stdout."""
-
-  def __init__(self, stream):
-    self._stream = stream
-
-  def write(self, text):
-    return self._try(self._stream.write, text)
-
-  def flush(self):
-    return self._try(self._stream.flush)
-
-  def _try(self, function, *arguments):
-    try:
-      return function(*arguments)
-    except OSError as e:
-      e.filename = "stdout"
-      os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # Python flushes again as it ends
-      raise
-
-  def __getattr__(self, name):
-    return getattr(self._stream, name)
 
 
 def _failed(name: str, error: OSError) -> int:
@@ -366,8 +344,8 @@ def _setup():
   """Logging to stderr, memory kept between steps, compiled programs kept between runs."""
   import logging
 
-  from siglax import checkpoint
   from siglax import mesh
+  from siglax.runs import quiet
 
   for number in (1, 2):
     try:
@@ -376,9 +354,10 @@ def _setup():
       os.open(os.devnull, os.O_WRONLY)  # takes the number of the closed stream, which a file of the run would get
   logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
   logging.getLogger("siglax").setLevel(logging.INFO)
-  logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's: what fails there reaches siglax as well, which says it in one line
+  # Orbax logs what it raises too, and siglax says that in one line.
+  logging.getLogger("absl").setLevel(logging.CRITICAL)
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of writes of one save that fail together, the first is told
-  checkpoint.quiet_orbax()
+  quiet.quiet_orbax()
   mesh.keep_freed_memory()
   mesh.keep_compiled_programs()
 

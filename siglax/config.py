@@ -14,6 +14,7 @@ exactly one unit is set, and setting another on the command line replaces the fi
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import functools
 import importlib.util
@@ -44,6 +45,8 @@ FREE_ON_RESUME = (
     "loader", "mesh", "eval", "checkpoint", "log", "profile", "loss.impl", "loss.tile", "loss.check_embeddings",
     "train.remat", "train.microbatch", "model.image.remat", "model.text.remat", "optim.skip_nonfinite",
 )
+# So may this field of each data spec: a run that too many broken examples stopped goes on with a higher limit.
+FREE_IN_SPECS = ".max_bad_fraction"
 
 # Fields that take the value of another one, which is the one to set.
 FOLLOWS = {
@@ -60,7 +63,7 @@ FOLLOWS = {
     "model.text.remat": "train.remat.text",
 }
 MAX_STEPS = 2**31 - 1  # a state counts its steps in an int32
-MAX_INT, MAX_FLOAT = 2**63 - 1, 3.4e38  # an int64 and a float32 hold
+MAX_INT, MAX_FLOAT = 2**63 - 1, 3.4e38  # what an int64 and a float32 hold
 
 
 def add_duration(group: ConfigDict, name: str, **unit):
@@ -352,7 +355,8 @@ def check_values(config: ConfigDict):
     _check_value(field, get(config, field))
   for field, source in FOLLOWS.items():
     if (value := get(config, field)) != get(config, source):
-      raise ValueError(f"config.{field}={shown(value)} is not config.{source}={shown(get(config, source))}, which it follows; set that one")
+      followed = f"config.{source}={shown(get(config, source))}"
+      raise ValueError(f"config.{field}={shown(value)} is not {followed}, which it follows; set that one")
 
 
 def check_local(name: str, path):
@@ -378,7 +382,7 @@ def differences(first: ConfigDict, second: ConfigDict, where="there", and_where=
   return [
       f"{k} is {a.get(k)!r} {where} and {b.get(k)!r} {and_where}"
       for k in sorted(a.keys() | b.keys())
-      if a.get(k) != b.get(k) and not k.startswith(FREE_ON_RESUME)
+      if a.get(k) != b.get(k) and not k.startswith(FREE_ON_RESUME) and not k.endswith(FREE_IN_SPECS)
   ]
 
 
@@ -552,27 +556,22 @@ def _unknown(config: ConfigDict, field: str) -> str:
   fields = list(flatten(config))
   same_name = [f for f in fields if f.rpartition(".")[2] == field.rpartition(".")[2]]
   near = same_name or difflib.get_close_matches(field, fields, n=1, cutoff=0.5)
-  return f"config.{shown(field)[1:-1]} is unknown" + (f"; did you mean config.{near[0]}?" if near else "; siglax/config.py lists every field")
+  hint = f"did you mean config.{near[0]}?" if near else "siglax/config.py lists every field"
+  return f"config.{shown(field)[1:-1]} is unknown; {hint}"
 
 
-class _naming:
+@contextlib.contextmanager
+def _naming(filename: str):
   """Turns any error of a config file into one line with the file and the line in it."""
-
-  def __init__(self, filename: str):
-    self._filename = filename
-
-  def __enter__(self):
-    pass
-
-  def __exit__(self, kind, error, trace):
-    if not isinstance(error, (Exception, SystemExit)):
-      return
-    lines = [frame.lineno for frame in traceback.extract_tb(trace) if frame.filename.endswith(self._filename)]
-    if isinstance(error, SyntaxError) and (error.filename or "").endswith(self._filename):
+  try:
+    yield
+  except (Exception, SystemExit) as error:
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(filename)]
+    if isinstance(error, SyntaxError) and (error.filename or "").endswith(filename):
       lines = [error.lineno]
     line = f", line {lines[-1]}" if lines else ""
-    name = "" if isinstance(error, ValueError) else f"{kind.__name__}: "
-    raise ValueError(f"--config {self._filename}{line}: {name}{_one_line(error)}") from error
+    name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    raise ValueError(f"--config {filename}{line}: {name}{_one_line(error)}") from error
 
 
 def _one_line(error: BaseException) -> str:

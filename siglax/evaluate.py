@@ -20,13 +20,15 @@ from siglax import tower
 
 
 # What an evaluation can change of a run's config; the rest is in its parameters, or plays no part.
-CHANGEABLE = ("eval.", "loader.", "mesh.", "image.resize", "image.fit", "image.max_", "batch_size", "loss.impl", "loss.tile", "data.")
+CHANGEABLE = (
+    "eval.", "loader.", "mesh.", "image.resize", "image.fit", "image.max_", "batch_size", "loss.impl", "loss.tile", "data.",
+)
 
 
 class Evaluator:
   """All tasks of config.eval: parameters → {"eval/<name>/<metric>": value}. Global view: all processes call together.
 
-  config: resolved. Data is opened, and each program compiled, once for all calls. facts: of the last call, see evals.run.
+  config: resolved. Data is opened, and each program compiled, once for all calls. facts: see `evals.run`.
   """
 
   def __init__(self, config, model, text, mesh):

@@ -2,10 +2,10 @@
 
 A run folder's metrics.jsonl has one JSON object a line, with non-decreasing "step". A training line carries step,
 examples, loss, scale, bias, logit_pos, logit_neg, grad_norm, lr, examples_per_sec, examples_per_sec_per_device, mfu
-(absent where the device's peak is unknown), data_wait and step_time (seconds); an evaluation line carries step,
-examples and eval/<name>/<metric>, and the first one, or one after a change, what is known of the task: the value that
-chance gets, eval/<name>/chance/<metric>, and the examples of a batch of the loss, eval/<name>/batch/loss. The last line of
-a start carries goodput/<phase>, shares of its wall time. A value that is not finite is null.
+(absent where the device's peak is unknown), data_wait and step_time (seconds). An evaluation line carries step, examples
+and eval/<name>/<metric>. The first one of a task, and one after a change, also carries what is known whatever the model:
+eval/<name>/chance/<metric>, what guessing gets, and eval/<name>/batch/loss, the examples of a batch. The last line of a
+start carries goodput/<phase>, shares of its wall time. A value that is not finite is null.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 
 from siglax import chips
 from siglax import evals
+from siglax import streams
 from siglax.runs import files
 from siglax.runs import history
 
@@ -63,7 +64,7 @@ class RunMetrics:
       self._open(TensorBoard, self._folder, step)
     self._writers.append(lines)
     if sys.stderr is not None:
-      self._open(TerminalProgress if _is_terminal(sys.stderr) else PlainProgress, total_steps, config.batch_size, step)
+      self._open(TerminalProgress if streams.is_terminal(sys.stderr) else PlainProgress, total_steps, config.batch_size, step)
 
   def write(self, step: int, values: dict):
     """Records training metrics or "eval/…" metrics of a step. values: name → number, array of one, or None for unknown.
@@ -92,7 +93,7 @@ class RunMetrics:
     """Closes, and prints the run's summary as a table: rich in a terminal, plain text elsewhere."""
     if jax.process_index() == 0:
       self.close()
-      print_table(f"siglax run {self._folder.name}", summary(self._folder, self._config))
+      streams.say(_table(f"siglax run {self._folder.name}", summary(self._folder, self._config)))
 
   def _open(self, kind, *arguments):
     try:
@@ -238,7 +239,7 @@ class PlainProgress:
     return "  ".join(parts)
 
   def close(self):
-    _flush(sys.stderr)
+    streams.flush(sys.stderr)
 
 
 class TerminalProgress(PlainProgress):
@@ -339,7 +340,8 @@ def summary(folder: str | os.PathLike, config: ConfigDict) -> list[tuple[str, st
     rows.append(("goodput", "  ".join(f"{phase} {s / total:.1%}" for phase, s in seconds.items() if s or phase != history.LOST)))
   facts = {k: v for r in records for k, v in r.items() if is_fact(k)}
   for name, points in evaluations(records).items():
-    values = [f"{value:.4f} at step {step:,}" if math.isfinite(value) else f"not finite at step {step:,}" for step, value in points[-1:]]
+    step, last = points[-1]
+    values = [f"{last:.4f} at step {step:,}" if math.isfinite(last) else f"not finite at step {step:,}"]
     values += [f"best {value:.4f} at step {step:,}" for step, value in best(name, points)]
     rows.append((name, ", ".join(values) + fact_in_words(name, facts)))
   return [*rows, *_rises(records), ("files", str(folder))]
@@ -354,10 +356,14 @@ def _rises(records):
 
 
 def print_table(title: str, rows):
-  if not _is_terminal(sys.stdout):
+  """Prints rows (name, value): by rich in a terminal, as plain text elsewhere."""
+  print(_table(title, rows))
+
+
+def _table(title: str, rows) -> str:
+  if not streams.is_terminal(sys.stdout):
     width = max(len(name) for name, _ in rows)
-    say("\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows)]))
-    return
+    return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows)])
   from rich import box, console, table
 
   grid = table.Table(title=title, box=box.SIMPLE, show_header=False, title_justify="left")
@@ -366,29 +372,7 @@ def print_table(title: str, rows):
   terminal = console.Console()
   with terminal.capture() as printed:
     terminal.print(grid)
-  say(printed.get().rstrip("\n"))
-
-
-def say(text: str):
-  """Prints to stdout. Once stdout fails, as a pipe that nobody reads, what goes there is lost and nothing else is."""
-  with contextlib.suppress(OSError):
-    print(text)
-  _flush(sys.stdout)
-
-
-def _is_terminal(stream) -> bool:
-  return stream is not None and stream.isatty()  # None where it was closed before the start
-
-
-def _flush(stream):
-  """Flushes a standard stream. One that fails is led to nowhere, with what it holds, so that nothing fails at exit."""
-  try:
-    if stream is not None:
-      stream.flush()
-  except OSError:
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
+  return printed.get().rstrip("\n")
 
 
 def peak_flops(device: jax.Device) -> float | None:

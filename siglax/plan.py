@@ -42,7 +42,6 @@ from siglax import program as program_lib
 from siglax import state as state_lib
 from siglax import step as step_lib
 from siglax import tower
-from siglax import train
 from siglax.data import text as text_lib
 
 RESOURCES = ("compute", "memory", "network")
@@ -84,7 +83,7 @@ def plan(config, devices: int, chips=tuple(chips_lib.NAMED)) -> dict:
   traffic = collectives.read(compiled.as_text(), devices)
   d = program.model.embed_dim
   impl, tile = losses.plan(config.loss.impl, config.loss.tile, config.batch_size, d, program.mesh, mesh_lib.BATCH_AXES)
-  model_flops = train.model_flops(program)
+  model_flops = program.model_flops()
   report = {
       "devices": devices,
       "mesh": dict(program.mesh.shape),

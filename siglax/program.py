@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from siglax import config as config_lib
+from siglax import flops
 from siglax import mesh as mesh_lib
 from siglax import models
 from siglax import optim
@@ -90,3 +91,15 @@ class Program:
       shapes["image"] = (B, S, S, 3), np.uint8
     rows = mesh_lib.batch_sharding(self.mesh)
     return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for name, (shape, dtype) in shapes.items()}
+
+  def model_flops(self, step: int = 0) -> int:
+    """Model FLOPs of an update after `step` of them: each tower forward on what it then sees, times three for the backward
+    pass where any of it trains.
+
+    Rematerialisation is not counted, and an image tower whose embeddings are precomputed does not run.
+    """
+    params, batch, model = self.abstract_state.params, self.abstract_batch(), self.training_model(step)
+    passes = {name: 1 if all(jax.tree.leaves(self.frozen[name])) else 3 for name in models.TOWERS}
+    keys = jax.ShapeDtypeStruct((self.config.batch_size,), jax.random.key(0).dtype)
+    work = passes["text"] * flops.count(model.embed_text, params, batch["tokens"], keys)
+    return work if self.embedded else work + passes["image"] * flops.count(model.embed_image, params, batch["image"], keys)

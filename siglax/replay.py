@@ -59,4 +59,4 @@ def show(report: dict, title: str):
   ])
   for row, example in enumerate(report["examples"]):
     known = {name: value for name, value in example.items() if value is not None}
-    metrics_lib.say(f"  row {row}: " + "  ".join(f"{name} {value}" for name, value in known.items()))
+    print(f"  row {row}: " + "  ".join(f"{name} {value}" for name, value in known.items()))

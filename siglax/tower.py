@@ -28,6 +28,7 @@ from siglax.data import images as images_lib
 from siglax.data import text as text_lib
 from siglax.interop import layout
 from siglax.interop import positions
+from siglax.runs import digest
 
 logger = logging.getLogger("siglax")
 TOKENIZER = "tokenizer.model"
@@ -227,7 +228,7 @@ def initial_params(path, model, mesh, config=None) -> dict:
 
 
 def _say_changes(path, there, here, towers, text):
-  """Logs in one line what pictures and texts went through there and do not here. text: the text preprocessing there, if known."""
+  """Logs in one line where the preprocessing of pictures and texts differs. text: the TextProcessor there, if known."""
   known = [name for name in towers if name == "image" or text]
   changes = interop.changes(there, here, known)
   if text and text.model != text_processor(here).model:
@@ -270,8 +271,8 @@ def image_digest(model, params, mesh) -> str:
   """
   leaves = layout.flatten(params["image"])
   stacked = {name for name in leaves if re.search(r"(^|/)blocks/(?!\d+/)", name)}
-  of_layers = jax.vmap(checkpoint.leaf_digest)
-  digests = lambda leaves: {k: of_layers(x) if k in stacked else checkpoint.leaf_digest(x) for k, x in leaves.items()}
+  of_layers = jax.vmap(digest.leaf_digest)
+  digests = lambda leaves: {k: of_layers(x) if k in stacked else digest.leaf_digest(x) for k, x in leaves.items()}
   sums = {}
   for name, value in jax.device_get(jax.jit(digests, out_shardings=mesh_lib.replicated(mesh))(leaves)).items():
     if name in stacked:

@@ -8,38 +8,34 @@ from __future__ import annotations
 
 import logging
 import pathlib
-import signal
-import time
 
 import jax
-import numpy as np
 
 from siglax import checkpoint
 from siglax import checks
 from siglax import config as config_lib
 from siglax import curves
 from siglax import data as data_lib
+from siglax import errors
 from siglax import evals
 from siglax import evaluate
-from siglax import flops
 from siglax import goodput as goodput_lib
+from siglax import log as log_lib
 from siglax import losses
 from siglax import mesh as mesh_lib
 from siglax import metrics as metrics_lib
-from siglax import models
 from siglax import optim
 from siglax import processes
 from siglax import program
+from siglax import signals
 from siglax import state as state_lib
+from siglax import streams
 from siglax import tower
 from siglax.runs import files
 from siglax.runs import history as history_lib
 from siglax.runs import lock as lock_lib
 
 logger = logging.getLogger("siglax")
-
-NORM_TOLERANCE = 0.01  # of unit embeddings; bfloat16 has 8 bits
-GRACE_SECONDS = 3  # of a process that was interrupted twice
 
 
 class Run(program.Program):
@@ -61,7 +57,7 @@ class Run(program.Program):
   def due(self, what: str, step: int) -> bool:
     """Whether to log, evaluate or save after this many steps; the last step always does.
 
-    It stands for an evaluation that would be due less than a tenth of the interval before it.
+    An evaluation that would be due less than a tenth of its interval before the last step is left to the last step.
     """
     every = self.every[what]
     if what == "eval" and every and self.total_steps - step < every / 10:
@@ -92,7 +88,7 @@ class Run(program.Program):
     """config.json and tokenizer.model of the run folder. Process 0 does it."""
     try:
       files.write_atomic(self.workdir / tower.CONFIG, config_lib.to_json(self.config).encode())
-      self.text.save(self.workdir / tower.TOKENIZER)
+      files.write_atomic(self.workdir / tower.TOKENIZER, self.text.model)
     except OSError as e:
       raise ValueError(f"--workdir {self.workdir} cannot be written: {e.strerror}; use another folder") from e
 
@@ -105,7 +101,7 @@ class Run(program.Program):
     """
     file = self.workdir / tower.CONFIG
     folder = self.workdir / checkpoint.FOLDER
-    steps = checkpoint.attempt(lambda: checkpoint.steps_in(folder), f"{folder} cannot be read")
+    steps = errors.attempt(lambda: checkpoint.steps_in(folder), f"{folder} cannot be read")
     if not steps or not file.exists():
       return
     there = tower.read_config(self.workdir)
@@ -145,7 +141,7 @@ def train(config, workdir, *, extend: bool = False) -> dict[str, float]:
   with the config, the data, the folder or the disk, and FloatingPointError when the loss, the gradient or the state is
   not finite.
   """
-  with StopSignals() as stop:
+  with signals.StopSignals() as stop:
     goodput = goodput_lib.Goodput()
     run = Run(config, workdir)
     processes.check_same_config(run.config)
@@ -174,7 +170,7 @@ def _take_folder(run: Run, extend: bool) -> lock_lib.Lock:
   return lock
 
 
-def _train(run: Run, stop: StopSignals, goodput, lock):
+def _train(run: Run, stop: signals.StopSignals, goodput, lock):
   workdir = run.workdir
   keep = run.config.checkpoint
   lower_is_better = keep.keep_best is not None and evals.lower_is_better(keep.keep_best)
@@ -202,7 +198,7 @@ def _train(run: Run, stop: StopSignals, goodput, lock):
       metrics_lib.RunMetrics(workdir, run.config, total_steps=run.total_steps, step=start) as writer,
       jax.set_mesh(run.mesh),
   ):
-    log = Log(run, writer, history, start, checkpoints, goodput, meta.get("skipped", 0))
+    log = log_lib.Log(run, writer, history, start, checkpoints, goodput, meta.get("skipped", 0))
     goodput.enter("step")
     try:
       while True:
@@ -244,113 +240,13 @@ def _train(run: Run, stop: StopSignals, goodput, lock):
   if jax.process_index() == 0:
     if step < run.total_steps:
       saved_too = ", saved; the same command resumes there" if step else " before the first one; the same command starts again"
-      metrics_lib.say(f"stopped by {stop.requested or 'SIGTERM'} at step {step}{saved_too}")
+      streams.say(f"stopped by {stop.requested or 'SIGTERM'} at step {step}{saved_too}")
     else:
       try:
-        metrics_lib.say(f"curves: {curves.plot(workdir)}")
+        streams.say(f"curves: {curves.plot(workdir)}")
       except OSError as e:
         logger.warning("%s cannot be written: %s", curves.FILE, e.strerror)
   return evaluated
-
-
-class Log:
-  """Holds a step's metrics until the next one is under way, then checks and writes them, with the times since.
-
-  step_time: mean seconds a step; data_wait: share of it spent waiting for batches; host_time: mean CPU seconds a step
-  of this thread, which is all the loop does but wait; mfu: model FLOPs (see `model_flops`) over what the devices could
-  do in that time.
-  """
-
-  def __init__(self, run, writer, history, start, checkpoints, goodput, skipped):
-    self._run, self._writer, self._history = run, writer, history
-    self._checkpoints, self._goodput = checkpoints, goodput
-    self.skipped, self._in_a_row = skipped, 0
-    self._pending = None
-    self._first = start + 1
-    self._flops = {}
-    self.pause()
-
-  def push(self, step, metrics, compiled, state):
-    """Takes the metrics of the step just dispatched, whether it was compiled and the state after it, to name what is wrong
-    with it; and reads the metrics of the step before."""
-    self._state = state
-    self._read()
-    self._pending = (step, metrics, compiled)
-
-  def flush(self):
-    """Reads and writes what is pending."""
-    self._read()
-
-  def pause(self):
-    """Leaves the time since the last record out: it went into an evaluation or a save."""
-    self._wait_before, self._steps = self._goodput.seconds("data_wait"), 0
-    self._since, self._cpu_since = time.perf_counter(), time.thread_time()
-
-  def _read(self):
-    if self._pending is None:
-      return
-    (step, metrics, compiled), self._pending = self._pending, None
-    values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-    self._check_finite(step, values)
-    self._steps += 1
-    if compiled:
-      self.pause()  # compilation is no part of the speed
-    if step == self._first or self._run.due("log", step):
-      self._writer.write(step, {**values, **self._speed(step)})
-      self._history.update(step)
-      self.pause()
-
-  def _check_finite(self, step, values):
-    """Stops the run where its loss or gradient is not finite, unless config.optim.skip_nonfinite lets the update pass."""
-    limit, left_out = self._run.config.optim.skip_nonfinite, bool(values.pop("skipped", 0))
-    self._in_a_row = self._in_a_row + 1 if left_out else 0
-    if left_out and self._in_a_row <= limit:
-      self.skipped += 1
-      logger.warning("the gradient of step %d is not finite; this update is left out, the %d. in all", step, self.skipped)
-    else:
-      self._check_embeddings(step, values)
-      wrong = next((name for name in ("loss", "grad_norm") if not np.isfinite(values[name])), None)
-      if wrong:
-        often = f", after {limit} updates left out in a row (config.optim.skip_nonfinite={limit})" if left_out else ""
-        leaf = checkpoint.inspect(self._state)[1]
-        where = f"; {leaf} is not finite by now" if leaf else ""
-        raise FloatingPointError(
-            f"{wrong}={values[wrong]} at step {step}{often}{where}; {self._checkpoints.last_good()}; {checkpoint.ADVICE}"
-        )
-    if limit:
-      values["skipped"] = self.skipped
-
-  def _check_embeddings(self, step, values):
-    for tower in ("image", "text"):
-      error = values.pop(f"norm_error_{tower}", 0.0)  # there with config.loss.check_embeddings only
-      if not error < NORM_TOLERANCE:
-        raise FloatingPointError(
-            f"the {tower} tower's embeddings at step {step} are not finite" if not np.isfinite(error) else
-            f"the {tower} tower's embeddings at step {step} are not of unit length: off by up to {error:.3g}"
-        )
-
-  def _speed(self, step) -> dict:
-    if not self._steps:
-      return {}
-    seconds = time.perf_counter() - self._since
-    step_time, rate = seconds / self._steps, self._run.config.batch_size * self._steps / seconds
-    speed = {
-        "examples_per_sec": rate,
-        "examples_per_sec_per_device": rate / jax.device_count(),
-        "data_wait": (self._goodput.seconds("data_wait") - self._wait_before) / seconds,
-        "step_time": step_time,
-        "host_time": (time.thread_time() - self._cpu_since) / self._steps,
-    }
-    peak = metrics_lib.peak_flops(jax.devices()[0])
-    if peak is not None:
-      speed["mfu"] = self._step_flops(step) / (step_time * peak * jax.device_count())
-    return speed
-
-  def _step_flops(self, step) -> int:
-    model = self._run.training_model(step - 1)
-    if model not in self._flops:
-      self._flops[model] = model_flops(self._run, step - 1)
-    return self._flops[model]
 
 
 class Profiler:
@@ -381,50 +277,6 @@ class Profiler:
       self._running = False
       jax.profiler.stop_trace()
       logger.info("profile: %s", self._folder)
-
-
-class StopSignals:
-  """Turns SIGINT, SIGTERM and SIGHUP into `requested`, the signal's name; a second one ends the process at once.
-
-  Among several processes jax itself waits for SIGTERM, and `checkpoint.preempted` tells all of them at which step to end.
-  A SIGHUP that is ignored already (nohup) stays ignored.
-  """
-
-  def __init__(self):
-    self.requested = ""
-
-  def __enter__(self):
-    single = jax.process_count() == 1
-    handle = self._handle if single else processes.interrupt_all
-    handlers = {signal.SIGINT: handle, signal.SIGHUP: handle} | ({signal.SIGTERM: handle} if single else {})
-    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
-      del handlers[signal.SIGHUP]
-    self._previous = {sig: signal.signal(sig, handler) for sig, handler in handlers.items()}
-    return self
-
-  def __exit__(self, *error):
-    for sig, handler in self._previous.items():
-      signal.signal(sig, handler)
-
-  def _handle(self, number, frame):
-    if self.requested:
-      processes.end_within(GRACE_SECONDS, 130)  # where a library swallows the interrupt
-      raise KeyboardInterrupt
-    self.requested = signal.Signals(number).name
-    logger.warning("%s: saving after this step; again to stop at once", self.requested)
-
-
-def model_flops(made: program.Program, step: int = 0) -> int:
-  """Model FLOPs of an update after `step` of them: each tower forward on what it then sees, times three for the backward
-  pass where any of it trains.
-
-  Rematerialisation is not counted, and an image tower whose embeddings are precomputed does not run.
-  """
-  params, batch, model = made.abstract_state.params, made.abstract_batch(), made.training_model(step)
-  passes = {name: 1 if all(jax.tree.leaves(made.frozen[name])) else 3 for name in models.TOWERS}
-  keys = jax.ShapeDtypeStruct((made.config.batch_size,), jax.random.key(0).dtype)
-  work = passes["text"] * flops.count(model.embed_text, params, batch["tokens"], keys)
-  return work if made.embedded else work + passes["image"] * flops.count(model.embed_image, params, batch["image"], keys)
 
 
 def _announce(run: Run, start: int):

@@ -40,6 +40,8 @@ ROOMS = {
     "step": ("siglax/step.py", "step six_steps resnet embed"),
     "optim": ("siglax/optim.py", "optim finetune step six_steps"),
     "checkpoint": ("siglax/checkpoint.py", "checkpoint six_steps train"),
+    "digest": ("siglax/runs/digest.py", "checkpoint six_steps train"),
+    "errors": ("siglax/errors.py", "checkpoint six_steps train"),
     "pipeline": ("siglax/data/pipeline.py", "pipeline sources train"),
     "images": ("siglax/data/images.py", "images pipeline"),
     "text": ("siglax/data/text.py", "text pipeline tower"),

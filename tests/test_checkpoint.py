@@ -1,5 +1,8 @@
 """Checkpoints: exact, on any mesh, and never silently wrong."""
 
+import os
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +11,11 @@ import pytest
 
 from siglax import checkpoint
 from siglax import config as config_lib
+from siglax import errors
 from siglax import mesh as mesh_lib
 from siglax import state as state_lib
+from siglax.runs import digest
+from siglax.runs import quiet
 
 from faults import inject
 
@@ -106,7 +112,7 @@ def test_digest_sees_every_element_whatever_the_sharding(dtype):
     flipped.append(y)
   reversed_, scalar = x[::-1].copy(), x[3, 1, 0]
   leaves = [x, jax.device_put(x, mesh_lib.batch_sharding(mesh_lib.make())), *flipped, reversed_, scalar]
-  found = list(checkpoint.digest(leaves).values())
+  found = list(digest.digest(leaves).values())
   assert found == [digest_of(leaf) for leaf in leaves]
   assert found[0] == found[1] and found[0] not in found[2:]
 
@@ -117,7 +123,7 @@ def test_every_leaf_of_a_state_is_under_the_digest(tmp_path):
   whole = state_lib.create({"w": params["w"]}, optax.adam(0.1), ema=True)
   names = {"step", "params/w", "opt_state/0/count", "opt_state/0/mu/w", "opt_state/0/nu/w", "ema/w"}
   moved = jax.tree.map(lambda x: x.at[(0,) * x.ndim].add(1), whole)
-  found, after = checkpoint.digest(whole), checkpoint.digest(moved)
+  found, after = digest.digest(whole), digest.digest(moved)
   assert found.keys() == names and all(found[name] != after[name] for name in names)
   saving = checkpoint.Checkpoints(tmp_path, options())
   nothing = jnp.zeros((4096,))  # so that the moment is the largest file
@@ -176,7 +182,7 @@ def restored(folder, config=None, step=6):
 @pytest.fixture
 def quick(monkeypatch):
   """Attempts without a pause."""
-  monkeypatch.setattr(checkpoint, "RETRY_SECONDS", (0.0, 0.0, 0.0, 0.0))
+  monkeypatch.setattr(errors, "RETRY_SECONDS", (0.0, 0.0, 0.0, 0.0))
 
 
 # Files that no reader needs: the state is whole without them.
@@ -186,7 +192,7 @@ UNUSED = ("commit_success.txt", "_CHECKPOINT_METADATA", "_sharding", "array_meta
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("kind", ["flip", "truncate", "empty", "zeros", "delete"])
 def test_damage_of_any_file_is_found_or_harmless(kind, run):
-  checkpoint.quiet_orbax()
+  quiet.quiet_orbax()
   rng = np.random.default_rng(0)
   for file in files(run, 6):
     good = file.read_bytes()
@@ -331,6 +337,47 @@ def test_verify_finds_what_the_disk_did_not_keep_before_the_old_ones_go(group, r
   assert checkpoints.steps == [12] and restored(run)[1] == 12
 
 
+def test_a_disk_that_does_not_answer_while_a_save_is_looked_after_ends_nothing(run, quick, monkeypatch, caplog):
+  """Neither the look for the new folder nor the move of one that `verify` found damaged may end the training."""
+  mesh = mesh_lib.make()
+  checkpoints, _ = restored(run, options(keep_latest=1, keep_one_in=None))
+  checkpoints.save(8, state(mesh, 8), {})
+  stat = os.stat
+
+  def fails(path, *args, **kwargs):
+    if str(path).endswith("checkpoints/8"):
+      raise inject.error("ESTALE")
+    return stat(path, *args, **kwargs)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(os, "stat", fails)
+    assert not checkpoints.poll()
+  checkpoints.close()
+  assert checkpoints.steps == [8]
+
+  checkpoints, _ = restored(run, options(keep_latest=1, keep_one_in=None, verify=True), 8)
+  wait, rename = checkpoint.ocp.AsyncCheckpointer.wait_until_finished, pathlib.Path.rename
+
+  def damaged(self):
+    wait(self)
+    if (run / "checkpoints" / "10").is_dir():
+      damage(run, 10)
+
+  def fails_once(self, target):
+    if target.name == "damaged-10":
+      raise inject.error("EIO")
+    return rename(self, target)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint.ocp.AsyncCheckpointer, "wait_until_finished", damaged)
+    patch.setattr(pathlib.Path, "rename", fails_once)
+    checkpoints.save(10, state(mesh, 10), {})
+  assert checkpoints.steps == [8, 10] and checkpoints.last_good() == "the last good checkpoint is of step 8"
+  checkpoints.save(11, state(mesh, 11), {})
+  checkpoints.close()
+  assert checkpoints.steps == [11] and (run / "checkpoints" / "damaged-10").is_dir()
+
+
 def test_one_in_so_many_is_kept_for_good_and_no_metric_is_taken_for_the_best(tmp_path):
   mesh = mesh_lib.make()
   saving = checkpoint.Checkpoints(tmp_path, options(keep_latest=1, keep_one_in=3, keep_best="eval/a/acc1"), every=2)
@@ -371,7 +418,7 @@ def test_saves_that_fail_are_made_again_and_then_end_the_run(kind, run, quick, c
 
 
 def test_the_digest_of_more_elements_than_32_bits_count():
-  assert jax.eval_shape(checkpoint.leaf_digest, jax.ShapeDtypeStruct((2, 2**17, 2**17), jnp.float32)).dtype == jnp.uint32
+  assert jax.eval_shape(digest.leaf_digest, jax.ShapeDtypeStruct((2, 2**17, 2**17), jnp.float32)).dtype == jnp.uint32
 
 
 def test_the_best_by_a_loss_is_the_lowest(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from siglax import checks
 from siglax import cli
 from siglax import config as config_lib
+from siglax import metrics
 from siglax.data.text import TextProcessor
 
 import tiny
@@ -331,6 +332,15 @@ from siglax import cli
 cli._plan = lambda _: (print("x" * 100000), print("y", flush=True))
 sys.exit(cli.main(["plan", "--config", "x.py", "--devices", "1"] if len(sys.argv) == 1 else ["--help"]))
 """
+
+
+def test_a_table_that_cannot_be_printed_is_an_error(monkeypatch, capsys):
+  """Unlike in a training, it is all that such a command is for."""
+  monkeypatch.setattr(cli, "_plan", lambda _: metrics.print_table("a plan", [("devices", "1")]))
+  with open("/dev/full", "w") as full, monkeypatch.context() as patch:
+    patch.setattr(sys, "stdout", full)
+    assert cli.main(["plan", "--config", "x.py", "--devices", "1"]) == 1
+  assert capsys.readouterr().err == "siglax: stdout: No space left on device\n"
 
 
 @pytest.mark.parametrize("more", [(), ("--help",)])

@@ -294,9 +294,9 @@ def test_a_step_from_embeddings_computes_the_text_tower_and_the_loss_alone(folde
   means = 2 * (2 * B * d)  # Σ w·z of both sides
   accuracy = 2 * B * (B // 8) * d  # of each image among the texts of its device
   assert total == text + alone + means + accuracy
-  assert train.model_flops(p) == text == 3 * flops.count(p.model.embed_text, params, tokens)
+  assert p.model_flops() == text == 3 * flops.count(p.model.embed_text, params, tokens)
   ran = made(lit(folder))
-  assert train.model_flops(ran) == text + flops.count(p.model.embed_image, params, ran.abstract_batch()["image"])
+  assert ran.model_flops() == text + flops.count(p.model.embed_image, params, ran.abstract_batch()["image"])
 
 
 def equations(jaxpr):
@@ -338,7 +338,7 @@ def test_the_compiled_step_only_hands_frozen_parameters_on(folder, embedded):
 def test_plan_compiles_such_a_step_without_the_data(folder):
   report = plan.plan(lit(folder, "not/there.npz"), 8)
   p = made(lit(folder, "not/there.npz"))
-  assert report["flops"]["per_step"] == train.model_flops(p)
+  assert report["flops"]["per_step"] == p.model_flops()
   assert report["bytes_per_device"]["batch"] == 2 * (20 * 4 + 12 * 4 + 4)  # labels, which this loss does not read, left out
   assert report["bytes_per_device"]["frozen"] == sum(4 * x.size for x in jax.tree.leaves(p.abstract_state.params["image"]))
 

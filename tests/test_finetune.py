@@ -128,7 +128,7 @@ def test_the_end_sees_all_patches(base, tmp_path):
   made = train.Run(adapted(base), tmp_path)
   assert [made.training_model(step).config.image.patch_drop for step in range(6)] == [0.5] * 3 + [0.0] * 3
   assert made.update(0) is made.update(2) and made.update(2) is not made.update(3)
-  masked, whole = (train.model_flops(made, step) for step in (0, 5))
+  masked, whole = (made.model_flops(step) for step in (0, 5))
   d, hidden = 16, 32  # of tests/tiny.py: one block, then an attention head of one probe
   of = lambda n: n * (8 * d * d + 4 * d * hidden + 4 * n * d) + n * (4 * d * d + 4 * d)
   assert whole - masked == made.config.batch_size * (of(4) - of(2))  # of a frozen tower, one forward pass

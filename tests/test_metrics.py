@@ -134,7 +134,7 @@ def test_lines_keep_the_newest_in_memory(tmp_path):
 # A run of 300 records whose disk is full from the third kilobyte on, and free again before the last record.
 FULL = """
 import resource, sys
-from siglax import config as config_lib, metrics
+from siglax import config as config_lib, metrics, streams
 config = config_lib.default()
 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 with metrics.RunMetrics(sys.argv[1], config, total_steps=300) as run:
@@ -143,7 +143,7 @@ with metrics.RunMetrics(sys.argv[1], config, total_steps=300) as run:
     run.write(step, {"loss": 1.0, "lr": 1e-3})
   resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
   run.write(300, {"loss": 1.0})
-metrics.say("done")
+streams.say("done")
 """
 
 
@@ -197,7 +197,7 @@ def test_a_metrics_file_that_is_none_is_one_line(tmp_path, config):
 
 def test_kill_9_then_resume(tmp_path, config):
   program = f"""
-from siglax import config as config_lib, metrics
+from siglax import config as config_lib, metrics, streams
 config = config_lib.default()
 config.log.tensorboard = False
 run = metrics.RunMetrics({str(tmp_path)!r}, config, total_steps=10**9)
@@ -388,6 +388,16 @@ def test_history_that_cannot_be_written_is_one_warning(tmp_path, caplog):
       f"{tmp_path}/starts.jsonl cannot be written (Is a directory): this start will be in no report"
   ]
   assert history.read(tmp_path) == []
+
+
+@pytest.mark.parametrize("fault", ["another process", "no file"])
+def test_a_start_without_a_history_ends_in_its_own_error(fault, tmp_path, monkeypatch):
+  if fault == "no file":
+    (tmp_path / "starts.jsonl").mkdir()
+  else:
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+  with pytest.raises(FloatingPointError, match="loss=nan"), history.History(tmp_path, step=4, goodput=goodput.Goodput()):
+    raise FloatingPointError("loss=nan")
 
 
 def test_summary(tmp_path, config, capsys, monkeypatch):

@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.numpy
 
+from siglax import errors
 from siglax.data import files as files_lib
 
 SOURCE = "embeddings"
@@ -96,7 +97,7 @@ def _open(file: str):
         raise ValueError(f"its description says {field}={value!r}")
     return reader
   except Exception as e:  # whatever the libraries raise of bytes that are none of theirs
-    reason = files_lib.first_line(e) or type(e).__name__
+    reason = errors.one_line(e)
     raise ValueError(f"path={file!r} ({size} bytes) is no {ending} of siglax embed, or is cut short: {reason}") from e
 
 
@@ -259,13 +260,13 @@ class ArrayRecordWriter:
     try:
       self._writer.close()
     except RuntimeError as e:
-      raise OSError(files_lib.first_line(e)) from e
+      raise OSError(errors.one_line(e)) from e
 
   def _record(self, arrays, metadata):
     try:
       self._writer.write(safetensors.numpy.save(arrays, metadata))
     except RuntimeError as e:
-      raise OSError(files_lib.first_line(e)) from e
+      raise OSError(errors.one_line(e)) from e
 
 
 READERS = {".npz": NpzReader, ".parquet": ParquetReader, ".array_record": ArrayRecordReader}

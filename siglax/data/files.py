@@ -17,13 +17,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from siglax import errors
+
 # Parquet data larger than this is mapped from disk instead of held in memory.
 MEMORY_BYTES = 4 * 2**30
 # Rows read at a time: bounds what is held besides the data itself.
 READ_ROWS = 1024
 # A file may unpack to this many times its own size: floats and pictures hardly shrink, a bomb by a thousand.
 MAX_UNPACKED = 16
-# Of Parquet this much is always allowed: few distinct rows, many times, are a small file.
+# A Parquet file may always unpack to this many bytes: one that repeats a few rows is small on disk.
 SMALL_BYTES = 2**27
 logger = logging.getLogger("siglax")
 
@@ -67,7 +69,8 @@ def size(file: str) -> int:
 def npz_headers(file, prefix: str = "") -> tuple[str, dict[str, tuple[tuple[int, ...], np.dtype]]]:
   """(prefix, {name: (shape, dtype)}) of the arrays in an .npz, before any is read.
 
-  prefix: leaves out the arrays whose names do not start with it, and it of the others' names; "" where none does.
+  prefix: only arrays whose names start with it are listed, and without it. Where no name does, all are listed, and the
+  prefix returned is "".
   Raises ValueError for what would unpack to more than MAX_UNPACKED times the file's size, for an array that states
   another size than its member has, and for one of objects: a pickle, which is never read. A file that is no zip, or cut,
   raises what zipfile does.
@@ -93,7 +96,7 @@ def _npy_header(f, name, size: int):
     shape, _, dtype = read_header(f)
     stated, there = math.prod(shape) * dtype.itemsize, size - f.tell()
   except (ValueError, LookupError, TypeError, SyntaxError, RecursionError) as e:  # what a parser of Python's literals raises
-    raise ValueError(f"{name} is no array: {first_line(e)}") from None
+    raise ValueError(f"{name} is no array: {errors.one_line(e)}") from None
   if dtype.hasobject:
     raise ValueError(f"{name} is a pickle, which is never read; save it as an array of numbers")
   if stated != there:
@@ -109,7 +112,7 @@ def open_parquet(file: str) -> pq.ParquetFile:
     opened.schema_arrow  # made of the footer, which may contradict itself
     return opened
   except (pa.ArrowException, OSError) as e:
-    reason = f"is not a Parquet file, or is cut short: {first_line(e)}"
+    reason = f"is not a Parquet file, or is cut short: {errors.one_line(e)}"
     raise ValueError(f"path={file!r} ({bytes_there} bytes) {reason}") from None
 
 
@@ -142,7 +145,7 @@ class Columns:
     for path, file in files.items():
       limit = max(SMALL_BYTES, MAX_UNPACKED * size(path))
       _check_unpacked(path, self.bytes({path: file}), limit)
-      unpacked = 0  # which says more than the metadata, of columns with dictionaries
+      unpacked = 0  # counted too: the metadata understates columns with dictionaries
       try:
         for batch in file.iter_batches(READ_ROWS, columns=self.paths(file)):
           batch = self.convert(batch)
@@ -150,7 +153,7 @@ class Columns:
           _check_unpacked(path, unpacked, limit)
           yield batch
       except (pa.ArrowException, OSError) as e:
-        raise ValueError(f"path={path!r} is damaged: {first_line(e)}") from None
+        raise ValueError(f"path={path!r} is damaged: {errors.one_line(e)}") from None
 
 
 def _check_unpacked(path, unpacked: int, limit: int):
@@ -195,7 +198,3 @@ def _fingerprint(files, columns: Columns) -> str:
   stats = [(os.path.abspath(path), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files]
   paths = [columns.paths(file) for file in files.values()]
   return hashlib.sha256(repr((stats, paths, columns.schema.to_string())).encode()).hexdigest()[:24]
-
-
-def first_line(error) -> str:
-  return str(error).strip().partition("\n")[0]

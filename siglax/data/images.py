@@ -17,7 +17,7 @@ cv2.setNumThreads(0)
 # Decoders print on a broken file; the pipeline names it instead.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
-# Those that OpenCV and Pillow both read. Pillow tells their size from the header; OpenCV, which decodes, does not.
+# Formats that OpenCV and Pillow both read. OpenCV decodes; only Pillow tells the size from the header before that.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "SUN")
 Image.init()
 RESAMPLERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -65,7 +65,7 @@ def read(path, config) -> bytes:
 
 
 def _check_size(data, config):
-  """ValueError for more bytes or pixels than config.image allows, and for bytes whose number of pixels nobody can tell."""
+  """ValueError for more bytes or pixels than config.image allows, and for bytes without a header that says how many."""
   if len(data) > config.max_bytes:
     raise ValueError(f"the image has more than config.image.max_bytes={config.max_bytes} bytes; shrink it, or raise the field")
   header = _header(data)
@@ -76,7 +76,9 @@ def _check_size(data, config):
         "raise the field"
     )
   if "progressive" in header.info and (scans := bytes(data).count(b"\xff\xda")) > MAX_SCANS:
-    raise ValueError(f"the image ({len(data)} bytes) has {scans} scans, more than the {MAX_SCANS} of any good JPEG; encode it anew")
+    raise ValueError(
+        f"the image ({len(data)} bytes) has {scans} scans, more than the {MAX_SCANS} of any good JPEG; encode it anew"
+    )
 
 
 def _header(data) -> Image.Image:

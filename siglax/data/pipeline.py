@@ -111,7 +111,7 @@ class TrainBatches:
   text: list of str → int32 [N, L].
   start_step: the first batch is that of this step, as if all before had been drawn.
   sources: of `open_data(config)`, when already open.
-  counts: where bad and drawn go on from, the `counts` of a run that stopped.
+  counts: the `counts` of a run that stopped, from which bad and drawn go on.
 
   One caption of each example is drawn. label is −1 where there is none; sources with the same classnames share their
   classes, and any others are LABEL_STRIDE apart, so that a label means one class. An example that cannot be read or
@@ -119,7 +119,7 @@ class TrainBatches:
   source, logged by name the first time, and counted.
 
   bad, drawn: examples by source that were broken, and that were drawn in all, by this process.
-  last: of the rows of the last batch, the source and the index of the example there.
+  last: (sources, indices) of the examples in the rows of the last batch.
 
   Raises ValueError at the start for a batch that does not divide and as `open_data`, from `__next__` when the examples
   drawn show that more than a spec's max_bad_fraction are broken; see `too_many_bad`.
@@ -419,8 +419,8 @@ def _warn_of_repeats(config, sources):
     drawn, largest = config.batch_size * share // sum(shares), len(source) * sum(shares) // share
     if drawn > len(source):
       logger.warning(
-          "config.data.%d has %s distinct examples, but config.batch_size=%d takes %s of them a batch: pictures and captions that "
-          "are there twice count as negatives of each other; set config.batch_size to %s or less",
+          "config.data.%d has %s distinct examples, but config.batch_size=%d takes %s of them a batch: pictures and captions "
+          "that are there twice count as negatives of each other; set config.batch_size to %s or less",
           k, f"{len(source):,}", config.batch_size, f"{drawn:,}", f"{largest:,}",
       )
 

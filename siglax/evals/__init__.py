@@ -44,7 +44,7 @@ def run(
   every process, so every process returns the same metrics, and process 0 writes them.
   open_task_data: data spec → examples with len(), [i] → {"image", "captions", "label"} and .classnames.
   loss: the training loss, (zimg, ztxt, scale, bias, weights=, labels=) → scalar; needed by the kind "loss" only.
-  facts: takes up {"eval/<name>/chance/<metric>": value} and {"eval/<name>/batch/<metric>": examples}.
+  facts: a dict that is updated with {"eval/<name>/chance/<metric>": value} and {"eval/<name>/batch/<metric>": examples}.
   Raises ValueError that starts with the task's field and name.
   """
   metrics = {}

@@ -17,7 +17,7 @@ def evaluate(
 
   text_retrieval_recall@k: share of images with at least one of their captions among the k nearest texts.
   image_retrieval_recall@k: share of texts whose image is among the k nearest images.
-  With chance/<metric>, what rankings at random get.
+  chance/<metric>: what rankings at random get.
   size: evaluates the first so many examples; distinct: skips an example whose first caption was already taken,
   since no model can tell the two apart; captions_per_image: uses the first so many. Images without captions are left out.
   """

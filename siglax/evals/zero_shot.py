@@ -11,11 +11,14 @@ METRICS = ("acc1", "acc5", "mean_per_class_recall")
 MAX_TEXTS = 2**14
 
 
-def evaluate(examples, embedder, *, classnames=None, templates=("a photo of a {}.",), size: int | None = None) -> dict[str, float]:
+def evaluate(
+    examples, embedder, *, classnames=None, templates=("a photo of a {}.",), size: int | None = None
+) -> dict[str, float]:
   """acc1, acc5 and mean_per_class_recall, each in 0..1, as CLIP_benchmark defines them.
 
-  acc1, acc5: share of images whose class is the nearest, or among the nearest five (1 below six classes). With chance/<metric>, what a guess among all classes gets.
+  acc1, acc5: share of images whose class is the nearest, or among the nearest five (1 below six classes).
   mean_per_class_recall: mean over the classes that occur of the share of their images that is right.
+  chance/<metric>: what a guess among all classes gets.
   classnames: names in the order of the labels, None takes the data's; templates: texts with {} for the name;
   size: evaluates the first so many examples. Raises ValueError without names and for a label that has none.
   """

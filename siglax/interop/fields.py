@@ -1,8 +1,8 @@
 """Which fields of config describe a tower in use, and what a format carries of them.
 
 A format has a table: field → ANY value, the tuple of values that its files can mean, or LEFT_OUT, which they cannot say and
-whose loss is one line. Of a field that the table does not name only the default goes out: a new option is refused until
-somebody has written down where it goes.
+whose loss is one line. A field that the table does not name can be exported with its default only: a new option is refused
+until somebody has written down where it goes.
 """
 
 from __future__ import annotations

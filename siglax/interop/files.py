@@ -10,6 +10,7 @@ import zlib
 
 import numpy as np
 
+from siglax import errors
 from siglax.data import files as files_lib
 
 INDEX = "model.safetensors.index.json"
@@ -91,7 +92,7 @@ def _open(file: pathlib.Path):
   try:
     return safetensors.safe_open(file, framework="numpy")
   except (safetensors.SafetensorError, OSError) as e:
-    raise ValueError(f"{file} is no safetensors file, or is damaged: {_line(e)}") from None
+    raise ValueError(f"{file} is no safetensors file, or is damaged: {errors.one_line(e)}") from None
 
 
 class Npz(Arrays):
@@ -105,9 +106,9 @@ class Npz(Arrays):
     try:
       self._prefix, headers = files_lib.npz_headers(file, prefix)
     except (zipfile.BadZipFile, OSError, EOFError, zlib.error, RuntimeError) as e:
-      raise ValueError(f"{file} is no .npz file, or is damaged: {_line(e)}") from None
+      raise ValueError(f"{file} is no .npz file, or is damaged: {errors.one_line(e)}") from None
     except ValueError as e:
-      raise ValueError(f"{file}: {_line(e)}") from None
+      raise ValueError(f"{file}: {errors.one_line(e)}") from None
     for name, (_, dtype) in headers.items():
       if dtype.kind != "f" and dtype.str != "|V2":
         raise ValueError(f"{self.name}: {name} is of type {dtype}; parameters are floats")
@@ -118,7 +119,7 @@ class Npz(Arrays):
       with np.load(self.name, allow_pickle=False) as z:
         x = z[self._prefix + name]
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, zlib.error, RuntimeError) as e:
-      raise ValueError(f"{self.name}: {name} cannot be read, the file is damaged: {_line(e)}") from None
+      raise ValueError(f"{self.name}: {name} cannot be read, the file is damaged: {errors.one_line(e)}") from None
     if x.dtype.kind == "V":  # numpy stores bfloat16 as two bytes without a name
       import ml_dtypes
 
@@ -161,7 +162,7 @@ def read_json(file: pathlib.Path) -> dict:
       raise ValueError(f"it has {size} bytes, and at most {JSON_BYTES} are read")
     value = json.loads(file.read_text())
   except (OSError, ValueError, RecursionError) as e:
-    raise ValueError(f"{file} cannot be read as JSON: {_line(e)}") from None
+    raise ValueError(f"{file} cannot be read as JSON: {errors.one_line(e)}") from None
   if not isinstance(value, dict):
     raise ValueError(f"{file} holds no JSON object")
   return value
@@ -188,7 +189,3 @@ def channels(file: pathlib.Path, name: str, value, positive: bool = False) -> tu
   if len(numbers) != 3 or not all(map(fits, numbers)):
     raise ValueError(f"{file}: {name}={value!r} is no list of three {'positive ' if positive else ''}numbers")
   return tuple(map(float, numbers))
-
-
-def _line(error: Exception) -> str:
-  return " ".join(str(error).split())[:200] or type(error).__name__

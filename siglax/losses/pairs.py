@@ -30,7 +30,7 @@ def positives(labels_B, B: int) -> jax.Array:
 
 
 def scaled(weights_B) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """(w / max w, a, b) with max w = a·b, so that no product of two weights matters that underflows.
+  """(w / max w, a, b) with max w = a·b: a product of two such weights that underflows is too small to matter.
 
   Present weights stay above 0. Devices take subnormal floats for 0, so the bits tell what is present, and where all
   weights are small they are lifted by 2⁶⁴ first.

@@ -58,7 +58,7 @@ def program(transport, zimg_bd, ztxt_bd, scalars, weights_b, labels_b, grad):
         "target": row_state["target"] + jnp.sum(w_tt * x_tt, axis=1),
         "mass": row_state["mass"] + jnp.sum(w_tt, axis=1),
     }
-    # One matrix for both largest, of which the log w of the example itself is taken away again.
+    # One matrix for the largest of each row and of each column; `_add` takes the example's own log w away again.
     both_tt = jnp.where(present_tt, x_tt + pairs.log_weights(row["w"], 1) + pairs.log_weights(col["w"], 0), pairs.LOWEST)
     add = functools.partial(_add, x_tt, both_tt, present_tt)
     return add(row_state, row, col, 1) | positive, add(col_state, col, row, 0)

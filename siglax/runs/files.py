@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import pathlib
+import secrets
 
 logger = logging.getLogger("siglax")
 
@@ -15,7 +16,7 @@ logger = logging.getLogger("siglax")
 def write_atomic(path: str | os.PathLike, content: bytes):
   """Replaces a file in one move; it is on disk when this returns. A failure leaves the old file and no other."""
   path = pathlib.Path(path)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
+  temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")  # no other process's, on whatever host
   try:
     with temporary.open("wb") as file:
       file.write(content)

@@ -25,7 +25,7 @@ from siglax.runs import files
 logger = logging.getLogger("siglax")
 
 FILE = "starts.jsonl"
-# What a step computed in vain cost. A start's own phases, such as init, are overhead of that start whatever became of it.
+# Phases whose time is lost with the steps that are computed again. The others, such as init, are overhead of their start.
 WORK = ("data_wait", "step")
 LOST = "lost"
 
@@ -37,7 +37,7 @@ class History:
   """
 
   def __init__(self, workdir: str | os.PathLike, *, step: int, goodput: goodput_lib.Goodput):
-    self._goodput, self._lines, self._ended = goodput, None, False
+    self._goodput, self._lines, self._ended, self._step = goodput, None, False, step
     if jax.process_index() != 0:
       return
     self._path = pathlib.Path(workdir) / FILE

@@ -21,6 +21,8 @@ import socket
 import threading
 import time
 
+from siglax.runs import files
+
 FILE = "lock.json"
 HEARTBEAT_SECONDS = 10
 STALE_SECONDS = 60
@@ -46,7 +48,7 @@ class Lock:
     threading.Thread(target=self._beat, daemon=True).start()
 
   def held(self) -> bool:
-    """Whether it is still this process's."""
+    """Whether this process still holds the lock."""
     return (self._read() or {}).get("key") == self._me["key"]
 
   def check(self):
@@ -84,7 +86,8 @@ class Lock:
     self.release()
 
   def _take(self):
-    """Waits for a sign of a holder that cannot be seen: a touch tells that it lives, none for STALE_SECONDS that it does not."""
+    """Takes the lock. A holder that is not in this process table is waited for: a touch of the lock tells that it lives, and
+    none for STALE_SECONDS that it is dead."""
     deadline, youngest = time.monotonic() + 2 * STALE_SECONDS, None
     while True:
       with _guard(self._file.parent):
@@ -111,15 +114,7 @@ class Lock:
       time.sleep(1)
 
   def _write(self):
-    temporary = self._temporary()
-    try:
-      temporary.write_text(json.dumps(self._me))
-      os.replace(temporary, self._file)
-    finally:
-      temporary.unlink(missing_ok=True)
-
-  def _temporary(self) -> pathlib.Path:
-    return self._file.with_name(f".{FILE}.{self._me['key']}")
+    files.write_atomic(self._file, json.dumps(self._me).encode())
 
   def _read(self) -> dict | None:
     try:
@@ -132,7 +127,7 @@ class Lock:
 
   def _age(self) -> float:
     """Seconds since the holder last touched the lock, by the clock that touches a file now."""
-    now = self._temporary()
+    now = self._file.with_name(f".{FILE}.{self._me['key']}")
     try:
       now.touch()
       return now.stat().st_mtime - self._file.stat().st_mtime

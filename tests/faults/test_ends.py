@@ -3,6 +3,7 @@
 import itertools
 import os
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from siglax import checkpoint
 from siglax import data
+from siglax import errors
 from siglax import evaluate
 from siglax import program
 from siglax import train
@@ -24,7 +26,7 @@ TASK = "({'kind':'loss','name':'test','data':{'source':'shapes','split':'test','
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-  monkeypatch.setattr(checkpoint, "RETRY_SECONDS", (0.0, 0.0, 0.0, 0.0))
+  monkeypatch.setattr(errors, "RETRY_SECONDS", (0.0, 0.0, 0.0, 0.0))
 
 
 def test_a_save_that_fails_is_made_at_the_next_step(whole, tmp_path, caplog):
@@ -55,6 +57,29 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
   with pytest.raises(ValueError, match="checkpoints cannot be written: File exists; use another --workdir"):
     run(tmp_path)
   assert not (tmp_path / lock.FILE).exists()
+
+
+def test_a_full_disk_at_the_start_leaves_the_files_of_the_run(tmp_path):
+  folder_of(tmp_path / "run", 4)
+  before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()}
+  made, limits = train.Run(make_config(), tmp_path / "run"), resource.getrlimit(resource.RLIMIT_FSIZE)
+  size = len(before["config.json"])
+  assert size < len(before["tokenizer.model"])  # so config.json fits, and the tokenizer does not
+  try:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    with pytest.raises(ValueError, match="cannot be written: File too large; use another folder"):
+      made.write_files()
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()} == before
+
+
+def test_a_run_that_broken_examples_stopped_goes_on_with_a_higher_limit(tmp_path):
+  spec = "({'source':'shapes','size':64,'image_size':16,'max_bad_fraction':%s},)"
+  folder_of(tmp_path / "run", 4, data=spec % 0.01)
+  train.Run(make_config(data=spec % 0.1), tmp_path / "run").check_folder()
+  with pytest.raises(ValueError, match="data.0.size is 64 there and 63 here; use another --workdir"):
+    train.Run(make_config(data=(spec % 0.1).replace("64", "63")), tmp_path / "run").check_folder()
 
 
 def test_a_read_that_fails_for_ever_changes_nothing(whole, tmp_path):

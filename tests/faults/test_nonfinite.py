@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from siglax import checkpoint
+from siglax.runs import digest
 
 import inject
 from short_runs import assert_equal, nonfinite_leaves, records, run, shared_programs, state, steps, whole  # two are fixtures
@@ -31,7 +31,7 @@ def test_a_value_that_is_not_finite_is_never_kept(place, step, value, last, whol
 
 
 def test_updates_that_are_not_finite_are_left_out(tmp_path):
-  fields = {"optim__skip_nonfinite": 2, "checkpoint__every_steps": 1, "checkpoint__keep_latest": 20}
+  fields = {"optim__skip_nonfinite": 2, "checkpoint__every_steps": 1, "checkpoint__keep_latest": 20, "loss__check_embeddings": True}
   with inject.nonfinite("gradient", 5, times=2):
     run(tmp_path / "run", **fields)
   before, skipped, after = (state(tmp_path / "run", step) for step in (5, 7, 8))
@@ -41,6 +41,7 @@ def test_updates_that_are_not_finite_are_left_out(tmp_path):
   lines = {r["step"]: r for r in records(tmp_path / "run") if "loss" in r}
   assert [lines[step]["skipped"] for step in range(1, 13)] == [0] * 5 + [1] + [2] * 6
   assert [step for step in lines if lines[step]["grad_norm"] is None] == [6, 7]
+  assert not [k for line in lines.values() for k in line if k.startswith("norm_error")]  # checked, and no metric
   # One more in a row stops the run, and what is on disk is the state before them.
   with inject.nonfinite("gradient", 5, times=3), pytest.raises(FloatingPointError) as error:
     run(tmp_path / "three", **fields)
@@ -53,13 +54,13 @@ def test_updates_that_are_not_finite_are_left_out(tmp_path):
 
 
 def test_the_check_runs_in_saves_alone(tmp_path, monkeypatch):
-  saved, inspect = [], checkpoint.inspect
+  saved, inspect = [], digest.inspect
 
   def counted(state):
     saved.append(int(state.step))
     return inspect(state)
 
-  monkeypatch.setattr(checkpoint, "inspect", counted)
+  monkeypatch.setattr(digest, "inspect", counted)
   with inject.nonfinite():
     run(tmp_path)
   assert saved == [4, 8, 12]
@@ -68,8 +69,8 @@ def test_the_check_runs_in_saves_alone(tmp_path, monkeypatch):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_inspect_names_the_leaf(dtype):
   good = {"a": np.zeros(3, dtype), "b": {"c": np.ones((2, 2), dtype), "n": np.array([2**31 - 1], np.int32)}}
-  assert checkpoint.inspect(good)[1] is None
+  assert digest.inspect(good)[1] is None
   for bad in (np.nan, np.inf, -np.inf):
     x = np.ones((2, 2), dtype)
     x[1, 1] = bad
-    assert checkpoint.inspect({**good, "b": {**good["b"], "c": x}})[1] == "b/c"
+    assert digest.inspect({**good, "b": {**good["b"], "c": x}})[1] == "b/c"
