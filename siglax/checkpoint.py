@@ -207,6 +207,8 @@ class Checkpoints:
     try:
       if step in self._damaged and jax.process_index() == 0:
         self._aside = self._move_aside(step)
+      if self._config.verify and processes.of_first((self._path / str(step)).exists()):
+        return  # the attempt before is on the disk but could not be read back: only that is tried again
       items = {"state": ocp.args.PyTreeSave(state), "meta": ocp.args.JsonSave(meta)}
       self._saver.save(self._path / str(step), args=ocp.args.Composite(**items))
     except Exception as e:  # pylint: disable=broad-exception-caught; orbax passes on whatever a disk raises

@@ -77,11 +77,14 @@ def _check_paths(arguments):
 
 def entry() -> int:
   """`main` as a program: one that fails ends within END_SECONDS, whatever its threads still wait for."""
-  code = main()
-  if code:
-    from siglax import processes
+  code = 1  # of an error that nobody foresaw, whose traceback Python prints
+  try:
+    code = main()
+  finally:
+    if code:
+      from siglax import processes
 
-    processes.end_within(END_SECONDS, code)
+      processes.end_within(END_SECONDS, code)
   return code
 
 

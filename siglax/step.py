@@ -32,8 +32,8 @@ def make(config, model, tx, schedule, mesh, frozen):
   """The update (state, batch) → (state, metrics), to be jitted; metrics are float32 scalars on the device.
 
   config: the resolved config. frozen: bools like params; no gradient is computed for what is frozen.
-  With config.optim.skip_nonfinite, an update whose gradient is not finite leaves all but the number of the step as it was,
-  and metrics["skipped"] tells. Raises ValueError in one line for micro-batches of a tower that trains with batch norm.
+  With config.optim.skip_nonfinite, an update whose gradient is not finite leaves all but the number of the step and of its
+  learning rate as it was, and metrics["skipped"] tells. Raises ValueError in one line for micro-batches of a tower that trains with batch norm.
   """
   value_and_grad = make_value_and_grad(config, model, mesh, frozen)
   scale_max, decay, skips = config.loss.scale_max, config.train.ema, config.optim.skip_nonfinite > 0
@@ -57,7 +57,10 @@ def make(config, model, tx, schedule, mesh, frozen):
       finite = jnp.isfinite(metrics["grad_norm"])
       metrics["skipped"] = 1 - finite.astype(jnp.int32)
       unchanged = state.replace(step=new.step)
-      new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, unchanged)
+      # The schedule's own count goes on, so that the learning rate is always that of the step.
+      is_schedule = lambda x: isinstance(x, optax.ScaleByScheduleState)
+      keep = lambda a, b: a if is_schedule(a) else jnp.where(finite, a, b)
+      new = jax.tree.map(keep, new, unchanged, is_leaf=is_schedule)
     return new, metrics
 
   return step

@@ -71,7 +71,7 @@ def test_one_line_a_record_with_plain_numbers(tmp_path, config):
   assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
-@pytest.mark.parametrize("torn", [b"", b'{"step": 60, "lo', b"\x00\x00\x00", b'{"step": 60, "loss": 0.1}'])
+@pytest.mark.parametrize("torn", [b"", b'{"step": null, "loss": 1}', b'{"step": "60"}', b'{"step": 60, "lo', b"\x00\x00\x00", b'{"step": 60, "loss": 0.1}'])
 def test_resume_drops_later_and_torn_lines(tmp_path, config, torn):
   record_run(tmp_path, config, [10, 20, 30, 40, 50])
   with (tmp_path / "metrics.jsonl").open("ab") as file:

@@ -41,8 +41,9 @@ def encode(record: dict) -> bytes:
 
 
 def read_records(path: pathlib.Path, key: str) -> list[dict]:
-  """The JSON objects with `key` in a file of lines; what a kill tore is left out."""
-  return [record for line in path.read_bytes().splitlines() if (record := _parse(line)) is not None and key in record]
+  """The JSON objects whose `key` is a whole number in a file of lines; what a kill tore is left out."""
+  records = map(_parse, path.read_bytes().splitlines())
+  return [record for record in records if record is not None and type(record.get(key)) is int]
 
 
 def _parse(line: bytes) -> dict | None:

@@ -35,8 +35,9 @@ def test_updates_that_are_not_finite_are_left_out(tmp_path):
   with inject.nonfinite("gradient", 5, times=2):
     run(tmp_path / "run", **fields)
   before, skipped, after = (state(tmp_path / "run", step) for step in (5, 7, 8))
-  assert [k for k in before if before[k].tobytes() != skipped[k].tobytes()] == ["['step']"]
-  assert before["['step']"] == 5 and skipped["['step']"] == 7
+  # The number of the step, and that of its learning rate.
+  numbers = [k for k in before if before[k].tobytes() != skipped[k].tobytes()]
+  assert len(numbers) == 2 and "['step']" in numbers and all((before[k], skipped[k]) == (5, 7) for k in numbers)
   assert after["['params']['log_scale']"] != before["['params']['log_scale']"]
   lines = {r["step"]: r for r in records(tmp_path / "run") if "loss" in r}
   assert [lines[step]["skipped"] for step in range(1, 13)] == [0] * 5 + [1] + [2] * 6
@@ -46,7 +47,7 @@ def test_updates_that_are_not_finite_are_left_out(tmp_path):
   with inject.nonfinite("gradient", 5, times=3), pytest.raises(FloatingPointError) as error:
     run(tmp_path / "three", **fields)
   assert "grad_norm=nan at step 8, after 2 updates left out in a row (config.optim.skip_nonfinite=2)" in str(error.value)
-  assert_equal(state(tmp_path / "three", steps(tmp_path / "three")[-1]) | {"['step']": before["['step']"]}, before)
+  assert_equal(state(tmp_path / "three", steps(tmp_path / "three")[-1]) | {k: before[k] for k in numbers}, before)
   # The count goes on where a run resumes.
   with inject.nonfinite("gradient", 9):
     run(tmp_path / "three", **fields)
