@@ -76,7 +76,7 @@ def main():
 
 def print_table(table):
   print(f"\n{'fault':<22}{'tried':>7}{'survived':>10}{'lost steps':>17}{'recovery s':>17}")
-  for name, row in sorted(table.items()):
+  for name, row in sorted((name, row) for name, row in table.items() if row["tried"]):
     spans = [f"{np.median(x):.0f} (max {max(x):.0f})" if x else "" for x in (row["lost"], row["recovery"])]
     print(f"{name:<22}{row['tried']:>7}{row['tried'] - len(row['failed']):>10}{spans[0]:>17}{spans[1]:>17}")
   for name, row in table.items():

@@ -298,7 +298,7 @@ class Checkpoints:
     """The metric of config.checkpoint.keep_best, or its negative where lower is better. −inf for a step that was not
     evaluated, None for one that cannot be read."""
     try:
-      metrics = self._read_meta(step).get("metrics")
+      metrics = self.meta(step).get("metrics")
       # Where siglax 0.1 put them.
       if metrics is None and (old := self._path / str(step) / "metrics" / "metrics").exists():
         metrics = json.loads(old.read_bytes())
@@ -339,7 +339,7 @@ class Checkpoints:
     for delay in (*errors.RETRY_SECONDS, None):
       state = meta = error = None
       try:
-        meta = self._read_meta(step)
+        meta = self.meta(step)
         state = self._read_state(step, abstract_state)
       except Exception as e:  # pylint: disable=broad-exception-caught; damage shows as many kinds of errors
         error = e
@@ -363,7 +363,8 @@ class Checkpoints:
         logger.warning("reading the checkpoint of step %d failed, trying again in %.1f s: %s", step, delay, reason)
       time.sleep(delay if failed else 0)
 
-  def _read_meta(self, step) -> dict:
+  def meta(self, step: int) -> dict:
+    """The metadata of one checkpoint. Raises Damaged where they do not match their digest."""
     meta = json.loads((self._path / str(step) / "meta" / "metadata").read_bytes())
     if not isinstance(meta, dict) or not isinstance(meta.get("digest"), dict):
       raise Damaged("its metadata holds no digest")

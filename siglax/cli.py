@@ -7,11 +7,13 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import sys
 
 from siglax import streams
 
-END_SECONDS = 20  # of a command that failed
+END_SECONDS = 20
+INTERRUPTED = 130  # exit code  # of a command that failed
 _DATA_HELP = "file.parquet or shapes, and fields of the spec: file.parquet:caption=text"
 
 
@@ -49,7 +51,7 @@ def _main(arguments):
     known.run(known)
   except KeyboardInterrupt:
     print(f"siglax {known.command}: interrupted", file=sys.stderr)
-    return 130
+    return INTERRUPTED
   except (ValueError, FloatingPointError) as e:
     print(f"siglax {known.command}: {' '.join(str(e).splitlines())}", file=sys.stderr)
     return 1
@@ -81,6 +83,9 @@ def entry() -> int:
   try:
     code = main()
   finally:
+    if code == INTERRUPTED:
+      sys.stderr.flush()
+      os._exit(code)  # a program that XLA compiles in a thread would crash with the interpreter
     if code:
       from siglax import processes
 
@@ -238,9 +243,9 @@ def _add_plan(commands):
 def _train(arguments):
   _setup()
   _join(arguments)
-  from siglax import config, train
+  from siglax import config, signals, train
 
-  train.train(config.load(arguments.config, arguments.overrides), arguments.workdir, extend=arguments.extend)
+  train.train(config.load(arguments.config, arguments.overrides), arguments.workdir, extend=arguments.extend, second_signal=signals.end_now)
 
 
 def _evaluate(arguments):
@@ -316,6 +321,8 @@ def _tokenizer(arguments):
   _no_overrides(arguments)
   from siglax.data import sources, text
 
+  if not arguments.out.endswith(".model") or os.path.lexists(arguments.out):
+    raise ValueError(f"--out {arguments.out} {'exists' if os.path.lexists(arguments.out) else 'must end in .model'}; give a path that does not exist and ends in .model")
   spec = sources.parse_spec(arguments.source)
   source = sources.open_source(spec, "--from")
   captions = (caption for i in range(len(source)) for caption in source[i]["captions"])
@@ -330,8 +337,9 @@ def _plan(arguments):
   # Before jax is imported: the plan's devices, whatever this machine has.
   os.environ["JAX_PLATFORMS"] = "cpu"
   os.environ["JAX_NUM_CPU_DEVICES"] = str(arguments.devices)
-  from siglax import config as config_lib
-  from siglax import plan
+  with _uninterrupted():
+    from siglax import config as config_lib
+    from siglax import plan
 
   batch = {} if arguments.batch is None else {"batch_size": str(arguments.batch)}
   config = config_lib.load(arguments.config, arguments.overrides | batch)
@@ -343,12 +351,26 @@ def _plan(arguments):
     plan.show(report, f"siglax plan {arguments.config}")
 
 
+@contextlib.contextmanager
+def _uninterrupted():
+  """Holds a SIGINT back while C++ libraries are imported: in the middle of that it crashes them, or is lost."""
+  old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, old)
+
+
 def _setup():
   """Logging to stderr, memory kept between steps, compiled programs kept between runs."""
   import logging
 
-  from siglax import mesh
-  from siglax.runs import quiet
+  with _uninterrupted():
+    from siglax import mesh
+    from siglax import train  # all that the commands import
+    from siglax.runs import quiet
+
+    del train
 
   for number in (1, 2):
     try:

@@ -329,6 +329,8 @@ def from_json(text: str) -> ConfigDict:
     raise ValueError(f"no JSON, or cut short: {_one_line(e)}") from e
   if not isinstance(groups, dict):
     raise ValueError(f"holds {shown(groups)}; it must be a JSON object")
+  if "batch_size" not in groups and {"model_type", "architectures"} & groups.keys():
+    raise ValueError("it describes a model of Hugging Face; give a run folder of siglax train")
   config = default()
   for group, value in groups.items():
     _update(config, group, value)
@@ -382,7 +384,7 @@ def differences(first: ConfigDict, second: ConfigDict, where="there", and_where=
   return [
       f"{k} is {a.get(k)!r} {where} and {b.get(k)!r} {and_where}"
       for k in sorted(a.keys() | b.keys())
-      if a.get(k) != b.get(k) and not k.startswith(FREE_ON_RESUME) and not k.endswith(FREE_IN_SPECS)
+      if a.get(k) != b.get(k) and not k.startswith(FREE_ON_RESUME) and not k.endswith(FREE_IN_SPECS) and k not in FOLLOWS
   ]
 
 

@@ -72,6 +72,8 @@ def evaluate(folder, overrides: dict[str, str] | None = None, out=None) -> dict[
   out = pathlib.Path(out or folder / "eval.json")
   if not out.parent.is_dir():
     raise ValueError(f"--out {out}: there is no folder {out.parent}")
+  if out.suffix != ".json" and out.is_file():
+    raise ValueError(f"--out {out} exists and is no .json file; give another path")
   # Whatever devices there are: how the training was split changes no embedding.
   config.mesh.data, config.mesh.fsdp, config.mesh.shard = "rest", 1, ()
   for field, text in (overrides or {}).items():
@@ -86,7 +88,10 @@ def evaluate(folder, overrides: dict[str, str] | None = None, out=None) -> dict[
   values = evaluator(tower.read_params(folder, model, mesh))
   if jax.process_index() == 0:
     records = evals.clip_benchmark_json(config, values, model="siglax", pretrained=folder.name)
-    out.write_text(json.dumps(records, indent=1))
     rows = [(k, f"{v:.4f}{metrics.fact_in_words(k, evaluator.facts)}") for k, v in values.items()]
     metrics.print_table(f"siglax evaluate {folder}", [*rows, ("file", str(out))])
+    try:
+      out.write_text(json.dumps(records, indent=1))
+    except OSError as e:
+      raise ValueError(f"--out {out} cannot be written: {e.strerror}; give another path") from e
   return values

@@ -42,8 +42,9 @@ def schedule(config: ConfigDict, total_steps: int, warmup_steps: int = 0, cooldo
   optim = config.optim
   if warmup_steps + cooldown_steps > total_steps:
     raise ValueError(
-        f"config.optim.warmup is {warmup_steps} steps and config.optim.cooldown {cooldown_steps}, "
-        f"but the training is {total_steps} steps; shorten them or lengthen config.total"
+        f"config.optim.warmup_* is {warmup_steps} steps and config.optim.cooldown_* {cooldown_steps}, "
+        f"but the training is {total_steps} steps; shorten them (--config.optim.warmup_steps={total_steps // 10}) or lengthen "
+        "config.total_*"
     )
   if cooldown_steps and optim.schedule in ("cosine", "linear"):
     raise ValueError(

@@ -7,6 +7,7 @@ import pathlib
 import jax
 
 from siglax import checkpoint
+from siglax import config as config_lib
 from siglax import mesh as mesh_lib
 from siglax import metrics as metrics_lib
 from siglax import tower
@@ -23,10 +24,13 @@ def replay(folder, step: int) -> dict:
   Raises ValueError in one line for a step that the run does not have, or whose checkpoint cannot be read.
   """
   folder = pathlib.Path(folder)
-  run = train.Run(tower.read_config(folder), folder)
+  checkpoints, config = checkpoint.Checkpoints(folder), tower.read_config(folder)
+  # A run that was made longer since took this step by the schedule of the first checkpoint after it.
+  after = next((s for s in checkpoints.steps if s >= step), None)
+  run = train.Run(config if after is None else config_lib.from_json(checkpoints.meta(after)["config"]), folder)
   if not 1 <= step <= run.total_steps:
     raise ValueError(f"--step {step} must lie in 1 … {run.total_steps}, the steps of {folder}")
-  restored = checkpoint.Checkpoints(folder).restore(run.abstract_state, before=step)
+  restored = checkpoints.restore(run.abstract_state, before=step)
   state, start = (run.initial_state(), 0) if restored is None else (restored[0], restored[1]["step"])
   batches = run.batches(start)
   try:
@@ -51,10 +55,13 @@ def _logged(folder, step) -> float | None:
 def show(report: dict, title: str):
   """Prints a report as a table, and a line for each example."""
   logged, loss = report["logged"], report["loss"]
-  same = "is not there" if logged is None else "has the same" if logged == loss else f"has {logged!r}"
+  if logged is None:
+    same = "the step was not logged"
+  else:
+    same = f"{metrics_lib.FILE} has " + ("the same" if logged == loss else f"{logged!r}: made on other devices, or of another length")
   metrics_lib.print_table(title, [
       ("replayed from step", str(report["from"])),
-      ("loss", f"{loss!r}; {metrics_lib.FILE} {same}"),
+      ("loss", f"{loss!r}; {same}"),
       ("grad_norm", f"{report['grad_norm']!r}"),
   ])
   for row, example in enumerate(report["examples"]):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import sys
 
 import jax
 
@@ -11,18 +13,28 @@ from siglax import processes
 
 logger = logging.getLogger("siglax")
 
-GRACE_SECONDS = 3  # of a process that was interrupted twice
+
+def interrupt():
+  """Raises KeyboardInterrupt, as Python itself does for a SIGINT."""
+  raise KeyboardInterrupt
+
+
+def end_now():
+  """Ends the process, for programs: an exception can be lost in a callback of a library, and threads keep a process."""
+  message = "siglax: interrupted\n" if not sys.stderr.isatty() else "\x1b[?25h\nsiglax: interrupted\n"  # shows the cursor again
+  os.write(2, message.encode())
+  os._exit(130)
 
 
 class StopSignals:
-  """Turns SIGINT, SIGTERM and SIGHUP into `requested`, the signal's name; a second one ends the process at once.
+  """Turns SIGINT, SIGTERM and SIGHUP into `requested`, the signal's name; a second one calls `again`.
 
   Among several processes jax itself waits for SIGTERM, and `checkpoint.preempted` tells all of them at which step to end.
   A SIGHUP that is ignored already (nohup) stays ignored.
   """
 
-  def __init__(self):
-    self.requested = ""
+  def __init__(self, again=interrupt):
+    self.requested, self._again = "", again
 
   def __enter__(self):
     single = jax.process_count() == 1
@@ -39,7 +51,6 @@ class StopSignals:
 
   def _handle(self, number, frame):
     if self.requested:
-      processes.end_within(GRACE_SECONDS, 130)  # where a library swallows the interrupt
-      raise KeyboardInterrupt
+      self._again()
     self.requested = signal.Signals(number).name
     logger.warning("%s: saving after this step; again to stop at once", self.requested)

@@ -44,7 +44,7 @@ class Embedder:
 
   def __init__(self, model, params, text, mesh, *, batch_size: int, threads: int = 2):
     self.params, self._text, self._mesh = params, text, mesh
-    self._batch_size, self._threads = batch_size, threads
+    self._batch_size, self._threads, self._width = batch_size, threads, model.embed_dim
     out = mesh_lib.replicated(mesh)
     self._embed_image = jax.jit(model.embed_image, out_shardings=out)
     self._embed_text = jax.jit(model.embed_text, out_shardings=out)
@@ -73,7 +73,7 @@ class Embedder:
       rows = read(np.minimum(start + mine, count - 1).tolist())
       with jax.set_mesh(self._mesh):
         done.append(mesh_lib.to_host(embed(self.params, mesh_lib.to_global(self._mesh, rows))))
-    return np.concatenate(done)[:count] if done else np.zeros((0, 0), np.float32)
+    return np.concatenate(done)[:count] if done else np.zeros((0, self._width), np.float32)
 
 
 class Tower:
@@ -114,6 +114,7 @@ class Tower:
     Resized as in evaluation, to config.image.size by config.image.resize and .fit. batch_size: pictures at a time.
     Raises ValueError that names the picture which cannot be read.
     """
+    _check_list("images", images, (str, bytes, pathlib.Path))
     return self._embedder(batch_size, len(images)).images(lambda i: self.pixels(images[i], f"images[{i}]"), len(images))
 
   def embed_texts(self, texts: list[str], batch_size: int | None = None) -> np.ndarray:
@@ -125,6 +126,7 @@ class Tower:
           "this checkpoint has no sentencepiece tokenizer (spiece.model or tokenizer.model in its folder); "
           "give tokens to tower.model.embed_text(tower.params, tokens)"
       )
+    _check_list("texts", texts)
     texts = list(texts)
     return self._embedder(batch_size, len(texts)).texts(texts)
 
@@ -148,9 +150,17 @@ class Tower:
 
   def zero_shot(self, images, classnames, templates=("a photo of a {}.",)) -> np.ndarray:
     """Logits [N, classes] of pictures against class names, each the normalised mean over the templates."""
-    texts = [template.format(name) for name in classnames for template in templates]
+    _check_list("classnames", classnames)
+    _check_list("templates", templates)
+    texts = [template.replace("{}", name) for name in classnames for template in templates]
     ztxt = self.embed_texts(texts).reshape(len(classnames), len(templates), -1).mean(axis=1)
     return self.logits(self.embed_images(images), ztxt / np.linalg.norm(ztxt, axis=1, keepdims=True))
+
+
+def _check_list(name: str, given, single=(str,)):
+  """ValueError for one text or picture in place of a list of them, which Python would take letter by letter."""
+  if isinstance(given, single):
+    raise ValueError(f"{name} is one {type(given).__name__}; give a list: [{given!r:.60}]")
 
 
 def load(path) -> Tower:

@@ -133,15 +133,15 @@ class Run(program.Program):
     )
 
 
-def train(config, workdir, *, extend: bool = False) -> dict[str, float]:
+def train(config, workdir, *, extend: bool = False, second_signal=signals.interrupt) -> dict[str, float]:
   """Trains `config` in the run folder `workdir`, or resumes there; returns the metrics of the last evaluation.
 
   extend: a run in the folder may be made longer although its schedule depends on its length.
-  SIGINT, SIGTERM and SIGHUP, to any of the processes, save and return. Raises ValueError in one line for what is wrong
+  SIGINT, SIGTERM and SIGHUP, to any of the processes, save and return; a second one calls second_signal. Raises ValueError in one line for what is wrong
   with the config, the data, the folder or the disk, and FloatingPointError when the loss, the gradient or the state is
   not finite.
   """
-  with signals.StopSignals() as stop:
+  with signals.StopSignals(second_signal) as stop:
     goodput = goodput_lib.Goodput()
     run = Run(config, workdir)
     processes.check_same_config(run.config)
@@ -181,6 +181,8 @@ def _train(run: Run, stop: signals.StopSignals, goodput, lock):
   meta = {"step": 0} if restored is None else restored[1]
   start = step = meta["step"]
   _announce(run, start)
+  if start == run.total_steps:
+    logger.info("%s is finished; a larger config.total_* makes it longer", run.workdir)
   batches = run.batches(start, meta.get("data", {}).get("counts"))
   profiler = Profiler(run, start)
   evaluated, evaluated_at = {}, None

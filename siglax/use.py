@@ -32,7 +32,7 @@ def classify(source, pictures: list, labels: list[str], templates: tuple[str, ..
   _check_labels(labels, templates)
   missing = [picture for picture in pictures if not os.path.isfile(picture)]
   if missing:
-    raise ValueError(f"{shown(missing[0])}: no such file")
+    raise ValueError(f"{shown(missing[0])}: {'is a folder; name its pictures' if os.path.isdir(missing[0]) else 'no such file'}")
   tower = tower_lib.load(source)
   logits = tower.zero_shot(pictures, labels, templates).astype(np.float64)
   kind = "sigmoid" if "bias" in tower.params else "softmax"
@@ -93,13 +93,12 @@ def search(source, folder, queries: list[str], top: int = 20, out=None) -> list[
     raise ValueError(f"--images {folder}: none of its {len(paths)} pictures can be read")
   cosines = zimg @ ztxt.T
   found = [[(float(row[i]), readable[i]) for i in np.argsort(-row, kind="stable")[:top]] for row in cosines.T]
-  if out is not None:
-    _write(pathlib.Path(out), page(pathlib.Path(folder), len(readable), queries, found))
   for query, matches in zip(queries, found):
     print(shown(query))
     for cosine, path in matches:
       print(f"  {cosine:6.3f}  {shown(path)}")
   if out is not None:
+    _write(pathlib.Path(out), page(pathlib.Path(folder), len(readable), queries, found))
     print(f"wrote {shown(out)}")
   return found
 

@@ -223,7 +223,7 @@ def test_schedules():
 
 
 @pytest.mark.parametrize("schedule, warmup, cooldown, message", [
-    ("constant", 60, 50, "config.optim.warmup is 60 steps and config.optim.cooldown 50, but the training is 100 steps"),
+    ("constant", 60, 50, "config.optim.warmup_\\* is 60 steps and config.optim.cooldown_\\* 50, but the training is 100 steps"),
     ("cosine", 0, 50, "config.optim.schedule='cosine' ends at 0"),
 ])
 def test_schedule_errors(schedule, warmup, cooldown, message):

@@ -34,6 +34,17 @@ def tower(folder):
   return siglax.load(folder)
 
 
+def test_one_text_or_picture_is_no_list_of_them(tower):
+  for call in (
+      lambda: tower.embed_texts("a red circle"), lambda: tower.embed_images("a.png"), lambda: tower.embed_images(b"\x89PNG"),
+      lambda: tower.zero_shot([np.zeros((16, 16, 3), np.uint8)], "red circle"),
+      lambda: tower.zero_shot([np.zeros((16, 16, 3), np.uint8)], ["red circle"], templates="a {}."),
+  ):
+    with pytest.raises(ValueError, match=r"is one (str|bytes); give a list: \["):
+      call()
+  assert tower.embed_images([]).shape == tower.embed_texts([]).shape == (0, 16)
+
+
 def test_pictures_of_any_kind_and_size(tower, tmp_path):
   rng = np.random.default_rng(0)
   arrays = [rng.integers(0, 256, (h, w, 3), np.uint8) for h, w in ((16, 16), (40, 30), (9, 50))]
@@ -232,8 +243,15 @@ def test_tokenizer_command(tmp_path, capsys):
   from siglax.data.text import TextProcessor
 
   assert TextProcessor(out, length=24).vocab_size == 100
-  assert cli.main(["tokenizer", "--from", "none.parquet", "--out", str(out), "--vocab-size", "100"]) == 1
+  assert cli.main(["tokenizer", "--from", "none.parquet", "--out", str(tmp_path / "u.model"), "--vocab-size", "100"]) == 1
   assert "no such file" in capsys.readouterr().err
+  data, kept = tmp_path / "mine.parquet", out.read_bytes()
+  data.write_bytes(b"all that I have")
+  for path in (out, data):
+    assert cli.main(["tokenizer", "--from", "shapes:size=300", "--out", str(path), "--vocab-size", "90"]) == 1
+    assert f"--out {path} exists" in capsys.readouterr().err
+    assert cli.main(["evaluate", "--from", str(tmp_path), "--out", str(path)]) == 1
+  assert (out.read_bytes(), data.read_bytes()) == (kept, b"all that I have")
 
 
 @pytest.mark.parametrize("statement", ["import siglax", "from siglax import cli; cli.main(['--help'])"])

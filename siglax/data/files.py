@@ -108,6 +108,10 @@ def open_parquet(file: str) -> pq.ParquetFile:
   """A Parquet file whose pages are compared with their checksums, where it has them."""
   bytes_there = size(file)
   try:
+    open(file, "rb").close()
+  except OSError as e:
+    raise ValueError(f"path={file!r} cannot be read: {e.strerror}") from None
+  try:
     opened = pq.ParquetFile(file, page_checksum_verification=True)
     opened.schema_arrow  # made of the footer, which may contradict itself
     return opened

@@ -15,6 +15,7 @@ import concurrent.futures
 import fractions
 import logging
 import math
+import os
 import sys
 import types
 from collections.abc import Iterable, Iterator
@@ -73,6 +74,8 @@ def same_label(config, sources: list) -> float:
       mixed[first_label + label] += share * count / m
     if n > LABEL_SAMPLE and m > 1:  # what pairs of a drawn example with itself add
       chance += share**2 * (1 - sum((count / m) ** 2 for count in counts.values())) / (m - 1)
+  if len(mixed) == 1:
+    logger.warning('config.loss.positives="label": all labels read are the same, so no pair is a negative and nothing is learned')
   return max(sum(f**2 for f in mixed.values()) - chance, 0.0)
 
 
@@ -129,6 +132,7 @@ class TrainBatches:
     if config.batch_size % process_count:
       raise ValueError(f"config.batch_size={config.batch_size} is not divisible by the {process_count} processes")
     sources = open_data(config) if sources is None else sources
+    _check_memory(config, process_count)
     need_labels = config.loss.positives == "label"
     self._limits = [_or(spec.get("max_bad_fraction"), sources_lib.MAX_BAD_FRACTION) for spec in config.data]
     self._loads = [
@@ -408,6 +412,17 @@ def _elements(config, loads, process_index, process_count):
 
 def _shares(config, sources) -> list[int]:
   return mix_shares([_or(spec.get("weight"), len(source)) for spec, source in zip(config.data, sources)])
+
+
+def _check_memory(config, process_count):
+  """ValueError for batches that this machine's memory cannot hold; a loader that tries does not answer any more."""
+  pictures = config.batch_size // process_count * config.image.size**2 * 3
+  memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  if pictures > memory:
+    raise ValueError(
+        f"config.batch_size={config.batch_size} of {config.image.size}×{config.image.size} pixels are {pictures / 2**30:.0f} GiB in "
+        f"each of {process_count} processes, and this machine has {memory / 2**30:.0f} GiB; use a smaller one"
+    )
 
 
 def _warn_of_repeats(config, sources):

@@ -144,7 +144,8 @@ def validate_spec(spec, field: str = ""):
 
 
 def _prefix(field):
-  return f"{field}." if field else ""
+  """Before the name of an argument; of a flag of the command line, whose spec is written DATA:argument=value."""
+  return "" if not field else f"{field} DATA:" if field.startswith("--") else f"{field}."
 
 
 def _is_number(value):
