@@ -93,6 +93,21 @@ class Checkpoints:
     """The step that was saved or restored last, 0 for none; its save may still be under way. The same on all processes."""
     return self._pending or self._last
 
+  @property
+  def on_disk(self) -> int:
+    """The step of the last save that succeeded, or of what was restored; 0 for none."""
+    return self._last
+
+  def newest_meta(self) -> dict | None:
+    """Metadata of the newest checkpoint that has them whole; None for none. ValueError where the disk fails."""
+    for step in reversed(errors.attempt(lambda: self.steps, f"{self._path} cannot be read")):
+      try:
+        return errors.attempt(lambda: self.meta(step), f"the metadata of step {step} in {self._path} cannot be read")
+      except (Damaged, OSError, ValueError) as e:
+        if errors.is_failure(e):
+          raise
+    return None
+
   def save(self, step: int, state, meta: dict, metrics: dict | None = None, *, last: bool = False):
     """Saves in the background. meta: what JSON can hold. metrics: of an evaluation of this state, for keep_best.
 
@@ -196,9 +211,11 @@ class Checkpoints:
     except OSError as e:
       raise ValueError(f"{self._path} cannot be written: {e.strerror}; use another --workdir") from e
 
-  def _sweep(self):
+  def _sweep(self, step: int | None = None):
+    """Removes what was left unfinished: of a step's save, or all, where no other process may be at work."""
     for p in self._path.iterdir():
-      if ".orbax-checkpoint-tmp" in p.name or p.name.startswith(".deleting-"):
+      unfinished = p.name.partition(".orbax-checkpoint-tmp")
+      if unfinished[1] and step in (None, int(unfinished[0])) or step is None and p.name.startswith(".deleting-"):
         shutil.rmtree(p, ignore_errors=True)
 
   def _start(self, step, state, meta):
@@ -237,7 +254,7 @@ class Checkpoints:
     if jax.process_count() > 1:  # the others wait for this process in the middle of the same save
       raise ValueError(f"the checkpoint of step {step} failed: {errors.one_line(error)}; {self.last_good()}") from error
     with contextlib.suppress(OSError):
-      self._sweep()
+      self._sweep(step)
     logger.warning(
         "the checkpoint of step %d failed, attempt %d in a row: %s; %s%s",
         step, self._failed, errors.one_line(error), self.last_good(), "" if self._ending else "; training goes on",
@@ -414,7 +431,7 @@ def steps_in(path: str | os.PathLike) -> list[int]:
   """Steps of the checkpoints in a folder, oldest first; none where it does not exist. OSError where it cannot be read:
   a run that took such a folder for an empty one would start from scratch."""
   try:
-    return sorted(int(name) for name in os.listdir(path) if name.isdecimal())
+    return sorted(int(name) for name in os.listdir(path) if name.isdecimal() and len(name) < 11 and name == str(int(name)))
   except (FileNotFoundError, NotADirectoryError):
     return []
 

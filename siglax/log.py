@@ -26,9 +26,9 @@ class Log:
   time.
   """
 
-  def __init__(self, run, writer, history, start, checkpoints, goodput, skipped):
+  def __init__(self, run, writer, history, start, checkpoints, goodput, skipped, lock):
     self._run, self._writer, self._history = run, writer, history
-    self._checkpoints, self._goodput = checkpoints, goodput
+    self._checkpoints, self._goodput, self._lock = checkpoints, goodput, lock
     self.skipped, self._in_a_row = skipped, 0
     self._pending = None
     self._first = start + 1
@@ -56,6 +56,8 @@ class Log:
     if compiled:
       self.pause()  # compilation is no part of the speed
     if step == self._first or self._run.due("log", step):
+      if self._lock is not None:
+        self._lock.check()  # after a long stop the files may be another process's
       self._writer.write(step, {**values, **self._speed(step)})
       self._history.update(step)
       self.pause()

@@ -46,13 +46,13 @@ def keep_compiled_programs():
   for the CPU at hand.
   """
   if jax.config.jax_compilation_cache_dir is None:
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "siglax"
     machine = hashlib.sha256(f"{platform.machine()} {platform.processor()} {_cpu_flags()}".encode()).hexdigest()[:12]
-    folder = cache / f"xla-{machine}"
     try:
+      cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "siglax"
+      folder = cache / f"xla-{machine}"
       folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError:
-      return  # a home that cannot be written
+    except (OSError, RuntimeError):
+      return  # no home, or one that cannot be written
     jax.config.update("jax_compilation_cache_dir", str(folder))
 
 

@@ -275,7 +275,11 @@ def read(folder: str | os.PathLike) -> list[dict]:
   path = pathlib.Path(folder) / FILE
   if not path.is_file():
     raise ValueError(f"{path}: no such file; give the folder of a run (--workdir of siglax train)")
-  return files.read_records(path, "step")
+  return [record for record in files.read_records(path, "step") if _are_numbers(record)]
+
+
+def _are_numbers(record: dict) -> bool:
+  return all(value is None or isinstance(value, (int, float)) for value in record.values())
 
 
 def drop_after(path: pathlib.Path, step: int):
@@ -326,7 +330,7 @@ def summary(folder: str | os.PathLike, config: ConfigDict) -> list[tuple[str, st
   records, starts = read(folder), history.read(folder)
   rows = []
   if records:
-    rows = [("steps", f"{records[-1]['step']:,}"), ("examples", f"{records[-1]['examples']:,}")]
+    rows = [("steps", f"{records[-1]['step']:,}"), ("examples", f"{records[-1]['step'] * config.batch_size:,}")]
   if starts:
     lost, seconds = history.account(starts)
     total = sum(seconds.values())

@@ -7,6 +7,7 @@ waits for the host.
 from __future__ import annotations
 
 import logging
+import os
 import pathlib
 
 import jax
@@ -90,7 +91,7 @@ class Run(program.Program):
       files.write_atomic(self.workdir / tower.CONFIG, config_lib.to_json(self.config).encode())
       files.write_atomic(self.workdir / tower.TOKENIZER, self.text.model)
     except OSError as e:
-      raise ValueError(f"--workdir {self.workdir} cannot be written: {e.strerror}; use another folder") from e
+      raise _unwritable(self.workdir, e) from e
 
   def check_folder(self, extend: bool = False):
     """ValueError when the run folder holds checkpoints of another config.
@@ -99,12 +100,18 @@ class Run(program.Program):
     a constant or rsqrt schedule, before its cooldown and before the steps that see all patches. extend: allows a longer
     total in any case.
     """
-    file = self.workdir / tower.CONFIG
-    folder = self.workdir / checkpoint.FOLDER
-    steps = errors.attempt(lambda: checkpoint.steps_in(folder), f"{folder} cannot be read")
-    if not steps or not file.exists():
+    checkpoints = checkpoint.Checkpoints(self.workdir)
+    meta = checkpoints.newest_meta()
+    steps = checkpoints.steps
+    if not steps:
+      if saved := max((start.get("saved") or 0 for start in history_lib.read(self.workdir)), default=0):
+        raise ValueError(
+            f"--workdir {self.workdir}: the run there saved step {saved}, but checkpoints/ is empty now; bring it back (is it "
+            f"mounted?), use another --workdir, or remove {history_lib.FILE} to begin again"
+        )
       return
-    there = tower.read_config(self.workdir)
+    # What was trained, and not what config.json says: the files of two runs may have been mixed.
+    there = config_lib.from_json(meta["config"]) if meta and "config" in meta else tower.read_config(self.workdir)
     different = config_lib.differences(there, self.config)
     other = [line for line in different if not line.startswith("total_")]
     if other:
@@ -112,8 +119,24 @@ class Run(program.Program):
           f"--workdir {self.workdir} holds a run of another config: {'; '.join(other)}; "
           "use another --workdir, or the same values to resume"
       )
+    self._check_inputs((meta or {}).get("data", {}).get("examples"))
     if different:
       self._check_longer(program.Program(there, self.epoch_examples), max(steps), extend)
+
+  def _check_inputs(self, examples: list[int] | None):
+    """ValueError for data or a tokenizer that the steps so far were not trained on. examples: of each source then."""
+    for k, (then, now) in enumerate(zip(examples or (), map(len, self.sources))):
+      if then != now:
+        raise ValueError(
+            f"config.data.{k} has {now:,} examples, and had {then:,} when the run in --workdir {self.workdir} was trained: its "
+            "batches would be others; give the same data, or use another --workdir"
+        )
+    kept = self.workdir / tower.TOKENIZER
+    if kept.is_file() and kept.read_bytes() != self.text.model:
+      raise ValueError(
+          f"config.text.tokenizer={self.config.text.tokenizer!r} is another model than {kept}, which the run was trained with; "
+          "give that one, or use another --workdir"
+      )
 
   def _check_longer(self, there: program.Program, step: int, extend: bool):
     """there: the program of the run in the folder, whose newest checkpoint is of `step`."""
@@ -121,13 +144,17 @@ class Run(program.Program):
     if self.total_steps < max(step, there.total_steps):
       raise ValueError(f"{lengths}; a run can only be made longer: raise config.total_steps, or use another --workdir")
     rates = [float(made.schedule(step)) for made in (there, self)]
-    same = rates[0] == rates[1] and there.schedule_end >= step and min(there.masked_steps, self.masked_steps) >= step
-    if not same and not extend:
-      raise ValueError(
-          f"{lengths}: at step {step} the learning rate goes from {rates[0]:.3g} to {rates[1]:.3g}, and the steps before "
-          f"it followed the shorter schedule (config.optim.schedule={self.config.optim.schedule!r}); give --extend to go on "
-          "all the same, or use another --workdir"
+    if rates[0] != rates[1] or there.schedule_end < step:
+      changes = (
+          f"at step {step} the learning rate goes from {rates[0]:.3g} to {rates[1]:.3g}, and the steps before it followed the "
+          f"shorter schedule (config.optim.schedule={self.config.optim.schedule!r})"
       )
+    elif there.masked_steps < step:
+      changes = f"the steps from {there.masked_steps + 1} on saw all patches (config.train.unmasked_*)"
+    else:
+      changes = None
+    if changes and not extend:
+      raise ValueError(f"{lengths}: {changes}; give --extend to go on all the same, or use another --workdir")
     logger.warning(
         "%s; it goes on from step %d, where the learning rate goes from %.3g to %.3g", lengths, step, *rates
     )
@@ -137,9 +164,9 @@ def train(config, workdir, *, extend: bool = False, second_signal=signals.interr
   """Trains `config` in the run folder `workdir`, or resumes there; returns the metrics of the last evaluation.
 
   extend: a run in the folder may be made longer although its schedule depends on its length.
-  SIGINT, SIGTERM and SIGHUP, to any of the processes, save and return; a second one calls second_signal. Raises ValueError in one line for what is wrong
-  with the config, the data, the folder or the disk, and FloatingPointError when the loss, the gradient or the state is
-  not finite.
+  SIGINT, SIGTERM and SIGHUP, to any of the processes, save and return; a second one calls second_signal. Raises ValueError in
+  one line for what is wrong with the config, the data, the folder or the disk, and FloatingPointError when the loss, the
+  gradient or the state is not finite.
   """
   with signals.StopSignals(second_signal) as stop:
     goodput = goodput_lib.Goodput()
@@ -149,18 +176,36 @@ def train(config, workdir, *, extend: bool = False, second_signal=signals.interr
     # Processes agree on what process 0 finds in the folder.
     lock = processes.on_first(lambda: _take_folder(run, extend))
     try:
+      _check_shared(run.workdir, lock)
       return _train(run, stop, goodput, lock)
     finally:
       if lock is not None:
         lock.release()
 
 
+def _unwritable(workdir, error: OSError) -> ValueError:
+  of = f"{error.filename}: " if error.filename and str(error.filename) != str(workdir) else ""
+  return ValueError(f"--workdir {workdir} cannot be written: {of}{error.strerror}; use another folder")
+
+
+def _check_shared(workdir, lock):
+  """ValueError on all processes where one of them sees another folder than process 0: its part of each save would be missing."""
+  if jax.process_count() > 1:
+    key = processes.of_first(lock and lock.key)
+    if processes.any_has(not lock_lib.sees(workdir, key))[0]:
+      raise ValueError(f"--workdir {workdir} is not the same folder in all processes; give one on a file system that they share")
+
+
 def _take_folder(run: Run, extend: bool) -> lock_lib.Lock:
+  try:
+    str(run.workdir).encode()
+  except UnicodeError as e:  # orbax takes no other name, and would say so at the first save
+    raise ValueError(f"--workdir {os.fsencode(run.workdir)!r} is not UTF-8, or the locale is not; use another name, or LC_ALL=C.UTF-8") from e
   try:
     run.workdir.mkdir(parents=True, exist_ok=True)
     lock = lock_lib.Lock(run.workdir)
   except OSError as e:
-    raise ValueError(f"--workdir {run.workdir} cannot be written: {e.strerror}; use another folder") from e
+    raise _unwritable(run.workdir, e) from e
   try:
     run.check_folder(extend)
     run.write_files()
@@ -180,6 +225,8 @@ def _train(run: Run, stop: signals.StopSignals, goodput, lock):
   run.check_tower(state.params)
   meta = {"step": 0} if restored is None else restored[1]
   start = step = meta["step"]
+  if start > run.total_steps:
+    raise ValueError(f"the checkpoint of step {start} in --workdir {workdir} is beyond the {run.total_steps} steps of config.total_*")
   _announce(run, start)
   if start == run.total_steps:
     logger.info("%s is finished; a larger config.total_* makes it longer", run.workdir)
@@ -191,16 +238,18 @@ def _train(run: Run, stop: signals.StopSignals, goodput, lock):
     log.flush()
     if step > checkpoints.newest:
       processes.on_first(lock.check if lock else None)
-      data = {"global_next_index": step * run.config.batch_size, "counts": batches.counts}
+      data = {
+          "global_next_index": step * run.config.batch_size, "counts": batches.counts, "examples": list(map(len, run.sources)),
+      }
       meta = {"data": data, "config": config_lib.to_json(run.config), "skipped": log.skipped}
       checkpoints.save(step, state, meta, evaluated if step == evaluated_at else None, last=last)
 
   with (
-      history_lib.History(workdir, step=start, goodput=goodput) as history,
+      history_lib.History(workdir, step=start, goodput=goodput, saved=lambda: checkpoints.on_disk) as history,
       metrics_lib.RunMetrics(workdir, run.config, total_steps=run.total_steps, step=start) as writer,
       jax.set_mesh(run.mesh),
   ):
-    log = log_lib.Log(run, writer, history, start, checkpoints, goodput, meta.get("skipped", 0))
+    log = log_lib.Log(run, writer, history, start, checkpoints, goodput, meta.get("skipped", 0), lock)
     goodput.enter("step")
     try:
       while True:
@@ -218,8 +267,14 @@ def _train(run: Run, stop: signals.StopSignals, goodput, lock):
           log.pause()
         if last:
           break
-        with goodput.during("data_wait"):
-          batch = next(batches)
+        try:
+          with goodput.during("data_wait"):
+            batch = next(batches)
+        except ValueError as e:
+          if not stop.requested:
+            raise
+          logger.warning("%s", e)  # its worker got the signal too: what there is is saved
+          continue
         batch = mesh_lib.to_global(run.mesh, batch)  # travels while the device works on the step before
         profiler.before(step + 1)
         compiles = step in (start, run.masked_steps)
@@ -238,17 +293,22 @@ def _train(run: Run, stop: signals.StopSignals, goodput, lock):
     if step > start:
       writer.write(step, goodput.shares())
     if step == run.total_steps:
-      writer.print_summary()
+      _report(run, writer)
   if jax.process_index() == 0:
     if step < run.total_steps:
       saved_too = ", saved; the same command resumes there" if step else " before the first one; the same command starts again"
       streams.say(f"stopped by {stop.requested or 'SIGTERM'} at step {step}{saved_too}")
-    else:
-      try:
-        streams.say(f"curves: {curves.plot(workdir)}")
-      except OSError as e:
-        logger.warning("%s cannot be written: %s", curves.FILE, e.strerror)
   return evaluated
+
+
+def _report(run: Run, writer):
+  """The summary and the curves. A run that has lost the file they are made of has ended well all the same."""
+  try:
+    writer.print_summary()
+    if jax.process_index() == 0:
+      streams.say(f"curves: {curves.plot(run.workdir)}")
+  except (OSError, ValueError) as e:
+    logger.warning("no summary, or no curves: %s", errors.one_line(e))
 
 
 class Profiler:

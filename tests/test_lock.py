@@ -116,6 +116,15 @@ def test_a_young_lock_of_another_host_is_waited_for(tmp_path, monkeypatch, caplo
   assert "waiting up to" in caplog.text and "is dead; taking it over" in caplog.text
 
 
+def test_a_lock_from_the_future_that_nobody_touches_is_taken_over(tmp_path, monkeypatch):
+  monkeypatch.setattr(lock, "STALE_SECONDS", 1.5)
+  lock.Lock(tmp_path)
+  elsewhere(tmp_path, key="another")
+  age(tmp_path, -7200)
+  with lock.Lock(tmp_path) as held:
+    assert held.held()
+
+
 def test_the_clocks_of_hosts_may_differ(tmp_path, monkeypatch):
   """Ages are differences of two times of files."""
   monkeypatch.setattr(lock, "STALE_SECONDS", 3)

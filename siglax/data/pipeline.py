@@ -13,10 +13,13 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import fractions
+import functools
 import logging
 import math
+import multiprocessing
 import os
 import sys
+import threading
 import types
 from collections.abc import Iterable, Iterator
 
@@ -228,6 +231,10 @@ class Load:
     self._image_config = types.SimpleNamespace(**image_config.to_dict())  # a ConfigDict is slow to read
     self._text = text
 
+  def __setstate__(self, state):
+    self.__dict__.update(state)
+    _end_with_parent()
+
   def __call__(self, i: int, rng: np.random.Generator) -> dict:
     """The example, or the first sound one drawn instead: as a row of `TrainBatches`, with "source", "index" and "bad"."""
     bad = np.full(MAX_REPLACEMENTS, -1, np.int64)
@@ -279,6 +286,18 @@ class Load:
     if label >= LABEL_STRIDE:
       raise ValueError(f"label={label} must be below {LABEL_STRIDE}")
     return self._first_label + label
+
+
+@functools.cache
+def _end_with_parent():
+  """In a worker process: ends it when its parent is gone, which a SIGKILL keeps from telling it."""
+  if (parent := multiprocessing.parent_process()) is not None:
+
+    def watch():
+      parent.join()
+      os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class Mix(grain.transforms.DatasetSelectionMap):

@@ -46,10 +46,15 @@ def read_records(path: pathlib.Path, key: str) -> list[dict]:
   return [record for record in records if record is not None and type(record.get(key)) is int]
 
 
+def _refuse(constant: str):
+  """NaN and its kind, which no JSON holds."""
+  raise ValueError(constant)
+
+
 def _parse(line: bytes) -> dict | None:
   try:
-    record = json.loads(line)
-  except ValueError:
+    record = json.loads(line, parse_constant=_refuse)
+  except (ValueError, RecursionError):
     return None
   return record if isinstance(record, dict) else None
 

@@ -1,7 +1,7 @@
 """The starts of a run: when and where each began, how far it came, how it ended, and where its time went.
 
 A run folder's starts.jsonl has records {start: its number, host, pid, time: when it began, first_step: what it began at,
-last_step: the last one logged, seconds: in each phase of `goodput`, ended: "finished", the name of a signal, an error,
+last_step: the last one logged, saved: the step of the last checkpoint, seconds: in each phase of `goodput`, ended: "finished", the name of a signal, an error,
 "killed", or null of a start that runs}. A start appends its record again and again; the last one counts, so that SIGKILL
 costs only what was not logged. The end of a start, or the next one, leaves one line of each.
 """
@@ -21,6 +21,7 @@ import jax
 
 from siglax import goodput as goodput_lib
 from siglax.runs import files
+from siglax.runs import lock
 
 logger = logging.getLogger("siglax")
 
@@ -33,11 +34,12 @@ LOST = "lost"
 class History:
   """Records one start. Only process 0 writes, and a file that fails is no reason to stop: it is left with a warning.
 
-  step: what the start begins at. As a context manager it notes an error that ends the start.
+  step: what the start begins at. saved: () → the step of the last checkpoint on the disk. As a context manager it notes an
+  error that ends the start, but for the loss of the folder to another process, whose records these then are.
   """
 
-  def __init__(self, workdir: str | os.PathLike, *, step: int, goodput: goodput_lib.Goodput):
-    self._goodput, self._lines, self._ended, self._step = goodput, None, False, step
+  def __init__(self, workdir: str | os.PathLike, *, step: int, goodput: goodput_lib.Goodput, saved=lambda: 0):
+    self._goodput, self._saved, self._lines, self._ended, self._step = goodput, saved, None, False, step
     if jax.process_index() != 0:
       return
     self._path = pathlib.Path(workdir) / FILE
@@ -75,7 +77,7 @@ class History:
     self._step = step
     if self._lines is not None:
       seconds = {phase: round(s, 3) for phase, s in self._goodput.totals().items()}
-      self._lines.append({**self._record, "last_step": step, "seconds": seconds, "ended": ended})
+      self._lines.append({**self._record, "last_step": step, "saved": self._saved(), "seconds": seconds, "ended": ended})
 
   def _rewrite(self, starts):
     files.write_atomic(self._path, b"".join(map(files.encode, starts)))
@@ -84,7 +86,9 @@ class History:
     return self
 
   def __exit__(self, kind, error, traceback):
-    if error is not None:
+    if isinstance(error, lock.Lost):
+      self._ended = True
+    elif error is not None:
       self.end(self._step, f"{kind.__name__}: {error}")
 
 
@@ -92,7 +96,14 @@ def read(workdir: str | os.PathLike) -> list[dict]:
   """The starts of a run folder, in order; none where it has no starts.jsonl."""
   path = pathlib.Path(workdir) / FILE
   records = files.read_records(path, "start") if path.is_file() else []
-  return list({record["start"]: record for record in records}.values())
+  return list({record["start"]: record for record in records if _is_whole(record)}.values())
+
+
+def _is_whole(record: dict) -> bool:
+  """Whether a record has what reports read, of the right types; damage leaves others."""
+  steps = all(type(record.get(name)) is int for name in ("first_step", "last_step"))
+  seconds = record.get("seconds")
+  return steps and "ended" in record and isinstance(seconds, dict) and all(isinstance(s, (int, float)) for s in seconds.values())
 
 
 def account(starts: list[dict]) -> tuple[int, dict[str, float]]:

@@ -30,6 +30,10 @@ GUARD_SECONDS = 10
 logger = logging.getLogger("siglax")
 
 
+class Lost(ValueError):
+  """Another process has taken the run folder over; this one is to write nothing more there."""
+
+
 class Lock:
   """The lock on a run folder; a context manager.
 
@@ -47,12 +51,17 @@ class Lock:
     self._take()
     threading.Thread(target=self._beat, daemon=True).start()
 
+  @property
+  def key(self) -> str:
+    """Names this lock."""
+    return self._me["key"]
+
   def held(self) -> bool:
     """Whether this process still holds the lock."""
-    return (self._read() or {}).get("key") == self._me["key"]
+    return (self._read() or {}).get("key") == self.key
 
   def check(self):
-    """Raises ValueError when another process has taken the folder over.
+    """Raises Lost when another process has taken the folder over.
 
     A lock that somebody deleted is taken again. One that cannot be read now proves nothing, and the save that follows
     will tell.
@@ -67,7 +76,7 @@ class Lock:
       logger.warning("%s cannot be read now: %s", self._file, e.strerror)
       return
     if other.get("key") != self._me["key"]:
-      raise ValueError(
+      raise Lost(
           f"{self._file} is no longer this process's: process {other.get('process')} on {other.get('host')} has taken the run "
           "folder over; this process saves nothing more"
       )
@@ -88,29 +97,31 @@ class Lock:
   def _take(self):
     """Takes the lock. A holder that is not in this process table is waited for: a touch of the lock tells that it lives, and
     none for STALE_SECONDS that it is dead."""
-    deadline, youngest = time.monotonic() + 2 * STALE_SECONDS, None
+    touched, since = None, time.monotonic()
     while True:
       with _guard(self._file.parent):
         holder = self._read()
         age = 0.0 if holder is None or _same_processes(holder) else self._age()
-        if holder is None or _dead(holder, age):
+        silent = 0.0 if touched is None else time.monotonic() - since  # by this process's clock, whatever that of the disk
+        if holder is None or _dead(holder, max(age, silent)):
           if holder is not None:
             logger.warning(
                 "%s: its holder, process %s on %s, is dead; taking it over", self._file, holder.get("process"), holder.get("host")
             )
           self._write()
           return
-      if _same_processes(holder) or youngest is not None and age < youngest or time.monotonic() > deadline:
+        last = self._file.stat().st_mtime_ns
+      if _same_processes(holder) or touched is not None and last != touched:
         raise ValueError(
             f"--workdir {self._file.parent} is in use: process {holder.get('process')} on {holder.get('host')} trains there "
             f"since {holder.get('time')}; end it, or use another --workdir"
         )
-      if youngest is None:
+      if touched is None:
         logger.warning(
-            "%s: process %s on %s held the run folder %.0f s ago; waiting up to %d s for a sign of it",
-            self._file, holder.get("process"), holder.get("host"), age, STALE_SECONDS,
+            "%s: process %s on %s may hold the run folder; waiting up to %d s for a sign of it",
+            self._file, holder.get("process"), holder.get("host"), STALE_SECONDS,
         )
-      youngest = age
+        touched, since = last, time.monotonic()
       time.sleep(1)
 
   def _write(self):
@@ -141,6 +152,18 @@ class Lock:
       with contextlib.suppress(OSError):  # a disk that fails for a while; `check` tells who has the lock
         if self.held():
           os.utime(self._file)
+
+
+def sees(folder, key: str, seconds: float = 10) -> bool:
+  """Whether the lock with this key is in the folder, for a process on another machine; network file systems are late."""
+  deadline = time.monotonic() + seconds
+  while True:
+    with contextlib.suppress(OSError, ValueError):
+      if key in (pathlib.Path(folder) / FILE).read_text():
+        return True
+    if time.monotonic() > deadline:
+      return False
+    time.sleep(0.1)
 
 
 def _dead(holder: dict, age: float) -> bool:
