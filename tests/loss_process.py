@@ -49,7 +49,7 @@ def main(rank, port):
       worst[f"{name} {impl}"] = float(max(errors))
   in_turn = jax.sharding.Mesh(np.array(jax.devices())[[0, 4, 1, 5, 6, 2, 3, 7]].reshape(4, 2), mesh_lib.BATCH_AXES)
   same = lambda params, x: x
-  counts = types.SimpleNamespace(embed_image=same, embed_text=same)
+  counts = types.SimpleNamespace(embed_image=same, embed_text=same, embed_dim=1)
   embedder = tower.Embedder(counts, {}, None, in_turn, batch_size=16)
   worst["order"] = float(np.abs(embedder.images(lambda k: np.float32([k]), 21)[:, 0] - np.arange(21)).max())
   print(json.dumps(worst))

@@ -34,16 +34,16 @@ import time
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-# room → (its files, its test files, cheapest first)
+# room → (its files, its test files by their names, cheapest first)
 ROOMS = {
     "losses": ("siglax/losses/*.py", "losses step six_steps processes"),
     "step": ("siglax/step.py", "step six_steps resnet embed"),
     "optim": ("siglax/optim.py", "optim finetune step six_steps"),
-    "checkpoint": ("siglax/checkpoint.py", "checkpoint six_steps train"),
-    "digest": ("siglax/runs/digest.py", "checkpoint six_steps train"),
-    "errors": ("siglax/errors.py", "checkpoint six_steps train"),
+    "checkpoint": ("siglax/checkpoint.py", "checkpoint six_steps faults/ends faults/folder faults/nonfinite train"),
+    "digest": ("siglax/runs/digest.py", "checkpoint faults/nonfinite six_steps"),
+    "errors": ("siglax/errors.py", "checkpoint faults/ends"),
     "pipeline": ("siglax/data/pipeline.py", "pipeline sources train"),
-    "images": ("siglax/data/images.py", "images pipeline"),
+    "images": ("siglax/data/images.py", "images hostile pipeline"),
     "text": ("siglax/data/text.py", "text pipeline tower"),
     "evals": ("siglax/evals/*.py", "evals six_steps use"),
     "interop": (
@@ -229,10 +229,14 @@ def _name(code) -> str:
   return f"{pathlib.Path(code.co_filename).relative_to(ROOT)}:{re.sub(r'[.]?<[a-z]+>', '', code.co_qualname)}"
 
 
+def test_files(room) -> list[str]:
+  return ["tests/" + "/".join([*folders, f"test_{name}.py"]) for *folders, name in (n.split("/") for n in ROOMS[room][1].split())]
+
+
 def reach(file, rooms) -> dict:
   """{test: {"seconds", "reached"}} of the rooms' test files, those that are new or changed traced now and added to `file`."""
   known = json.loads(file.read_text()) if file.exists() else {}
-  paths = dict.fromkeys(f"tests/test_{name}.py" for room in rooms for name in ROOMS[room][1].split())
+  paths = dict.fromkeys(path for room in rooms for path in test_files(room))
   digest = {path: hashlib.sha256((ROOT / path).read_bytes()).hexdigest() for path in paths}
   script = "import sys, pytest, mutants; pytest.main(sys.argv[2:], plugins=[mutants.Reach(sys.argv[1])])"
   for path in paths:
@@ -278,7 +282,7 @@ def chosen(fault, tests) -> list[list[str]]:
   key = f"{fault.file}:{fault.function}"
   inside = key + "." if fault.function else key  # all of the file, for a line that runs on import
   file_of = lambda test: test.partition("::")[0]
-  of_room = {f"tests/test_{name}.py" for name in ROOMS[fault.room][1].split()}
+  of_room = set(test_files(fault.room))
   tests = {test: of for test, of in tests.items() if file_of(test) in of_room}
   reaching = {test for test, of in tests.items() if any(name == key or name.startswith(inside) for name in of["reached"])}
   rest = {test for test, of in tests.items() if "*" in of["reached"] or file_of(test) in map(file_of, reaching)} - reaching

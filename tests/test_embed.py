@@ -231,7 +231,7 @@ def test_embed_refuses_in_one_line(folder, tmp_path, capsys):
       (("--out", tmp_path / "a.parquet", "--dtype", "bfloat16"), "--dtype bfloat16 has no place in .parquet"),
       (("--out", tmp_path / "a.npz", "--from", f"{folder}:txt"), "has no image tower"),
       (("--out", tmp_path / "a.npz", "--from", f"{folder}:img", "--texts"), "has no text tower"),
-      (("--out", tmp_path / "a.npz", "--data", "none.parquet"), "--data.path='none.parquet': no such file"),
+      (("--out", tmp_path / "a.npz", "--data", "none.parquet"), "--data DATA:path='none.parquet': no such file"),
       (("--out", tmp_path / "there.npz" / "a.npz"), "cannot be written"),
       (("--out", tmp_path / "a.npz", "--batch-size", "0"), "--batch-size 0 must be at least 1"),
   ):
