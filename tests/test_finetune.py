@@ -31,6 +31,7 @@ def adapted(base):
   c.train.ema = 0.9  # of what trains; the patterns of one tower match nothing of the other
   config_lib.set_duration(c, "train.unmasked", steps=3)
   config_lib.set_duration(c, "checkpoint.every", steps=2)
+  c.checkpoint.keep_latest = 3  # all of them
   return c
 
 
