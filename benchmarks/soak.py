@@ -414,10 +414,12 @@ def fill(soak, start, how):
 
 def worker(soak, start):
   at_moment(soak, start, "step")
-  children = subprocess.run(["pgrep", "-P", str(start.processes[0].pid)], capture_output=True, text=True).stdout.split()
-  if not children:
+  children = subprocess.run(["pgrep", "-aP", str(start.processes[0].pid)], capture_output=True, text=True).stdout.splitlines()
+  # Python's own tracker of shared memory does no work of the run; without it Python prints a traceback of its own at the end.
+  workers = [child.split()[0] for child in children if "resource_tracker" not in child]
+  if not workers:
     raise Missed
-  os.kill(int(soak.rng.choice(children)), signal.SIGKILL)
+  os.kill(int(soak.rng.choice(workers)), signal.SIGKILL)
   step = start.step()
   if start.wait(lambda: start.step() > step + 10, END_SECONDS) and not start.ended():
     return start, None

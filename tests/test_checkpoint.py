@@ -429,3 +429,41 @@ def test_the_best_by_a_loss_is_the_lowest(tmp_path):
   saving.wait()
   assert saving.steps == [4, 9]
   saving.close()
+
+
+def chained(outer, inner, attribute):
+  setattr(outer, attribute, inner)
+  return outer
+
+
+@pytest.mark.parametrize("error, failed", [
+    (OSError(5, "Input/output error"), True), (OSError(28, "No space left on device"), True), (MemoryError(), True),
+    (FileNotFoundError(2, "No such file or directory"), False), (IsADirectoryError(21, "Is a directory"), False),
+    (OSError("no number"), False), (ValueError("a bad byte"), False), (RuntimeError("x RESOURCE_EXHAUSTED: y"), True),
+    (ValueError("write: Stale file handle"), True),
+    (chained(ValueError("a"), MemoryError(), "__cause__"), True), (chained(ValueError("a"), MemoryError(), "__context__"), True),
+    (chained(ValueError("a"), KeyError("b"), "__cause__"), False),
+    (ExceptionGroup("some", [ValueError("a"), OSError(5, "x")]), True), (ExceptionGroup("some", [ValueError("a")]), False),
+])
+def test_failures_are_told_from_damage(error, failed):
+  assert errors.is_failure(error) is failed
+
+
+def test_one_line_of_an_error():
+  assert errors.one_line(ValueError("x" * 200)) == "x" * 200 and errors.one_line(KeyError()) == "KeyError"
+  assert errors.one_line(ValueError("a" * 100 + "b" * 101 + "\nmore")) == "a" * 80 + " … " + "a" * 19 + "b" * 101
+
+
+def test_a_restore_before_a_step_takes_none_of_that_step(run):
+  mesh = mesh_lib.make()
+  assert int(checkpoint.Checkpoints(run).restore(abstract(mesh, state(mesh, 0)), before=4)[0]["step"]) == 2
+
+
+def test_a_save_that_fails_in_one_of_several_processes_ends_the_run(run, monkeypatch):
+  checkpoints = checkpoint.Checkpoints(run, options())
+  checkpoints._pending = 8
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  with pytest.raises(ValueError, match="the checkpoint of step 8 failed: full; the last good checkpoint is of step 6"):
+    checkpoints._fail(OSError("full"))
+  monkeypatch.undo()
+  checkpoints.close()
