@@ -7,7 +7,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["siglax", "siglax.*"]),
-    package_data={"siglax.data": ["shapes.model"]},
+    package_data={"siglax": ["py.typed"], "siglax.data": ["shapes.model"]},
     install_requires=[
         "jax>=0.10.2",
         "flax>=0.12.8",
@@ -34,5 +34,5 @@ setup(
         "wandb": ["wandb>=0.19"],
         "test": ["pytest>=9.2", "pytest-xdist>=3.8", "hypothesis>=6.170", "pyyaml>=6.0"],
     },
-    entry_points={"console_scripts": ["siglax=siglax.cli:entry"]},
+    entry_points={"console_scripts": ["siglax=siglax.commands.cli:entry"]},
 )

@@ -16,10 +16,11 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from step import parse  # benchmarks/step.py
+from step import prepare  # benchmarks/step.py
 
-from siglax import checkpoint
+from siglax.runs import checkpoint
 from siglax.runs import digest
-from step import parse, prepare  # benchmarks/step.py
 
 
 def main():

@@ -58,10 +58,12 @@ def measure(size, arguments):
   """One row for each loss and impl of a size."""
   import jax
   import jax.numpy as jnp
-  from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+  from jax.sharding import AxisType
+  from jax.sharding import NamedSharding
+  from jax.sharding import PartitionSpec as P
   import numpy as np
 
-  from siglax import flops
+  from siglax.costs import flops
 
   B, D, d = size
   b = B // D
@@ -125,7 +127,8 @@ def run(table, args, repeat):
 
 
 def of_siglax(name, mesh, impl, tile):
-  from siglax import config, losses
+  from siglax import config
+  from siglax import losses
 
   c = config.default().loss
   c.name, c.impl, c.tile = name, impl, tile

@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from siglax import config as config_lib
-from siglax import flops
-from siglax import mesh as mesh_lib
-from siglax import models, optim
-from siglax import step as step_lib
+from siglax import models
+from siglax.costs import flops
+from siglax.devices import mesh as mesh_lib
+from siglax.training import optim
+from siglax.training import step as step_lib
 
 
 def siglip(size, **fields):

@@ -172,7 +172,7 @@ class Soak:
     self.saved_every = steps // 40
     self.command += [f"--config.checkpoint.every_steps={self.saved_every}", f"--config.eval.every_steps={steps // 4}", "--config.log.every_steps=1"]
     if arguments.tiny:
-      self.command += ["--config.data.0.size=2048", f"--config.eval.tasks=({{'kind':'loss','name':'test','data':{{'source':'shapes','split':'test','image_size':16}},'size':16}},)"]
+      self.command += ["--config.data.0.size=2048", "--config.eval.tasks=({'kind':'loss','name':'test','data':{'source':'shapes','split':'test','image_size':16},'size':16},)"]
     if "worker" in names:
       self.command += ["--config.loader.workers=1"]
     self.steps = steps
@@ -342,7 +342,7 @@ def kill(soak, start):
     raise Missed
   which = soak.victim()
   start.signal(signal.SIGKILL, which)
-  # The others notice a silent process after the heartbeat of siglax/processes.py, one that has not joined after --wait.
+  # The others notice a silent process after the heartbeat of siglax/devices/distributed.py, one that has not joined after --wait.
   patience = 0 if soak.count == 1 else 20 if start.trains() else WAIT_SECONDS
   if not start.wait(start.ended, END_SECONDS + patience):
     raise Failed(f"the others of a killed process did not end: {start.codes()}")
@@ -589,11 +589,13 @@ def run_here(counts, seed, scratch):
   import contextlib as c
   import io
 
-  import inject
   import jax
+
+  from siglax.devices import errors
+  from siglax.runs import checkpoint
+
+  import inject
   import short_runs
-  from siglax import checkpoint
-  from siglax import errors
 
   class Runs:
     resumed = None

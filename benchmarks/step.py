@@ -16,9 +16,10 @@ import jax
 import numpy as np
 
 from siglax import config as config_lib
-from siglax import mesh as mesh_lib
-from siglax import program
-from siglax import tower
+from siglax.devices import host
+from siglax.devices import mesh as mesh_lib
+from siglax.runs import folder as folder_lib
+from siglax.training import program
 
 
 def big_vision_shape():
@@ -38,7 +39,7 @@ def big_vision_shape():
 def prepare(config):
   """(program, compiled update, state, batch on the device) of a config; the batch is random."""
   if config.model.text.vocab_size is None:
-    config = config_lib.resolve(config, tower.text_processor(config))
+    config = config_lib.resolve(config, folder_lib.text_processor(config))
   made = program.Program(config, epoch_examples=1)
   create = lambda key: made.create(made.model.init(key))
   state = jax.jit(create, out_shardings=jax.tree.map(lambda x: x.sharding, made.abstract_state))(jax.random.key(0))
@@ -69,7 +70,7 @@ def main():
   parser.add_argument("--config", help="config file; the default is the shape big_vision was measured at")
   parser.add_argument("--repeat", type=int, default=20)
   arguments, config = parse(parser, big_vision_shape)
-  mesh_lib.keep_freed_memory()
+  host.keep_freed_memory()
   made, compiled, state, batch = prepare(config)
   times = []
   for _ in range(arguments.repeat + 1):

@@ -51,9 +51,9 @@ class Peak:
 def make(size: str, out: pathlib.Path):
   """A big_vision file of the named size with random weights, through siglax's own writer."""
   from siglax import config as config_lib
-  from siglax import mesh as mesh_lib
   from siglax import models
   from siglax import tower
+  from siglax.devices import mesh as mesh_lib
   from siglax.interop import export
 
   c = config_lib.default()
@@ -65,7 +65,6 @@ def make(size: str, out: pathlib.Path):
 
 
 def measure(what: str, function) -> None:
-  import siglax.tower  # imports what it needs, before anything is measured
   from siglax.interop import export
 
   del export

@@ -13,11 +13,12 @@ import json
 import time
 
 import jax
+from step import parse  # benchmarks/step.py
+from step import prepare  # benchmarks/step.py
 
-from siglax import checks
 from siglax import config as config_lib
-from siglax import metrics as metrics_lib
-from step import parse, prepare  # benchmarks/step.py
+from siglax.config import checks
+from siglax.runs import metrics as metrics_lib
 
 
 def b16():

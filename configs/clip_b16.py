@@ -2,10 +2,10 @@
 
     siglax train --config configs/clip_b16.py:train=PATH,tokenizer=FILE.model --workdir runs/clip_b16
 
-Sources and differences: siglax/recipes.py.
+Sources and differences: siglax/config/recipes.py.
 """
 
-from siglax import recipes
+from siglax.config import recipes
 
 
 def get_config(

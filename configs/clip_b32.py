@@ -2,10 +2,10 @@
 
     siglax train --config configs/clip_b32.py:train=PATH,tokenizer=FILE.model --workdir runs/clip_b32
 
-Sources and differences: siglax/recipes.py.
+Sources and differences: siglax/config/recipes.py.
 """
 
-from siglax import recipes
+from siglax.config import recipes
 
 
 def get_config(

@@ -4,10 +4,10 @@
 
 Batch norm takes its statistics of the whole batch, over all devices. RN101: --config.model.image.size=RN101.
 To export it to open_clip, train with --config.text.strip_punctuation=True, as open_clip's tokenizer for sentencepiece
-models does. Sources and differences: siglax/recipes.py.
+models does. Sources and differences: siglax/config/recipes.py.
 """
 
-from siglax import recipes
+from siglax.config import recipes
 
 
 def get_config(

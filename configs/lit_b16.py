@@ -13,7 +13,7 @@ siglax.load opens; the text tower starts fresh. Frozen parameters have no gradie
 """
 
 from siglax import config as config_lib
-from siglax import recipes
+from siglax.config import recipes
 
 
 def get_config(

@@ -2,11 +2,11 @@
 
     siglax train --config configs/siglip_b16.py:train=PATH,tokenizer=FILE.model --workdir runs/siglip_b16
 
-Sources: siglax/recipes.py; towers as big_vision's released webli_en_b16_256 checkpoint. At 32k on 32 chips a chip
+Sources: siglax/config/recipes.py; towers as big_vision's released webli_en_b16_256 checkpoint. At 32k on 32 chips a chip
 holds 1024 examples.
 """
 
-from siglax import recipes
+from siglax.config import recipes
 
 
 def get_config(

@@ -8,7 +8,7 @@ stage, at a tenth of its learning rate.
 """
 
 from siglax import config as config_lib
-from siglax import recipes
+from siglax.config import recipes
 
 
 def get_config(

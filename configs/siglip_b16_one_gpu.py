@@ -6,7 +6,7 @@ The recipe of configs/siglip_b16.py with config.train.microbatch. Each example i
 once more for its gradient. examples is what one GPU can do; siglip_b16's 40B are for many.
 """
 
-from siglax import recipes
+from siglax.config import recipes
 
 
 def get_config(

@@ -3,11 +3,11 @@
     siglax train --config configs/siglip_g_opt.py:train=PATH,tokenizer=gemma.model --workdir runs/siglip_g_opt
 
 Source: Tschannen et al., arXiv 2502.14786, section 2.1: Adam, lr 1e-3, decoupled weight decay 1e-4 (0.1 here, see
-siglax/recipes.py), Gemma's tokenizer of 256k pieces, lower case. Of its losses this is the sigmoid alone; captioning,
+siglax/config/recipes.py), Gemma's tokenizer of 256k pieces, lower case. Of its losses this is the sigmoid alone; captioning,
 self-distillation and masked prediction are not here.
 """
 
-from siglax import recipes
+from siglax.config import recipes
 
 
 def get_config(

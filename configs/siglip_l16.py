@@ -2,10 +2,10 @@
 
     siglax train --config configs/siglip_l16.py:train=PATH,tokenizer=FILE.model --workdir runs/siglip_l16
 
-Sources: siglax/recipes.py; towers as big_vision's released webli_en_l16_256 checkpoint.
+Sources: siglax/config/recipes.py; towers as big_vision's released webli_en_l16_256 checkpoint.
 """
 
-from siglax import recipes
+from siglax.config import recipes
 
 
 def get_config(

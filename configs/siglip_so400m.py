@@ -2,11 +2,11 @@
 
     siglax train --config configs/siglip_so400m.py:train=PATH,tokenizer=FILE.model --workdir runs/siglip_so400m
 
-Sources: siglax/recipes.py; towers as big_vision's released webli_en_so400m_224 checkpoint, which reads 16 tokens. The
+Sources: siglax/config/recipes.py; towers as big_vision's released webli_en_so400m_224 checkpoint, which reads 16 tokens. The
 shape is of Alabdulmohsin et al., arXiv 2305.13035.
 """
 
-from siglax import recipes
+from siglax.config import recipes
 
 
 def get_config(

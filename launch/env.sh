@@ -2,7 +2,7 @@
 #
 # An unknown XLA flag ends the process, and each platform knows its own: so flags are set for the platform at hand only.
 # SIGLAX_PLATFORM: gpu | tpu | cpu; found by its device files when unset.
-# SIGLAX: the command to start, "siglax" when unset; "/opt/venv/bin/python -m siglax.cli" for example.
+# SIGLAX: the command to start, "siglax" when unset; "/opt/venv/bin/python -m siglax.commands.cli" for example.
 # shellcheck shell=bash
 
 if [[ -z ${SIGLAX_PLATFORM:-} ]]; then

@@ -34,7 +34,7 @@ case ${1:-} in
     exec "${siglax[@]}" train --coordinator "${hosts[0]##*:}:8482" --processes "${#hosts[@]}" \
       --process-id "$(metadata agent-worker-number)" "${@:2}"
     ;;
-  watch) on 0 "tail -n 100 -F siglax.log" ;;
+  watch) on 0 "tail -n 100 -F siglax.training.log" ;;
   stop) on all "kill -TERM \$(cat siglax.pid)" ;;  # saves and exits; start again to resume
   *)
     sed -n '2,8s/^# \{0,1\}//p' "$0" >&2

@@ -5,15 +5,13 @@ import importlib
 __version__ = "0.1.0"
 
 # Loaded on first use: `import siglax` and `siglax --help` stay fast.
-_LAZY = {"load": ("siglax.tower", "load"), "Tower": ("siglax.tower", "Tower"), "train": ("siglax.train", None)}
-_MODULES = ("config", "data", "evals", "losses", "metrics", "models", "optim")
+_LAZY = {"load": "siglax.tower", "Tower": "siglax.tower", "train": "siglax.training.loop"}
+_MODULES = ("config", "data", "evals", "losses", "models")
 
 
 def __getattr__(name):
   if name in _LAZY:
-    module, attribute = _LAZY[name]
-    loaded = importlib.import_module(module)
-    return getattr(loaded, attribute) if attribute else loaded
+    return getattr(importlib.import_module(_LAZY[name]), name)
   if name in _MODULES:
     return importlib.import_module(f"siglax.{name}")
   raise AttributeError(f"module 'siglax' has no attribute {name!r}")

@@ -10,7 +10,8 @@ os.environ["JAX_PLATFORMS"], os.environ["JAX_NUM_CPU_DEVICES"] = "cpu", "4"
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec as P
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 import numpy as np
 
 import oracles
@@ -19,8 +20,8 @@ import oracles
 def main(rank, port):
   jax.distributed.initialize(f"127.0.0.1:{port}", 2, rank, heartbeat_timeout_seconds=10, shutdown_timeout_seconds=10)
   from siglax import losses
-  from siglax import mesh as mesh_lib
   from siglax import tower
+  from siglax.devices import mesh as mesh_lib
 
   mesh = mesh_lib.make(4, 2)
   rows = NamedSharding(mesh, P(mesh_lib.BATCH_AXES))

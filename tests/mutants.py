@@ -11,10 +11,10 @@ which here are minutes of compilation.
 
 import argparse
 import ast
-import cProfile
 import collections
 import concurrent.futures
 import contextlib
+import cProfile
 import hashlib
 import itertools
 import json
@@ -37,11 +37,11 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # room → (its files, its test files by their names, cheapest first)
 ROOMS = {
     "losses": ("siglax/losses/*.py", "losses step six_steps processes"),
-    "step": ("siglax/step.py", "step six_steps resnet embed"),
-    "optim": ("siglax/optim.py", "optim finetune step six_steps"),
-    "checkpoint": ("siglax/checkpoint.py", "checkpoint six_steps faults/ends faults/folder faults/nonfinite train"),
+    "step": ("siglax/training/step.py", "step six_steps resnet embed"),
+    "optim": ("siglax/training/optim.py", "optim finetune step six_steps"),
+    "checkpoint": ("siglax/runs/checkpoint.py", "checkpoint six_steps faults/ends faults/folder faults/nonfinite train"),
     "digest": ("siglax/runs/digest.py", "checkpoint faults/nonfinite six_steps"),
-    "errors": ("siglax/errors.py", "checkpoint faults/ends"),
+    "errors": ("siglax/devices/errors.py", "checkpoint faults/ends"),
     "pipeline": ("siglax/data/pipeline.py", "pipeline sources train"),
     "images": ("siglax/data/images.py", "images hostile pipeline"),
     "text": ("siglax/data/text.py", "text pipeline tower"),

@@ -3,21 +3,20 @@
 import os
 import pathlib
 
+from faults import inject
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from siglax import checkpoint
 from siglax import config as config_lib
-from siglax import errors
-from siglax import mesh as mesh_lib
-from siglax import state as state_lib
+from siglax.devices import errors
+from siglax.devices import mesh as mesh_lib
+from siglax.runs import checkpoint
 from siglax.runs import digest
 from siglax.runs import quiet
-
-from faults import inject
+from siglax.training import state as state_lib
 
 
 def options(**fields):

@@ -1,5 +1,6 @@
 """The config: durations, overrides, files, JSON, and one line for everything that is wrong."""
 
+import dataclasses
 import math
 import os
 import pathlib
@@ -8,11 +9,12 @@ import sys
 
 import pytest
 
-from siglax import checks
-from siglax import cli
 from siglax import config as config_lib
-from siglax import metrics
+from siglax.commands import cli
+from siglax.commands import plan
+from siglax.config import checks
 from siglax.data.text import TextProcessor
+from siglax.runs import metrics
 
 import tiny
 
@@ -327,16 +329,17 @@ def test_unexpected_errors_of_files_are_one_line(error, line, monkeypatch, capsy
 
 
 PRINTS = """
-import sys
-from siglax import cli
-cli._plan = lambda _: (print("x" * 100000), print("y", flush=True))
+import dataclasses, sys
+from siglax.commands import cli, plan
+cli.COMMANDS = (dataclasses.replace(plan.COMMAND, run=lambda _: (print("x" * 100000), print("y", flush=True))),)
 sys.exit(cli.main(["plan", "--config", "x.py", "--devices", "1"] if len(sys.argv) == 1 else ["--help"]))
 """
 
 
 def test_a_table_that_cannot_be_printed_is_an_error(monkeypatch, capsys):
   """Unlike in a training, it is all that such a command is for."""
-  monkeypatch.setattr(cli, "_plan", lambda _: metrics.print_table("a plan", [("devices", "1")]))
+  shown = dataclasses.replace(plan.COMMAND, run=lambda _: metrics.print_table("a plan", [("devices", "1")]))
+  monkeypatch.setattr(cli, "COMMANDS", (shown,))
   with open("/dev/full", "w") as full, monkeypatch.context() as patch:
     patch.setattr(sys, "stdout", full)
     assert cli.main(["plan", "--config", "x.py", "--devices", "1"]) == 1

@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from siglax import checks
-from siglax import cli
 from siglax import config as config_lib
+from siglax.commands import cli
+from siglax.config import checks
 from siglax.data import text as text_lib
 from siglax.data.shapes import Shapes
 
@@ -92,7 +92,7 @@ PYTHON = {
     "import siglax": "",
     "from siglax import losses": """
 import jax
-from siglax import mesh as mesh_lib
+from siglax.devices import mesh as mesh_lib
 mesh = mesh_lib.make()
 zimg, ztxt = (jax.random.normal(jax.random.key(i), (16, 8)) for i in range(2))
 zimg, ztxt = (z / jax.numpy.linalg.norm(z, axis=1, keepdims=True) for z in (zimg, ztxt))
@@ -219,7 +219,7 @@ def run_command(command: str):
   if words[0] == "siglax":
     assert cli.main(words[1:]) == 0, command
   else:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SIGLAX": f"{sys.executable} -m siglax.cli", "SIGLAX_PLATFORM": "cpu"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SIGLAX": f"{sys.executable} -m siglax.commands.cli", "SIGLAX_PLATFORM": "cpu"}
     subprocess.run(["bash", "-c", f"{command} {RUN[command]}"], env=environment, check=True, timeout=300)
 
 

@@ -17,11 +17,23 @@ import pytest
 import safetensors.numpy
 
 import siglax
-from siglax import checkpoint, cli, config as config_lib, data, flops, losses, metrics, plan, program, step, train
-from siglax import tower as tower_lib
-from siglax import mesh as mesh_lib
-from siglax.data import embeddings, files, sources
+from siglax import config as config_lib
+from siglax import data
+from siglax import losses
+from siglax.commands import cli
+from siglax.costs import flops
+from siglax.costs import plan
+from siglax.data import embeddings
+from siglax.data import files
+from siglax.data import sources
 from siglax.data.text import TextProcessor
+from siglax.devices import mesh as mesh_lib
+from siglax.runs import checkpoint
+from siglax.runs import digest as digest_lib
+from siglax.runs import metrics
+from siglax.training import loop
+from siglax.training import program
+from siglax.training import step
 
 import tiny
 
@@ -44,7 +56,7 @@ def configured(**fields):
 def folder(tmp_path_factory):
   """A run with an image tower to freeze."""
   workdir = tmp_path_factory.mktemp("towers") / "run"
-  run = train.Run(configured(), workdir)  # as it is before the first step
+  run = loop.Run(configured(), workdir)  # as it is before the first step
   workdir.mkdir()
   run.write_files()
   checkpoints = checkpoint.Checkpoints(workdir, run.config.checkpoint)
@@ -247,13 +259,13 @@ def history(workdir):
 def test_the_losses_are_those_of_the_tower_in_the_step_and_resuming_repeats_them(folder, embedded, tmp_path):
   ran, workdir, file = tmp_path / "ran", tmp_path / "embedded", embedded[".array_record"]
   fields = {"checkpoint__every_steps": 3}
-  train.train(lit(folder, **fields), ran)
-  train.train(lit(folder, file, **fields), workdir)
+  loop.train(lit(folder, **fields), ran)
+  loop.train(lit(folder, file, **fields), workdir)
   whole, last = history(workdir), siglax.load(workdir).params
   assert [step for step, _ in whole] == [1, 2, 3, 4, 5, 6]
   np.testing.assert_allclose(whole, history(ran), rtol=1e-5)
   shutil.rmtree(workdir / "checkpoints" / "6")
-  train.train(lit(folder, file, **fields), workdir)
+  loop.train(lit(folder, file, **fields), workdir)
   assert history(workdir) == whole
   jax.tree.map(np.testing.assert_array_equal, siglax.load(workdir).params, last)
   # The average that is evaluated and exported holds the frozen tower itself.
@@ -363,7 +375,7 @@ def test_what_does_not_go_with_embeddings_is_one_line(fields, message, folder, e
   for field, value in fields.items():
     config_lib.override(c, field.replace("__", "."), str(value))
   with pytest.raises(ValueError) as e:
-    train.Run(c, tmp_path)
+    loop.Run(c, tmp_path)
   assert message in str(e.value) and "\n" not in str(e.value)
 
 
@@ -376,14 +388,14 @@ def test_pictures_and_embeddings_do_not_mix_and_another_tower_is_refused(folder,
   plain = [{"image_embedding": row["image_embedding"], "captions": row["captions"]} for row in rows]
   other = write(tmp_path / "other.npz", plain, **{**description, "digest": "0" * 16})
   with pytest.raises(ValueError, match=r"embeddings are of another image tower \(.*run, 0{16}\) than this run's \(\w{16}\)"):
-    train.train(lit(folder, other), tmp_path / "lit")
+    loop.train(lit(folder, other), tmp_path / "lit")
 
 
 def test_the_digest_sees_every_bit_and_not_how_layers_are_stored(folder):
   tower = siglax.load(f"{folder}:img")
   layers = jax.tree.map(lambda x: x[0], tower.params["image"]["encoder"]["blocks"])
   apart = {"image": {**tower.params["image"], "encoder": {"blocks": {"0": layers}}}}
-  digest = lambda params: tower_lib.image_digest(tower.model, params, tower.mesh)
+  digest = lambda params: digest_lib.image_tower(tower.model, params, tower.mesh)
   assert digest(apart) == digest(tower.params)
   last_bit = lambda x: np.eye(1, x.size, x.size - 1, dtype=np.uint32).reshape(x.shape)
   flip = lambda x: jnp.asarray(np.asarray(x).view(np.uint32) ^ last_bit(x))

@@ -10,9 +10,9 @@ import pytest
 from siglax import config as config_lib
 from siglax import data
 from siglax import evals
-from siglax import evaluate
-from siglax import mesh
 from siglax import models
+from siglax.commands import evaluate
+from siglax.devices import mesh
 from siglax.evals import ranking
 
 KS = (1, 5, 10)

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 import siglax
-from siglax import checkpoint
 from siglax import config as config_lib
-from siglax import metrics
-from siglax import optim
-from siglax import tower
-from siglax import train
+from siglax.devices import paths
+from siglax.runs import checkpoint
+from siglax.runs import folder as folder_lib
+from siglax.runs import metrics
+from siglax.training import loop
 
 import oracles
 from tiny import get_config
@@ -50,7 +50,7 @@ def trained(config, workdir, states):
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(checkpoint.Checkpoints, "save", keep)
-    train.train(config, workdir)
+    loop.train(config, workdir)
   return workdir
 
 
@@ -75,7 +75,7 @@ def test_only_the_adapters_and_the_scale_are_trained(base, run, states):
   before, after = states[base].params, states[run].params
   changed = set()
   for path, x in jax.tree_util.tree_leaves_with_path(after):
-    name = optim._name(path)
+    name = paths.name(path)
     old = before
     for key in name.split("/"):
       old = old.get(key, {})
@@ -87,9 +87,9 @@ def test_only_the_adapters_and_the_scale_are_trained(base, run, states):
 
 
 def test_no_optimizer_state_but_for_the_adapters(base, run, tmp_path):
-  made = train.Run(adapted(base), tmp_path)
+  made = loop.Run(adapted(base), tmp_path)
   moments = [x for x in jax.tree.leaves(made.abstract_state.opt_state) if x.ndim]
-  adapters = [x for path, x in jax.tree_util.tree_leaves_with_path(made.abstract_state.params) if "lora" in optim._name(path)]
+  adapters = [x for path, x in jax.tree_util.tree_leaves_with_path(made.abstract_state.params) if "lora" in paths.name(path)]
   assert sorted(x.shape for x in moments) == sorted(2 * [x.shape for x in adapters])
 
 
@@ -120,13 +120,13 @@ def test_resumed_within_the_unmasked_end_and_before_it(run, tmp_path):
     for later in (workdir / checkpoint.FOLDER).iterdir():
       if later.name.isdigit() and int(later.name) > steps:
         shutil.rmtree(later)
-    train.train(tower.read_config(run), workdir)
+    loop.train(folder_lib.read_config(run), workdir)
     again = [r for r in metrics.read(workdir) if "loss" in r][-(6 - steps):]
     assert [(r["step"], r["loss"], r["grad_norm"]) for r in again] == [(r["step"], r["loss"], r["grad_norm"]) for r in lines[steps:]]
 
 
 def test_the_end_sees_all_patches(base, tmp_path):
-  made = train.Run(adapted(base), tmp_path)
+  made = loop.Run(adapted(base), tmp_path)
   assert [made.training_model(step).config.image.patch_drop for step in range(6)] == [0.5] * 3 + [0.0] * 3
   assert made.update(0) is made.update(2) and made.update(2) is not made.update(3)
   masked, whole = (made.model_flops(step) for step in (0, 5))
@@ -139,4 +139,4 @@ def test_an_end_longer_than_the_training(base, tmp_path):
   c = adapted(base)
   config_lib.set_duration(c, "train.unmasked", steps=7)
   with pytest.raises(ValueError, match="config.train.unmasked is 7 steps, but the training is 6 steps"):
-    train.Run(c, tmp_path)
+    loop.Run(c, tmp_path)

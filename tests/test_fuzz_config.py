@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 import jax
 import pytest
 
-from siglax import checks
 from siglax import config as config_lib
 from siglax import data
-from siglax import program
-from siglax import tower
+from siglax.config import checks
+from siglax.runs import folder as folder_lib
+from siglax.training import program
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIGS = (
@@ -71,7 +71,7 @@ def outcome(path: str, field: str, text: str) -> str:
   try:
     config = config_lib.load(str(ROOT / path), {field: text})
     checks.validate(config, jax.device_count())
-    config = config_lib.resolve(config, tower.text_processor(config))
+    config = config_lib.resolve(config, folder_lib.text_processor(config))
     sources = data.open_data(config)
     for task in config.eval.tasks:
       data.open_source(task["data"], "config.eval.tasks")

@@ -23,13 +23,13 @@ import pytest
 
 from siglax import config as config_lib
 from siglax import interop
-from siglax import mesh
 from siglax.data import embeddings
 from siglax.data import files as files_lib
 from siglax.data import images
 from siglax.data import pipeline
 from siglax.data import sources
 from siglax.data import text as text_lib
+from siglax.devices import mesh
 from siglax.interop import files as interop_files
 
 MAX_GROWTH = 300 * 2**20

@@ -12,8 +12,10 @@ import pytest
 import safetensors.numpy
 
 import siglax
-from siglax import mesh, models, tower
+from siglax import models
+from siglax.devices import mesh
 from siglax.interop import files
+from siglax.training import initial
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 HEADS = 2
@@ -132,7 +134,7 @@ def test_one_tower_and_its_layouts_into_either_encoder(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, {**image.params, **text.params}, {k: want[k] for k in ("image", "text")})
   config = image.config
   config.model.image.scan = False
-  apart = tower.initial_params(f"{tmp_path / 'scan.npz'}:img", models.build(config.model, ("image",)), mesh.make())
+  apart = initial.initial_params(f"{tmp_path / 'scan.npz'}:img", models.build(config.model, ("image",)), mesh.make())
   for i in range(2):
     np.testing.assert_array_equal(
         apart["image"]["encoder"]["blocks"][str(i)]["mlp"]["fc1"]["kernel"],

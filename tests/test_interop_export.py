@@ -9,12 +9,19 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from test_interop_big_vision import renamed
 
 import siglax
-from siglax import cli, config as config_lib, mesh, models, tower
-from siglax.interop import export, fields, open_clip
+from siglax import config as config_lib
+from siglax import models
+from siglax import tower
+from siglax.commands import cli
+from siglax.devices import mesh
+from siglax.interop import export
+from siglax.interop import fields
+from siglax.interop import open_clip
 from siglax.models import transformer
-from test_interop_big_vision import renamed
+from siglax.training import initial
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 SHAPES = pathlib.Path(tower.__file__).parent / "data" / "shapes.model"
@@ -115,7 +122,7 @@ def test_any_encoder_goes_out_and_comes_back(scan, tmp_path, monkeypatch):
   back = {}
   for form in ("hf", "big_vision"):
     out = export.export("run", form, tmp_path / f"{form}.npz")
-    back[form] = tower.initial_params(out, model, mesh.make())
+    back[form] = initial.initial_params(out, model, mesh.make())
   for found in back.values():
     jax.tree.map(np.testing.assert_array_equal, found, params)
   assert safetensors.numpy.load_file(tmp_path / "hf.npz" / "model.safetensors")["logit_bias"] == 0

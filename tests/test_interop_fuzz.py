@@ -20,6 +20,7 @@ from siglax import config as config_lib
 from siglax import interop
 from siglax import tower
 from siglax.models import resnet
+from siglax.runs import folder as folder_lib
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 SHAPES = pathlib.Path(tower.__file__).parent / "data" / "shapes.model"
@@ -71,7 +72,7 @@ def opened(path):
   found = interop.find(path)
   arrays = {name: found.arrays.read(name) for name in sorted(found.arrays.shapes)}
   with found.naming():
-    text = found.tokenizer and tower.text_processor(found.config)(["A small red disc."]).tolist()
+    text = found.tokenizer and folder_lib.text_processor(found.config)(["A small red disc."]).tolist()
   return config_lib.to_json(found.config), {k: (x.shape, x.tobytes()) for k, x in arrays.items()}, text
 
 

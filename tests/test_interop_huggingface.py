@@ -12,9 +12,15 @@ import safetensors.numpy
 
 import siglax
 from siglax import config as config_lib
-from siglax import losses, mesh, models, tower, train
+from siglax import losses
+from siglax import models
+from siglax import tower
 from siglax.data import images as images_lib
-from siglax.interop import huggingface, positions
+from siglax.devices import mesh
+from siglax.interop import huggingface
+from siglax.interop import positions
+from siglax.training import initial
+from siglax.training import loop
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 TINY = pathlib.Path(__file__).parent / "tiny.py"
@@ -121,7 +127,7 @@ def test_vision_model_alone_and_one_tower_of_both(folder):
 def test_positions_of_no_square_grid_are_not_resized(folder):
   edit(folder, lambda t: t.update({"vision_model.embeddings.position_embedding.weight": np.zeros((5, 16), np.float32)}))
   with pytest.raises(ValueError, match="position_embedding.weight has 5 positions and 9 are needed; only square grids"):
-    initial(target(**{"image.size": 24}), folder)
+    started(target(**{"image.size": 24}), folder)
 
 
 def target(**fields):
@@ -137,19 +143,19 @@ def target(**fields):
   return c
 
 
-def initial(config, path):
+def started(config, path):
   model = models.build(config.model)
-  return model, tower.initial_params(path, model, mesh.make())
+  return model, initial.initial_params(path, model, mesh.make())
 
 
 @pytest.mark.parametrize("scan", [True, False])
 def test_init_from_at_another_resolution_is_interpolate_pos_encoding(scan):
   z = np.load(GOLDEN / "hf_siglip" / "io.npz")
   fields = {"image.size": 24, "model.image.scan": scan}
-  model, params = initial(target(**fields), GOLDEN / "hf_siglip")
+  model, params = started(target(**fields), GOLDEN / "hf_siglip")
   assert params["image"]["pos_embedding"].shape == (9, 16)
   np.testing.assert_allclose(jax.jit(model.embed_image)(params, z["large"]), z["zlarge"], atol=1e-5)
-  model, params = initial(config_lib.from_json(config_lib.to_json(clip := clip_target(24))), GOLDEN / "hf_clip")
+  model, params = started(config_lib.from_json(config_lib.to_json(clip := clip_target(24))), GOLDEN / "hf_clip")
   assert clip.model.image.pool == "cls" and params["image"]["pos_embedding"].shape == (10, 16)
   z = np.load(GOLDEN / "hf_clip" / "io.npz")
   np.testing.assert_allclose(jax.jit(model.embed_image)(params, z["large"]), z["zlarge"], atol=1e-5)
@@ -179,7 +185,7 @@ def test_parameters_land_in_the_shards_of_the_mesh(monkeypatch):
   monkeypatch.setattr(mesh, "FSDP_MIN_ELEMENTS", 100)
   grid = mesh.make(data=2, fsdp=4)
   model = models.build(target().model)
-  params = tower.initial_params(GOLDEN / "hf_siglip", model, grid)
+  params = initial.initial_params(GOLDEN / "hf_siglip", model, grid)
   want = mesh.state_shardings(grid, params)
   jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim) or pytest.fail(str(x.sharding)), params, want)
   assert params["image"]["encoder"]["blocks"]["mlp"]["fc1"]["kernel"].addressable_shards[0].data.shape == (2, 16, 6)
@@ -189,7 +195,7 @@ def test_a_run_starts_from_one_tower_of_a_folder(tmp_path, monkeypatch):
   c = target()
   c.model.text.vocab_size = None
   c.model.init_from = f"{GOLDEN / 'hf_siglip'}:img"
-  run = train.Run(c, tmp_path)
+  run = loop.Run(c, tmp_path)
   shapes = run.abstract_state.params  # an init that compiles fast
   monkeypatch.setattr(run.model, "init", lambda key: jax.tree.map(lambda x: jax.numpy.full(x.shape, 7.0, x.dtype), shapes))
   params = run.initial_state().params
@@ -201,11 +207,11 @@ def test_a_run_starts_from_one_tower_of_a_folder(tmp_path, monkeypatch):
 def test_a_scale_or_bias_that_one_side_lacks_is_said_and_left_out(caplog):
   c = target()
   c.loss.bias_init = None
-  _, params = initial(c, GOLDEN / "hf_siglip")
+  _, params = started(c, GOLDEN / "hf_siglip")
   assert "logit_bias is left out" in caplog.text and "bias" not in params
   c = siglax.load(GOLDEN / "hf_clip").config
   c.model.bias_init = -2.0
-  _, params = initial(c, GOLDEN / "hf_clip")
+  _, params = started(c, GOLDEN / "hf_clip")
   assert "bias" not in params and "log_scale" in params and "has no bias, which starts afresh" in caplog.text
 
 
@@ -219,7 +225,7 @@ def test_a_scale_or_bias_that_one_side_lacks_is_said_and_left_out(caplog):
 ])
 def test_other_towers_are_refused_with_both_sides(fields, match):
   with pytest.raises(ValueError, match=match):
-    initial(target(**fields), GOLDEN / "hf_siglip")
+    started(target(**fields), GOLDEN / "hf_siglip")
 
 
 def nan(tensors):

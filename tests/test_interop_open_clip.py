@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 import siglax
-from siglax import cli, tower
+from siglax.commands import cli
 from siglax.interop import open_clip
 from siglax.models import resnet
 from siglax.models import transformer

@@ -10,12 +10,17 @@ import jax
 from jax import export as jax_export
 import numpy as np
 import pytest
+from test_interop_export import GOLDEN  # noqa: F401, the SigLIP folder with a tokenizer
+from test_interop_export import exported  # noqa: F401, the SigLIP folder with a tokenizer
+from test_interop_export import folder  # noqa: F401, the SigLIP folder with a tokenizer
 
 import siglax
-from siglax import cli, models, tower as tower_lib
+from siglax import models
+from siglax import tower as tower_lib
+from siglax.commands import cli
 from siglax.data import images
-from siglax.interop import export, stablehlo
-from test_interop_export import GOLDEN, exported, folder  # noqa: F401, the SigLIP folder with a tokenizer
+from siglax.interop import export
+from siglax.interop import stablehlo
 
 TEXTS = ["A Red disc!", "a  blue square, and a small ring"]
 # argv: the inputs, then exported folders; the outputs go beside each.

@@ -7,19 +7,23 @@ import re
 import subprocess
 import sys
 
+from conftest import free_port
 import jax
-import jax.numpy as jnp
 from jax.extend.core import jaxprs_in_params
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+import jax.numpy as jnp
+from jax.sharding import AxisType
+from jax.sharding import Mesh
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
 from siglax import config as config_lib
-from siglax import flops, losses
-from siglax import mesh as mesh_lib
+from siglax import losses
+from siglax.costs import flops
+from siglax.devices import mesh as mesh_lib
 from siglax.losses import statistics
 
-from conftest import free_port
 import oracles
 
 TILE = 10  # of 25 examples on a device: three tiles of 9, two of them overlapping

@@ -1,4 +1,4 @@
-"""siglax.metrics and siglax.curves: what is on disk after a run, a kill and a resume."""
+"""siglax/runs/metrics.py and curves.py: what is on disk after a run, a kill and a resume."""
 
 import contextlib
 import io
@@ -16,16 +16,16 @@ import types
 import jax
 import numpy as np
 import pytest
+import test_evals
 
 from siglax import config as config_lib
-from siglax import curves
 from siglax import evals
-from siglax import goodput
-from siglax import metrics
-from siglax import train
+from siglax.runs import curves
 from siglax.runs import files
+from siglax.runs import goodput
 from siglax.runs import history
-import test_evals
+from siglax.runs import metrics
+from siglax.training import loop
 
 TINY = str(pathlib.Path(__file__).parent / "tiny.py")
 
@@ -134,7 +134,9 @@ def test_lines_keep_the_newest_in_memory(tmp_path):
 # A run of 300 records whose disk is full from the third kilobyte on, and free again before the last record.
 FULL = """
 import resource, sys
-from siglax import config as config_lib, metrics, streams
+from siglax import config as config_lib
+from siglax.runs import metrics
+from siglax.devices import streams
 config = config_lib.default()
 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 with metrics.RunMetrics(sys.argv[1], config, total_steps=300) as run:
@@ -176,7 +178,7 @@ def test_a_pipe_that_nobody_reads_neither_ends_a_run_nor_prints_a_traceback(tmp_
 
 @pytest.mark.slow
 def test_a_run_without_stdout_and_stderr_trains_and_saves(tmp_path):
-  command = f'exec "{sys.executable}" -m siglax.cli train --config {TINY}:steps=2 --workdir {tmp_path} --config.eval.tasks="()"'
+  command = f'exec "{sys.executable}" -m siglax.commands.cli train --config {TINY}:steps=2 --workdir {tmp_path} --config.eval.tasks="()"'
   environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
   assert subprocess.run(["sh", "-c", f"{command} >/dev/full 2>&-"], env=environment, timeout=200).returncode == 0
   assert [r["step"] for r in lines(tmp_path) if "loss" in r] == [1, 2]
@@ -197,7 +199,9 @@ def test_a_metrics_file_that_is_none_is_one_line(tmp_path, config):
 
 def test_kill_9_then_resume(tmp_path, config):
   program = f"""
-from siglax import config as config_lib, metrics, streams
+from siglax import config as config_lib
+from siglax.runs import metrics
+from siglax.devices import streams
 config = config_lib.default()
 config.log.tensorboard = False
 run = metrics.RunMetrics({str(tmp_path)!r}, config, total_steps=10**9)
@@ -349,7 +353,7 @@ def test_steps_lost_to_stops_and_their_time():
 def test_history_survives_kill_9_and_notes_how_starts_end(tmp_path):
   program = f"""
 import os, signal
-from siglax import goodput
+from siglax.runs import goodput
 from siglax.runs import history
 kept = history.History({str(tmp_path)!r}, step=30, goodput=goodput.Goodput())
 kept.update(37)
@@ -505,10 +509,10 @@ def test_the_loss_tells_the_size_of_its_batches(count, batch):
 ])
 def test_an_evaluation_just_before_the_last_step_is_left_to_it(every, total, want):
   run = types.SimpleNamespace(every={"eval": every, "checkpoint": every}, total_steps=total)
-  assert [step for step in range(total + 1) if train.Run.due(run, "eval", step)] == want
+  assert [step for step in range(total + 1) if loop.Run.due(run, "eval", step)] == want
   if every:
     saves = [*range(every, total, every), total]
-    assert [step for step in range(total + 1) if train.Run.due(run, "checkpoint", step)] == saves
+    assert [step for step in range(total + 1) if loop.Run.due(run, "checkpoint", step)] == saves
 
 
 @pytest.mark.parametrize("kind, tflops", [
@@ -526,7 +530,7 @@ def test_peak_flops(kind, tflops):
 
 def test_nothing_heavy_is_imported_early():
   heavy = ("tensorboardX", "rich", "matplotlib", "wandb")
-  program = f"import sys, siglax.metrics, siglax.curves, siglax.optim, siglax.evals; print([m for m in {heavy} if m in sys.modules])"
+  program = f"import sys, siglax.runs.metrics, siglax.runs.curves, siglax.training.optim, siglax.evals; print([m for m in {heavy} if m in sys.modules])"
   assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "[]"
 
 

@@ -1,4 +1,4 @@
-"""siglax.optim against float64 numpy, and what its patterns promise."""
+"""siglax/training/optim.py against float64 numpy, and what its patterns promise."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,8 @@ import optax
 import pytest
 
 from siglax import config as config_lib
-from siglax import optim
+from siglax.devices import paths
+from siglax.training import optim
 
 STEPS = 7
 
@@ -36,7 +37,7 @@ def gradients(step):
 
 
 def flat(tree):
-  return {optim._name(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(tree)}
+  return {paths.name(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def train(config, *, steps=STEPS, warmup=2, cooldown=0):

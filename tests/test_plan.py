@@ -7,19 +7,21 @@ import subprocess
 import sys
 
 import jax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import jax.numpy as jnp
+from jax.sharding import AxisType
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
-from siglax import chips
-from siglax import cli
-from siglax import collectives
 from siglax import config as config_lib
-from siglax import flops
-from siglax import mesh as mesh_lib
-from siglax import plan
-from siglax import train
+from siglax.commands import cli
+from siglax.costs import collectives
+from siglax.costs import flops
+from siglax.costs import plan
+from siglax.devices import chips
+from siglax.devices import mesh as mesh_lib
+from siglax.training import loop
 
 import tiny
 
@@ -31,7 +33,7 @@ SPLIT = {"model.text.vocab_size": "20000", "mesh.fsdp": "4", "train.remat.image"
 def planned(devices, *words):
   """The plan of the tiny config by a process of its own, which starts with no devices."""
   environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
-  command = [sys.executable, "-m", "siglax.cli", "plan", "--config", TINY, "--devices", str(devices), "--json", *words]
+  command = [sys.executable, "-m", "siglax.commands.cli", "plan", "--config", TINY, "--devices", str(devices), "--json", *words]
   done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
   assert done.returncode == 0, done.stderr
   return json.loads(done.stdout)
@@ -64,7 +66,7 @@ def split_report():
 
 
 def test_a_plan_for_eight_devices_is_the_run_on_eight_devices_byte_for_byte(tmp_path, split_report):
-  run = train.Run(configured(**SPLIT), tmp_path / "run")
+  run = loop.Run(configured(**SPLIT), tmp_path / "run")
   batches = run.batches(0)
   batch = mesh_lib.to_global(run.mesh, next(batches))
   batches.close()

@@ -8,14 +8,13 @@ import subprocess
 import sys
 import time
 
+from conftest import free_port
 import numpy as np
 import pytest
 
-from siglax import cli
 from siglax import config as config_lib
-from siglax import processes
-
-from conftest import free_port
+from siglax.commands import cli
+from siglax.devices import distributed
 
 TINY = str(pathlib.Path(__file__).parent / "tiny.py")
 # What could tell processes apart: dropout by place in the batch, the ring over both axes, sharded parameters.
@@ -27,7 +26,7 @@ FIELDS = (
 def start(workdir, count, *fields, devices=8):
   """`count` processes of siglax train with devices / count devices each."""
   port = free_port()
-  command = [sys.executable, "-m", "siglax.cli", "train", "--config", TINY, "--workdir", str(workdir), *FIELDS, *fields]
+  command = [sys.executable, "-m", "siglax.commands.cli", "train", "--config", TINY, "--workdir", str(workdir), *FIELDS, *fields]
   started = []
   for i in range(count):
     group = ["--coordinator", f"127.0.0.1:{port}", "--processes", str(count), "--process-id", str(i)] if count > 1 else []
@@ -126,13 +125,13 @@ def test_a_group_that_cannot_be_is_one_line(arguments, message, tmp_path, capsys
 
 
 def test_the_environment_names_a_group(monkeypatch):
-  for name, value in zip(processes.VARIABLES, ("host:1", "4", "3")):
+  for name, value in zip(distributed.VARIABLES, ("host:1", "4", "3")):
     monkeypatch.setenv(name, value)
-  assert processes._named(None, None, None) == ("host:1", 4, 3)
-  assert processes._named("other:2", 2, 0) == ("other:2", 2, 0)  # flags go first
+  assert distributed._named(None, None, None) == ("host:1", 4, 3)
+  assert distributed._named("other:2", 2, 0) == ("other:2", 2, 0)  # flags go first
   monkeypatch.delenv("JAX_PROCESS_ID")
   with pytest.raises(ValueError, match="JAX_PROCESS_ID missing; a process group needs all of JAX_COORDINATOR_ADDRESS"):
-    processes._named(None, None, None)
+    distributed._named(None, None, None)
 
 
 def test_differences_name_both_sides():

@@ -6,12 +6,19 @@ import numpy as np
 import pytest
 
 import siglax
-from siglax import checkpoint, checks, config as config_lib, flops, models, optim, tower as tower_lib, train
-from siglax import mesh as mesh_lib
-from siglax import state as state_lib
-from siglax import step as step_lib
+from siglax import config as config_lib
+from siglax import models
+from siglax import tower as tower_lib
+from siglax.config import checks
+from siglax.costs import flops
 from siglax.data.text import TextProcessor
+from siglax.devices import mesh as mesh_lib
 from siglax.models import resnet
+from siglax.runs import checkpoint
+from siglax.training import loop
+from siglax.training import optim
+from siglax.training import state as state_lib
+from siglax.training import step as step_lib
 
 import tiny as tiny_run
 
@@ -259,7 +266,7 @@ def test_what_is_computed_again_holds_no_convolution_unless_all_is():
 def test_micro_batches_need_a_frozen_tower(tmp_path):
   fields = {"train.microbatch": 1, "model.image.size": "RN50"}
   with pytest.raises(ValueError, match="config.train.microbatch=1 has no place in config.model.image.size='RN50': batch norm needs"):
-    train.Run(tiny(**fields), tmp_path)
+    loop.Run(tiny(**fields), tmp_path)
   c = tiny(**fields, **{"optim.lr_multipliers": "(('image/.*', None), ('.*', 1.0))"})
   model, mesh = models.build(c.model), mesh_lib.make()
   params = jax.eval_shape(model.init, jax.random.key(0))

@@ -12,7 +12,17 @@ import pytest
 import sentencepiece
 
 from siglax.data import shapes
-from siglax.data.shapes import CLASSNAMES, COLOURS, OPPOSITE, PLACES, RELATIONS, RGB, SEEN, SHAPES, SIZES, UNIT, UNSEEN
+from siglax.data.shapes import CLASSNAMES
+from siglax.data.shapes import COLOURS
+from siglax.data.shapes import OPPOSITE
+from siglax.data.shapes import PLACES
+from siglax.data.shapes import RELATIONS
+from siglax.data.shapes import RGB
+from siglax.data.shapes import SEEN
+from siglax.data.shapes import SHAPES
+from siglax.data.shapes import SIZES
+from siglax.data.shapes import UNIT
+from siglax.data.shapes import UNSEEN
 from siglax.data.shapes import Shapes
 
 MEANING = {w: name for table in (SIZES, COLOURS, SHAPES) for name, words in table.items() for w in words}

@@ -8,8 +8,8 @@ logged, evaluated or saved of another step, or of other parameters, is another n
 import inspect
 import json
 import os
-import pickle
 import pathlib
+import pickle
 import shutil
 import subprocess
 import sys
@@ -21,12 +21,12 @@ import numpy as np
 import optax
 import pytest
 
-from siglax import checkpoint
 from siglax import config as config_lib
 from siglax import data as data_lib
 from siglax import models
-from siglax import train
 from siglax.data.text import TextProcessor
+from siglax.runs import checkpoint
+from siglax.training import loop
 
 import oracles
 import tiny
@@ -64,7 +64,7 @@ def main(folder):
     return save(*args, **kw)
 
   checkpoint.Checkpoints.save = spy
-  returned = train.train(configured(), folder)
+  returned = loop.train(configured(), folder)
   folder.with_suffix(".pickle").write_bytes(pickle.dumps((returned, saves)))
 
 

@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from siglax.data import sources
 from siglax.data import files as files_lib
-from siglax.data.sources import open_source, validate_spec
+from siglax.data import sources
+from siglax.data.sources import open_source
+from siglax.data.sources import validate_spec
 
 IMAGE = pa.array([b"one", b"", b"three", None, b"five"], pa.binary())
 CAPTIONS = ["a", "b", None, "d", "e"]

@@ -7,14 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from siglax import checks
 from siglax import config as config_lib
-from siglax import flops, models, optim
-from siglax import mesh as mesh_lib
-from siglax import state as state_lib
-from siglax import step as step_lib
-from siglax import train
+from siglax import models
+from siglax.config import checks
+from siglax.costs import flops
 from siglax.data.text import TextProcessor
+from siglax.devices import mesh as mesh_lib
+from siglax.training import loop
+from siglax.training import optim
+from siglax.training import state as state_lib
+from siglax.training import step as step_lib
 
 import oracles
 import tiny
@@ -210,12 +212,12 @@ def test_a_frozen_tower_stays_and_the_scale_keeps_under_its_cap():
 def test_a_loss_by_label_starts_at_the_log_odds_of_a_match(tmp_path):
   c = tiny.get_config()
   c.loss.positives = "label"
-  made = train.Run(c, tmp_path)
+  made = loop.Run(c, tmp_path)
   made.write_files()
   shares = np.bincount([made.sources[0][i]["label"] for i in range(64)]) / 64
   p = 1 / 16 + 15 / 16 * (shares**2).sum()
   assert made.config.model.bias_init == pytest.approx(np.log(p / (1 - p)))
-  train.Run(c, tmp_path).write_files()  # resumes: the same value again
+  loop.Run(c, tmp_path).write_files()  # resumes: the same value again
 
 
 def test_flops_of_products_convolutions_and_loops():

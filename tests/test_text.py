@@ -10,7 +10,8 @@ import pytest
 import sentencepiece
 
 from siglax.data import shapes
-from siglax.data.text import TextProcessor, train_tokenizer
+from siglax.data.text import TextProcessor
+from siglax.data.text import train_tokenizer
 
 CAPTIONS = [c for i in range(200) for c in shapes.Shapes("test", size=200)[i]["captions"]]
 

@@ -14,10 +14,16 @@ import pytest
 import safetensors.numpy
 
 import siglax
-from siglax import checkpoint, cli, config as config_lib, metrics, tower as tower_lib, train
+from siglax import config as config_lib
+from siglax import tower as tower_lib
+from siglax.commands import cli
 from siglax.data import images
 from siglax.data import text as text_lib
-from siglax.interop import export, stablehlo
+from siglax.interop import export
+from siglax.interop import stablehlo
+from siglax.runs import checkpoint
+from siglax.runs import metrics
+from siglax.training import loop
 
 TINY = pathlib.Path(__file__).parent / "tiny.py"
 
@@ -25,7 +31,7 @@ TINY = pathlib.Path(__file__).parent / "tiny.py"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("run")
-  train.train(config_lib.load(f"{TINY}:steps=2"), workdir)
+  loop.train(config_lib.load(f"{TINY}:steps=2"), workdir)
   return workdir
 
 
@@ -105,11 +111,11 @@ def test_evaluate_repeats_the_last_evaluation_of_the_run(folder, capsys):
 def test_init_from_starts_from_another_run(folder, tmp_path):
   c = config_lib.load(f"{TINY}:steps=2")
   c.model.init_from = str(folder)
-  run = train.Run(c, tmp_path)
+  run = loop.Run(c, tmp_path)
   old, new = siglax.load(folder).params, run.initial_state().params
   jax.tree.map(np.testing.assert_array_equal, old, new)
   c.model.image.scan = c.model.text.scan = False  # blocks apart, where those of the other run are stacked
-  apart = train.Run(c, tmp_path).initial_state().params
+  apart = loop.Run(c, tmp_path).initial_state().params
   for tower in ("image", "text"):
     for i, block in apart[tower]["encoder"]["blocks"].items():
       jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[int(i)]), block, old[tower]["encoder"]["blocks"])
@@ -122,13 +128,13 @@ def test_init_from_starts_from_another_run(folder, tmp_path):
 def test_init_from_a_run_of_another_resolution_or_loss(folder, tmp_path, caplog):
   c = config_lib.load(str(TINY))
   c.model.init_from, c.image.size, c.loss.name = str(folder), 24, "softmax"
-  params = train.Run(c, tmp_path).initial_state().params
+  params = loop.Run(c, tmp_path).initial_state().params
   old = siglax.load(folder).params
   assert params["image"]["pos_embedding"].shape == (9, 16) and "bias is left out" in caplog.text
   np.testing.assert_array_equal(params["image"]["norm"]["scale"], old["image"]["norm"]["scale"])
   c.model.image.width = 32
   with pytest.raises(ValueError, match="holds other towers: config.model.*image.width is 16 there and 32 here"):
-    train.Run(c, tmp_path).initial_state()
+    loop.Run(c, tmp_path).initial_state()
 
 
 def filled(like, value):
@@ -140,7 +146,7 @@ def averaged(tmp_path_factory):
   """A run with an average and a frozen image tower: parameters of 3 throughout, their average 7, the frozen ones 3 alone."""
   c = config_lib.load(str(TINY))
   c.train.ema, c.optim.lr_multipliers = 0.5, (("image/.*", None), (".*", 1.0))
-  run = train.Run(c, tmp_path_factory.mktemp("averaged"))
+  run = loop.Run(c, tmp_path_factory.mktemp("averaged"))
   run.write_files()
   shapes = run.abstract_state
   state = filled(shapes, 0).replace(step=jax.device_put(np.int32(1), shapes.step.sharding), params=filled(shapes.params, 3), ema=filled(shapes.ema, 7))
@@ -176,7 +182,7 @@ def test_the_average_is_what_is_loaded_exported_and_started_from(averaged, tmp_p
 def said(caplog, c, source, tmp_path):
   """The lines that a start from `source` writes about its inputs."""
   c.model.init_from = str(source)
-  run = train.Run(c, tmp_path)
+  run = loop.Run(c, tmp_path)
   caplog.clear()
   tower_lib.initial_params(c.model.init_from, run.model, run.mesh, run.config)
   return [r.getMessage() for r in caplog.records if "other inputs" in r.getMessage()]
@@ -254,7 +260,7 @@ def test_tokenizer_command(tmp_path, capsys):
   assert (out.read_bytes(), data.read_bytes()) == (kept, b"all that I have")
 
 
-@pytest.mark.parametrize("statement", ["import siglax", "from siglax import cli; cli.main(['--help'])"])
+@pytest.mark.parametrize("statement", ["import siglax", "from siglax.commands import cli; cli.main(['--help'])"])
 def test_imports_stay_light(statement):
   program = f"import sys\ntry:\n  exec({statement!r})\nexcept SystemExit: pass\nprint([m for m in ('jax', 'flax', 'grain', 'orbax', 'cv2') if m in sys.modules])"
   out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout

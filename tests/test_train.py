@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from siglax import checkpoint
-from siglax import cli
 from siglax import config as config_lib
-from siglax import train
+from siglax.commands import cli
 from siglax.data.shapes import Shapes
 from siglax.data.text import TextProcessor
+from siglax.runs import checkpoint
 from siglax.runs import history
+from siglax.training import loop
 
 TINY = str(pathlib.Path(__file__).parent / "tiny.py")
 CONTRACT = {
@@ -28,7 +28,7 @@ CONTRACT = {
 
 
 def start(workdir, *fields, config=TINY):
-  command = [sys.executable, "-m", "siglax.cli", "train", "--config", config, "--workdir", str(workdir), *fields]
+  command = [sys.executable, "-m", "siglax.commands.cli", "train", "--config", config, "--workdir", str(workdir), *fields]
   environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
   return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -128,7 +128,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
   assert "loss=nan at step" in last and "the last good checkpoint is" in last and "lower config.optim.lr" in last
   code, out = run(tmp_path / "checked", "--config.optim.lr=1e30", "--config.loss.check_embeddings=True")
   assert code == 1 and "tower's embeddings at step" in out.strip().splitlines()[-1] and "are not finite" in out
-  train.Run(config_lib.load(TINY), tmp_path / "checked").check_folder()  # no checkpoint: the folder is free for another config
+  loop.Run(config_lib.load(TINY), tmp_path / "checked").check_folder()  # no checkpoint: the folder is free for another config
 
 
 def test_a_finished_run_and_a_run_of_another_config(whole, capsys):
@@ -142,7 +142,7 @@ def test_a_finished_run_and_a_run_of_another_config(whole, capsys):
 
 def test_replay_makes_a_step_again_and_names_its_examples(whole, capsys):
   before = {p: p.read_bytes() for p in whole.rglob("*") if p.is_file()}
-  command = [sys.executable, "-m", "siglax.cli", "replay", "--run", str(whole), "--step", "10", "--json"]
+  command = [sys.executable, "-m", "siglax.commands.cli", "replay", "--run", str(whole), "--step", "10", "--json"]
   done = subprocess.run(command, env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"}, capture_output=True, text=True, timeout=240)
   assert done.returncode == 0, done.stderr
   report = json.loads(done.stdout)

@@ -9,11 +9,14 @@ import cv2
 import jax
 import numpy as np
 import pytest
+from test_interop_export import GOLDEN  # noqa: F401, the SigLIP folder with a tokenizer
+from test_interop_export import folder  # noqa: F401, the SigLIP folder with a tokenizer
 
 import siglax
-from siglax import cli, tower as tower_lib, use
+from siglax import tower as tower_lib
+from siglax.commands import cli
+from siglax.commands import use
 from siglax.data import images
-from test_interop_export import GOLDEN, folder  # noqa: F401, the SigLIP folder with a tokenizer
 
 LABELS = ["red disc", "blue square", "green ring"]
 TEMPLATES = ("a {}.", "the {}")

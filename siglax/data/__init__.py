@@ -1,6 +1,14 @@
 """Data: sources of examples, their images and captions, and batches of them."""
 
 from siglax.data import embeddings
-from siglax.data.images import decode, resize
-from siglax.data.pipeline import EvalExamples, TrainBatches, num_examples, open_data, same_label, train_batches
-from siglax.data.sources import SOURCES, open_source, validate_spec
+from siglax.data.images import decode
+from siglax.data.images import resize
+from siglax.data.pipeline import EvalExamples
+from siglax.data.pipeline import TrainBatches
+from siglax.data.pipeline import num_examples
+from siglax.data.pipeline import open_data
+from siglax.data.pipeline import same_label
+from siglax.data.pipeline import train_batches
+from siglax.data.sources import SOURCES
+from siglax.data.sources import open_source
+from siglax.data.sources import validate_spec

@@ -2,7 +2,7 @@
 
 A row is {"image_embedding": [d], "captions": [str, …]}, with "label", "weight" and "key" where the dataset has them,
 "text_embeddings": [captions, d] and "image_tokens": [patches, width] where they were asked for. Beside the rows a file
-holds its description, a dict that JSON can hold (siglax/embed.py). Three formats, by the file's ending:
+holds its description, a dict that JSON can hold (siglax/commands/embed.py). Three formats, by the file's ending:
 
 .npz: arrays of all rows; text_embeddings one after the other, in the order of the captions; captions, key and the
     description ("siglax") as JSON in UTF-8. label is −1 and weight 1 where there is none.
@@ -26,8 +26,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.numpy
 
-from siglax import errors
 from siglax.data import files as files_lib
+from siglax.devices import errors
 
 SOURCE = "embeddings"
 DESCRIPTION = "siglax"
@@ -339,7 +339,7 @@ def check(config, sources, embed_dim: int):
 
 
 def check_tower(sources, digest: str):
-  """ValueError when the embeddings were made by another image tower than the one with this digest (siglax/tower.py)."""
+  """ValueError when the embeddings were made by another image tower than the one with this digest (siglax/runs/digest.py)."""
   for i, source in enumerate(sources):
     made = source.description
     if made["digest"] != digest:

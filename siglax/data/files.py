@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from siglax import errors
+from siglax.devices import errors
 
 # Parquet data larger than this is mapped from disk instead of held in memory.
 MEMORY_BYTES = 4 * 2**30

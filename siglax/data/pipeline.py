@@ -11,6 +11,8 @@ batch is the same.)
 from __future__ import annotations
 
 import collections
+from collections.abc import Iterable
+from collections.abc import Iterator
 import concurrent.futures
 import fractions
 import functools
@@ -21,7 +23,6 @@ import os
 import sys
 import threading
 import types
-from collections.abc import Iterable, Iterator
 
 from absl import flags
 import grain

@@ -294,7 +294,9 @@ def make_tokenizer(path, vocab_size: int = 107):
 
   Every word of the grammar is one token; other English falls back to letters.
   """
-  from siglax.data import text  # late: text does not know the datasets, and only this function needs it
+  from siglax.data import (
+    text,  # late: text does not know the datasets, and only this function needs it
+  )
 
   dataset = Shapes("train", size=5000, captions=1, detail=0.7)
   captions = (caption for i in range(len(dataset)) for caption in dataset._captions(i, dataset.scene(i)))

@@ -7,12 +7,12 @@ released SigLIP models are ("sticky": the last position, where SigLIP pools, is 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 import io
 import os
 import pathlib
 import re
 import string
-from collections.abc import Iterable
 
 import numpy as np
 import sentencepiece

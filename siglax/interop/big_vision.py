@@ -13,7 +13,11 @@ from siglax import models
 from siglax.interop import fields
 from siglax.interop import files
 from siglax.interop import layout
-from siglax.interop.layout import LEAD, Row, View, linear, norm
+from siglax.interop.layout import LEAD
+from siglax.interop.layout import Row
+from siglax.interop.layout import View
+from siglax.interop.layout import linear
+from siglax.interop.layout import norm
 from siglax.models import transformer
 
 PREFIX = "params/"

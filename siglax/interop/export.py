@@ -13,7 +13,6 @@ from typing import Callable
 import ml_dtypes
 import numpy as np
 
-from siglax import metrics as metrics_lib
 from siglax import models
 from siglax import tower as tower_lib
 from siglax.interop import big_vision
@@ -24,6 +23,7 @@ from siglax.interop import layout
 from siglax.interop import open_clip
 from siglax.interop import stablehlo
 from siglax.models import transformer
+from siglax.runs import metrics as metrics_lib
 
 logger = logging.getLogger("siglax")
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}

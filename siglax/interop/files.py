@@ -10,8 +10,8 @@ import zlib
 
 import numpy as np
 
-from siglax import errors
 from siglax.data import files as files_lib
+from siglax.devices import errors
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"

@@ -10,11 +10,16 @@ import pathlib
 
 from siglax import config as config_lib
 from siglax import models
-from siglax import recipes
+from siglax.config import recipes
 from siglax.interop import fields
 from siglax.interop import files
 from siglax.interop import layout
-from siglax.interop.layout import CONV, LEAD, Row, TRANSPOSED, linear, norm
+from siglax.interop.layout import CONV
+from siglax.interop.layout import LEAD
+from siglax.interop.layout import TRANSPOSED
+from siglax.interop.layout import Row
+from siglax.interop.layout import linear
+from siglax.interop.layout import norm
 from siglax.models import transformer
 
 ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "quick_gelu": "quick_gelu"}

@@ -13,8 +13,9 @@ import logging
 import jax
 import numpy as np
 
-from siglax import mesh as mesh_lib
 from siglax import models
+from siglax.devices import mesh as mesh_lib
+from siglax.devices import paths
 from siglax.interop import positions
 from siglax.models import transformer
 
@@ -112,7 +113,7 @@ class Layout:
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     both = LOGITS if set(towers) == set(models.TOWERS) else ()
     self.tree = {k: v for k, v in shapes.items() if k in (*towers, *both)}
-    self.leaves = flatten(self.tree)
+    self.leaves = paths.flatten(self.tree)
     self._extra_positions = model.extra_positions
     self._stacked = stacked
     # Of transformers; no format has a ResNet's layers or heads in axes of its arrays.
@@ -164,7 +165,8 @@ class Layout:
     for i in self.layers(row):
       name = self.name(row, i)
       if self._in_one_array(row):
-        whole = source.read(name) if i == 0 else whole
+        if i == 0:
+          whole = source.read(name)
         x = whole[i]
       else:
         x = source.read(name, part)
@@ -186,7 +188,7 @@ def read(source, form: Format, model, mesh, towers: tuple[str, ...], fresh: bool
   rows = _check_names(source, form, layout, towers, fresh)
   for row in rows:
     _check_shapes(source, layout, row, fresh)
-  shardings = flatten(mesh_lib.state_shardings(mesh, layout.tree))
+  shardings = paths.flatten(mesh_lib.state_shardings(mesh, layout.tree))
   leaves = {}
   for row in rows:
     layers = layout.read_layers(source, row)
@@ -200,7 +202,7 @@ def read(source, form: Format, model, mesh, towers: tuple[str, ...], fresh: bool
       for i, x in zip(layout.layers(row), layers):
         path = layout.path(row, i)
         leaves[path] = _place(np.asarray(x, order="C"), shardings[path])
-  return unflatten(leaves)
+  return paths.unflatten(leaves)
 
 
 def arrays(form: Format, model, params: dict, towers: tuple[str, ...]):
@@ -208,7 +210,7 @@ def arrays(form: Format, model, params: dict, towers: tuple[str, ...]):
 
   Raises ValueError when the format has no place for a parameter.
   """
-  layout, leaves = Layout(form, model, towers), flatten(params)
+  layout, leaves = Layout(form, model, towers), paths.flatten(params)
   if layout.unmapped:
     raise ValueError(f"this format has no place for {some(layout.unmapped)}")
   fused = {}
@@ -226,24 +228,6 @@ def arrays(form: Format, model, params: dict, towers: tuple[str, ...]):
 
   for name, parts in fused.items():
     yield name, functools.partial(make, parts)
-
-
-def flatten(tree: dict) -> dict:
-  """{"image/norm/scale": leaf}."""
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def unflatten(leaves: dict) -> dict:
-  """The nested dict of `flatten`."""
-  tree = {}
-  for path, leaf in leaves.items():
-    *groups, name = path.split("/")
-    node = tree
-    for group in groups:
-      node = node.setdefault(group, {})
-    node[name] = leaf
-  return tree
 
 
 def some(names, limit: int = 8) -> str:

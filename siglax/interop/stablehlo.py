@@ -15,8 +15,8 @@ import numpy as np
 
 import siglax
 from siglax import models
+from siglax.devices import paths
 from siglax.interop import fields
-from siglax.interop import layout
 
 FORMAT = "siglax-stablehlo"  # config.json's field "format"
 FUNCTIONS = {"embed_image": "image", "image_tokens": "image", "embed_text": "text"}
@@ -32,7 +32,7 @@ CARRIES = fields.any_value(
 
 def params(tower, name: str, dtype) -> dict[str, np.ndarray]:
   """The parameters of one tower, {"encoder/blocks/norm1/scale": array}."""
-  return {k: np.asarray(jax.device_get(x)).astype(dtype) for k, x in layout.flatten(tower.params[name]).items()}
+  return {k: np.asarray(jax.device_get(x)).astype(dtype) for k, x in paths.flatten(tower.params[name]).items()}
 
 
 @contextlib.contextmanager
@@ -63,14 +63,14 @@ def functions(tower, dtype) -> dict[str, jax_export.Exported]:
   exported = {}
   for name, of in FUNCTIONS.items():
     if of in tower.params:
-      shapes = {k: jax.ShapeDtypeStruct(x.shape, dtype) for k, x in layout.flatten(tower.params[of]).items()}
+      shapes = {k: jax.ShapeDtypeStruct(x.shape, dtype) for k, x in paths.flatten(tower.params[of]).items()}
       exported[name] = jax_export.export(jax.jit(_function(tower.model, name)), platforms=PLATFORMS)(shapes, inputs[of])
   return exported
 
 
 def _function(model, name):
   def call(params, x):
-    return getattr(model, name)({FUNCTIONS[name]: layout.unflatten(params)}, x)
+    return getattr(model, name)({FUNCTIONS[name]: paths.unflatten(params)}, x)
 
   call.__name__ = name  # what profiles call it
   return call

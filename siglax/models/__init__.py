@@ -1,6 +1,11 @@
 """The towers: pure functions over a dict of parameters."""
 
-from siglax.models.two_towers import TOWERS, TwoTowers, merge_lora, scale_and_bias, stack_blocks, without_lora
+from siglax.models.two_towers import TOWERS
+from siglax.models.two_towers import TwoTowers
+from siglax.models.two_towers import merge_lora
+from siglax.models.two_towers import scale_and_bias
+from siglax.models.two_towers import stack_blocks
+from siglax.models.two_towers import without_lora
 
 
 def build(config, towers: tuple[str, ...] = TOWERS) -> TwoTowers:

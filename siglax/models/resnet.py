@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from siglax import mesh as mesh_lib
+from siglax.devices import mesh as mesh_lib
 from siglax.models import transformer
 
 # Width of the stem, bottlenecks of each stage, width of the shared space.

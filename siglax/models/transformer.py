@@ -13,7 +13,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from siglax import mesh as mesh_lib
+from siglax.devices import mesh as mesh_lib
 
 # width, depth, heads, mlp_dim. So400m is shape-optimised (arXiv 2305.13035); g-opt is SigLIP 2's (arXiv 2502.14786).
 SIZES = {

@@ -12,13 +12,13 @@ import math
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import ConfigDict
+from ml_collections import FrozenConfigDict
 
 from siglax.models import resnet
 from siglax.models import text as text_lib
 from siglax.models import transformer
 from siglax.models import vit
-
 
 TOWERS = ("image", "text")
 

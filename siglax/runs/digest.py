@@ -1,10 +1,17 @@
-"""Digests of a state, which tell whether a checkpoint holds what was saved, and whether a state is finite."""
+"""Digests: of a state, which tell whether a checkpoint holds what was saved and is finite, and of an image tower."""
 
 from __future__ import annotations
+
+import hashlib
+import json
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from siglax.devices import mesh as mesh_lib
+from siglax.devices import paths
 
 
 def digest(state) -> dict[str, int]:
@@ -19,7 +26,7 @@ def inspect(state) -> tuple[dict[str, int], str | None]:
   """(`digest` of a state, path of its first leaf with an element that is not finite or None), in one pass on the devices."""
   leaves = jax.tree_util.tree_leaves_with_path(state)
   sums, finite = jax.device_get(_inspect([leaf for _, leaf in leaves]))
-  names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+  names = [paths.name(path) for path, _ in leaves]
   return dict(zip(names, sums.tolist())), next((name for name, good in zip(names, finite) if not good), None)
 
 
@@ -39,3 +46,22 @@ def leaf_digest(x: jax.Array) -> jax.Array:
     index += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * np.uint32(stride % 2**32)
     stride *= x.shape[axis]
   return jnp.sum(bits.astype(jnp.uint32) * (2 * index + 1), dtype=jnp.uint32)
+
+
+def image_tower(model, params, mesh) -> str:
+  """Names an image tower: its parameters, to the bit, and what it makes of them; preprocessing is no part of it.
+
+  Global view: all processes call together. The same whether layers are stacked (config.model.image.scan) or not.
+  """
+  leaves = paths.flatten(params["image"])
+  stacked = {name for name in leaves if re.search(r"(^|/)blocks/(?!\d+/)", name)}
+  of_layers = jax.vmap(leaf_digest)
+  digests = lambda leaves: {k: of_layers(x) if k in stacked else leaf_digest(x) for k, x in leaves.items()}
+  sums = {}
+  for name, value in jax.device_get(jax.jit(digests, out_shardings=mesh_lib.replicated(mesh))(leaves)).items():
+    if name in stacked:
+      sums |= {name.replace("blocks/", f"blocks/{i}/"): int(x) for i, x in enumerate(value)}
+    else:
+      sums[name] = int(value)
+  options = {name: model.config.image[name] for name in ("activation", "norm_eps", "pool", "position")}
+  return hashlib.sha256(json.dumps([options, sums], sort_keys=True).encode()).hexdigest()[:16]

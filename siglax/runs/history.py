@@ -19,8 +19,8 @@ import socket
 
 import jax
 
-from siglax import goodput as goodput_lib
 from siglax.runs import files
+from siglax.runs import goodput as goodput_lib
 from siglax.runs import lock
 
 logger = logging.getLogger("siglax")

@@ -10,8 +10,9 @@ sys.path[:0] = [str(ROOT), str(pathlib.Path(__file__).parent)]
 
 
 def main() -> int:
+  from siglax.commands import cli
+
   import inject
-  from siglax import cli
 
   faults = json.loads(sys.argv.pop(1))
   with contextlib.ExitStack() as stack:

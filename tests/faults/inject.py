@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from siglax import evaluate
-from siglax import program
-from siglax import step as step_lib
+from siglax.commands import evaluate
+from siglax.training import program
+from siglax.training import step as step_lib
 
 VALUES = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
 PLACES = ("gradient", "moment", "parameter")

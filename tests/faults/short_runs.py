@@ -9,8 +9,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from siglax import config as config_lib
-from siglax import program
-from siglax import train
+from siglax.training import loop
+from siglax.training import program
 
 import inject
 
@@ -33,7 +33,7 @@ def share_programs(setattr):
   """Runs of equal configs, but for what is kept of their checkpoints, share their program and their first state. They use
   one device, whose programs compile faster than those of eight."""
   programs, states = {}, {}
-  init, initial_state = program.Program.__init__, train.Run.initial_state
+  init, initial_state = program.Program.__init__, loop.Run.initial_state
   free = ("keep_latest", "keep_every_steps", "keep_one_in", "keep_best", "verify", "max_failed_saves")
 
   def __init__(self, config, *args, **kwargs):
@@ -53,7 +53,7 @@ def share_programs(setattr):
 
   setattr(jax, "device_count", lambda: 1)
   setattr(program.Program, "__init__", __init__)
-  setattr(train.Run, "initial_state", initial)
+  setattr(loop.Run, "initial_state", initial)
 
 
 def make_config(**fields):
@@ -63,7 +63,7 @@ def make_config(**fields):
 
 
 def run(workdir, **fields):
-  return train.train(make_config(**fields), workdir)
+  return loop.train(make_config(**fields), workdir)
 
 
 def state(workdir, step: int = STEPS) -> dict[str, np.ndarray]:

@@ -10,16 +10,23 @@ import sys
 
 import pytest
 
-from siglax import checkpoint
 from siglax import data
-from siglax import errors
-from siglax import evaluate
-from siglax import program
-from siglax import train
+from siglax.commands import evaluate
+from siglax.devices import errors
+from siglax.runs import checkpoint
 from siglax.runs import lock
+from siglax.training import loop
+from siglax.training import program
 
 import inject
-from short_runs import assert_equal, make_config, records, run, shared_programs, state, steps, whole  # two are fixtures
+from short_runs import assert_equal  # two are fixtures
+from short_runs import make_config  # two are fixtures
+from short_runs import records  # two are fixtures
+from short_runs import run  # two are fixtures
+from short_runs import shared_programs  # two are fixtures
+from short_runs import state  # two are fixtures
+from short_runs import steps  # two are fixtures
+from short_runs import whole  # two are fixtures
 
 TASK = "({'kind':'loss','name':'test','data':{'source':'shapes','split':'test','image_size':16},'size':16},)"
 
@@ -62,7 +69,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
 def test_a_full_disk_at_the_start_leaves_the_files_of_the_run(tmp_path):
   folder_of(tmp_path / "run", 4)
   before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()}
-  made, limits = train.Run(make_config(), tmp_path / "run"), resource.getrlimit(resource.RLIMIT_FSIZE)
+  made, limits = loop.Run(make_config(), tmp_path / "run"), resource.getrlimit(resource.RLIMIT_FSIZE)
   size = len(before["config.json"])
   assert size < len(before["tokenizer.model"])  # so config.json fits, and the tokenizer does not
   try:
@@ -77,9 +84,9 @@ def test_a_full_disk_at_the_start_leaves_the_files_of_the_run(tmp_path):
 def test_a_run_that_broken_examples_stopped_goes_on_with_a_higher_limit(tmp_path):
   spec = "({'source':'shapes','size':64,'image_size':16,'max_bad_fraction':%s},)"
   folder_of(tmp_path / "run", 4, data=spec % 0.01)
-  train.Run(make_config(data=spec % 0.1), tmp_path / "run").check_folder()
+  loop.Run(make_config(data=spec % 0.1), tmp_path / "run").check_folder()
   with pytest.raises(ValueError, match="data.0.size is 64 there and 63 here; use another --workdir"):
-    train.Run(make_config(data=(spec % 0.1).replace("64", "63")), tmp_path / "run").check_folder()
+    loop.Run(make_config(data=(spec % 0.1).replace("64", "63")), tmp_path / "run").check_folder()
 
 
 def test_a_read_that_fails_for_ever_changes_nothing(whole, tmp_path):
@@ -169,7 +176,7 @@ def test_a_folder_in_use_or_taken_over(whole, tmp_path):
 
 def folder_of(workdir, step, **fields):
   """A run folder whose newest checkpoint is of a step, without training."""
-  made = train.Run(make_config(**fields), workdir)
+  made = loop.Run(make_config(**fields), workdir)
   workdir.mkdir()
   made.write_files()
   (workdir / "checkpoints" / str(step)).mkdir(parents=True)
@@ -186,7 +193,7 @@ def folder_of(workdir, step, **fields):
 def test_a_run_is_made_longer_where_its_schedule_allows_it(fields, step, longer, tmp_path):
   workdir = tmp_path / "run"
   folder_of(workdir, step, **fields)
-  made = train.Run(make_config(**fields, total_steps=24), workdir)
+  made = loop.Run(make_config(**fields, total_steps=24), workdir)
   if longer == "at once":
     made.check_folder()
   else:
@@ -196,7 +203,7 @@ def test_a_run_is_made_longer_where_its_schedule_allows_it(fields, step, longer,
   made.check_folder(extend=True)
   for extend in (False, True):
     with pytest.raises(ValueError, match="is of 12 steps, this one of 8; a run can only be made longer"):
-      train.Run(make_config(**fields, total_steps=8), workdir).check_folder(extend)
+      loop.Run(make_config(**fields, total_steps=8), workdir).check_folder(extend)
 
 
 @pytest.mark.slow
@@ -212,7 +219,7 @@ def test_a_longer_run_ends_as_if_it_had_been_so_long(tmp_path):
 
 def test_a_program_that_fails_ends_although_a_thread_hangs():
   code = (
-      "import sys, threading; from siglax import cli; cli.END_SECONDS = 0.5; cli.main = lambda: 1;"
+      "import sys, threading; from siglax.commands import cli; cli.END_SECONDS = 0.5; cli.main = lambda: 1;"
       "threading.Thread(target=threading.Event().wait).start(); sys.exit(cli.entry())"
   )
   root = pathlib.Path(__file__).parents[2]

@@ -15,7 +15,12 @@ from siglax.data.shapes import Shapes
 from siglax.runs import history
 
 import inject
-from short_runs import STEPS, assert_equal, run, shared_programs, state, steps  # pylint: disable=unused-import
+from short_runs import STEPS  # pylint: disable=unused-import
+from short_runs import assert_equal  # pylint: disable=unused-import
+from short_runs import run  # pylint: disable=unused-import
+from short_runs import shared_programs  # pylint: disable=unused-import
+from short_runs import state  # pylint: disable=unused-import
+from short_runs import steps  # pylint: disable=unused-import
 
 
 @pytest.fixture(scope="module")

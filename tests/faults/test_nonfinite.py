@@ -8,7 +8,14 @@ import pytest
 from siglax.runs import digest
 
 import inject
-from short_runs import assert_equal, nonfinite_leaves, records, run, shared_programs, state, steps, whole  # two are fixtures
+from short_runs import assert_equal  # two are fixtures
+from short_runs import nonfinite_leaves  # two are fixtures
+from short_runs import records  # two are fixtures
+from short_runs import run  # two are fixtures
+from short_runs import shared_programs  # two are fixtures
+from short_runs import state  # two are fixtures
+from short_runs import steps  # two are fixtures
+from short_runs import whole  # two are fixtures
 
 
 @pytest.mark.parametrize("place, step, value, last", [

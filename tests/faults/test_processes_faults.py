@@ -8,13 +8,16 @@ import subprocess
 import sys
 import time
 
+from conftest import free_port
 import numpy as np
 import pytest
 
 from siglax.runs import lock
 
-from conftest import free_port
-from short_runs import TINY, assert_equal, state, steps
+from short_runs import TINY
+from short_runs import assert_equal
+from short_runs import state
+from short_runs import steps
 
 CHILD = str(pathlib.Path(__file__).parent / "child.py")
 FIELDS = ("--config.eval.tasks=()", "--config.log.tensorboard=False", "--config.checkpoint.keep_latest=3")

@@ -13,7 +13,7 @@ dir=$(mktemp -d /tmp/siglax-slurm.XXXXXX)
 chmod 755 "$dir"
 host=$(hostname -s)
 workdir=$dir/run
-export SLURM_CONF=$dir/slurm.conf SIGLAX="$python -m siglax.cli" SIGLAX_PLATFORM=cpu JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=1
+export SLURM_CONF=$dir/slurm.conf SIGLAX="$python -m siglax.commands.cli" SIGLAX_PLATFORM=cpu JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=1
 
 failed() {
   echo "failed: $*" >&2

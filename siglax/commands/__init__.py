@@ -1,0 +1,23 @@
+"""The commands, in the order of `siglax --help`. A new one is a file with a COMMAND, and its line here."""
+
+from siglax.commands import classify
+from siglax.commands import embed
+from siglax.commands import evaluate
+from siglax.commands import export
+from siglax.commands import plan
+from siglax.commands import replay
+from siglax.commands import search
+from siglax.commands import tokenizer
+from siglax.commands import train
+
+COMMANDS = (
+    train.COMMAND,
+    evaluate.COMMAND,
+    replay.COMMAND,
+    embed.COMMAND,
+    classify.COMMAND,
+    search.COMMAND,
+    export.COMMAND,
+    tokenizer.COMMAND,
+    plan.COMMAND,
+)

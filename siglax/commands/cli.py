@@ -1,0 +1,110 @@
+"""The command line: `siglax COMMAND`. siglax/commands/__init__.py lists the commands; each has --help."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+
+from siglax.commands import COMMANDS
+from siglax.devices import streams
+
+END_SECONDS = 20  # of a command that failed
+INTERRUPTED = 130  # exit code
+
+
+def main(arguments: list[str] | None = None) -> int:
+  """Runs one command; a wrong input, and a file or pipe that fails, prints one line and returns 1."""
+  if sys.stdout is None:  # closed by whoever started this: the next file to be opened would take its place
+    sys.stdout = open(os.devnull, "w")
+  with contextlib.redirect_stdout(streams.Stdout(sys.stdout)) as stdout:
+    try:
+      try:
+        return _main(arguments)
+      finally:
+        stdout.flush()
+    except OSError as e:
+      return _failed("siglax", e)
+
+
+def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+  """The `command`, what is given of its own flags, and the other words."""
+  parser = argparse.ArgumentParser(
+      prog="siglax", description="Contrastive image-text training (SigLIP, CLIP) in JAX."
+  )
+  commands = parser.add_subparsers(required=True, metavar="command")
+  for command in COMMANDS:
+    of_command = commands.add_parser(
+        command.name, help=command.help, description=command.description, epilog=command.epilog
+    )
+    command.add_arguments(of_command)
+    of_command.set_defaults(command=command)
+  return parser.parse_known_args(arguments)
+
+
+def _main(arguments):
+  known, rest = parse(arguments)
+  try:
+    known.overrides = overrides(rest)
+    _check_paths(known)
+    known.command.run(known)
+  except KeyboardInterrupt:
+    print(f"siglax {known.command.name}: interrupted", file=sys.stderr)
+    return INTERRUPTED
+  except (ValueError, FloatingPointError) as e:
+    print(f"siglax {known.command.name}: {' '.join(str(e).splitlines())}", file=sys.stderr)
+    return 1
+  except OSError as e:
+    return _failed(f"siglax {known.command.name}", e)
+  return 0
+
+
+def _failed(name: str, error: OSError) -> int:
+  """Prints one line, but where the reader of what is printed has left, as `| head` does."""
+  if not (isinstance(error, BrokenPipeError) and error.filename == "stdout"):
+    where = "" if error.filename is None else f"{error.filename}: "
+    print(f"{name}: {where}{error.strerror or error}", file=sys.stderr)
+  return 1
+
+
+def _check_paths(arguments):
+  """ValueError for a path that is empty or a URL."""
+  from siglax import config
+
+  for flag, name in (("--workdir", "workdir"), ("--from", "source"), ("--out", "out")):
+    if (path := getattr(arguments, name, None)) is not None:
+      config.check_local(flag, path)
+
+
+def entry() -> int:
+  """`main` as a program: one that fails ends within END_SECONDS, whatever its threads still wait for."""
+  code = 1  # of an error that nobody foresaw, whose traceback Python prints
+  try:
+    code = main()
+  finally:
+    if code == INTERRUPTED:
+      sys.stderr.flush()
+      os._exit(code)  # a program that XLA compiles in a thread would crash with the interpreter
+    if code:
+      from siglax.devices import distributed
+
+      distributed.end_within(END_SECONDS, code)
+  return code
+
+
+def overrides(rest: list[str]) -> dict[str, str]:
+  """{"optim.lr": "3e-4"} of ["--config.optim.lr=3e-4"] or of its two halves as two words."""
+  given, words = {}, iter(rest)
+  for word in words:
+    name, equals, value = word.partition("=")
+    if not name.startswith("--config."):
+      raise ValueError(f"{word} is unknown; fields are set as --config.optim.lr=3e-4")
+    if not equals and (value := next(words, None)) is None:
+      raise ValueError(f"{word} has no value; write {word}=value")
+    given[name.removeprefix("--config.")] = value
+  return given
+
+
+if __name__ == "__main__":
+  sys.exit(entry())

@@ -1,0 +1,76 @@
+"""Flags that commands share, and how they set the process up."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+
+DATA_HELP = "file.parquet or shapes, and fields of the spec: file.parquet:caption=text"
+
+
+def add_from_flag(parser):
+  parser.add_argument("--from", dest="source", required=True, metavar="DIR", help="run folder, or what siglax.load takes")
+
+
+def add_config_flag(parser):
+  parser.add_argument("--config", required=True, help="config file, with arguments after a colon: configs/x.py:name=value")
+
+
+def add_process_flags(parser):
+  group = parser.add_argument_group("several processes", "each with its own devices; found by itself under srun and on TPU")
+  group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens, the same for all")
+  group.add_argument("--processes", type=int, metavar="N", help="number of processes")
+  group.add_argument("--process-id", type=int, metavar="I", help="of this one, from 0")
+  group.add_argument("--wait", type=int, default=300, metavar="SECONDS", help="for the others at the start (default: 300)")
+
+
+def no_overrides(arguments):
+  if arguments.overrides:
+    raise ValueError(f"--config.{next(iter(arguments.overrides))} has no use here")
+
+
+@contextlib.contextmanager
+def uninterrupted():
+  """Holds a SIGINT back while C++ libraries are imported: in the middle of that it crashes them, or is lost."""
+  old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, old)
+
+
+def setup():
+  """Logging to stderr, memory kept between steps, compiled programs kept between runs."""
+  with uninterrupted():
+    from siglax.devices import host
+    from siglax.runs import quiet
+    from siglax.training import loop  # all that the commands import
+
+    del loop
+
+  for number in (1, 2):
+    try:
+      os.fstat(number)
+    except OSError:
+      os.open(os.devnull, os.O_WRONLY)  # takes the number of the closed stream, which a file of the run would get
+  logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
+  logging.getLogger("siglax").setLevel(logging.INFO)
+  # Orbax logs what it raises too, and siglax says that in one line.
+  logging.getLogger("absl").setLevel(logging.CRITICAL)
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of writes of one save that fail together, the first is told
+  quiet.quiet_orbax()
+  host.keep_freed_memory()
+  host.keep_compiled_programs()
+
+
+def join(arguments):
+  """As one of several processes, of which the first alone reports; after `setup`."""
+  from siglax.devices import distributed
+
+  distributed.start(arguments.coordinator, arguments.processes, arguments.process_id, arguments.wait)
+  import jax
+
+  if jax.process_index() > 0:
+    logging.getLogger("siglax").setLevel(logging.WARNING)

@@ -1,0 +1,188 @@
+"""Making, changing and comparing configs: config files, fields on a command line, config.json."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib.util
+import inspect
+import json
+import pathlib
+import traceback
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from siglax.config import types
+from siglax.config.durations import DURATIONS
+from siglax.config.durations import UNITS
+from siglax.config.fields import FOLLOWS
+from siglax.config.fields import FREE_IN_SPECS
+from siglax.config.fields import FREE_ON_RESUME
+from siglax.config.fields import default
+from siglax.config.values import flatten
+from siglax.config.values import get
+from siglax.config.values import index
+from siglax.config.values import shown
+from siglax.config.values import unknown
+
+
+def set_duration(config: ConfigDict, name: str, **unit):
+  """Sets one unit of a duration and clears the others: `set_duration(c, "optim.warmup", epochs=1)`."""
+  (chosen, value), = unit.items()
+  for k in UNITS:
+    _set(config, f"{name}_{k}", value if k == chosen else None)
+
+
+def load(path: str, overrides: dict[str, str] | None = None) -> ConfigDict:
+  """The config of `get_config(**arguments)` in a Python file, with overrides.
+
+  path: `configs/x.py` or `configs/x.py:name=value,name=value`, the arguments of get_config.
+  overrides: field → text as given on a command line, e.g. {"optim.lr": "3e-4", "data.0.path": "a.parquet"}.
+  Raises ValueError in one line for a missing file, an unknown argument or field, or a value of the wrong type.
+  """
+  filename, _, arguments = path.partition(":")
+  file = pathlib.Path(filename)
+  if not file.is_file():
+    known = sorted(str(p) for p in pathlib.Path("configs").glob("*.py"))
+    raise ValueError(f"--config {filename}: no such file" + (f"; here are {', '.join(known)}" if known else ""))
+  if file.suffix != ".py":
+    raise ValueError(f"--config {filename}: not a Python file")
+  spec = importlib.util.spec_from_file_location(f"siglax_config_{file.stem}", file)
+  module = importlib.util.module_from_spec(spec)
+  with _naming(filename):
+    spec.loader.exec_module(module)
+  if not callable(getattr(module, "get_config", None)):
+    raise ValueError(f"--config {filename}: the file defines no get_config()")
+  arguments = _arguments(arguments, module.get_config, filename)
+  with _naming(filename):
+    config = module.get_config(**arguments)
+  if not isinstance(config, ConfigDict):
+    raise ValueError(f"--config {filename}: get_config() returns {shown(config)}; it must return the config")
+  for field, text in (overrides or {}).items():
+    override(config, field, text)
+  return config
+
+
+def override(config: ConfigDict, field: str, text: str):
+  """Sets one field from its text on the command line; of a duration, the other units are cleared."""
+  for name in DURATIONS:
+    if field in [f"{name}_{k}" for k in UNITS]:
+      set_duration(config, name, **{field.rpartition("_")[2]: _parse(text)})
+      return
+  old, (head, _, key) = get(config, field, default=None), field.rpartition(".")
+  parent = get(config, head, default=None) if head else config
+  kind = parent.get_type(key) if isinstance(parent, ConfigDict) and key in parent else type(old)
+  _set(config, field, text if kind is str and text.lower() != "none" else _parse(text))
+
+
+def to_json(config: ConfigDict) -> str:
+  """The resolved config as JSON; `from_json` reads it back."""
+  return json.dumps(config.copy_and_resolve_references().to_dict(), indent=1)
+
+
+def from_json(text: str) -> ConfigDict:
+  """The config that `to_json` wrote. ValueError in one line for what is no such JSON, or has fields that are not known."""
+  try:
+    groups = json.loads(text)
+  except (ValueError, RecursionError) as e:
+    raise ValueError(f"no JSON, or cut short: {_one_line(e)}") from e
+  if not isinstance(groups, dict):
+    raise ValueError(f"holds {shown(groups)}; it must be a JSON object")
+  if "batch_size" not in groups and {"model_type", "architectures"} & groups.keys():
+    raise ValueError("it describes a model of Hugging Face; give a run folder of siglax train")
+  config = default()
+  for group, value in groups.items():
+    _update(config, group, value)
+  return config
+
+
+def read(file) -> ConfigDict:
+  """The config of a run folder's config.json; ValueError that names the file for one that is damaged, or of a newer siglax."""
+  try:
+    return from_json(pathlib.Path(file).read_text())
+  except (OSError, ValueError) as e:
+    raise ValueError(f"{file} is no config of this siglax: {e.strerror if isinstance(e, OSError) else e}") from e
+
+
+def differences(first: ConfigDict, second: ConfigDict, where="there", and_where="here") -> list[str]:
+  """Fields that keep two configs from being the same run, each as "field is A there and B here"."""
+  a, b = (flatten(c.copy_and_resolve_references()) for c in (first, second))
+  return [
+      f"{k} is {a.get(k)!r} {where} and {b.get(k)!r} {and_where}"
+      for k in sorted(a.keys() | b.keys())
+      if a.get(k) != b.get(k) and not k.startswith(FREE_ON_RESUME) and not k.endswith(FREE_IN_SPECS) and k not in FOLLOWS
+  ]
+
+
+def _arguments(text: str, function, filename: str) -> dict[str, Any]:
+  """{"smoke": True} of "smoke=True"; unknown names are errors."""
+  known = list(inspect.signature(function).parameters)
+  arguments = {}
+  for part in filter(None, text.split(",")):
+    name, equals, value = part.partition("=")
+    if name not in known or not equals:
+      raise ValueError(f"--config {filename}:{part}: arguments are {', '.join(f'{k}=…' for k in known) or 'none'}")
+    arguments[name] = _parse(value)
+  return arguments
+
+
+def _parse(text: str) -> Any:
+  lowered = {"true": True, "false": False, "none": None}
+  if text.lower() in lowered:
+    return lowered[text.lower()]
+  try:
+    return _tuples(ast.literal_eval(text))
+  except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # also what is too deeply nested for Python
+    return text
+
+
+def _set(config: ConfigDict, field: str, value: Any):
+  """Sets a dotted path; tuples of specs are rebuilt around the changed entry."""
+  head, _, key = field.rpartition(".")
+  parent = get(config, head) if head else config
+  if isinstance(parent, ConfigDict):
+    if key not in parent:
+      raise ValueError(unknown(config, field))
+    types.check_value(field, value)
+    parent[key] = value
+  elif isinstance(parent, dict):
+    _set(config, head, {**parent, key: value})
+  elif isinstance(parent, tuple):
+    get(config, field)
+    _set(config, head, tuple(value if i == index(key) else x for i, x in enumerate(parent)))
+  else:
+    raise ValueError(unknown(config, field))
+
+
+def _update(config: ConfigDict, field: str, value: Any):
+  if isinstance(value, dict) and isinstance(get(config, field), ConfigDict):
+    for k, v in value.items():
+      _update(config, f"{field}.{k}", v)
+  else:
+    _set(config, field, _tuples(value))
+
+
+def _tuples(value):
+  if isinstance(value, dict):
+    return {k: _tuples(v) for k, v in value.items()}
+  return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+@contextlib.contextmanager
+def _naming(filename: str):
+  """Turns any error of a config file into one line with the file and the line in it."""
+  try:
+    yield
+  except (Exception, SystemExit) as error:
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(filename)]
+    if isinstance(error, SyntaxError) and (error.filename or "").endswith(filename):
+      lines = [error.lineno]
+    line = f", line {lines[-1]}" if lines else ""
+    name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    raise ValueError(f"--config {filename}{line}: {name}{_one_line(error)}") from error
+
+
+def _one_line(error: BaseException) -> str:
+  text = str(error).replace("\\n", " ").replace("\n", " ")
+  return text if len(text) < 300 else f"{text[:120]} … {text[-150:]}"

@@ -1,0 +1,66 @@
+"""What is read of a run folder: its config, its tokenizer, its parameters."""
+
+from __future__ import annotations
+
+import pathlib
+
+import jax
+
+from siglax import config as config_lib
+from siglax import models
+from siglax.data import text as text_lib
+from siglax.devices import mesh as mesh_lib
+from siglax.runs import checkpoint
+from siglax.training import optim
+from siglax.training import state as state_lib
+
+TOKENIZER = "tokenizer.model"
+CONFIG = "config.json"
+
+
+def read_config(folder):
+  """The resolved config of a run folder. ValueError when there is none."""
+  file = pathlib.Path(folder) / CONFIG
+  if not file.is_file():
+    raise ValueError(f"{folder} is no run folder: it has no {CONFIG}; give the --workdir of siglax train")
+  return config_lib.read(file)
+
+
+def text_processor(config, folder=None) -> text_lib.TextProcessor:
+  """The run's text preprocessing; a run folder carries a copy of its tokenizer."""
+  copy = pathlib.Path(folder or ".") / TOKENIZER
+  tokenizer = copy if folder is not None and copy.is_file() else config.text.tokenizer
+  return text_lib.TextProcessor(
+      tokenizer,
+      length=config.text.length,
+      lowercase=config.text.lowercase,
+      strip_punctuation=config.text.strip_punctuation,
+      pad=config.text.pad,
+  )
+
+
+def read_params(folder, model, mesh, towers: tuple[str, ...] = models.TOWERS) -> dict:
+  """Parameters of the newest good checkpoint of a run folder, sharded over the mesh: their average, if the run kept one.
+
+  ValueError when there is no good checkpoint. towers: one tower alone comes without scale and bias.
+  """
+  missing = f"{folder} has no checkpoint; let siglax train save one"
+  if not (pathlib.Path(folder) / checkpoint.FOLDER).is_dir():
+    raise ValueError(missing)
+  config, shapes = read_config(folder), jax.eval_shape(model.init, jax.random.key(0))
+  wanted = {"params": shapes}
+  if config.train.ema is not None:  # of the frozen parameters there is none; the patterns are those of both towers
+    frozen = optim.frozen_mask(config, jax.eval_shape(models.build(config.model).init, jax.random.key(0)))
+    wanted["ema"], wanted["params"] = state_lib.split(shapes, {name: frozen[name] for name in shapes})
+  if towers != models.TOWERS:
+    wanted = {field: {name: tree[name] for name in towers} for field, tree in wanted.items()}
+  abstract = mesh_lib.abstract(mesh, wanted)
+  checkpoints = checkpoint.Checkpoints(folder)
+  try:
+    restored = checkpoints.restore(abstract)
+  finally:
+    checkpoints.close()
+  if restored is None:
+    raise ValueError(missing)
+  read = restored[0]
+  return state_lib.merge(read["ema"], read["params"]) if "ema" in read else read["params"]

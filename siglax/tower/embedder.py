@@ -1,0 +1,53 @@
+"""Both towers over all devices: pictures and texts to embeddings, many at a time."""
+
+from __future__ import annotations
+
+import concurrent.futures
+from typing import Callable
+
+import jax
+import numpy as np
+
+from siglax import models
+from siglax.devices import mesh as mesh_lib
+
+
+class Embedder:
+  """Both towers over all devices, a fixed number of examples at a time, so that each compiles once.
+
+  Global view: all processes call together; each reads its rows of a batch, and all get every embedding.
+  params may be replaced between calls, by those of the next evaluation.
+  """
+
+  def __init__(self, model, params, text, mesh, *, batch_size: int, threads: int = 2):
+    self.params, self._text, self._mesh = params, text, mesh
+    self._batch_size, self._threads, self._width = batch_size, threads, model.embed_dim
+    out = mesh_lib.replicated(mesh)
+    self._embed_image = jax.jit(model.embed_image, out_shardings=out)
+    self._embed_text = jax.jit(model.embed_text, out_shardings=out)
+
+  @property
+  def scale(self) -> float:
+    return float(jax.device_get(models.scale_and_bias(self.params)[0]))
+
+  @property
+  def bias(self) -> float:
+    return float(jax.device_get(models.scale_and_bias(self.params)[1]))
+
+  def images(self, get: Callable[[int], np.ndarray], count: int) -> np.ndarray:
+    """Unit rows float32 [count, d] of the images get(0) … get(count − 1), each uint8 [S, S, 3]."""
+    with concurrent.futures.ThreadPoolExecutor(self._threads) as pool:
+      return self._run(self._embed_image, lambda rows: np.stack(list(pool.map(get, rows))), count)
+
+  def texts(self, texts: list[str]) -> np.ndarray:
+    """Unit rows float32 [len(texts), d]."""
+    return self._run(self._embed_text, lambda rows: self._text([texts[i] for i in rows]), len(texts))
+
+  def _run(self, embed, read, count):
+    done, mine = [], mesh_lib.process_indices(self._mesh, self._batch_size)
+    for start in range(0, count, self._batch_size):
+      # The last batch repeats its last example up to the full size; those rows are cut off again.
+      rows = read(np.minimum(start + mine, count - 1).tolist())
+      with jax.set_mesh(self._mesh):
+        done.append(mesh_lib.to_host(embed(self.params, mesh_lib.to_global(self._mesh, rows))))
+    return np.concatenate(done)[:count] if done else np.zeros((0, self._width), np.float32)

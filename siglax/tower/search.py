@@ -1,0 +1,169 @@
+"""`siglax search`: pictures of a folder found by what is on them."""
+
+from __future__ import annotations
+
+import base64
+from concurrent import futures
+import html
+import io
+import logging
+import os
+import pathlib
+import sys
+
+import numpy as np
+
+from siglax import tower as tower_lib
+from siglax.data import images as images_lib
+from siglax.devices.streams import shown
+
+logger = logging.getLogger("siglax")
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+BATCH = 256  # pictures decoded and embedded at a time
+THUMBNAIL = 320  # pixels of its longer side
+
+
+def search(source, folder, queries: list[str], top: int = 20, out=None) -> list[list[tuple[float, pathlib.Path]]]:
+  """(cosine, path) of the `top` pictures in a folder nearest to each query; prints them, and writes them as a page to `out`.
+
+  Of all pictures only embeddings and paths are kept. Broken ones are named in the log, counted and left out.
+  Raises ValueError in one line for a folder without pictures, an `out` that exists, or a tower without texts.
+  """
+  if top < 1:
+    raise ValueError(f"--top {top} must be at least 1")
+  if out is not None and os.path.lexists(out):
+    raise ValueError(f"--out {out} exists; give a path that does not")
+  if out is not None and not pathlib.Path(out).parent.is_dir():
+    raise ValueError(f"--out {out}: there is no folder {pathlib.Path(out).parent}")
+  paths = find(folder)
+  tower = tower_lib.load(source)
+  ztxt = tower.embed_texts(queries)
+  zimg, readable = embed(tower, paths)
+  if not readable:
+    raise ValueError(f"--images {folder}: none of its {len(paths)} pictures can be read")
+  cosines = zimg @ ztxt.T
+  found = [[(float(row[i]), readable[i]) for i in np.argsort(-row, kind="stable")[:top]] for row in cosines.T]
+  for query, matches in zip(queries, found):
+    print(shown(query))
+    for cosine, path in matches:
+      print(f"  {cosine:6.3f}  {shown(path)}")
+  if out is not None:
+    _write(pathlib.Path(out), page(pathlib.Path(folder), len(readable), queries, found))
+    print(f"wrote {shown(out)}")
+  return found
+
+
+def find(folder) -> list[pathlib.Path]:
+  """Every picture in a folder and its subfolders, by name, in order. ValueError when there is none."""
+  if not os.path.isdir(folder):
+    raise ValueError(f"--images {folder} is no folder")
+  paths = sorted(
+      pathlib.Path(parent, name) for parent, _, names in os.walk(folder) for name in names
+      if name.lower().endswith(SUFFIXES)
+  )
+  if not paths:
+    raise ValueError(f"--images {folder} has no pictures in it ({', '.join(s[1:] for s in SUFFIXES)})")
+  return paths
+
+
+def embed(tower, paths: list[pathlib.Path]) -> tuple[np.ndarray, list[pathlib.Path]]:
+  """(unit rows float32 [N, d], their N paths) of those pictures that can be read; the others are named in the log."""
+  from rich import console
+  from rich import progress
+
+  def read(path):
+    try:
+      return tower.pixels(path)
+    except ValueError as e:
+      return e
+
+  zimg, readable = [], []
+  starts = progress.track(
+      range(0, len(paths), BATCH), "embedding", console=console.Console(stderr=True), transient=True,
+      disable=not sys.stderr.isatty(),
+  )
+  with futures.ThreadPoolExecutor() as pool:
+    for start in starts:
+      batch = paths[start : start + BATCH]
+      there = []
+      for path, pixels in zip(batch, pool.map(read, batch)):
+        if isinstance(pixels, ValueError):
+          logger.warning("left out %s", shown(pixels))
+        else:
+          there.append(pixels)
+          readable.append(path)
+      if there:
+        zimg.append(tower.embed_images(there, BATCH))
+  if len(readable) < len(paths):
+    logger.warning("%d of %d pictures were left out", len(paths) - len(readable), len(paths))
+  return np.concatenate(zimg) if zimg else np.zeros((0, 0), np.float32), readable
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; --line: #8883; --quiet: #767676; }}
+@media (prefers-color-scheme: dark) {{ :root {{ --quiet: #a0a0a0; }} }}
+body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2rem auto; padding: 0 1rem; max-width: 80rem; }}
+h1 {{ font-size: 1.1rem; font-weight: 400; color: var(--quiet); }}
+h2 {{ font-size: 1.4rem; margin: 2rem 0 .8rem; overflow-wrap: anywhere; }}
+.grid {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: 1rem; }}
+figure {{ margin: 0; border: 1px solid var(--line); border-radius: .5rem; overflow: hidden; }}
+img {{ display: block; width: 100%; aspect-ratio: 1; object-fit: contain; background: var(--line); }}
+figcaption {{ padding: .4rem .6rem; overflow-wrap: anywhere; font-size: .8rem; color: var(--quiet); }}
+figcaption b {{ font-size: .95rem; font-variant-numeric: tabular-nums; color: CanvasText; display: block; }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+{sections}
+</body>
+</html>
+"""
+
+
+def page(folder: pathlib.Path, count: int, queries: list[str], found: list) -> str:
+  """HTML that needs no other file: a heading for each query, and its pictures with their cosines.
+
+  count: of all pictures in the folder. found: as `search` returns it.
+  """
+  thumbnails, sections = {}, []
+  for query, matches in zip(queries, found):
+    figures = []
+    for cosine, path in matches:
+      if path not in thumbnails:
+        thumbnails[path] = _thumbnail(path)
+      name = html.escape(shown(path.relative_to(folder)))
+      caption = f"<figcaption><b>{cosine:.3f}</b>{name}</figcaption>"
+      figures.append(f'<figure><img src="{thumbnails[path]}" alt="{name}">{caption}</figure>')
+    sections.append(f'<h2>{html.escape(shown(query))}</h2>\n<div class="grid">\n' + "\n".join(figures) + "\n</div>")
+  title = f"Nearest of {count:,} pictures in {shown(folder)}, with their cosines"
+  return _PAGE.format(title=html.escape(title), sections="\n".join(sections))
+
+
+def _thumbnail(path: pathlib.Path) -> str:
+  """A small JPEG of a picture as a data URI."""
+  from PIL import Image
+
+  image = Image.fromarray(images_lib.decode(path.read_bytes()))
+  image.thumbnail((THUMBNAIL, THUMBNAIL))
+  data = io.BytesIO()
+  image.save(data, "JPEG", quality=80)
+  return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def _write(file: pathlib.Path, text: str):
+  temporary = file.with_name(f".{file.name}.{os.getpid()}")
+  try:
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, file)
+  except OSError as e:
+    raise ValueError(f"--out {file} cannot be written: {e.strerror or e}") from e
+  finally:
+    temporary.unlink(missing_ok=True)

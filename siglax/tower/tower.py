@@ -1,0 +1,127 @@
+"""A trained model with its preprocessing, and where it is loaded from."""
+
+from __future__ import annotations
+
+import pathlib
+
+import jax
+import numpy as np
+
+from siglax import config as config_lib
+from siglax import interop
+from siglax import models
+from siglax.data import images as images_lib
+from siglax.devices import mesh as mesh_lib
+from siglax.runs.folder import read_config
+from siglax.runs.folder import read_params
+from siglax.runs.folder import text_processor
+from siglax.tower.embedder import Embedder
+
+
+class Tower:
+  """A trained model with its preprocessing: raw pictures and strings to unit embeddings.
+
+  model, params: see siglax.models. config: the run's resolved config, or one that describes a checkpoint of another
+  library; the model is built of it unless given. text: a TextProcessor; None where there is no tokenizer.
+  scale = exp(t'), bias: floats.
+  """
+
+  def __init__(self, config, params, text, mesh=None, model=None):
+    self.config, self.params, self.text = config, params, text
+    self.model = model or models.build(config.model, tuple(name for name in models.TOWERS if name in params))
+    self.mesh = mesh or mesh_lib.make()
+    self._embedders = {}
+
+  @property
+  def scale(self) -> float:
+    return float(jax.device_get(models.scale_and_bias(self.params)[0]))
+
+  @property
+  def bias(self) -> float:
+    return float(jax.device_get(models.scale_and_bias(self.params)[1]))
+
+  def _embedder(self, batch_size: int | None, count: int) -> Embedder:
+    devices = self.mesh.size
+    # One picture is no full batch of it; powers of two, so that few sizes are compiled.
+    size = min(batch_size or self.config.eval.batch_size, 1 << max(count - 1, 0).bit_length())
+    # Rounded up, so that any batch size runs on any number of devices.
+    size = -(-size // devices) * devices
+    if size not in self._embedders:
+      self._embedders[size] = Embedder(self.model, self.params, self.text, self.mesh, batch_size=size)
+    return self._embedders[size]
+
+  def embed_images(self, images, batch_size: int | None = None) -> np.ndarray:
+    """Unit rows float32 [N, d] of N pictures: uint8 arrays [H, W, 3], encoded bytes, or paths, of any size.
+
+    Resized as in evaluation, to config.image.size by config.image.resize and .fit. batch_size: pictures at a time.
+    Raises ValueError that names the picture which cannot be read.
+    """
+    _check_list("images", images, (str, bytes, pathlib.Path))
+    return self._embedder(batch_size, len(images)).images(lambda i: self.pixels(images[i], f"images[{i}]"), len(images))
+
+  def embed_texts(self, texts: list[str], batch_size: int | None = None) -> np.ndarray:
+    """Unit rows float32 [N, d] of N strings, canonicalised and tokenized as in training."""
+    if "text" not in self.params:
+      raise ValueError("there is no text tower here; load a checkpoint that has one")
+    if self.text is None:
+      raise ValueError(
+          "this checkpoint has no sentencepiece tokenizer (spiece.model or tokenizer.model in its folder); "
+          "give tokens to tower.model.embed_text(tower.params, tokens)"
+      )
+    _check_list("texts", texts)
+    texts = list(texts)
+    return self._embedder(batch_size, len(texts)).texts(texts)
+
+  def pixels(self, image, name: str = "the image") -> np.ndarray:
+    """uint8 [S, S, 3], what the image tower sees of a picture: a uint8 array [H, W, 3], encoded bytes, or a path.
+
+    Resized as in evaluation. Raises ValueError that starts with the path, or else with `name`, when it cannot be read.
+    """
+    c = self.config.image
+    try:
+      if isinstance(image, (str, pathlib.Path)):
+        name = str(image)
+        image = images_lib.read(image, c)
+      return images_lib.resize(images_lib.decode(image, c), c.size, c.resize, c.fit)
+    except (OSError, ValueError) as e:
+      raise ValueError(f"{name}: {getattr(e, 'strerror', None) or e}") from e
+
+  def logits(self, zimg: np.ndarray, ztxt: np.ndarray) -> np.ndarray:
+    """scale·zimg·ztxtᵀ + bias, [N, M]; the sigmoid of it is SigLIP's probability that they match."""
+    return self.scale * zimg @ ztxt.T + self.bias
+
+  def zero_shot(self, images, classnames, templates=("a photo of a {}.",)) -> np.ndarray:
+    """Logits [N, classes] of pictures against class names, each the normalised mean over the templates."""
+    _check_list("classnames", classnames)
+    _check_list("templates", templates)
+    texts = [template.replace("{}", name) for name in classnames for template in templates]
+    ztxt = self.embed_texts(texts).reshape(len(classnames), len(templates), -1).mean(axis=1)
+    return self.logits(self.embed_images(images), ztxt / np.linalg.norm(ztxt, axis=1, keepdims=True))
+
+
+def _check_list(name: str, given, single=(str,)):
+  """ValueError for one text or picture in place of a list of them, which Python would take letter by letter."""
+  if isinstance(given, single):
+    raise ValueError(f"{name} is one {type(given).__name__}; give a list: [{given!r:.60}]")
+
+
+def load(path) -> Tower:
+  """The towers at a path: a run folder (its newest good checkpoint), a Hugging Face folder or a big_vision .npz.
+
+  ":img" or ":txt" behind the path takes one of its towers. Raises ValueError in one line for what is missing, damaged
+  or of an architecture that siglax does not have.
+  """
+  mesh = mesh_lib.make()
+  if (foreign := interop.find(path)) is not None:
+    with foreign.naming():
+      text = text_processor(foreign.config) if foreign.tokenizer else None
+      config_lib.check_vocabulary(foreign.config, text)
+    model = foreign.model()
+    return Tower(foreign.config, foreign.read(model, mesh), text, mesh, model)
+  folder, towers = interop.split(path)
+  config = read_config(folder)
+  text = text_processor(config, folder) if "text" in towers else None
+  params = read_params(folder, models.build(config.model, towers), mesh)
+  for name in models.TOWERS:
+    config.model[name].lora_rank = 0
+  return Tower(config, models.merge_lora(params), text, mesh)

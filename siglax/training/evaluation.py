@@ -1,0 +1,97 @@
+"""Evaluation of a model's parameters: in training, and of a run folder by `siglax evaluate`."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+
+from siglax import config as config_lib
+from siglax import data as data_lib
+from siglax import evals
+from siglax import losses
+from siglax import models
+from siglax import tower
+from siglax.config import checks
+from siglax.devices import mesh as mesh_lib
+from siglax.runs import folder as folder_lib
+from siglax.runs import metrics
+
+# What an evaluation can change of a run's config; the rest is in its parameters, or plays no part.
+CHANGEABLE = (
+    "eval.", "loader.", "mesh.", "image.resize", "image.fit", "image.max_", "batch_size", "loss.impl", "loss.tile", "data.",
+)
+
+
+class Evaluator:
+  """All tasks of config.eval: parameters → {"eval/<name>/<metric>": value}. Global view: all processes call together.
+
+  config: resolved. Data is opened, and each program compiled, once for all calls. facts: see `evals.run`.
+  """
+
+  def __init__(self, config, model, text, mesh):
+    self._config, self._mesh = config, mesh
+    self._embedder = tower.Embedder(
+        model, None, text, mesh, batch_size=config.eval.batch_size, threads=config.loader.threads
+    )
+    loss = losses.make(config.loss, mesh, mesh_lib.BATCH_AXES)
+    self._loss = jax.jit(loss, out_shardings=mesh_lib.replicated(mesh))
+    self._task_data, self.facts = {}, {}
+
+  def check(self):
+    """Opens the data of all tasks; ValueError in one line for what one of them lacks. Compiles nothing."""
+    evals.check(self._config, self._open_task_data)
+
+  def __call__(self, params) -> dict[str, float]:
+    self._embedder.params = params
+    return evals.run(self._config, self._embedder, self._open_task_data, self._compute_loss, self.facts)
+
+  def _compute_loss(self, zimg, ztxt, scale, bias, weights, labels):
+    rows = mesh_lib.batch_sharding(self._mesh)
+    scale, bias = jax.device_put((np.float32(scale), np.float32(bias)), mesh_lib.replicated(self._mesh))
+    pairs = jax.device_put({"weights": weights, "labels": labels}, rows)
+    return self._loss(*jax.device_put((zimg, ztxt), rows), scale, bias, **pairs)
+
+  def _open_task_data(self, spec):
+    """A task's examples; opened once, also where several tasks read the same."""
+    key = repr(sorted(spec.items()))
+    if key not in self._task_data:
+      self._task_data[key] = data_lib.EvalExamples(data_lib.open_source(spec), self._config)
+    return self._task_data[key]
+
+
+def evaluate(folder, overrides: dict[str, str] | None = None, out=None) -> dict[str, float]:
+  """Evaluates a run folder, prints a table and writes CLIP_benchmark's records to `out` (folder/eval.json).
+
+  overrides: changes of the run's config, such as {"eval.batch_size": "512"}. The training data need not be there.
+  """
+  folder = pathlib.Path(folder)
+  config = folder_lib.read_config(folder)
+  out = pathlib.Path(out or folder / "eval.json")
+  if not out.parent.is_dir():
+    raise ValueError(f"--out {out}: there is no folder {out.parent}")
+  if out.suffix != ".json" and out.is_file():
+    raise ValueError(f"--out {out} exists and is no .json file; give another path")
+  # Whatever devices there are: how the training was split changes no embedding.
+  config.mesh.data, config.mesh.fsdp, config.mesh.shard = "rest", 1, ()
+  for field, text in (overrides or {}).items():
+    config_lib.override(config, field, text)
+    if not field.startswith(CHANGEABLE):
+      raise ValueError(f"config.{field} is the run's own; an evaluation can change {', '.join(CHANGEABLE)}")
+  checks.validate_evaluation(config, jax.device_count())
+  text = folder_lib.text_processor(config, folder)
+  mesh, model = mesh_lib.make(config.mesh.data, config.mesh.fsdp), models.build(config.model)
+  evaluator = Evaluator(config, model, text, mesh)
+  evaluator.check()
+  values = evaluator(folder_lib.read_params(folder, model, mesh))
+  if jax.process_index() == 0:
+    records = evals.clip_benchmark_json(config, values, model="siglax", pretrained=folder.name)
+    rows = [(k, f"{v:.4f}{metrics.fact_in_words(k, evaluator.facts)}") for k, v in values.items()]
+    metrics.print_table(f"siglax evaluate {folder}", [*rows, ("file", str(out))])
+    try:
+      out.write_text(json.dumps(records, indent=1))
+    except OSError as e:
+      raise ValueError(f"--out {out} cannot be written: {e.strerror}; give another path") from e
+  return values
