@@ -54,7 +54,7 @@ def make(size: str, out: pathlib.Path):
   from siglax import models
   from siglax import tower
   from siglax.devices import mesh as mesh_lib
-  from siglax.interop import export
+  from siglax.tower import export
 
   c = config_lib.default()
   c.image.size = 224
@@ -65,7 +65,7 @@ def make(size: str, out: pathlib.Path):
 
 
 def measure(what: str, function) -> None:
-  from siglax.interop import export
+  from siglax.tower import export
 
   del export
   jax.numpy.zeros(1).block_until_ready()
@@ -83,7 +83,7 @@ def load(path) -> int:
 
 
 def export(path, form, out) -> int:
-  from siglax.interop import export
+  from siglax.tower import export
 
   export.export(path, form, out)
   files = [out] if pathlib.Path(out).is_file() else pathlib.Path(out).glob("*.safetensors")

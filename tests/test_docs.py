@@ -83,7 +83,7 @@ OTHERS = (
 # First lines of blocks that are no commands: what siglax plan prints (tests/test_plan.py), a Dockerfile, the folders.
 TEXTS = (
     "siglax plan configs/siglip_so400m.py", "FROM python:3.12-slim",
-    "siglax/    cli.py config.py checks.py train.py evaluate.py replay.py program.py step.py state.py mesh.py processes.py checkpoint.py",
+    "siglax/",
 )
 
 # Python blocks by their first line, and what they take for granted.

@@ -30,9 +30,11 @@ from siglax.data.text import TextProcessor
 from siglax.devices import mesh as mesh_lib
 from siglax.runs import checkpoint
 from siglax.runs import digest as digest_lib
+from siglax.runs import folder as folder_lib
 from siglax.runs import metrics
 from siglax.training import loop
 from siglax.training import program
+from siglax.training import run as run_lib
 from siglax.training import step
 
 import tiny
@@ -56,9 +58,9 @@ def configured(**fields):
 def folder(tmp_path_factory):
   """A run with an image tower to freeze."""
   workdir = tmp_path_factory.mktemp("towers") / "run"
-  run = loop.Run(configured(), workdir)  # as it is before the first step
+  run = run_lib.Run(configured(), workdir)  # as it is before the first step
   workdir.mkdir()
-  run.write_files()
+  folder_lib.write(run.workdir, run.config, run.text)
   checkpoints = checkpoint.Checkpoints(workdir, run.config.checkpoint)
   checkpoints.save(0, run.initial_state(), {})
   checkpoints.wait()
@@ -375,7 +377,7 @@ def test_what_does_not_go_with_embeddings_is_one_line(fields, message, folder, e
   for field, value in fields.items():
     config_lib.override(c, field.replace("__", "."), str(value))
   with pytest.raises(ValueError) as e:
-    loop.Run(c, tmp_path)
+    run_lib.Run(c, tmp_path)
   assert message in str(e.value) and "\n" not in str(e.value)
 
 

@@ -11,9 +11,9 @@ from siglax import config as config_lib
 from siglax import data
 from siglax import evals
 from siglax import models
-from siglax.commands import evaluate
 from siglax.devices import mesh
 from siglax.evals import ranking
+from siglax.training import evaluation
 
 KS = (1, 5, 10)
 
@@ -258,7 +258,7 @@ def test_the_evaluator_looks_at_every_task_s_data(tmp_path):
   config = config_lib.load("tests/tiny.py")
   config.eval.tasks += ({"kind": "zero_shot", "name": "mine", "data": {"source": "parquet", "path": pictures_file(tmp_path / "a.parquet")}},)
   config.model.text.vocab_size, config.model.text.eos_id = 107, 1
-  evaluator = evaluate.Evaluator(config, models.build(config.model), None, mesh.make())
+  evaluator = evaluation.Evaluator(config, models.build(config.model), None, mesh.make())
   with pytest.raises(ValueError, match=r"^config\.eval\.tasks\.3 \('mine'\): the data has no class names"):
     evaluator.check()
   config.eval.tasks[3]["data"]["path"] = str(tmp_path / "gone.parquet")

@@ -13,6 +13,7 @@ from siglax.runs import checkpoint
 from siglax.runs import folder as folder_lib
 from siglax.runs import metrics
 from siglax.training import loop
+from siglax.training import run as run_lib
 
 import oracles
 from tiny import get_config
@@ -87,7 +88,7 @@ def test_only_the_adapters_and_the_scale_are_trained(base, run, states):
 
 
 def test_no_optimizer_state_but_for_the_adapters(base, run, tmp_path):
-  made = loop.Run(adapted(base), tmp_path)
+  made = run_lib.Run(adapted(base), tmp_path)
   moments = [x for x in jax.tree.leaves(made.abstract_state.opt_state) if x.ndim]
   adapters = [x for path, x in jax.tree_util.tree_leaves_with_path(made.abstract_state.params) if "lora" in paths.name(path)]
   assert sorted(x.shape for x in moments) == sorted(2 * [x.shape for x in adapters])
@@ -126,7 +127,7 @@ def test_resumed_within_the_unmasked_end_and_before_it(run, tmp_path):
 
 
 def test_the_end_sees_all_patches(base, tmp_path):
-  made = loop.Run(adapted(base), tmp_path)
+  made = run_lib.Run(adapted(base), tmp_path)
   assert [made.training_model(step).config.image.patch_drop for step in range(6)] == [0.5] * 3 + [0.0] * 3
   assert made.update(0) is made.update(2) and made.update(2) is not made.update(3)
   masked, whole = (made.model_flops(step) for step in (0, 5))
@@ -139,4 +140,4 @@ def test_an_end_longer_than_the_training(base, tmp_path):
   c = adapted(base)
   config_lib.set_duration(c, "train.unmasked", steps=7)
   with pytest.raises(ValueError, match="config.train.unmasked is 7 steps, but the training is 6 steps"):
-    loop.Run(c, tmp_path)
+    run_lib.Run(c, tmp_path)

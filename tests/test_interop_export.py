@@ -16,16 +16,17 @@ from siglax import config as config_lib
 from siglax import models
 from siglax import tower
 from siglax.commands import cli
+from siglax.data.text import TextProcessor
 from siglax.devices import mesh
-from siglax.interop import export
 from siglax.interop import fields
 from siglax.interop import open_clip
 from siglax.models import transformer
+from siglax.tower import export
 from siglax.training import initial
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
-SHAPES = pathlib.Path(tower.__file__).parent / "data" / "shapes.model"
-PIECES = tower.text_lib.TextProcessor().vocab_size
+SHAPES = pathlib.Path(siglax.__file__).parent / "data" / "shapes.model"
+PIECES = TextProcessor().vocab_size
 
 
 @pytest.fixture(scope="module")

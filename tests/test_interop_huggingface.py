@@ -20,7 +20,7 @@ from siglax.devices import mesh
 from siglax.interop import huggingface
 from siglax.interop import positions
 from siglax.training import initial
-from siglax.training import loop
+from siglax.training import run as run_lib
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 TINY = pathlib.Path(__file__).parent / "tiny.py"
@@ -195,7 +195,7 @@ def test_a_run_starts_from_one_tower_of_a_folder(tmp_path, monkeypatch):
   c = target()
   c.model.text.vocab_size = None
   c.model.init_from = f"{GOLDEN / 'hf_siglip'}:img"
-  run = loop.Run(c, tmp_path)
+  run = run_lib.Run(c, tmp_path)
   shapes = run.abstract_state.params  # an init that compiles fast
   monkeypatch.setattr(run.model, "init", lambda key: jax.tree.map(lambda x: jax.numpy.full(x.shape, 7.0, x.dtype), shapes))
   params = run.initial_state().params

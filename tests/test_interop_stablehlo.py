@@ -19,8 +19,8 @@ from siglax import models
 from siglax import tower as tower_lib
 from siglax.commands import cli
 from siglax.data import images
-from siglax.interop import export
 from siglax.interop import stablehlo
+from siglax.tower import export
 
 TEXTS = ["A Red disc!", "a  blue square, and a small ring"]
 # argv: the inputs, then exported folders; the outputs go beside each.

@@ -25,7 +25,7 @@ from siglax.runs import files
 from siglax.runs import goodput
 from siglax.runs import history
 from siglax.runs import metrics
-from siglax.training import loop
+from siglax.training import run as run_lib
 
 TINY = str(pathlib.Path(__file__).parent / "tiny.py")
 
@@ -509,10 +509,10 @@ def test_the_loss_tells_the_size_of_its_batches(count, batch):
 ])
 def test_an_evaluation_just_before_the_last_step_is_left_to_it(every, total, want):
   run = types.SimpleNamespace(every={"eval": every, "checkpoint": every}, total_steps=total)
-  assert [step for step in range(total + 1) if loop.Run.due(run, "eval", step)] == want
+  assert [step for step in range(total + 1) if run_lib.Run.due(run, "eval", step)] == want
   if every:
     saves = [*range(every, total, every), total]
-    assert [step for step in range(total + 1) if loop.Run.due(run, "checkpoint", step)] == saves
+    assert [step for step in range(total + 1) if run_lib.Run.due(run, "checkpoint", step)] == saves
 
 
 @pytest.mark.parametrize("kind, tflops", [

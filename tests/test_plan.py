@@ -21,7 +21,7 @@ from siglax.costs import flops
 from siglax.costs import plan
 from siglax.devices import chips
 from siglax.devices import mesh as mesh_lib
-from siglax.training import loop
+from siglax.training import run as run_lib
 
 import tiny
 
@@ -66,7 +66,7 @@ def split_report():
 
 
 def test_a_plan_for_eight_devices_is_the_run_on_eight_devices_byte_for_byte(tmp_path, split_report):
-  run = loop.Run(configured(**SPLIT), tmp_path / "run")
+  run = run_lib.Run(configured(**SPLIT), tmp_path / "run")
   batches = run.batches(0)
   batch = mesh_lib.to_global(run.mesh, next(batches))
   batches.close()

@@ -11,8 +11,8 @@ from siglax import config as config_lib
 from siglax import models
 from siglax.commands import cli
 from siglax.config import checks
-from siglax.training import loop
 from siglax.training import optim
+from siglax.training import run as run_lib
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 
@@ -108,7 +108,7 @@ def test_parameter_counts_are_the_published(name):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_smoke_makes_a_run(name, tmp_path):
   """Everything but compilation: data, tokenizer, towers, and an optimizer whose patterns match these parameters."""
-  run = loop.Run(load(name, ":smoke=True"), tmp_path)
+  run = run_lib.Run(load(name, ":smoke=True"), tmp_path)
   assert run.total_steps == 4 and any(jax.tree.leaves(run.frozen)) == (name in ("lit_b16", "clip_rn50"))  # running statistics
 
 

@@ -15,8 +15,9 @@ from siglax.data.text import TextProcessor
 from siglax.devices import mesh as mesh_lib
 from siglax.models import resnet
 from siglax.runs import checkpoint
-from siglax.training import loop
+from siglax.training import initial
 from siglax.training import optim
+from siglax.training import run as run_lib
 from siglax.training import state as state_lib
 from siglax.training import step as step_lib
 
@@ -239,7 +240,7 @@ def test_a_checkpoint_holds_the_statistics(trained, tmp_path):
   _, z = reference(double(state.params["image"]), IMAGES, training=False)
   np.testing.assert_allclose(siglax.load(f"{tmp_path}:img").embed_images(list(IMAGES), batch_size=16), z, atol=1e-5)
   assert siglax.load(f"{tmp_path}:txt").model.embed_dim == z.shape[1]  # its text tower is as wide without it
-  start = lambda **fields: tower_lib.initial_params(tmp_path, models.build(tiny(**{**RN17, **fields}).model), mesh_lib.make())
+  start = lambda **fields: initial.initial_params(tmp_path, models.build(tiny(**{**RN17, **fields}).model), mesh_lib.make())
   larger, old = start(**{"image.size": 96})["image"], leaves(state.params)
   assert larger["pos_embedding"].shape == (10, 128)
   np.testing.assert_array_equal(larger["pos_embedding"][0], old["image/pos_embedding"][0])  # of the mean token
@@ -266,7 +267,7 @@ def test_what_is_computed_again_holds_no_convolution_unless_all_is():
 def test_micro_batches_need_a_frozen_tower(tmp_path):
   fields = {"train.microbatch": 1, "model.image.size": "RN50"}
   with pytest.raises(ValueError, match="config.train.microbatch=1 has no place in config.model.image.size='RN50': batch norm needs"):
-    loop.Run(tiny(**fields), tmp_path)
+    run_lib.Run(tiny(**fields), tmp_path)
   c = tiny(**fields, **{"optim.lr_multipliers": "(('image/.*', None), ('.*', 1.0))"})
   model, mesh = models.build(c.model), mesh_lib.make()
   params = jax.eval_shape(model.init, jax.random.key(0))

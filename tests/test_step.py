@@ -13,8 +13,9 @@ from siglax.config import checks
 from siglax.costs import flops
 from siglax.data.text import TextProcessor
 from siglax.devices import mesh as mesh_lib
-from siglax.training import loop
+from siglax.runs import folder as folder_lib
 from siglax.training import optim
+from siglax.training import run as run_lib
 from siglax.training import state as state_lib
 from siglax.training import step as step_lib
 
@@ -212,12 +213,13 @@ def test_a_frozen_tower_stays_and_the_scale_keeps_under_its_cap():
 def test_a_loss_by_label_starts_at_the_log_odds_of_a_match(tmp_path):
   c = tiny.get_config()
   c.loss.positives = "label"
-  made = loop.Run(c, tmp_path)
-  made.write_files()
+  made = run_lib.Run(c, tmp_path)
+  folder_lib.write(made.workdir, made.config, made.text)
   shares = np.bincount([made.sources[0][i]["label"] for i in range(64)]) / 64
   p = 1 / 16 + 15 / 16 * (shares**2).sum()
   assert made.config.model.bias_init == pytest.approx(np.log(p / (1 - p)))
-  loop.Run(c, tmp_path).write_files()  # resumes: the same value again
+  again = run_lib.Run(c, tmp_path)
+  folder_lib.write(again.workdir, again.config, again.text)  # resumes: the same value again
 
 
 def test_flops_of_products_convolutions_and_loops():

@@ -19,11 +19,14 @@ from siglax import tower as tower_lib
 from siglax.commands import cli
 from siglax.data import images
 from siglax.data import text as text_lib
-from siglax.interop import export
 from siglax.interop import stablehlo
 from siglax.runs import checkpoint
+from siglax.runs import folder as folder_lib
 from siglax.runs import metrics
+from siglax.tower import export
+from siglax.training import initial
 from siglax.training import loop
+from siglax.training import run as run_lib
 
 TINY = pathlib.Path(__file__).parent / "tiny.py"
 
@@ -74,7 +77,7 @@ def test_one_picture_is_no_full_batch(folder, monkeypatch):
     sizes.append(batch_size)
     return embedder(*parts, batch_size=batch_size)
 
-  monkeypatch.setattr(tower_lib, "Embedder", counted)
+  monkeypatch.setattr(tower_lib.tower, "Embedder", counted)
   tower, picture = siglax.load(folder), np.zeros((16, 16, 3), np.uint8)
   for count in (1, 9, 12, 40):
     tower.embed_images([picture] * count)
@@ -111,30 +114,30 @@ def test_evaluate_repeats_the_last_evaluation_of_the_run(folder, capsys):
 def test_init_from_starts_from_another_run(folder, tmp_path):
   c = config_lib.load(f"{TINY}:steps=2")
   c.model.init_from = str(folder)
-  run = loop.Run(c, tmp_path)
+  run = run_lib.Run(c, tmp_path)
   old, new = siglax.load(folder).params, run.initial_state().params
   jax.tree.map(np.testing.assert_array_equal, old, new)
   c.model.image.scan = c.model.text.scan = False  # blocks apart, where those of the other run are stacked
-  apart = loop.Run(c, tmp_path).initial_state().params
+  apart = run_lib.Run(c, tmp_path).initial_state().params
   for tower in ("image", "text"):
     for i, block in apart[tower]["encoder"]["blocks"].items():
       jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[int(i)]), block, old[tower]["encoder"]["blocks"])
   np.testing.assert_array_equal(apart["text"]["head"]["kernel"], old["text"]["head"]["kernel"])
   image = siglax.load(f"{folder}:img").params
   jax.tree.map(np.testing.assert_array_equal, image, {"image": old["image"]})
-  jax.tree.map(np.testing.assert_array_equal, tower_lib.initial_params(f"{folder}:img", run.model, run.mesh), image)
+  jax.tree.map(np.testing.assert_array_equal, initial.initial_params(f"{folder}:img", run.model, run.mesh), image)
 
 
 def test_init_from_a_run_of_another_resolution_or_loss(folder, tmp_path, caplog):
   c = config_lib.load(str(TINY))
   c.model.init_from, c.image.size, c.loss.name = str(folder), 24, "softmax"
-  params = loop.Run(c, tmp_path).initial_state().params
+  params = run_lib.Run(c, tmp_path).initial_state().params
   old = siglax.load(folder).params
   assert params["image"]["pos_embedding"].shape == (9, 16) and "bias is left out" in caplog.text
   np.testing.assert_array_equal(params["image"]["norm"]["scale"], old["image"]["norm"]["scale"])
   c.model.image.width = 32
   with pytest.raises(ValueError, match="holds other towers: config.model.*image.width is 16 there and 32 here"):
-    loop.Run(c, tmp_path).initial_state()
+    run_lib.Run(c, tmp_path).initial_state()
 
 
 def filled(like, value):
@@ -146,8 +149,8 @@ def averaged(tmp_path_factory):
   """A run with an average and a frozen image tower: parameters of 3 throughout, their average 7, the frozen ones 3 alone."""
   c = config_lib.load(str(TINY))
   c.train.ema, c.optim.lr_multipliers = 0.5, (("image/.*", None), (".*", 1.0))
-  run = loop.Run(c, tmp_path_factory.mktemp("averaged"))
-  run.write_files()
+  run = run_lib.Run(c, tmp_path_factory.mktemp("averaged"))
+  folder_lib.write(run.workdir, run.config, run.text)
   shapes = run.abstract_state
   state = filled(shapes, 0).replace(step=jax.device_put(np.int32(1), shapes.step.sharding), params=filled(shapes.params, 3), ema=filled(shapes.ema, 7))
   checkpoints = checkpoint.Checkpoints(run.workdir, c.checkpoint)
@@ -159,7 +162,7 @@ def averaged(tmp_path_factory):
 
 def test_the_average_is_what_is_loaded_exported_and_started_from(averaged, tmp_path):
   loaded = siglax.load(averaged.workdir)
-  started = tower_lib.initial_params(averaged.workdir, averaged.model, averaged.mesh)
+  started = initial.initial_params(averaged.workdir, averaged.model, averaged.mesh)
   for params in (loaded.params, started):
     assert set(params) == {"image", "text", "log_scale", "bias"}
     for name, tree in params.items():
@@ -182,9 +185,9 @@ def test_the_average_is_what_is_loaded_exported_and_started_from(averaged, tmp_p
 def said(caplog, c, source, tmp_path):
   """The lines that a start from `source` writes about its inputs."""
   c.model.init_from = str(source)
-  run = loop.Run(c, tmp_path)
+  run = run_lib.Run(c, tmp_path)
   caplog.clear()
-  tower_lib.initial_params(c.model.init_from, run.model, run.mesh, run.config)
+  initial.initial_params(c.model.init_from, run.model, run.mesh, run.config)
   return [r.getMessage() for r in caplog.records if "other inputs" in r.getMessage()]
 
 

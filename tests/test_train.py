@@ -18,7 +18,8 @@ from siglax.data.shapes import Shapes
 from siglax.data.text import TextProcessor
 from siglax.runs import checkpoint
 from siglax.runs import history
-from siglax.training import loop
+from siglax.training import resume
+from siglax.training import run as run_lib
 
 TINY = str(pathlib.Path(__file__).parent / "tiny.py")
 CONTRACT = {
@@ -128,7 +129,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
   assert "loss=nan at step" in last and "the last good checkpoint is" in last and "lower config.optim.lr" in last
   code, out = run(tmp_path / "checked", "--config.optim.lr=1e30", "--config.loss.check_embeddings=True")
   assert code == 1 and "tower's embeddings at step" in out.strip().splitlines()[-1] and "are not finite" in out
-  loop.Run(config_lib.load(TINY), tmp_path / "checked").check_folder()  # no checkpoint: the folder is free for another config
+  resume.check_folder(run_lib.Run(config_lib.load(TINY), tmp_path / "checked"))  # no checkpoint: the folder is free for another config
 
 
 def test_a_finished_run_and_a_run_of_another_config(whole, capsys):

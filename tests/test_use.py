@@ -15,8 +15,8 @@ from test_interop_export import folder  # noqa: F401, the SigLIP folder with a t
 import siglax
 from siglax import tower as tower_lib
 from siglax.commands import cli
-from siglax.commands import use
 from siglax.data import images
+from siglax.tower import search
 
 LABELS = ["red disc", "blue square", "green ring"]
 TEMPLATES = ("a {}.", "the {}")
@@ -116,7 +116,7 @@ def test_search(tower, folder, pictures, tmp_path, monkeypatch, capsys):  # noqa
     batches.append(len(images))
     return embed_images(self, images, *more)
 
-  monkeypatch.setattr(use, "BATCH", 4)
+  monkeypatch.setattr(search, "BATCH", 4)
   monkeypatch.setattr(tower_lib.Tower, "embed_images", counted)
   out = tmp_path / "found.html"
   assert cli.main(["search", "--from", str(folder), "--images", str(there), *queries, "--top", "7", "--out", str(out)]) == 0

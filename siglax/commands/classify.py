@@ -22,15 +22,15 @@ def _add_arguments(parser):
 def _run(arguments):
   shared.no_overrides(arguments)
   shared.setup()
-  from siglax.commands import use
+  from siglax.tower import classify
 
   templates = {} if arguments.template is None else {"templates": tuple(arguments.template)}
   labels = [label.strip() for label in arguments.labels.split(",")]
-  report = use.classify(arguments.source, arguments.pictures, labels, **templates)
+  report = classify.classify(arguments.source, arguments.pictures, labels, **templates)
   if arguments.json:
     print(json.dumps(report))
   else:
-    use.show(report)
+    classify.show(report)
 
 
 COMMAND = Command(

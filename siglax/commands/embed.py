@@ -19,8 +19,8 @@ def _add_arguments(parser):
 def _run(arguments):
   shared.no_overrides(arguments)
   shared.setup()
-  from siglax.commands import embed
   from siglax.data import sources
+  from siglax.tower import embed
 
   made = embed.embed(
       arguments.source, sources.parse_spec(arguments.data), arguments.out, texts=arguments.texts, tokens=arguments.tokens,

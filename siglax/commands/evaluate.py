@@ -15,9 +15,9 @@ def _add_arguments(parser):
 def _run(arguments):
   shared.setup()
   shared.join(arguments)
-  from siglax.commands import evaluate
+  from siglax.training import evaluation
 
-  evaluate.evaluate(arguments.source, arguments.overrides, arguments.out)
+  evaluation.evaluate(arguments.source, arguments.overrides, arguments.out)
 
 
 COMMAND = Command(

@@ -17,7 +17,7 @@ def _add_arguments(parser):
 def _run(arguments):
   shared.no_overrides(arguments)
   shared.setup()
-  from siglax.commands import replay
+  from siglax.training import replay
 
   report = replay.replay(arguments.source, arguments.step)
   if arguments.json:

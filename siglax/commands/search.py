@@ -17,9 +17,9 @@ def _add_arguments(parser):
 def _run(arguments):
   shared.no_overrides(arguments)
   shared.setup()
-  from siglax.commands import use
+  from siglax.tower import search
 
-  use.search(arguments.source, arguments.images, arguments.queries, arguments.top, arguments.out)
+  search.search(arguments.source, arguments.images, arguments.queries, arguments.top, arguments.out)
 
 
 COMMAND = Command(

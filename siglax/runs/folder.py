@@ -1,4 +1,4 @@
-"""What is read of a run folder: its config, its tokenizer, its parameters."""
+"""What a run folder tells: its config, its tokenizer and its parameters."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from siglax import models
 from siglax.data import text as text_lib
 from siglax.devices import mesh as mesh_lib
 from siglax.runs import checkpoint
+from siglax.runs import files
 from siglax.training import optim
 from siglax.training import state as state_lib
 
@@ -24,6 +25,12 @@ def read_config(folder):
   if not file.is_file():
     raise ValueError(f"{folder} is no run folder: it has no {CONFIG}; give the --workdir of siglax train")
   return config_lib.read(file)
+
+
+def write(folder, config, text: text_lib.TextProcessor):
+  """Writes the resolved config and the tokenizer into a run folder. OSError where the disk fails."""
+  files.write_atomic(folder / CONFIG, config_lib.to_json(config).encode())
+  files.write_atomic(folder / TOKENIZER, text.model)
 
 
 def text_processor(config, folder=None) -> text_lib.TextProcessor:

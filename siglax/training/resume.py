@@ -10,22 +10,12 @@ import jax
 from siglax import config as config_lib
 from siglax.devices import distributed
 from siglax.runs import checkpoint
-from siglax.runs import files
 from siglax.runs import folder as folder_lib
 from siglax.runs import history as history_lib
 from siglax.runs import lock as lock_lib
 from siglax.training import program as program_lib
 
 logger = logging.getLogger("siglax")
-
-
-def _write_files(run):
-  """config.json and tokenizer.model of the run folder. Process 0 does it."""
-  try:
-    files.write_atomic(run.workdir / folder_lib.CONFIG, config_lib.to_json(run.config).encode())
-    files.write_atomic(run.workdir / folder_lib.TOKENIZER, run.text.model)
-  except OSError as e:
-    raise _unwritable(run.workdir, e) from e
 
 
 def check_folder(run, extend: bool = False):
@@ -111,6 +101,7 @@ def check_shared(workdir, lock):
 
 
 def take(run, extend: bool) -> lock_lib.Lock:
+  """Takes the lock of the run folder, checks what is there, and writes what tells of the run; process 0 does it."""
   try:
     str(run.workdir).encode()
   except UnicodeError as e:  # orbax takes no other name, and would say so at the first save
@@ -122,7 +113,10 @@ def take(run, extend: bool) -> lock_lib.Lock:
     raise _unwritable(run.workdir, e) from e
   try:
     check_folder(run, extend)
-    _write_files(run)
+    try:
+      folder_lib.write(run.workdir, run.config, run.text)
+    except OSError as e:
+      raise _unwritable(run.workdir, e) from e
   except BaseException:
     lock.release()
     raise

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from siglax.commands import evaluate
+from siglax.training import evaluation
 from siglax.training import program
 from siglax.training import step as step_lib
 
@@ -160,7 +160,7 @@ def deaf_evaluation():
       except KeyboardInterrupt:
         pass
 
-  with mock.patch.object(evaluate.Evaluator, "__call__", call):
+  with mock.patch.object(evaluation.Evaluator, "__call__", call):
     yield
 
 

@@ -11,6 +11,7 @@ import pytest
 from siglax import config as config_lib
 from siglax.training import loop
 from siglax.training import program
+from siglax.training import run as run_lib
 
 import inject
 
@@ -33,7 +34,7 @@ def share_programs(setattr):
   """Runs of equal configs, but for what is kept of their checkpoints, share their program and their first state. They use
   one device, whose programs compile faster than those of eight."""
   programs, states = {}, {}
-  init, initial_state = program.Program.__init__, loop.Run.initial_state
+  init, initial_state = program.Program.__init__, run_lib.Run.initial_state
   free = ("keep_latest", "keep_every_steps", "keep_one_in", "keep_best", "verify", "max_failed_saves")
 
   def __init__(self, config, *args, **kwargs):
@@ -53,7 +54,7 @@ def share_programs(setattr):
 
   setattr(jax, "device_count", lambda: 1)
   setattr(program.Program, "__init__", __init__)
-  setattr(loop.Run, "initial_state", initial)
+  setattr(run_lib.Run, "initial_state", initial)
 
 
 def make_config(**fields):

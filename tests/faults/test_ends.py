@@ -11,12 +11,15 @@ import sys
 import pytest
 
 from siglax import data
-from siglax.commands import evaluate
 from siglax.devices import errors
 from siglax.runs import checkpoint
+from siglax.runs import folder as folder_lib
 from siglax.runs import lock
+from siglax.training import evaluation
 from siglax.training import loop
 from siglax.training import program
+from siglax.training import resume
+from siglax.training import run as run_lib
 
 import inject
 from short_runs import assert_equal  # two are fixtures
@@ -69,13 +72,13 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
 def test_a_full_disk_at_the_start_leaves_the_files_of_the_run(tmp_path):
   folder_of(tmp_path / "run", 4)
   before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()}
-  made, limits = loop.Run(make_config(), tmp_path / "run"), resource.getrlimit(resource.RLIMIT_FSIZE)
+  made, limits = run_lib.Run(make_config(), tmp_path / "run"), resource.getrlimit(resource.RLIMIT_FSIZE)
   size = len(before["config.json"])
   assert size < len(before["tokenizer.model"])  # so config.json fits, and the tokenizer does not
   try:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     with pytest.raises(ValueError, match="cannot be written: File too large; use another folder"):
-      made.write_files()
+      folder_lib.write(made.workdir, made.config, made.text)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
   assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()} == before
@@ -84,9 +87,9 @@ def test_a_full_disk_at_the_start_leaves_the_files_of_the_run(tmp_path):
 def test_a_run_that_broken_examples_stopped_goes_on_with_a_higher_limit(tmp_path):
   spec = "({'source':'shapes','size':64,'image_size':16,'max_bad_fraction':%s},)"
   folder_of(tmp_path / "run", 4, data=spec % 0.01)
-  loop.Run(make_config(data=spec % 0.1), tmp_path / "run").check_folder()
+  resume.check_folder(run_lib.Run(make_config(data=spec % 0.1), tmp_path / "run"))
   with pytest.raises(ValueError, match="data.0.size is 64 there and 63 here; use another --workdir"):
-    loop.Run(make_config(data=(spec % 0.1).replace("64", "63")), tmp_path / "run").check_folder()
+    resume.check_folder(run_lib.Run(make_config(data=(spec % 0.1).replace("64", "63")), tmp_path / "run"))
 
 
 def test_a_read_that_fails_for_ever_changes_nothing(whole, tmp_path):
@@ -127,7 +130,7 @@ def test_a_signal_at_any_moment_saves_and_the_run_resumes(number, moment, whole,
       of_step = lambda self, step=0: step == 6
       owner, name, at = {
           "start-up": (data, "open_data", lambda *args: True), "step": (program.Program, "update", of_step),
-          "save": (checkpoint.Checkpoints, "save", lambda *args: True), "evaluation": (evaluate.Evaluator, "__call__", lambda *args: True),
+          "save": (checkpoint.Checkpoints, "save", lambda *args: True), "evaluation": (evaluation.Evaluator, "__call__", lambda *args: True),
       }[moment]
       send_at(patch, number, owner, name, at)
       run(tmp_path, **fields)
@@ -176,9 +179,9 @@ def test_a_folder_in_use_or_taken_over(whole, tmp_path):
 
 def folder_of(workdir, step, **fields):
   """A run folder whose newest checkpoint is of a step, without training."""
-  made = loop.Run(make_config(**fields), workdir)
+  made = run_lib.Run(make_config(**fields), workdir)
   workdir.mkdir()
-  made.write_files()
+  folder_lib.write(made.workdir, made.config, made.text)
   (workdir / "checkpoints" / str(step)).mkdir(parents=True)
 
 
@@ -193,17 +196,17 @@ def folder_of(workdir, step, **fields):
 def test_a_run_is_made_longer_where_its_schedule_allows_it(fields, step, longer, tmp_path):
   workdir = tmp_path / "run"
   folder_of(workdir, step, **fields)
-  made = loop.Run(make_config(**fields, total_steps=24), workdir)
+  made = run_lib.Run(make_config(**fields, total_steps=24), workdir)
   if longer == "at once":
-    made.check_folder()
+    resume.check_folder(made)
   else:
     with pytest.raises(ValueError) as error:
-      made.check_folder()
+      resume.check_folder(made)
     assert longer in str(error.value) and "give --extend" in str(error.value) and "\n" not in str(error.value)
-  made.check_folder(extend=True)
+  resume.check_folder(made, extend=True)
   for extend in (False, True):
     with pytest.raises(ValueError, match="is of 12 steps, this one of 8; a run can only be made longer"):
-      loop.Run(make_config(**fields, total_steps=8), workdir).check_folder(extend)
+      resume.check_folder(run_lib.Run(make_config(**fields, total_steps=8), workdir), extend)
 
 
 @pytest.mark.slow
