@@ -62,10 +62,10 @@ EQUIVALENT = {
         "siglax/losses/pairs.py", 'row_state |= {"dbias": zeros(zimg_bd[:, 0]), "dimg": zeros(zimg_bd)}',
         'row_state |= {"dbias": zeros(zimg_bd[:, 1]), "dimg": zeros(zimg_bd)}',
     ): "another column of the same length",
-    ("siglax/checkpoint.py", "groups, size = [[]], 0", "groups, size = [[]], 1"): "one byte of a limit of 256 MiB",
+    ("siglax/runs/checkpoint.py", "groups, size = [[]], 0", "groups, size = [[]], 1"): "one byte of a limit of 256 MiB",
     ("siglax/evals/ranking.py", "MAX_SIMILARITIES = 2**24", "MAX_SIMILARITIES = 2**25"): "128 MiB at a time instead of 64",
     (
-        "siglax/step.py", "params, running = state_lib.merge(trainable, fixed), {}",
+        "siglax/training/step.py", "params, running = state_lib.merge(trainable, fixed), {}",
         "params, running = state_lib.merge(fixed, trainable), {}",
     ): "two parts of one tree, without a leaf in both",
 }
