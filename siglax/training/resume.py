@@ -100,6 +100,14 @@ def check_shared(workdir, lock):
       raise ValueError(f"--workdir {workdir} is not the same folder in all processes; give one on a file system that they share")
 
 
+def write_files(run):
+  """config.json and tokenizer.model of the run folder; ValueError where it cannot be written."""
+  try:
+    folder_lib.write(run.workdir, run.config, run.text)
+  except OSError as e:
+    raise _unwritable(run.workdir, e) from e
+
+
 def take(run, extend: bool) -> lock_lib.Lock:
   """Takes the lock of the run folder, checks what is there, and writes what tells of the run; process 0 does it."""
   try:
@@ -113,10 +121,7 @@ def take(run, extend: bool) -> lock_lib.Lock:
     raise _unwritable(run.workdir, e) from e
   try:
     check_folder(run, extend)
-    try:
-      folder_lib.write(run.workdir, run.config, run.text)
-    except OSError as e:
-      raise _unwritable(run.workdir, e) from e
+    write_files(run)
   except BaseException:
     lock.release()
     raise

@@ -78,7 +78,7 @@ def test_a_full_disk_at_the_start_leaves_the_files_of_the_run(tmp_path):
   try:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     with pytest.raises(ValueError, match="cannot be written: File too large; use another folder"):
-      folder_lib.write(made.workdir, made.config, made.text)
+      resume.write_files(made)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
   assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()} == before
