@@ -80,10 +80,12 @@ OTHERS = (
     "gcloud compute tpus tpu-vm create $TPU --zone $ZONE --accelerator-type v4-64 --version tpu-ubuntu2204-base",
     "launch/tpu_vm.sh install",
 )
-# First lines of blocks that are no commands: what siglax plan prints (tests/test_plan.py), a Dockerfile, the folders.
+# First lines of blocks that are no commands: what siglax plan prints (tests/test_plan.py), a Dockerfile, the folders, what
+# a soak printed.
 TEXTS = (
     "siglax plan configs/siglip_so400m.py", "FROM python:3.12-slim",
     "siglax/",
+    "fault                   tried  survived       lost steps       recovery s",
 )
 
 # Python blocks by their first line, and what they take for granted.
