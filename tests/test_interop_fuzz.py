@@ -18,12 +18,11 @@ import safetensors.numpy
 import siglax
 from siglax import config as config_lib
 from siglax import interop
-from siglax import tower
 from siglax.models import resnet
 from siglax.runs import folder as folder_lib
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
-SHAPES = pathlib.Path(tower.__file__).parent / "data" / "shapes.model"
+SHAPES = pathlib.Path(siglax.__file__).parent / "data" / "shapes.model"
 OTHERS = [None, [], {}, "", "x", True, False, 0, -1, 3, 0.5, 1e300, float("nan"), float("inf"), 10**30, [1], [[]], {"a": 1}, "\0"]
 fuzz = functools.partial(
     hypothesis.settings, derandomize=True, deadline=None, database=None,

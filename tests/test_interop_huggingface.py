@@ -14,8 +14,8 @@ import siglax
 from siglax import config as config_lib
 from siglax import losses
 from siglax import models
-from siglax import tower
 from siglax.data import images as images_lib
+from siglax.data.text import TextProcessor
 from siglax.devices import mesh
 from siglax.interop import huggingface
 from siglax.interop import positions
@@ -24,7 +24,7 @@ from siglax.training import run as run_lib
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 TINY = pathlib.Path(__file__).parent / "tiny.py"
-SHAPES = pathlib.Path(tower.__file__).parent / "data" / "shapes.model"
+SHAPES = pathlib.Path(siglax.__file__).parent / "data" / "shapes.model"
 
 
 @pytest.fixture
@@ -342,7 +342,7 @@ def test_preprocessing_and_tokenizer_come_with_the_folder(folder):
   shutil.copy(SHAPES, folder / "spiece.model")
   with pytest.raises(ValueError, match="vocab_size=40 is below the"):
     siglax.load(folder)
-  pieces = tower.text_lib.TextProcessor(length=6).vocab_size
+  pieces = TextProcessor(length=6).vocab_size
   edit(folder, lambda x: x.update({"text_model.embeddings.token_embedding.weight": np.ones((pieces, 12), np.float32)}))
   configure(folder, lambda c: c["text_config"].update(vocab_size=pieces))
   preprocessor = folder / "preprocessor_config.json"
