@@ -26,9 +26,10 @@ from short_runs import steps  # pylint: disable=unused-import
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
   """A run that nothing disturbs; its checkpoints are of steps 8 and 12."""
+  workdir = tmp_path_factory.mktemp("whole") / "run"
   with inject.nonfinite():
-    run(tmp_path_factory.mktemp("whole") / "run")
-  return tmp_path_factory.getbasetemp() / "whole0" / "run"
+    run(workdir)
+  return workdir
 
 
 @pytest.fixture
