@@ -263,7 +263,10 @@ def test_tokenizer_command(tmp_path, capsys):
   assert (out.read_bytes(), data.read_bytes()) == (kept, b"all that I have")
 
 
-@pytest.mark.parametrize("statement", ["import siglax", "from siglax.commands import cli; cli.main(['--help'])"])
+@pytest.mark.parametrize("statement", [
+    "import siglax", "from siglax.commands import cli; cli.main(['--help'])",
+    "from siglax.commands import cli; sys.argv = ['siglax', '--help']; cli.entry()",
+])
 def test_imports_stay_light(statement):
   program = f"import sys\ntry:\n  exec({statement!r})\nexcept SystemExit: pass\nprint([m for m in ('jax', 'flax', 'grain', 'orbax', 'cv2') if m in sys.modules])"
   out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout

@@ -6,6 +6,8 @@ import argparse
 import contextlib
 import os
 import sys
+import threading
+import time
 
 from siglax.commands import COMMANDS
 from siglax.devices import streams
@@ -16,7 +18,9 @@ INTERRUPTED = 130  # exit code
 
 def main(arguments: list[str] | None = None) -> int:
   """Runs one command; a wrong input, and a file or pipe that fails, prints one line and returns 1."""
-  if sys.stdout is None:  # closed by whoever started this: the next file to be opened would take its place
+  if (
+    sys.stdout is None
+  ):  # closed by whoever started this: the next file to be opened would take its place
     sys.stdout = open(os.devnull, "w")
   with contextlib.redirect_stdout(streams.Stdout(sys.stdout)) as stdout:
     try:
@@ -31,12 +35,12 @@ def main(arguments: list[str] | None = None) -> int:
 def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
   """The `command`, what is given of its own flags, and the other words."""
   parser = argparse.ArgumentParser(
-      prog="siglax", description="Contrastive image-text training (SigLIP, CLIP) in JAX."
+    prog="siglax", description="Contrastive image-text training (SigLIP, CLIP) in JAX."
   )
   commands = parser.add_subparsers(required=True, metavar="command")
   for command in COMMANDS:
     of_command = commands.add_parser(
-        command.name, help=command.help, description=command.description, epilog=command.epilog
+      command.name, help=command.help, description=command.description, epilog=command.epilog
     )
     command.add_arguments(of_command)
     of_command.set_defaults(command=command)
@@ -87,10 +91,18 @@ def entry() -> int:
       sys.stderr.flush()
       os._exit(code)  # a program that XLA compiles in a thread would crash with the interpreter
     if code:
-      from siglax.devices import distributed
-
-      distributed.end_within(END_SECONDS, code)
+      _end_within(END_SECONDS, code)
   return code
+
+
+def _end_within(seconds: float, code: int):
+  """Ends this process after so many seconds, unless it has ended before."""
+
+  def end():
+    time.sleep(seconds)
+    os._exit(code)
+
+  threading.Thread(target=end, daemon=True).start()
 
 
 def overrides(rest: list[str]) -> dict[str, str]:

@@ -13,7 +13,6 @@ import json
 import os
 import signal
 import socket
-import threading
 import time
 
 import jax
@@ -98,15 +97,6 @@ def any_has(*flags: bool) -> list[bool]:
   if jax.process_count() == 1:
     return list(flags)
   return multihost_utils.process_allgather(np.array(flags)).any(axis=0).tolist()
-
-
-def end_within(seconds: float, code: int):
-  """Ends this process after so many seconds, whatever its threads still wait for, unless it has ended before."""
-  def end():
-    time.sleep(seconds)
-    os._exit(code)
-
-  threading.Thread(target=end, daemon=True).start()
 
 
 def interrupt_all(number, frame):
