@@ -11,13 +11,13 @@ from siglax.commands import tokenizer
 from siglax.commands import train
 
 COMMANDS = (
-    train.COMMAND,
-    evaluate.COMMAND,
-    replay.COMMAND,
-    embed.COMMAND,
-    classify.COMMAND,
-    search.COMMAND,
-    export.COMMAND,
-    tokenizer.COMMAND,
-    plan.COMMAND,
+  train.COMMAND,
+  evaluate.COMMAND,
+  replay.COMMAND,
+  embed.COMMAND,
+  classify.COMMAND,
+  search.COMMAND,
+  export.COMMAND,
+  tokenizer.COMMAND,
+  plan.COMMAND,
 )

@@ -13,8 +13,10 @@ def _add_arguments(parser):
   parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="image file")
   parser.add_argument("--labels", required=True, metavar="A,B,…", help="names, separated by commas")
   parser.add_argument(
-      "--template", action="append", metavar="TEXT",
-      help="caption with a {} for the label; several are averaged (default: 'a photo of a {}.')",
+    "--template",
+    action="append",
+    metavar="TEXT",
+    help="caption with a {} for the label; several are averaged (default: 'a photo of a {}.')",
   )
   parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -34,9 +36,9 @@ def _run(arguments):
 
 
 COMMAND = Command(
-    name="classify",
-    help="sort pictures by labels it was never trained on",
-    description=("Compares pictures with labels, each put into the templates, and prints how probable each label is."),
-    add_arguments=_add_arguments,
-    run=_run,
+  name="classify",
+  help="sort pictures by labels it was never trained on",
+  description="Compares pictures with labels, each put into the templates, and prints how probable each label is.",
+  add_arguments=_add_arguments,
+  run=_run,
 )

@@ -9,11 +9,28 @@ from siglax.commands.command import Command
 def _add_arguments(parser):
   shared.add_from_flag(parser)
   parser.add_argument("--data", required=True, metavar="DATA", help=shared.DATA_HELP)
-  parser.add_argument("--out", required=True, metavar="FILE", help=".npz, .parquet or .array_record that does not exist")
+  parser.add_argument(
+    "--out",
+    required=True,
+    metavar="FILE",
+    help=".npz, .parquet or .array_record that does not exist",
+  )
   parser.add_argument("--texts", action="store_true", help="also the embeddings of the captions")
-  parser.add_argument("--tokens", action="store_true", help="also the image tokens, one for each patch")
-  parser.add_argument("--batch-size", type=int, metavar="N", help="pictures at a time; config.eval.batch_size by default")
-  parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"), help="of what is stored")
+  parser.add_argument(
+    "--tokens", action="store_true", help="also the image tokens, one for each patch"
+  )
+  parser.add_argument(
+    "--batch-size",
+    type=int,
+    metavar="N",
+    help="pictures at a time; config.eval.batch_size by default",
+  )
+  parser.add_argument(
+    "--dtype",
+    default="float32",
+    choices=("float32", "float16", "bfloat16"),
+    help="of what is stored",
+  )
 
 
 def _run(arguments):
@@ -23,18 +40,25 @@ def _run(arguments):
   from siglax.tower import embed
 
   made = embed.embed(
-      arguments.source, sources.parse_spec(arguments.data), arguments.out, texts=arguments.texts, tokens=arguments.tokens,
-      batch_size=arguments.batch_size, dtype=arguments.dtype,
+    arguments.source,
+    sources.parse_spec(arguments.data),
+    arguments.out,
+    texts=arguments.texts,
+    tokens=arguments.tokens,
+    batch_size=arguments.batch_size,
+    dtype=arguments.dtype,
   )
   skipped = f", {made['skipped']:,} skipped" if made["skipped"] else ""
   print(f"wrote {arguments.out}: {made['examples']:,} embeddings of width {made['width']}{skipped}")
 
 
 COMMAND = Command(
-    name="embed",
-    help="write the embeddings of a dataset's pictures",
-    description=("Embeds every picture of a dataset and writes the embeddings with the captions, to train a text tower "
-      'on them (data source "embeddings") or for other programs. docs/towers.md tells how to read each format.'),
-    add_arguments=_add_arguments,
-    run=_run,
+  name="embed",
+  help="write the embeddings of a dataset's pictures",
+  description=(
+    "Embeds every picture of a dataset and writes the embeddings with the captions, to train a text tower "
+    'on them (data source "embeddings") or for other programs. docs/towers.md tells how to read each format.'
+  ),
+  add_arguments=_add_arguments,
+  run=_run,
 )

@@ -21,11 +21,13 @@ def _run(arguments):
 
 
 COMMAND = Command(
-    name="evaluate",
-    help="evaluate a run folder",
-    description=("Runs the evaluation tasks of a run on its newest good checkpoint and writes eval.json, in "
-      "CLIP_benchmark's format."),
-    epilog=("Fields: --config.eval.tasks.0.data.path=b.parquet --config.eval.batch_size=512"),
-    add_arguments=_add_arguments,
-    run=_run,
+  name="evaluate",
+  help="evaluate a run folder",
+  description=(
+    "Runs the evaluation tasks of a run on its newest good checkpoint and writes eval.json, in "
+    "CLIP_benchmark's format."
+  ),
+  epilog="Fields: --config.eval.tasks.0.data.path=b.parquet --config.eval.batch_size=512",
+  add_arguments=_add_arguments,
+  run=_run,
 )

@@ -8,9 +8,18 @@ from siglax.commands.command import Command
 
 def _add_arguments(parser):
   shared.add_from_flag(parser)
-  parser.add_argument("--format", required=True, choices=("hf", "hf-vision", "big_vision", "open_clip", "stablehlo"))
-  parser.add_argument("--out", required=True, metavar="DIR_OR_FILE", help="folder, or .npz file, that does not exist yet")
-  parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the parameters")
+  parser.add_argument(
+    "--format", required=True, choices=("hf", "hf-vision", "big_vision", "open_clip", "stablehlo")
+  )
+  parser.add_argument(
+    "--out",
+    required=True,
+    metavar="DIR_OR_FILE",
+    help="folder, or .npz file, that does not exist yet",
+  )
+  parser.add_argument(
+    "--dtype", default="float32", choices=("float32", "bfloat16"), help="of the parameters"
+  )
 
 
 def _run(arguments):
@@ -18,15 +27,19 @@ def _run(arguments):
   shared.setup()
   from siglax.tower import export
 
-  print(f"wrote {export.export(arguments.source, arguments.format, arguments.out, arguments.dtype)}")
+  print(
+    f"wrote {export.export(arguments.source, arguments.format, arguments.out, arguments.dtype)}"
+  )
 
 
 COMMAND = Command(
-    name="export",
-    help="write the towers in another library's format",
-    description=("Writes the towers of a run folder, of a Hugging Face folder or of a big_vision .npz for other "
-      "libraries: hf is a SiglipModel with its preprocessing and tokenizer, hf-vision its image tower alone, big_vision "
-      "an .npz file, open_clip a folder for local-dir:., stablehlo functions that jax runs without siglax."),
-    add_arguments=_add_arguments,
-    run=_run,
+  name="export",
+  help="write the towers in another library's format",
+  description=(
+    "Writes the towers of a run folder, of a Hugging Face folder or of a big_vision .npz for other "
+    "libraries: hf is a SiglipModel with its preprocessing and tokenizer, hf-vision its image tower alone, big_vision "
+    "an .npz file, open_clip a folder for local-dir:., stablehlo functions that jax runs without siglax."
+  ),
+  add_arguments=_add_arguments,
+  run=_run,
 )

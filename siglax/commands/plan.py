@@ -11,7 +11,9 @@ from siglax.commands.command import Command
 
 def _add_arguments(parser):
   shared.add_config_flag(parser)
-  parser.add_argument("--devices", required=True, type=int, metavar="N", help="devices over all processes")
+  parser.add_argument(
+    "--devices", required=True, type=int, metavar="N", help="devices over all processes"
+  )
   parser.add_argument("--batch", type=int, metavar="B", help="config.batch_size, over all devices")
   parser.add_argument("--chips", help="names, separated by commas; all that are known by default")
   parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -36,11 +38,13 @@ def _run(arguments):
 
 
 COMMAND = Command(
-    name="plan",
-    help="memory, FLOPs, traffic and the fastest step of a config, without its devices",
-    description=("Compiles the training step for N virtual CPU devices, allocates nothing, and tells what it needs and "
-      "how fast it can be on known chips (docs/plan.md)."),
-    epilog=("Fields: --config.mesh.fsdp=16 --config.train.remat.image=full"),
-    add_arguments=_add_arguments,
-    run=_run,
+  name="plan",
+  help="memory, FLOPs, traffic and the fastest step of a config, without its devices",
+  description=(
+    "Compiles the training step for N virtual CPU devices, allocates nothing, and tells what it needs and "
+    "how fast it can be on known chips (docs/plan.md)."
+  ),
+  epilog="Fields: --config.mesh.fsdp=16 --config.train.remat.image=full",
+  add_arguments=_add_arguments,
+  run=_run,
 )

@@ -9,8 +9,12 @@ from siglax.commands.command import Command
 
 
 def _add_arguments(parser):
-  parser.add_argument("--run", dest="source", required=True, metavar="DIR", help="run folder, with its data in place")
-  parser.add_argument("--step", required=True, type=int, metavar="N", help="step as in metrics.jsonl, from 1")
+  parser.add_argument(
+    "--run", dest="source", required=True, metavar="DIR", help="run folder, with its data in place"
+  )
+  parser.add_argument(
+    "--step", required=True, type=int, metavar="N", help="step as in metrics.jsonl, from 1"
+  )
   parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -27,11 +31,13 @@ def _run(arguments):
 
 
 COMMAND = Command(
-    name="replay",
-    help="make one step of a run again",
-    description=("Makes one step of a run again, from the newest good checkpoint before it: prints its loss and gradient norm, "
-      "and the examples of its batch. On the same kind and number of devices the loss is that of metrics.jsonl, bit for bit. "
-      "Nothing is written."),
-    add_arguments=_add_arguments,
-    run=_run,
+  name="replay",
+  help="make one step of a run again",
+  description=(
+    "Makes one step of a run again, from the newest good checkpoint before it: prints its loss and gradient norm, "
+    "and the examples of its batch. On the same kind and number of devices the loss is that of metrics.jsonl, bit for bit. "
+    "Nothing is written."
+  ),
+  add_arguments=_add_arguments,
+  run=_run,
 )

@@ -11,19 +11,39 @@ DATA_HELP = "file.parquet or shapes, and fields of the spec: file.parquet:captio
 
 
 def add_from_flag(parser):
-  parser.add_argument("--from", dest="source", required=True, metavar="DIR", help="run folder, or what siglax.load takes")
+  parser.add_argument(
+    "--from",
+    dest="source",
+    required=True,
+    metavar="DIR",
+    help="run folder, or what siglax.load takes",
+  )
 
 
 def add_config_flag(parser):
-  parser.add_argument("--config", required=True, help="config file, with arguments after a colon: configs/x.py:name=value")
+  parser.add_argument(
+    "--config",
+    required=True,
+    help="config file, with arguments after a colon: configs/x.py:name=value",
+  )
 
 
 def add_process_flags(parser):
-  group = parser.add_argument_group("several processes", "each with its own devices; found by itself under srun and on TPU")
-  group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens, the same for all")
+  group = parser.add_argument_group(
+    "several processes", "each with its own devices; found by itself under srun and on TPU"
+  )
+  group.add_argument(
+    "--coordinator", metavar="HOST:PORT", help="where process 0 listens, the same for all"
+  )
   group.add_argument("--processes", type=int, metavar="N", help="number of processes")
   group.add_argument("--process-id", type=int, metavar="I", help="of this one, from 0")
-  group.add_argument("--wait", type=int, default=300, metavar="SECONDS", help="for the others at the start (default: 300)")
+  group.add_argument(
+    "--wait",
+    type=int,
+    default=300,
+    metavar="SECONDS",
+    help="for the others at the start (default: 300)",
+  )
 
 
 def no_overrides(arguments):
@@ -54,12 +74,16 @@ def setup():
     try:
       os.fstat(number)
     except OSError:
-      os.open(os.devnull, os.O_WRONLY)  # takes the number of the closed stream, which a file of the run would get
+      os.open(
+        os.devnull, os.O_WRONLY
+      )  # takes the number of the closed stream, which a file of the run would get
   logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
   logging.getLogger("siglax").setLevel(logging.INFO)
   # Orbax logs what it raises too, and siglax says that in one line.
   logging.getLogger("absl").setLevel(logging.CRITICAL)
-  logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of writes of one save that fail together, the first is told
+  logging.getLogger("asyncio").setLevel(
+    logging.CRITICAL
+  )  # of writes of one save that fail together, the first is told
   quiet.quiet_orbax()
   host.keep_freed_memory()
   host.keep_compiled_programs()
@@ -69,7 +93,9 @@ def join(arguments):
   """As one of several processes, of which the first alone reports; after `setup`."""
   from siglax.devices import distributed
 
-  distributed.start(arguments.coordinator, arguments.processes, arguments.process_id, arguments.wait)
+  distributed.start(
+    arguments.coordinator, arguments.processes, arguments.process_id, arguments.wait
+  )
   import jax
 
   if jax.process_index() > 0:

@@ -13,7 +13,9 @@ def _add_arguments(parser):
   parser.add_argument("--out", required=True, metavar="FILE.model", help="file to write")
   parser.add_argument("--vocab-size", required=True, type=int, help="number of tokens")
   parser.add_argument("--keep-case", action="store_true", help="for config.text.lowercase=False")
-  parser.add_argument("--keep-punctuation", action="store_true", help="for config.text.strip_punctuation=False")
+  parser.add_argument(
+    "--keep-punctuation", action="store_true", help="for config.text.strip_punctuation=False"
+  )
 
 
 def _run(arguments):
@@ -22,21 +24,26 @@ def _run(arguments):
   from siglax.data import text
 
   if not arguments.out.endswith(".model") or os.path.lexists(arguments.out):
-    raise ValueError(f"--out {arguments.out} {'exists' if os.path.lexists(arguments.out) else 'must end in .model'}; give a path that does not exist and ends in .model")
+    raise ValueError(
+      f"--out {arguments.out} {'exists' if os.path.lexists(arguments.out) else 'must end in .model'}; give a path that does not exist and ends in .model"
+    )
   spec = sources.parse_spec(arguments.source)
   source = sources.open_source(spec, "--from")
   captions = (caption for i in range(len(source)) for caption in source[i]["captions"])
   text.train_tokenizer(
-      captions, arguments.out, arguments.vocab_size,
-      lowercase=not arguments.keep_case, strip_punctuation=not arguments.keep_punctuation,
+    captions,
+    arguments.out,
+    arguments.vocab_size,
+    lowercase=not arguments.keep_case,
+    strip_punctuation=not arguments.keep_punctuation,
   )
   print(f"wrote {arguments.out}; use it with --config.text.tokenizer={arguments.out}")
 
 
 COMMAND = Command(
-    name="tokenizer",
-    help="train a sentencepiece model",
-    description=("Trains a sentencepiece model on the captions of a dataset, preprocessed as in training."),
-    add_arguments=_add_arguments,
-    run=_run,
+  name="tokenizer",
+  help="train a sentencepiece model",
+  description="Trains a sentencepiece model on the captions of a dataset, preprocessed as in training.",
+  add_arguments=_add_arguments,
+  run=_run,
 )

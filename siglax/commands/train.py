@@ -8,10 +8,13 @@ from siglax.commands.command import Command
 
 def _add_arguments(parser):
   shared.add_config_flag(parser)
-  parser.add_argument("--workdir", required=True, help="run folder: config, checkpoints, metrics, curves")
   parser.add_argument(
-      "--extend", action="store_true",
-      help="make a run longer although its learning rate depends on its length (cosine, linear, a cooldown that has begun)",
+    "--workdir", required=True, help="run folder: config, checkpoints, metrics, curves"
+  )
+  parser.add_argument(
+    "--extend",
+    action="store_true",
+    help="make a run longer although its learning rate depends on its length (cosine, linear, a cooldown that has begun)",
   )
   shared.add_process_flags(parser)
 
@@ -23,15 +26,22 @@ def _run(arguments):
   from siglax.devices import signals
   from siglax.training import loop
 
-  loop.train(config.load(arguments.config, arguments.overrides), arguments.workdir, extend=arguments.extend, second_signal=signals.end_now)
+  loop.train(
+    config.load(arguments.config, arguments.overrides),
+    arguments.workdir,
+    extend=arguments.extend,
+    second_signal=signals.end_now,
+  )
 
 
 COMMAND = Command(
-    name="train",
-    help="train a config in a run folder, or resume there",
-    description=("Trains a config in a run folder. The same command resumes where it stopped."),
-    epilog=("Fields: --config.optim.lr=3e-4 --config.data.0.path=a.parquet --config.total_epochs=3; "
-      "siglax/config/fields.py lists them all."),
-    add_arguments=_add_arguments,
-    run=_run,
+  name="train",
+  help="train a config in a run folder, or resume there",
+  description="Trains a config in a run folder. The same command resumes where it stopped.",
+  epilog=(
+    "Fields: --config.optim.lr=3e-4 --config.data.0.path=a.parquet --config.total_epochs=3; "
+    "siglax/config/fields.py lists them all."
+  ),
+  add_arguments=_add_arguments,
+  run=_run,
 )

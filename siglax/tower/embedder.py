@@ -12,7 +12,19 @@ from siglax import models
 from siglax.devices import mesh as mesh_lib
 
 
-class Embedder:
+class ScaleAndBias:
+  """Those of `self.params`, as floats: exp(t'), and 0 where the loss has no bias."""
+
+  @property
+  def scale(self) -> float:
+    return float(jax.device_get(models.scale_and_bias(self.params)[0]))
+
+  @property
+  def bias(self) -> float:
+    return float(jax.device_get(models.scale_and_bias(self.params)[1]))
+
+
+class Embedder(ScaleAndBias):
   """Both towers over all devices, a fixed number of examples at a time, so that each compiles once.
 
   Global view: all processes call together; each reads its rows of a batch, and all get every embedding.
@@ -25,14 +37,6 @@ class Embedder:
     out = mesh_lib.replicated(mesh)
     self._embed_image = jax.jit(model.embed_image, out_shardings=out)
     self._embed_text = jax.jit(model.embed_text, out_shardings=out)
-
-  @property
-  def scale(self) -> float:
-    return float(jax.device_get(models.scale_and_bias(self.params)[0]))
-
-  @property
-  def bias(self) -> float:
-    return float(jax.device_get(models.scale_and_bias(self.params)[1]))
 
   def images(self, get: Callable[[int], np.ndarray], count: int) -> np.ndarray:
     """Unit rows float32 [count, d] of the images get(0) … get(count − 1), each uint8 [S, S, 3]."""

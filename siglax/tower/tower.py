@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pathlib
 
-import jax
 import numpy as np
 
 from siglax import config as config_lib
@@ -16,9 +15,10 @@ from siglax.runs.folder import read_config
 from siglax.runs.folder import read_params
 from siglax.runs.folder import text_processor
 from siglax.tower.embedder import Embedder
+from siglax.tower.embedder import ScaleAndBias
 
 
-class Tower:
+class Tower(ScaleAndBias):
   """A trained model with its preprocessing: raw pictures and strings to unit embeddings.
 
   model, params: see siglax.models. config: the run's resolved config, or one that describes a checkpoint of another
@@ -31,14 +31,6 @@ class Tower:
     self.model = model or models.build(config.model, tuple(name for name in models.TOWERS if name in params))
     self.mesh = mesh or mesh_lib.make()
     self._embedders = {}
-
-  @property
-  def scale(self) -> float:
-    return float(jax.device_get(models.scale_and_bias(self.params)[0]))
-
-  @property
-  def bias(self) -> float:
-    return float(jax.device_get(models.scale_and_bias(self.params)[1]))
 
   def _embedder(self, batch_size: int | None, count: int) -> Embedder:
     devices = self.mesh.size
