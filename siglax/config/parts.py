@@ -64,25 +64,39 @@ class Field:
 
 Part = TypeVar("Part")
 
+# (kind, name) of the parts that were added to registries after these were made: a user's own, in the order they came.
+registered: list[tuple[str, str]] = []
+
 
 class Registry(Mapping, Generic[Part]):
   """{name: part} of one kind, in the order of registration.
 
-  kind: what a message calls the part, such as "loss". parts: objects with a `name`.
+  kind: what a message calls the part, such as "loss". parts: objects with a `name`. merged: the parts' fields stand side
+  by side in one group of the config, so that a name has one declaration.
   """
 
-  def __init__(self, kind: str, parts: tuple[Part, ...] = ()):
-    self.kind = kind
+  def __init__(self, kind: str, parts: tuple[Part, ...] = (), merged: bool = False):
+    self.kind, self._merged = kind, merged
     self._parts: dict[str, Part] = {}
     for part in parts:
-      self.register(part)
+      self._add(part)
 
   def register(self, part: Part) -> Part:
-    """Adds a part. ValueError where its name is taken."""
+    """Adds a part of a user's own. ValueError where its name is taken, or where `fields` would raise."""
+    self._add(part)
+    try:
+      if self._merged:
+        self.fields()
+    except ValueError:
+      del self._parts[part.name]
+      raise
+    registered.append((self.kind, part.name))
+    return part
+
+  def _add(self, part: Part):
     if part.name in self._parts:
       raise ValueError(f"there is a {self.kind} {part.name!r} already; give yours another name")
     self._parts[part.name] = part
-    return part
 
   def __getitem__(self, name: str) -> Part:
     """The part; KeyError where there is none, for `get` and `in`. `find` has a message for users."""
