@@ -88,10 +88,14 @@ class Registry(Mapping, Generic[Part]):
       if self._merged:
         self.fields()
     except ValueError:
-      del self._parts[part.name]
+      self.forget(part.name)
       raise
     registered.append((self.kind, part.name))
     return part
+
+  def forget(self, name: str):
+    """Takes a part out again."""
+    del self._parts[name]
 
   def _add(self, part: Part):
     if part.name in self._parts:

@@ -70,12 +70,12 @@ def _check_plain(field: str, value: Any):
 
 def _kinds() -> dict[str, tuple[type, bool]]:
   """{field: (its type, whether it may be None)} of the fields that are no groups."""
-  return _kinds_with(len(parts.registered))
+  return _kinds_with(tuple(parts.registered))
 
 
 @functools.lru_cache(maxsize=1)
-def _kinds_with(registered: int):
-  """registered: number of parts that users have added, each of which may have fields of its own."""
+def _kinds_with(registered: tuple):
+  """registered: the parts that users have added, each of which may have fields of its own."""
   del registered
   config = default()
   durations = {f"{name}_{k}" for name in DURATIONS for k in UNITS}

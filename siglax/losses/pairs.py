@@ -155,7 +155,7 @@ def check_elementwise(loss: Loss, formula):
   shape, dtype = getattr(tile, "shape", None), getattr(tile, "dtype", None)
   if shape != x_23.shape or dtype != jnp.float32:
     raise ValueError(
-        f"{given} gives {dtype or type(tile).__name__} {shape or ''} of logits float32 {x_23.shape}; it "
+        f"{given} gives {dtype or type(tile).__name__} {'' if shape is None else shape} of logits float32 {x_23.shape}; it "
         "must give the loss of each pair, in the same shape and type"
     )
   whole = formula(x_23, p_23, **options)
