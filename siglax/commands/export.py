@@ -15,7 +15,7 @@ def _add_arguments(parser):
 
 def _run(arguments):
   shared.no_overrides(arguments)
-  shared.setup()
+  shared.setup(arguments)
   from siglax.tower import export
 
   print(f"wrote {export.export(arguments.source, arguments.format, arguments.out, arguments.dtype)}")
