@@ -100,6 +100,7 @@ zimg, ztxt = (jax.random.normal(jax.random.key(i), (16, 8)) for i in range(2))
 zimg, ztxt = (z / jax.numpy.linalg.norm(z, axis=1, keepdims=True) for z in (zimg, ztxt))
 scale, bias, weights, labels = 10.0, -2.0, jax.numpy.ones(16), jax.numpy.arange(16)
 """,
+    "import jax.numpy as jnp": "",
     'tower = siglax.load("google/siglip-base-patch16-224")   # a local folder: config.json and safetensors, sharded or not':
         "import siglax, numpy as np\nimages = np.zeros((2, 16, 16, 3), np.uint8)\n",
     "from transformers import AutoImageProcessor, AutoModel, AutoTokenizer": PICTURE,

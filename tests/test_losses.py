@@ -20,6 +20,7 @@ import pytest
 
 from siglax import config as config_lib
 from siglax import losses
+from siglax.config import parts
 from siglax.costs import flops
 from siglax.devices import mesh as mesh_lib
 from siglax.losses import statistics
@@ -399,3 +400,87 @@ def test_auto_gathers_what_takes_a_sixteenth_of_the_memory():
   assert [losses.choose(8192, 768, Devices, memory=m) for m in (least, least - 1)] == ["gather", "ring"]
   assert [losses.choose(B, 768, Devices, memory=2**50) for B in (8 * 4095, 8 * 4096)] == ["gather", "ring"]
   assert [losses.choose(B, 768, Devices, memory=0) for B in (2896, 2904)] == ["dense", "ring"]  # 362 · 2896 ≤ 2²⁰ < 363 · 2904
+
+
+# A loss of one's own.
+
+
+def register_own():
+  """The sigmoid loss, and a focal one with a field, as a user writes them."""
+  losses.pairwise("own_sigmoid", lambda x, p: jax.nn.softplus(x) - p * x)
+  wrong = lambda x, p: jnp.where(p, -x, x)
+  losses.pairwise(
+      "own_focal", lambda x, p, power: jax.nn.sigmoid(wrong(x, p)) ** power * jax.nn.softplus(wrong(x, p)),
+      fields={"power": config_lib.Field(2.0, "As gamma of the focal loss.", least=0)},
+  )
+
+
+@pytest.fixture
+def registered():
+  """Losses of one's own; they, and what a test registers, are taken out again."""
+  before = len(parts.registered)
+  register_own()
+  yield
+  for _, name in parts.registered[before:]:
+    losses.LOSSES.forget(name)
+  del parts.registered[before:]
+
+
+def of_config(name, impl, D, tile=None, **fields):
+  """The loss that config.loss makes."""
+  c = config_lib.default().loss
+  c.name, c.impl, c.tile = name, impl, tile
+  c.update(fields)
+  return losses.make(c, line(D))
+
+
+@pytest.mark.parametrize("name, oracle, fields", [
+    ("own_sigmoid", oracles.sigmoid, {}), ("own_focal", functools.partial(oracles.focal, gamma=1.5), {"power": 1.5}),
+])
+@pytest.mark.parametrize("impl, D", [("dense", 1), ("ring", 1), ("ring", 2), ("ring", 8)])
+def test_a_pair_loss_of_ones_own_equals_float64(registered, name, oracle, fields, impl, D):
+  zimg, ztxt, w, labels = oracles.batch(25 * D, 16)
+  w[3] = 0
+  loss = of_config(name, impl, D, None if impl == "dense" else TILE, **fields)
+  outer = lambda *scalars, weights, labels: 3 * loss(*scalars, weights=weights, labels=labels)
+  function = jax.jit(jax.value_and_grad(outer, (0, 1, 2, 3)))
+  for w, labels in ((w, labels), (None, None)):
+    arguments = (jnp.float32(x) for x in (zimg, ztxt, 10.0, -3.0))
+    optional = {"weights": w if w is None else jnp.float32(w), "labels": labels if labels is None else jnp.int32(labels)}
+    got, grads = function(*arguments, **optional)
+    want, want_grads = oracle(zimg, ztxt, 10.0, -3.0, w, labels)
+    for x, y in zip((got, *grads), (want, *want_grads)):
+      assert np.abs(np.asarray(x, np.float64) - 3 * y).max() <= 1e-5 * np.abs(3 * y).max()
+
+
+def test_autodiff_takes_the_memory_and_the_products_of_the_sigmoid_by_hand(registered):
+  b, D, d = 2048, 4, 768
+  arguments = program("sigmoid", "ring", D, b, d, 512)[1][:4]
+  temp, work = {}, {}
+  for name, loss in (("hand", of_config("sigmoid", "ring", D, 512)), ("own", of_config("own_sigmoid", "ring", D, 512))):
+    function = jax.value_and_grad(loss, (0, 1, 2, 3))
+    temp[name] = jax.jit(function).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+    work[name] = flops.count(function, *arguments)
+  assert temp["own"] <= 1.05 * temp["hand"] and work["own"] == work["hand"]
+
+
+@pytest.mark.parametrize("formula, message", [
+    (lambda x, p: jnp.sum(x), r"gives float32 \(\) of logits float32 \(2, 3\)"),
+    (lambda x, p: x > 0, "gives bool"),
+    (lambda x, p: x - jnp.max(x, axis=1, keepdims=True), "mixes pairs"),
+])
+def test_a_formula_that_is_none_of_pairs_is_one_line(registered, formula, message):
+  with pytest.raises(ValueError, match=message):
+    losses.pairwise("wrong", formula)
+  assert "wrong" not in losses.LOSSES
+
+
+def test_names_and_fields_that_are_taken(registered):
+  square = lambda x, p, **options: jnp.square(x - p)
+  with pytest.raises(ValueError, match="there is a loss 'hinge' already"):
+    losses.pairwise("hinge", square)
+  with pytest.raises(ValueError, match="declares the field 'gamma' otherwise"):
+    losses.pairwise("other", square, fields={"gamma": config_lib.Field(1.0, "Another.")})
+  losses.pairwise("other", square, fields={"tile": config_lib.Field(1, "Taken.")})
+  with pytest.raises(ValueError, match="the field 'tile', which config.loss has already"):
+    config_lib.default()

@@ -23,7 +23,7 @@ def _add_arguments(parser):
 
 def _run(arguments):
   shared.no_overrides(arguments)
-  shared.setup()
+  shared.setup(arguments)
   from siglax.tower import classify
 
   templates = {} if arguments.template is None else {"templates": tuple(arguments.template)}

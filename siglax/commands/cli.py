@@ -43,6 +43,10 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
       command.name, help=command.help, description=command.description, epilog=command.epilog
     )
     command.add_arguments(of_command)
+    of_command.add_argument(
+        "--import", dest="imports", action="append", default=[], metavar="FILE.py",
+        help="file, or module, that registers parts of your own, such as a loss; may be repeated",
+    )
     of_command.set_defaults(command=command)
   return parser.parse_known_args(arguments)
 

@@ -35,7 +35,7 @@ def _add_arguments(parser):
 
 def _run(arguments):
   shared.no_overrides(arguments)
-  shared.setup()
+  shared.setup(arguments)
   from siglax.data import sources
   from siglax.tower import embed
 

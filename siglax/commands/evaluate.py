@@ -13,8 +13,7 @@ def _add_arguments(parser):
 
 
 def _run(arguments):
-  shared.setup()
-  shared.join(arguments)
+  shared.setup(arguments)
   from siglax.training import evaluation
 
   evaluation.evaluate(arguments.source, arguments.overrides, arguments.out)

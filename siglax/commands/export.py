@@ -24,7 +24,7 @@ def _add_arguments(parser):
 
 def _run(arguments):
   shared.no_overrides(arguments)
-  shared.setup()
+  shared.setup(arguments)
   from siglax.tower import export
 
   print(

@@ -27,6 +27,7 @@ def _run(arguments):
     from siglax import config as config_lib
     from siglax.costs import plan
 
+  shared.import_parts(arguments)
   batch = {} if arguments.batch is None else {"batch_size": str(arguments.batch)}
   config = config_lib.load(arguments.config, arguments.overrides | batch)
   chips = {"chips": arguments.chips.split(",")} if arguments.chips else {}

@@ -20,7 +20,7 @@ def _add_arguments(parser):
 
 def _run(arguments):
   shared.no_overrides(arguments)
-  shared.setup()
+  shared.setup(arguments)
   from siglax.training import replay
 
   report = replay.replay(arguments.source, arguments.step)

@@ -61,8 +61,17 @@ def uninterrupted():
     signal.pthread_sigmask(signal.SIG_SETMASK, old)
 
 
-def setup():
-  """Logging to stderr, memory kept between steps, compiled programs kept between runs."""
+def import_parts(arguments):
+  """Executes the files of --import: before a config is made, and, as they may compute, after jax knows its devices."""
+  from siglax import config
+
+  for name in arguments.imports:
+    config.import_parts(name)
+
+
+def setup(arguments):
+  """Logging to stderr, memory kept between steps, compiled programs kept between runs; the processes joined, where
+  there are several; and the files of --import."""
   with uninterrupted():
     from siglax.devices import host
     from siglax.runs import quiet
@@ -87,10 +96,13 @@ def setup():
   quiet.quiet_orbax()
   host.keep_freed_memory()
   host.keep_compiled_programs()
+  if hasattr(arguments, "coordinator"):
+    _join(arguments)
+  import_parts(arguments)
 
 
-def join(arguments):
-  """As one of several processes, of which the first alone reports; after `setup`."""
+def _join(arguments):
+  """As one of several processes, of which the first alone reports."""
   from siglax.devices import distributed
 
   distributed.start(

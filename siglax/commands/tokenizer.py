@@ -20,6 +20,7 @@ def _add_arguments(parser):
 
 def _run(arguments):
   shared.no_overrides(arguments)
+  shared.import_parts(arguments)
   from siglax.data import sources
   from siglax.data import text
 

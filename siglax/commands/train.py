@@ -20,18 +20,18 @@ def _add_arguments(parser):
 
 
 def _run(arguments):
-  shared.setup()
-  shared.join(arguments)
-  from siglax import config
+  shared.setup(arguments)
+  from siglax import config as config_lib
   from siglax.devices import signals
   from siglax.training import loop
+  from siglax.training import resume
 
-  loop.train(
-    config.load(arguments.config, arguments.overrides),
-    arguments.workdir,
-    extend=arguments.extend,
-    second_signal=signals.end_now,
-  )
+  try:
+    config = config_lib.load(arguments.config, arguments.overrides)
+  except ValueError:
+    resume.check_imports(arguments.workdir)  # says more of a field whose part was not imported
+    raise
+  loop.train(config, arguments.workdir, extend=arguments.extend, second_signal=signals.end_now)
 
 
 COMMAND = Command(

@@ -24,6 +24,8 @@ from siglax.config.editing import set_duration
 from siglax.config.editing import to_json
 from siglax.config.fields import FOLLOWS
 from siglax.config.fields import default
+from siglax.config.imports import import_parts
+from siglax.config.parts import Field
 from siglax.config.resolving import check_vocabulary
 from siglax.config.resolving import resolve
 from siglax.config.types import check_values

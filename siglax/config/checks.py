@@ -17,10 +17,8 @@ from siglax.training import optim
 
 # Fields with a fixed set of values.
 CHOICES = {
-    "loss.name": ("sigmoid", "softmax", "focal", "hinge"),
     "loss.impl": losses.IMPLS,
     "loss.positives": ("pair", "label"),
-    "loss.negatives": losses.NEGATIVES,
     "image.resize": ("bilinear", "bicubic"),
     "image.fit": ("squash", "crop"),
     "text.pad": ("eos", "pad"),
@@ -52,8 +50,6 @@ BOUNDS = {
     "image.pad": (0, 2**14),
     "image.crop_max_aspect": (1, None),
     "text.length": (2, 2**20),
-    "loss.gamma": (0, None),
-    "loss.margin": (0, None),
     "loss.tile": (1, None),
     "model.embed_dim": (1, 2**20),
     "model.image.patch": (1, 2**14),
@@ -121,6 +117,10 @@ def validate_evaluation(config: ConfigDict, devices: int):
 
 def _validate_fields(config):
   config_lib.check_values(config)
+  losses.LOSSES.find(config.loss.name, "config.loss.name")
+  for name, field in losses.LOSSES.fields().items():
+    if problem := field.problem(value := config.loss[name]):
+      raise ValueError(f"config.loss.{name}={config_lib.shown(value)} {problem}")
   for field, choices in CHOICES.items():
     if (value := config_lib.get(config, field)) not in choices:
       raise ValueError(f"config.{field}={config_lib.shown(value)} is unknown; known are {', '.join(choices)}")

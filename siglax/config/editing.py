@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import ast
-import contextlib
-import importlib.util
 import inspect
 import json
 import pathlib
-import traceback
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from siglax.config import imports
 from siglax.config import types
 from siglax.config.durations import DURATIONS
 from siglax.config.durations import UNITS
@@ -48,14 +46,11 @@ def load(path: str, overrides: dict[str, str] | None = None) -> ConfigDict:
     raise ValueError(f"--config {filename}: no such file" + (f"; here are {', '.join(known)}" if known else ""))
   if file.suffix != ".py":
     raise ValueError(f"--config {filename}: not a Python file")
-  spec = importlib.util.spec_from_file_location(f"siglax_config_{file.stem}", file)
-  module = importlib.util.module_from_spec(spec)
-  with _naming(filename):
-    spec.loader.exec_module(module)
+  module = imports.execute(filename, "--config")
   if not callable(getattr(module, "get_config", None)):
     raise ValueError(f"--config {filename}: the file defines no get_config()")
   arguments = _arguments(arguments, module.get_config, filename)
-  with _naming(filename):
+  with imports.in_one_line("--config", filename):
     config = module.get_config(**arguments)
   if not isinstance(config, ConfigDict):
     raise ValueError(f"--config {filename}: get_config() returns {shown(config)}; it must return the config")
@@ -86,7 +81,7 @@ def from_json(text: str) -> ConfigDict:
   try:
     groups = json.loads(text)
   except (ValueError, RecursionError) as e:
-    raise ValueError(f"no JSON, or cut short: {_one_line(e)}") from e
+    raise ValueError(f"no JSON, or cut short: {imports.one_line(e)}") from e
   if not isinstance(groups, dict):
     raise ValueError(f"holds {shown(groups)}; it must be a JSON object")
   if "batch_size" not in groups and {"model_type", "architectures"} & groups.keys():
@@ -167,22 +162,3 @@ def _tuples(value):
   if isinstance(value, dict):
     return {k: _tuples(v) for k, v in value.items()}
   return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
-
-
-@contextlib.contextmanager
-def _naming(filename: str):
-  """Turns any error of a config file into one line with the file and the line in it."""
-  try:
-    yield
-  except (Exception, SystemExit) as error:
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(filename)]
-    if isinstance(error, SyntaxError) and (error.filename or "").endswith(filename):
-      lines = [error.lineno]
-    line = f", line {lines[-1]}" if lines else ""
-    name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-    raise ValueError(f"--config {filename}{line}: {name}{_one_line(error)}") from error
-
-
-def _one_line(error: BaseException) -> str:
-  text = str(error).replace("\\n", " ").replace("\n", " ")
-  return text if len(text) < 300 else f"{text[:120]} … {text[-150:]}"

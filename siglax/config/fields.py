@@ -33,6 +33,8 @@ FOLLOWS = {
 
 def default() -> ConfigDict:
   """The whole config with every default. Units: examples are image-text pairs, sizes are pixels."""
+  from siglax import losses  # which takes the declaration of a field from this package
+
   c = ConfigDict()
   c.seed = 0  # seeds the parameters, the data order, the augmentation and dropout
   c.batch_size = 256  # examples a step over all devices and processes
@@ -69,17 +71,18 @@ def default() -> ConfigDict:
   c.text.pad = "eos"  # what fills a text up: the end token, as in SigLIP | pad: the tokenizer's padding token (SigLIP 2)
 
   c.loss = ConfigDict()
-  c.loss.name = "sigmoid"  # sigmoid | softmax | focal | hinge (docs/losses.md)
+  c.loss.name = "sigmoid"  # a name in losses.LOSSES (docs/losses.md)
   c.loss.impl = "auto"  # auto | dense: B×B logits | ring: texts go round the devices, flat memory | gather: all texts at once
   c.loss.tile = placeholder(int)  # examples per tile of ring and gather; None chooses by batch and width
   c.loss.positives = "pair"  # pair: an image's own text | label: every text of the same label (UniCL)
-  c.loss.gamma = 2.0  # focal: pairs weigh (1 − p)^gamma
-  c.loss.margin = 0.2  # hinge: a negative counts when nearer than the positive less this cosine
-  c.loss.negatives = "all"  # hinge: sum over all negatives | hardest: the nearest one only
+  for name, field in losses.LOSSES.fields().items():  # those of single losses, which the others leave alone
+    if name in c.loss:
+      raise ValueError(f"a loss declares the field {name!r}, which config.loss has already; give it another name")
+    c.loss[name] = placeholder(field.kind) if field.default is None else field.default
   c.loss.scale_init = 10.0  # exp(t') at the start; CLIP's is 1 / 0.07
   # Bias at the start; None is the matched prior: log(1 / batch_size), or the log-odds of a match by label in the data.
   c.loss.bias_init = placeholder(float)
-  c.loss.scale_max = placeholder(float)  # cap of the scale; None leaves the sigmoid free and caps the softmax at 100
+  c.loss.scale_max = placeholder(float)  # cap of the scale; None takes the loss's own, if it has one
   c.loss.lr_multiplier = 1.0  # of the learning rate of scale and bias, on top of optim.lr_multipliers
   c.loss.check_embeddings = False  # stop with the tower's name when embeddings are not finite or not of unit length
 

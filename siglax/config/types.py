@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from siglax.config import parts
 from siglax.config.durations import DURATIONS
 from siglax.config.durations import UNITS
 from siglax.config.fields import FOLLOWS
@@ -67,9 +68,15 @@ def _check_plain(field: str, value: Any):
     raise ValueError(f"config.{field}={shown(value)} is of type {type(value).__name__}, which a config cannot hold")
 
 
-@functools.cache
 def _kinds() -> dict[str, tuple[type, bool]]:
   """{field: (its type, whether it may be None)} of the fields that are no groups."""
+  return _kinds_with(tuple(parts.registered))
+
+
+@functools.lru_cache(maxsize=1)
+def _kinds_with(registered: tuple):
+  """registered: the parts that users have added, each of which may have fields of its own."""
+  del registered
   config = default()
   durations = {f"{name}_{k}" for name in DURATIONS for k in UNITS}
   kinds = {}

@@ -10,41 +10,48 @@ and keeps memory at O(b·d), b = B / devices; "gather" fetches all texts at once
 tile: examples per tile of ring and gather, None is `default_tile`'s; the dense one has none.
 All raise ValueError in one line for shapes that differ, a batch that the devices do not divide, an unknown impl or
 axis, a tile below 1, labels that are not integers. docs/losses.md has the maths and the figures.
+
+A loss is a file with a `LOSS` (loss.py says what that declares) and its line in LOSSES. `pairwise` registers a loss
+of one's own from outside the package.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 
+from siglax.config.parts import Registry
 from siglax.losses import focal
 from siglax.losses import hinge
 from siglax.losses import pairs
 from siglax.losses import ring
 from siglax.losses import sigmoid
 from siglax.losses import softmax
+from siglax.losses.layout import IMPLS
+from siglax.losses.layout import Batch
+from siglax.losses.layout import Layout
+from siglax.losses.layout import choose
+from siglax.losses.layout import default_tile
+from siglax.losses.layout import plan
+from siglax.losses.loss import Loss
 
-IMPLS = ("auto", "dense", "ring", "gather")
-NEGATIVES = ("all", "hardest")
-
-# The rule of impl="auto".
-DENSE_PAIRS = 2**20  # b·B up to which the logits are small: at about 20 bytes a pair 20 MiB
-RING_EXAMPLES = 4096  # b from which a hop takes no longer than a device works on its texts (docs/losses.md)
-GATHER_SHARE = 1 / 16  # of a device's memory that all texts and their gradients may take
-DEVICE_MEMORY = 16 * 2**30  # bytes, where a device does not tell
+LOSSES: Registry[Loss] = Registry(
+    "loss", (sigmoid.LOSS, softmax.LOSS, focal.LOSS, hinge.LOSS), merged=True
+)
 
 
 def sigmoid_loss(
-    zimg, ztxt, scale, bias, *, mesh=None, axis="data", impl="auto", tile=None, weights=None, labels=None
+    zimg, ztxt, scale, bias, *, mesh=None, axis="data", impl="auto", tile=None, weights=None,
+    labels=None,
 ) -> jax.Array:
   """SigLIP: (1/Σw) Σ_ij w_i w_j [softplus(x_ij) − p_ij x_ij], x = scale·zimg·ztxtᵀ + bias. Global view.
 
   See the module for arguments and errors. Source: arXiv 2303.15343, Algorithm 1.
   """
-  return _loss(sigmoid.dense, pairs.pairwise(sigmoid.tile), zimg, ztxt, (scale, bias), mesh, axis, impl, tile, weights, labels)
+  batch, layout = Batch(zimg, ztxt, weights, labels), Layout(mesh, axis, impl, tile)
+  return _compute(sigmoid.LOSS, batch, (scale, bias), layout)
 
 
 def softmax_loss(
@@ -52,99 +59,92 @@ def softmax_loss(
 ) -> jax.Array:
   """CLIP: ½ Σ over both directions of (1/Σw) Σ_i w_i [log Σ_j w_j exp(x_ij) − Σ_j q_ij x_ij], x = scale·zimg·ztxtᵀ.
 
-  q_ij = p_ij w_j / Σ_k p_ik w_k. Global view; see the module for arguments and errors. Source: arXiv 2103.00020, figure 3.
+  q_ij = p_ij w_j / Σ_k p_ik w_k. Global view; see the module for arguments and errors.
+  Source: arXiv 2103.00020, figure 3.
   """
-  unscale = lambda loss, c: loss + jnp.log(c)
-  return _loss(softmax.dense, softmax.program, zimg, ztxt, (scale,), mesh, axis, impl, tile, weights, labels, unscale)
+  batch, layout = Batch(zimg, ztxt, weights, labels), Layout(mesh, axis, impl, tile)
+  return _compute(softmax.LOSS, batch, (scale,), layout)
 
 
 def focal_loss(
-    zimg, ztxt, scale, bias, *, gamma=2.0, mesh=None, axis="data", impl="auto", tile=None, weights=None, labels=None
+    zimg, ztxt, scale, bias, *, gamma=2.0, mesh=None, axis="data", impl="auto", tile=None,
+    weights=None, labels=None,
 ) -> jax.Array:
   """The sigmoid loss with each pair weighted by (1 − p)^gamma, p the probability of its right answer. Global view.
 
-  See the module for arguments and errors. Source: Lin et al., arXiv 1708.02002; for image-text pairs RO-ViT, arXiv 2305.07011, and MaMMUT, arXiv 2303.16839.
+  See the module for arguments and errors. Source: Lin et al., arXiv 1708.02002; for image-text pairs RO-ViT,
+  arXiv 2305.07011, and MaMMUT, arXiv 2303.16839.
   """
-  dense = functools.partial(focal.dense, gamma=gamma)
-  return _loss(dense, pairs.pairwise(focal.tile(gamma)), zimg, ztxt, (scale, bias), mesh, axis, impl, tile, weights, labels)
+  batch, layout = Batch(zimg, ztxt, weights, labels), Layout(mesh, axis, impl, tile)
+  return _compute(focal.LOSS, batch, (scale, bias), layout, gamma=gamma)
 
 
 def hinge_loss(
-    zimg, ztxt, *, margin=0.2, negatives="all", mesh=None, axis="data", impl="auto", tile=None, weights=None, labels=None
+    zimg, ztxt, *, margin=0.2, negatives="all", mesh=None, axis="data", impl="auto", tile=None,
+    weights=None, labels=None,
 ) -> jax.Array:
   """VSE++: (1/Σw) Σ_i w_i [N_j (margin + s_ij − s_ii)₊ + N_j (margin + s_ji − s_ii)₊] over j that do not match i.
 
   s = zimg·ztxtᵀ, no scale and no bias; N is Σ_j w_j for negatives="all" and the maximum for "hardest". Global view;
   see the module for arguments and errors. Source: arXiv 1707.05612, section 3.
   """
-  if negatives not in NEGATIVES:
-    raise ValueError(f"negatives={negatives!r} is unknown; known are {', '.join(NEGATIVES)} (config.loss.negatives)")
-  dense = functools.partial(hinge.dense, margin=margin, negatives=negatives)
-  unscale = jnp.multiply if negatives == "all" else lambda loss, c: loss
-  return _loss(dense, hinge.program(margin, negatives), zimg, ztxt, (), mesh, axis, impl, tile, weights, labels, unscale)
+  batch, layout = Batch(zimg, ztxt, weights, labels), Layout(mesh, axis, impl, tile)
+  return _compute(hinge.LOSS, batch, (), layout, margin=margin, negatives=negatives)
+
+
+def pairwise(name: str, formula, doc: str = "A loss of one's own.", fields=None) -> Loss:
+  """Makes and registers a loss of one's own, (1/Σw) Σ_ij w_i w_j l(x_ij, p_ij) with x = scale·zimg·ztxtᵀ + bias.
+
+  formula: (x, p) → l, element by element, of arrays of one shape: x float32, p bool, whether a pair matches. It is
+  written in jax.numpy; its derivative is jax's, taken a tile at a time, so that memory stays at O(b·d).
+  fields: {name: siglax.config.parts.Field}: config.loss gets them, and the formula their values as keywords.
+
+      losses.pairwise("square", lambda x, p: jnp.square(x - p))      # --config.loss.name=square
+
+  The bias starts at the log-odds of a match, as that of the sigmoid loss does. Raises ValueError in one line for a name
+  or a field that is taken, and for a formula that does not give one loss of each pair from its own logit alone.
+  """
+  loss = pairs.loss(name, doc, formula, fields=fields)
+  pairs.check_elementwise(loss, formula)
+  return LOSSES.register(loss)
 
 
 def make(config, mesh=None, axis="data"):
   """The loss of `config.loss`: (zimg, ztxt, scale, bias, weights=, labels=) → scalar."""
-  shared = dict(mesh=mesh, axis=axis, impl=config.impl, tile=config.tile)
-  return {
-      "sigmoid": lambda zimg, ztxt, scale, bias, **pair: sigmoid_loss(zimg, ztxt, scale, bias, **shared, **pair),
-      "softmax": lambda zimg, ztxt, scale, bias, **pair: softmax_loss(zimg, ztxt, scale, **shared, **pair),
-      "focal": lambda zimg, ztxt, scale, bias, **pair: focal_loss(
-          zimg, ztxt, scale, bias, gamma=config.gamma, **shared, **pair),
-      "hinge": lambda zimg, ztxt, scale, bias, **pair: hinge_loss(
-          zimg, ztxt, margin=config.margin, negatives=config.negatives, **shared, **pair),
-  }[config.name]
+  loss = LOSSES.find(config.name, "config.loss.name")
+  layout = Layout(mesh, axis, config.impl, config.tile)
+  options = {name: config[name] for name in loss.fields}
+
+  def compute(zimg, ztxt, scale, bias, weights=None, labels=None):
+    batch = Batch(zimg, ztxt, weights, labels)
+    return _compute(loss, batch, loss.scalars(scale, bias), layout, **options)
+
+  return compute
 
 
-def choose(B: int, d: int, mesh=None, axis="data", memory: int | None = None) -> str:
-  """What impl="auto" takes for a global batch of B embeddings of width d.
-
-  dense: the logits of a device are at most DENSE_PAIRS. gather: b < RING_EXAMPLES, where hops would take longer than
-  the work on them, and the texts of all devices and two copies of their gradients, 12·B·d bytes, are at most
-  GATHER_SHARE of a device's memory (bytes; None asks the device). ring: everything else.
-  """
-  size = ring.axis_size(mesh, axis)
-  b = B // size
-  if b * B <= DENSE_PAIRS:
-    return "dense"
-  if memory is None:
-    memory = (jax.devices()[0].memory_stats() or {}).get("bytes_limit", DEVICE_MEMORY)
-  return "gather" if 1 < size and b < RING_EXAMPLES and 12 * B * d <= GATHER_SHARE * memory else "ring"
-
-
-def default_tile(b: int, d: int) -> int:
-  """Examples per tile: √(b·d/6), so that what a tile needs hides beside O(b·d), within 256 and 1024, in steps of 128.
-
-  The largest such number that divides b is taken where it is at least half of that, so that no work is done twice.
-  """
-  most = min(max(int(math.sqrt(b * d / 6)) // 128 * 128, 256), 1024)
-  even = [t for t in range(most, most // 2 - 1, -128) if b % t == 0]
-  return even[0] if even else most
-
-
-def plan(impl: str, tile: int | None, B: int, d: int, mesh=None, axis="data") -> tuple[str, int | None]:
-  """The impl and the tile that a loss takes, "auto" and None filled in; the dense one has no tile."""
-  if impl == "auto":
-    impl = choose(B, d, mesh, axis)
-  if impl == "dense":
-    return impl, None
-  b = B // ring.axis_size(mesh, axis)
-  return impl, min(b, tile or default_tile(b, d))
-
-
-def _loss(
-    dense, program, zimg, ztxt, scalars, mesh, axis, impl, tile, weights, labels, unscale=jnp.multiply
-):
-  """unscale: (loss, c) → the loss of c times the weights."""
-  pairs.check(zimg, ztxt, mesh, axis, impl, IMPLS, tile, weights, labels)
-  impl, tile = plan(impl, tile, *zimg.shape, mesh, axis)
-  zimg, ztxt = (z.astype(jnp.float32) if z.dtype == jnp.float64 else z for z in (zimg, ztxt))
+def _compute(loss: Loss, batch: Batch, scalars: tuple, layout: Layout, **options) -> jax.Array:
+  """The loss of a batch in the global view. options: values of the loss's own fields."""
+  batch.check()
+  layout.check(len(batch.zimg))
+  for name, value in options.items():
+    if isinstance(value, (int, float, str)) and (problem := loss.fields[name].problem(value)):
+      raise ValueError(f"{name}={value!r} {problem} (config.loss.{name})")
+  layout = layout.chosen(*batch.zimg.shape)
+  zimg, ztxt = (
+      z.astype(jnp.float32) if z.dtype == jnp.float64 else z for z in (batch.zimg, batch.ztxt)
+  )
   scalars = tuple(jnp.asarray(x, jnp.float32) for x in scalars)
+  weights, factors = batch.weights, ()
   if weights is not None:
-    weights, *largest = pairs.scaled(weights)
-  if impl == "dense":
-    loss = dense(*(ring.present_rows(z, weights) for z in (zimg, ztxt)), *scalars, weights, labels)
+    weights, *factors = pairs.scaled(weights)
+  if layout.impl == "dense":
+    present = (ring.present_rows(z, weights) for z in (zimg, ztxt))
+    value = loss.dense(*present, *scalars, weights, batch.labels, **options)
   else:
-    loss = ring.differentiable(program, impl, tile, mesh, axis)(zimg, ztxt, scalars, weights, labels)
-  return loss if weights is None else jnp.where(largest[0] == 0, 0, functools.reduce(unscale, largest, loss))
+    value = ring.differentiable(loss.per_device(**options), layout)(
+        zimg, ztxt, scalars, weights, batch.labels
+    )
+  if weights is None:
+    return value
+  rescale = functools.partial(loss.rescale, **options)
+  return jnp.where(factors[0] == 0, 0, functools.reduce(rescale, factors, value))

@@ -1,8 +1,8 @@
 """The hinge loss with in-batch negatives of VSE++ (Faghri et al., arXiv 1707.05612): maths, no devices.
 
-A negative counts when it comes closer than the margin α to the pair's own similarity s_ii. "all" sums over negatives
-in one trip, 6·b·B·d FLOPs a device; "hardest" takes the nearest one each way, which a first trip finds: 8·b·B·d.
-The similarities are plain cosines; there is no scale and no bias.
+A negative counts when its similarity is above that of the pair, s_ii, less the margin α. negatives="all" sums over
+all negatives in one trip of the texts, 6·b·B·d FLOPs a device. "hardest" takes the most similar text of each image and
+the most similar image of each text, which a trip of its own finds: 8·b·B·d. There is neither scale nor bias.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from siglax.config.parts import Field
 from siglax.losses import pairs
 from siglax.losses import ring
+from siglax.losses.loss import Loss
 
 
 def dense(zimg_Bd, ztxt_Bd, weights_B, labels_B, margin, negatives) -> jax.Array:
@@ -30,14 +32,13 @@ def dense(zimg_Bd, ztxt_Bd, weights_B, labels_B, margin, negatives) -> jax.Array
   return jnp.sum(weights_B * total) / pairs.dense_total(weights_B)
 
 
-def program(margin, negatives):
-  """The same per device, for ring.differentiable; there are no scalars."""
+def _per_device(margin, negatives):
+  """The same on one device, for `ring.differentiable`; there are no scalars."""
 
-  def per_device(transport, zimg_bd, ztxt_bd, scalars, weights_b, labels_b, grad):
-    total = pairs.total_weight(transport, zimg_bd, weights_b)
-    own_b = pairs.inner(zimg_bd, ztxt_bd, weights_b)
-    rows = pairs.examples(zimg_bd, weights_b, labels_b) | {"own": own_b}
-    cols = pairs.examples(ztxt_bd, weights_b, labels_b) | {"own": own_b}
+  def per_device(transport, batch, scalars, grad):
+    total = pairs.total_weight(transport, batch)
+    own_b = pairs.inner(batch.zimg, batch.ztxt, batch.weights)
+    rows, cols = (side | {"own": own_b} for side in pairs.sides(batch))
     run = _all if negatives == "all" else _hardest
     loss, row_b, col_b = run(transport, rows, cols, margin, grad)
     loss = transport.sum(jnp.sum(loss)) / total
@@ -45,8 +46,8 @@ def program(margin, negatives):
       return loss, None
     # s_ii is in every hinge of i, from both sides.
     own_b1 = (row_b["hinges"] + col_b["hinges"])[:, None]
-    dz = row_b["dimg"] - own_b1 * ztxt_bd, col_b["dtxt"] - own_b1 * zimg_bd
-    return loss, (*(ring.present_rows(dz_bd, weights_b) / total for dz_bd in dz), scalars)
+    dz = row_b["dimg"] - own_b1 * batch.ztxt, col_b["dtxt"] - own_b1 * batch.zimg
+    return loss, (*(ring.present_rows(dz_bd, batch.weights) / total for dz_bd in dz), scalars)
 
   return per_device
 
@@ -62,7 +63,8 @@ def _all(transport, rows, cols, margin, grad):
     if not grad:
       return state, {}
     row_tt, col_tt = jnp.where(from_row_tt > 0, w_tt, 0), jnp.where(from_col_tt > 0, w_tt, 0)
-    dimg_td, dtxt_td = pairs.pull_back(row, col, row_tt + col_tt, row_state["dimg"], col_state["dtxt"])
+    ds_tt = row_tt + col_tt
+    dimg_td, dtxt_td = pairs.add_gradients(row, col, ds_tt, row_state["dimg"], col_state["dtxt"])
     state |= {"hinges": row_state["hinges"] + jnp.sum(row_tt, axis=1), "dimg": dimg_td}
     return state, {"hinges": col_state["hinges"] + jnp.sum(col_tt, axis=0), "dtxt": dtxt_td}
 
@@ -93,22 +95,44 @@ def _hardest(transport, rows, cols, margin, grad):
   if not grad:
     return loss_b, None, None
 
-  def pull_back(row, col, row_state, col_state):
+  def differentiate(row, col, row_state, col_state):
     from_row_tt = jnp.where(row["at"][:, None] == col["index"], row["hinge"][:, None], 0)
     from_col_tt = jnp.where(col["at"] == row["index"][:, None], col["hinge"], 0)
     ds_tt = jnp.where(pairs.present(row, col), from_row_tt + from_col_tt, 0)
-    dimg_td, dtxt_td = pairs.pull_back(row, col, ds_tt, row_state["dimg"], col_state["dtxt"])
+    dimg_td, dtxt_td = pairs.add_gradients(row, col, ds_tt, row_state["dimg"], col_state["dtxt"])
     return {"dimg": dimg_td}, {"dtxt": dtxt_td}
 
   hinges = [jnp.where(x > 0, w_b, 0) for x in over]
-  rows, cols = rows | {"at": row_b["at"], "hinge": hinges[0]}, cols | {"at": col_b["at"], "hinge": hinges[1]}
+  rows = rows | {"at": row_b["at"], "hinge": hinges[0]}
+  cols = cols | {"at": col_b["at"], "hinge": hinges[1]}
   row_state = {"dimg": jnp.zeros(rows["z"].shape, jnp.float32)}
   col_state = {"dtxt": jnp.zeros(cols["z"].shape, jnp.float32)}
-  row_b, col_b = transport.around(pull_back, rows, cols, row_state, col_state, pairs.add)
+  row_b, col_b = transport.around(differentiate, rows, cols, row_state, col_state, pairs.add)
   return loss_b, row_b | {"hinges": hinges[0]}, col_b | {"hinges": hinges[1]}
 
 
 def _harder(a, b):
-  """The nearer of two negatives of each example; of two alike the one with the lower index."""
+  """The more similar of two negatives of each example; of two alike the one with the lower index."""
   first = (a["s"] > b["s"]) | (a["s"] == b["s"]) & (a["at"] < b["at"])
   return jax.tree.map(lambda x, y: jnp.where(first, x, y), a, b)
+
+
+def _rescale(loss, c, margin, negatives):
+  """Over all negatives the loss is linear in the weights; the hardest one counts alike whatever its weight."""
+  del margin
+  return loss * c if negatives == "all" else loss
+
+
+LOSS = Loss(
+    "hinge", "VSE++'s: a negative counts where it is not less similar than the pair by a margin.",
+    dense, _per_device, has_scale=False, rescale=_rescale,
+    fields={
+        "margin": Field(
+            0.2, "A negative counts where its cosine is above the pair's less this.", least=0
+        ),
+        "negatives": Field(
+            "all", "all: the sum over all negatives; hardest: the most similar one alone.",
+            choices=("all", "hardest"),
+        ),
+    },
+)

@@ -1,4 +1,4 @@
-"""What the losses share: similarities, positives, the program of losses that are a sum over pairs, checks."""
+"""What the losses share: similarities, positives, weights, and losses that are a sum over pairs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from siglax.losses import ring
+from siglax.losses.loss import Loss
+from siglax.losses.loss import matched_prior
 
 LOWEST = -1e30  # below every logit, and finite, so that differences of two are
 
@@ -30,10 +31,11 @@ def positives(labels_B, B: int) -> jax.Array:
 
 
 def scaled(weights_B) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """(w / max w, a, b) with max w = a·b: a product of two such weights that underflows is too small to matter.
+  """Weights divided by the largest: (w / max w, a, b), where a·b = max w.
 
-  Present weights stay above 0. Devices take subnormal floats for 0, so the bits tell what is present, and where all
-  weights are small they are lifted by 2⁶⁴ first.
+  The largest is then 1, so that a product of two weights underflows only where it is too small to matter. A weight
+  above 0 stays above 0. Devices treat subnormal floats as 0, so a weight is compared with 0 by its bits, and weights that are
+  all below 2⁻⁶⁰ are multiplied by 2⁶⁴ before the division; b = 2⁻⁶⁴ undoes that.
   """
   weights_B = weights_B.astype(jnp.float32)
   bits_B = lax.bitcast_convert_type(weights_B, jnp.int32)
@@ -69,9 +71,10 @@ def dense_mean(losses_BB, weights_B):
   return jnp.sum(weights_B[:, None] * losses_BB * weights_B) / dense_total(weights_B)
 
 
-def examples(z_bd, weights_b, labels_b) -> dict:
-  """One side of the pairs, as a transport carries it."""
-  return {"z": z_bd, "w": weights_b, "label": labels_b}
+def sides(batch) -> tuple[dict, dict]:
+  """The images and the texts with their weights and labels, as a transport carries them."""
+  shared = {"w": batch.weights, "label": batch.labels}
+  return {"z": batch.zimg} | shared, {"z": batch.ztxt} | shared
 
 
 def matches(row, col) -> jax.Array:
@@ -99,15 +102,15 @@ def present(row, col) -> jax.Array | bool:
   return functools.reduce(jnp.logical_and, (w_tt > 0 for w_tt in _weights(row, col)), True)
 
 
-def total_weight(transport, zimg_bd, weights_b) -> jax.Array:
+def total_weight(transport, batch) -> jax.Array:
   """`dense_total` over all devices."""
-  if weights_b is None:
-    return jnp.float32(len(zimg_bd) * transport.size)
-  return jnp.maximum(transport.sum(jnp.sum(weights_b)), 1)
+  if batch.weights is None:
+    return jnp.float32(len(batch.zimg) * transport.size)
+  return jnp.maximum(transport.sum(jnp.sum(batch.weights)), 1)
 
 
-def pull_back(row, col, g_tt, dimg_td, dtxt_td):
-  """Adds the gradients of the embeddings of a tile, given dL/d(similarity) [t, t]."""
+def add_gradients(row, col, g_tt, dimg_td, dtxt_td):
+  """(dimg, dtxt) with those of a tile's embeddings added; g_tt is dL/d(similarity) [t, t]."""
   g_tt = g_tt.astype(row["z"].dtype)
   return dimg_td + matmul(g_tt, col["z"], ((1,), (0,))), dtxt_td + matmul(g_tt, row["z"], ((0,), (0,)))
 
@@ -117,59 +120,93 @@ def add(a, b):
   return jax.tree.map(jnp.add, a, b)
 
 
-def pairwise(tile):
-  """The program of (1/Σw) Σ_ij w_i w_j l(x_ij, p_ij) with x = scale·zimg·ztxtᵀ + bias; tile(x, p) → l, dl/dx.
+def loss(name: str, doc: str, formula, with_derivative=None, fields=None) -> Loss:
+  """A loss that is a sum over pairs: (1/Σw) Σ_ij w_i w_j l(x_ij, p_ij) with x = scale·zimg·ztxtᵀ + bias.
 
-  One trip. Sums of the loss and of dbias are kept by row, so that they stay exact over millions of columns; dscale,
-  Σ_ij dL/dx_ij s_ij, is Σ_i zimg_i·(Σ_j dL/dx_ij ztxt_j), what the images gather.
+  formula: (x, p, **options) → l, of arrays of one shape, element by element; p bool. with_derivative: the same
+  function with dl/dx beside l; None derives the formula by autodiff, a tile at a time.
+  """
+  with_derivative = with_derivative or functools.partial(_with_derivative, formula)
+
+  def dense(zimg_Bd, ztxt_Bd, scale, bias, weights_B, labels_B, **options):
+    x_BB = scale * similarity(zimg_Bd, ztxt_Bd) + bias
+    return dense_mean(formula(x_BB, positives(labels_B, len(x_BB)), **options), weights_B)
+
+  def per_device(**options):
+    return _per_device(functools.partial(with_derivative, **options))
+
+  return Loss(
+      name, doc, dense, per_device, fields=dict(fields or {}), bias_init=matched_prior
+  )
+
+
+def check_elementwise(loss: Loss, formula):
+  """ValueError in one line for a formula of which a loss depends on more than its own pair.
+
+  On a tile of 2×3 it must give what it gives on each of the six pairs as a tile of its own. Options: the fields' defaults.
+  """
+  given = f"the formula of the loss {loss.name!r}"
+  if not loss.name.isidentifier():
+    raise ValueError(f"the loss {loss.name!r} needs a name of letters, digits and underscores")
+  options = {name: field.default for name, field in loss.fields.items()}
+  x_23 = jnp.linspace(-3.0, 3.0, 6, dtype=jnp.float32).reshape(2, 3)
+  p_23 = jnp.arange(6).reshape(2, 3) % 4 == 0
+  tile = jax.eval_shape(lambda x, p: formula(x, p, **options), x_23, p_23)
+  shape, dtype = getattr(tile, "shape", None), getattr(tile, "dtype", None)
+  if shape != x_23.shape or dtype != jnp.float32:
+    raise ValueError(
+        f"{given} gives {dtype or type(tile).__name__} {'' if shape is None else shape} of logits float32 {x_23.shape}; it "
+        "must give the loss of each pair, in the same shape and type"
+    )
+  whole = formula(x_23, p_23, **options)
+  single = jax.vmap(jax.vmap(lambda x, p: formula(x[None, None], p[None, None], **options)[0, 0]))
+  if not jnp.allclose(whole, single(x_23, p_23), rtol=1e-4, atol=1e-6, equal_nan=True):
+    raise ValueError(f"{given} mixes pairs; the loss of a pair may depend on its own x and p alone")
+
+
+def _with_derivative(formula, x_tt, p_tt, **options):
+  """formula(x, p) and its derivative, of which each element depends on its own x alone."""
+  loss_tt, transpose = jax.vjp(lambda x_tt: formula(x_tt, p_tt, **options), x_tt)
+  dx_tt, = transpose(jnp.ones_like(loss_tt))
+  return loss_tt, dx_tt
+
+
+def _per_device(with_derivative):
+  """The program of a sum over pairs, for `ring.differentiable`: one trip of the texts, 6·b·B·d FLOPs a device.
+
+  Each pair adds to the loss on its own, so the gradient is made in the pass that makes the loss. Sums of the loss and
+  of dbias are kept by row, so that they stay exact over millions of columns; dscale, Σ_ij dL/dx_ij s_ij, is
+  Σ_i zimg_i·(Σ_j dL/dx_ij ztxt_j), from the gradients of the images.
   """
 
-  def program(transport, zimg_bd, ztxt_bd, scalars, weights_b, labels_b, grad):
+  def per_device(transport, batch, scalars, grad):
     scale, bias = scalars
-    total = total_weight(transport, zimg_bd, weights_b)
+    zimg_bd, weights_b = batch.zimg, batch.weights
+    total = total_weight(transport, batch)
 
     def visit(row, col, row_state, col_state):
       s_tt = similarity(row["z"], col["z"])
-      loss_tt, dx_tt = tile(scale * s_tt + bias, matches(row, col))
+      loss_tt, dx_tt = with_derivative(scale * s_tt + bias, matches(row, col))
       sums = {"loss": row_state["loss"] + jnp.sum(weigh(row, col, loss_tt), axis=1)}
       if not grad:
         return sums, {}
       dx_tt = weigh(row, col, dx_tt)
       sums["dbias"] = row_state["dbias"] + jnp.sum(dx_tt, axis=1)
-      dimg_td, dtxt_td = pull_back(row, col, dx_tt, row_state["dimg"], col_state["dtxt"])
+      dimg_td, dtxt_td = add_gradients(row, col, dx_tt, row_state["dimg"], col_state["dtxt"])
       return sums | {"dimg": dimg_td}, {"dtxt": dtxt_td}
 
     zeros = lambda x: jnp.zeros(x.shape, jnp.float32)
     row_state, col_state = {"loss": zeros(zimg_bd[:, 0])}, {}
     if grad:
       row_state |= {"dbias": zeros(zimg_bd[:, 0]), "dimg": zeros(zimg_bd)}
-      col_state |= {"dtxt": zeros(ztxt_bd)}
-    rows, cols = examples(zimg_bd, weights_b, labels_b), examples(ztxt_bd, weights_b, labels_b)
-    row_b, col_b = transport.around(visit, rows, cols, row_state, col_state, add)
+      col_state |= {"dtxt": zeros(batch.ztxt)}
+    row_b, col_b = transport.around(visit, *sides(batch), row_state, col_state, add)
     loss = transport.sum(jnp.sum(row_b["loss"])) / total
     if not grad:
       return loss, None
     dscale = transport.sum(jnp.sum(inner(zimg_bd, row_b["dimg"], weights_b))) / total
     dbias = transport.sum(jnp.sum(row_b["dbias"])) / total
-    return loss, (row_b["dimg"] * (scale / total), col_b["dtxt"] * (scale / total), (dscale, dbias))
+    dimg_bd, dtxt_bd = row_b["dimg"] * (scale / total), col_b["dtxt"] * (scale / total)
+    return loss, (dimg_bd, dtxt_bd, (dscale, dbias))
 
-  return program
-
-
-def check(zimg, ztxt, mesh, axis, impl, impls, tile, weights, labels):
-  """Raises ValueError in one line for arguments that do not fit together."""
-  if zimg.ndim != 2 or zimg.shape != ztxt.shape:
-    raise ValueError(f"zimg {zimg.shape} and ztxt {ztxt.shape} must have the same shape [B, d]")
-  if impl not in impls:
-    raise ValueError(f"impl={impl!r} is unknown; known are {', '.join(impls)} (config.loss.impl)")
-  if tile is not None and tile <= 0:
-    raise ValueError(f"tile={tile} must be positive")
-  if mesh is not None and not set(ring.axes(axis)) <= set(mesh.axis_names):
-    raise ValueError(f"axis={axis!r} is not of the mesh, whose axes are {', '.join(mesh.axis_names)}")
-  if zimg.shape[0] % ring.axis_size(mesh, axis):
-    raise ValueError(f"a batch of {zimg.shape[0]} is not divisible by the {ring.axis_size(mesh, axis)} devices of axis={axis!r}")
-  for name, x in (("weights", weights), ("labels", labels)):
-    if x is not None and x.shape != zimg.shape[:1]:
-      raise ValueError(f"{name} {x.shape} must have the shape {zimg.shape[:1]}, one for each example")
-  if labels is not None and not jnp.issubdtype(labels.dtype, jnp.integer):
-    raise ValueError(f"labels have dtype {labels.dtype}; they must be integers")
+  return per_device

@@ -1,22 +1,29 @@
 """Tiles and hops, no maths: how every image of a sharded batch meets every text in flat memory.
 
-Images stay, texts go round. `sweep` pairs the images of one device with the texts at hand in tiles of both; a transport
-brings the texts of the other devices: `Ring` passes them on from device to device, `Gather` fetches all at once.
-A loss is a program over a transport (see sigmoid.py): per device, it says what one tile adds to a state of its images
-(`row_state`) and to a state of its texts (`col_state`), which travels with them. `differentiable` makes of a program a
-function of global arrays whose gradients come out of the program itself, so that no tile is kept for a backward pass.
+Images stay where they are, texts go round. A transport brings the texts of the other devices: `Ring` passes them on
+from device to device, `Gather` fetches all at once. `sweep` pairs the images of a device with the texts at hand, a tile
+of images with a tile of texts at a time.
+A loss gives a function `visit`, which says what one pair of tiles adds to the sums that are kept for its images
+(`row_state`) and to those kept for its texts (`col_state`), which travel with the texts. The program of a loss
+(`_per_device` in pairs.py, `per_device` in softmax.py and hinge.py) sends one or two visits round and makes the loss
+and its gradients of the sums; `differentiable` makes of it a function of global arrays. As the program itself gives the
+gradients, no tile is kept for a backward pass.
 
-Shapes: B global batch, b examples per device, D devices, t tile.
+Shapes: B global batch, b examples per device, D devices, t examples of a tile.
 """
 
 from __future__ import annotations
 
-import math
+import dataclasses
+from typing import Any
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
+
+from siglax.losses.layout import Batch
+from siglax.losses.layout import Layout
 
 
 def present_rows(z_bd, weights_b) -> jax.Array:
@@ -24,15 +31,27 @@ def present_rows(z_bd, weights_b) -> jax.Array:
   return z_bd if weights_b is None else jnp.where(weights_b[:, None] > 0, z_bd, 0)
 
 
-def sweep(visit, tile, rows, cols, row_index, col_index, row_state, col_state, paired=True):
-  """Calls visit(row, col, row_state, col_state) → states on all pairs of tiles. Per device.
+@dataclasses.dataclass(frozen=True)
+class Side:
+  """The images or the texts of a sweep, per device.
 
-  rows, cols: dicts of arrays [b, …] with "w", the weights (or None). row_index, col_index: global index of the first
-  of each. visit sees up to `tile` examples at a time, their "index" [t] and whether they may be "paired", as those of
-  equal index are. A last tile that is not full begins earlier, at b − t, and gives those it has seen before the weight 0:
-  nothing is padded or copied. "z" is 0 where the weight is.
+  arrays: {name: [b, …]}, among them "z", the embeddings, and "w", the weights or None. first: global index of the first
+  example. state: sums that are kept for each example, arrays [b, …].
   """
-  row_tiles, col_tiles = _Tiles(rows, row_index, tile, paired), _Tiles(cols, col_index, tile, paired)
+
+  arrays: dict
+  first: Any
+  state: Any
+
+
+def sweep(visit, tile: int, rows: Side, cols: Side, paired: bool = True):
+  """Calls visit(row, col, row_state, col_state) → states on all pairs of tiles; returns both states. Per device.
+
+  row, col: dicts of at most `tile` examples [t, …] with their "index" [t] and "paired", whether examples of one index
+  may be among the two. A last tile that would not be full begins earlier, at b − t, and those of its examples that were in
+  the tile before get the weight 0: nothing is padded or copied. "z" is 0 where the weight is.
+  """
+  row_tiles, col_tiles = _Tiles(rows, tile, paired), _Tiles(cols, tile, paired)
 
   def across(j, states):
     row_state, col_state = states
@@ -46,15 +65,15 @@ def sweep(visit, tile, rows, cols, row_index, col_index, row_state, col_state, p
     row_state, part = _loop(row_tiles.count, down, (row_state, col_tiles.cut(col_state, j)))
     return row_state, col_tiles.put(col_state, part, j)
 
-  return _loop(col_tiles.count, across, (row_state, col_state))
+  return _loop(col_tiles.count, across, (rows.state, cols.state))
 
 
 class _Tiles:
-  """Arrays [b, …] seen as `count` tiles of t rows, t ≤ tile as even as can be."""
+  """One side seen as `count` tiles of t examples; t ≤ tile, and the tiles overlap as little as they can."""
 
-  def __init__(self, arrays, index, tile, paired):
-    self.arrays, self.index, self.paired = arrays, index, paired
-    self.b = len(arrays["z"])
+  def __init__(self, side: Side, tile: int, paired: bool):
+    self.arrays, self.index, self.paired = side.arrays, side.first, paired
+    self.b = len(self.arrays["z"])
     self.count = -(-self.b // tile)
     self.t = -(-self.b // self.count)
 
@@ -87,8 +106,8 @@ def _loop(count, body, carry):
 class Ring:
   """Texts go round the devices of one or several mesh axes, flattened; per device.
 
-  A device meets the texts of its neighbours first and its own last, when their state has come home after D − 1 hops.
-  The next texts and the state of the last ones travel while a device works on those at hand.
+  A device meets the texts of its neighbours first. Its own come last, when their state has returned after D − 1 hops.
+  While a device works on the texts at hand, the next ones and the state of those before are on their way.
   """
 
   def __init__(self, axes, size, tile):
@@ -104,16 +123,17 @@ class Ring:
     return lax.pcast(tree, self.axes, to="varying") if self.axes else tree
 
   def around(self, visit, rows, cols, row_state, col_state, merge):
-    """Sweeps all texts of all devices; returns the states of this device's images and of its own texts.
+    """Sweeps this device's images and the texts of all devices; returns the states of its own images and texts.
 
-    merge(a, b): the col_state of two parts of the images.
+    merge(a, b): the col_state of some texts, of what two sets of images added to it.
     """
     row_state, empty = self.varying((row_state, col_state))
     b = len(cols["z"])
 
     def meet(texts, hops, row_state, paired=False):
       origin = (self.index - hops) % self.size
-      return sweep(visit, self.tile, rows, texts, self.index * b, origin * b, row_state, empty, paired)
+      images = Side(rows, self.index * b, row_state)
+      return sweep(visit, self.tile, images, Side(texts, origin * b, empty), paired)
 
     if self.size == 1:
       return meet(cols, 0, row_state, paired=True)
@@ -150,7 +170,8 @@ class Gather(Ring):
     if self.size > 1:
       cols = jax.tree.map(gather, cols)
       col_state = jax.tree.map(lambda x: jnp.concatenate([x] * self.size), col_state)
-    row_state, col_state = sweep(visit, self.tile, rows, cols, self.index * b, 0, row_state, col_state)
+    images, texts = Side(rows, self.index * b, row_state), Side(cols, 0, col_state)
+    row_state, col_state = sweep(visit, self.tile, images, texts)
     if self.size > 1 and col_state:
       exchange = lambda x: lax.all_to_all(x.reshape(self.size, b, *x.shape[1:]), self.axes, 0, 0)
       parts = jax.tree.map(exchange, col_state)
@@ -160,36 +181,27 @@ class Gather(Ring):
     return row_state, col_state
 
 
-def axes(axis) -> tuple[str, ...]:
-  """Names of one mesh axis or of several."""
-  return (axis,) if isinstance(axis, str) else tuple(axis)
-
-
-def axis_size(mesh, axis) -> int:
-  """Devices of one mesh axis or of several flattened; 1 without a mesh."""
-  return 1 if mesh is None else math.prod(mesh.shape[name] for name in axes(axis))
-
-
 TRANSPORTS = {"ring": Ring, "gather": Gather}
 
 
-def differentiable(program, impl, tile, mesh, axis):
+def differentiable(program, layout: Layout):
   """loss(zimg, ztxt, scalars, weights, labels) → float32 scalar with gradients in the first three. Global view.
 
-  program(transport, zimg, ztxt, scalars, weights, labels, grad) → (loss, grads), per device: the loss of all devices,
-  and, if grad, d loss / d (zimg, ztxt, scalars) in float32, else None.
+  program(transport, batch, scalars, grad) → (loss, grads), per device: the loss of all devices, and, if grad,
+  d loss / d (zimg, ztxt, scalars) in float32, else None. layout: its impl and tile are filled in.
   """
-  names = () if mesh is None else axes(axis)
-  size = axis_size(mesh, axis)
 
   def run(grad, *args):
-    per_device = lambda *args: program(TRANSPORTS[impl](names, size, tile), *args, grad)
-    if mesh is None:
+    def per_device(zimg, ztxt, scalars, weights, labels):
+      transport = TRANSPORTS[layout.impl](layout.axes, layout.devices, layout.tile)
+      return program(transport, Batch(zimg, ztxt, weights, labels), scalars, grad)
+
+    if layout.mesh is None:
       return per_device(*args)
-    rows, whole = P(names), P()
+    rows, whole = P(layout.axes), P()
     specs = (rows, rows, whole, rows, rows)
     out = (whole, (rows, rows, whole) if grad else None)
-    return jax.shard_map(per_device, mesh=mesh, in_specs=specs, out_specs=out)(*args)
+    return jax.shard_map(per_device, mesh=layout.mesh, in_specs=specs, out_specs=out)(*args)
 
   @jax.custom_vjp
   def loss(zimg, ztxt, scalars, weights, labels):

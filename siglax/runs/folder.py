@@ -12,6 +12,7 @@ from siglax.data import text as text_lib
 from siglax.devices import mesh as mesh_lib
 from siglax.runs import checkpoint
 from siglax.runs import files
+from siglax.runs import imports
 from siglax.training import optim
 from siglax.training import state as state_lib
 
@@ -20,15 +21,17 @@ CONFIG = "config.json"
 
 
 def read_config(folder):
-  """The resolved config of a run folder. ValueError when there is none."""
+  """The resolved config of a run folder. ValueError when there is none, or when it needs what was not imported."""
   file = pathlib.Path(folder) / CONFIG
   if not file.is_file():
     raise ValueError(f"{folder} is no run folder: it has no {CONFIG}; give the --workdir of siglax train")
+  imports.check(folder)
   return config_lib.read(file)
 
 
 def write(folder, config, text: text_lib.TextProcessor):
-  """Writes the resolved config and the tokenizer into a run folder. OSError where the disk fails."""
+  """Writes the resolved config, the tokenizer and what was imported into a run folder. OSError where the disk fails."""
+  imports.write(folder)
   files.write_atomic(folder / CONFIG, config_lib.to_json(config).encode())
   files.write_atomic(folder / TOKENIZER, text.model)
 

@@ -43,6 +43,7 @@ def train(config, workdir, *, extend: bool = False, second_signal=signals.interr
   """
   with signals.StopSignals(second_signal) as stop:
     goodput = goodput_lib.Goodput()
+    distributed.on_first(lambda: resume.check_imports(workdir))  # before the config, which names what they add
     run = run_lib.Run(config, workdir)
     distributed.check_same_config(run.config)
     run.evaluate.check()

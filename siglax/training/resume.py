@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pathlib
 
 import jax
 
@@ -12,10 +13,17 @@ from siglax.devices import distributed
 from siglax.runs import checkpoint
 from siglax.runs import folder as folder_lib
 from siglax.runs import history as history_lib
+from siglax.runs import imports
 from siglax.runs import lock as lock_lib
 from siglax.training import program as program_lib
 
 logger = logging.getLogger("siglax")
+
+
+def check_imports(workdir):
+  """ValueError when the run folder holds checkpoints made with files that were not imported, or that are others now."""
+  if checkpoint.steps_in(pathlib.Path(workdir) / checkpoint.FOLDER):
+    imports.check(workdir, same=True)
 
 
 def check_folder(run, extend: bool = False):

@@ -1,0 +1,116 @@
+"""Files of a user's own, which register parts from outside the package: a loss, a tower, a source of data, and so on.
+
+A file is given as `--import my_parts.py`, or `--import package.module`, to a command, or to `import_parts` in a config
+file or in Python; a config file may also register parts itself. It is executed once, from where its user has it: a run
+folder keeps a copy (siglax/runs/imports.py) to be read, which nothing executes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib
+import importlib.util
+import pathlib
+import sys
+import traceback
+import types
+
+from siglax.config import parts
+from siglax.config.values import check_local
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+  """A file that was executed: the name it was given by, its content, and (kind, name) of the parts it registered."""
+
+  name: str
+  content: bytes
+  parts: tuple[tuple[str, str], ...]
+  module: types.ModuleType
+
+  @property
+  def digest(self) -> str:
+    return hashlib.sha256(self.content).hexdigest()
+
+
+_imported: dict[str, Imported] = {}  # by digest
+
+
+def imported() -> tuple[Imported, ...]:
+  """The files that this process has imported, in their order."""
+  return tuple(_imported.values())
+
+
+def import_parts(name: str) -> types.ModuleType:
+  """Executes a file that registers parts, `my_parts.py`, or a module by its name, unless that was done before.
+
+  Raises ValueError in one line, with file and line, for any error in it.
+  """
+  check_local("--import", name)
+  if name.endswith(".py") or pathlib.Path(name).parent != pathlib.Path("."):
+    return execute(name, "--import", always_kept=True)
+  before = len(parts.registered)
+  with in_one_line("--import", name):
+    spec = importlib.util.find_spec(name)
+  if spec is None or not str(spec.origin).endswith(".py"):
+    hint = f"; write --import {name}.py for the file" if pathlib.Path(f"{name}.py").is_file() else ""
+    raise ValueError(f"--import {name}: no such Python module{hint}")
+  with in_one_line("--import", name, spec.origin):
+    module = importlib.import_module(name)
+  _keep(Imported(name, pathlib.Path(spec.origin).read_bytes(), _since(before), module))
+  return module
+
+
+def execute(path: str, flag: str, always_kept: bool = False) -> types.ModuleType:
+  """The module of a Python file. One that has registered parts is not executed again.
+
+  flag: what a message begins with. always_kept: it counts as imported even where it has registered nothing.
+  """
+  file = pathlib.Path(path)
+  if not file.is_file():
+    raise ValueError(f"{flag} {path}: no such file")
+  content = file.read_bytes()
+  if (known := _imported.get(hashlib.sha256(content).hexdigest())) is not None:
+    return known.module
+  before = len(parts.registered)
+  module = types.ModuleType(f"siglax_imported_{len(sys.modules)}_{file.stem}")
+  module.__file__ = path
+  sys.modules[module.__name__] = module  # where dataclasses and pickle look for it
+  with in_one_line(flag, path):
+    exec(compile(content, path, "exec"), module.__dict__)
+  if always_kept or _since(before):
+    _keep(Imported(path, content, _since(before), module))
+  return module
+
+
+def _since(before: int) -> tuple[tuple[str, str], ...]:
+  """(kind, name) of the parts registered after the first `before`, but for those of a file that was imported meanwhile."""
+  of_others = {part for file in imported() for part in file.parts}
+  return tuple(part for part in parts.registered[before:] if part not in of_others)
+
+
+def _keep(file: Imported):
+  _imported.setdefault(file.digest, file)
+
+
+@contextlib.contextmanager
+def in_one_line(flag: str, name: str, path: str | None = None):
+  """Turns any error of a user's file into one line with its name and the line in it. path: where it is, if not `name`."""
+  path = path or name
+  try:
+    yield
+  except (Exception, SystemExit) as error:
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename.endswith(path)]
+    if isinstance(error, SyntaxError) and (error.filename or "").endswith(path):
+      lines = [error.lineno]
+    line = f", line {lines[-1]}" if lines else ""
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    raise ValueError(f"{flag} {name}{line}: {kind}{one_line(error)}") from error
+
+
+def one_line(error: BaseException) -> str:
+  text = str(error).replace("\\n", " ").replace("\n", " ")
+  return text if len(text) < 300 else f"{text[:120]} … {text[-150:]}"

@@ -1,0 +1,59 @@
+"""What a loss declares of itself. siglax/losses/__init__.py lists the losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Mapping
+import dataclasses
+import math
+
+import jax
+
+from siglax.config.parts import Field
+
+
+def weighted_once(loss, c, **options):
+  """Of a loss that is linear in the weights."""
+  del options
+  return loss * c
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+  """A contrastive loss: its maths, and what a config, a model and the docs need to know of it.
+
+  name: in config.loss.name. doc: one sentence.
+  dense: (zimg [B, d], ztxt [B, d], *scalars, weights [B] or None, labels [B] or None, **options) → scalar, the formula
+  in plain jnp. The largest weight is 1.
+  per_device: (**options) → the same on one device, as `ring.differentiable` takes it.
+  fields: those of config.loss that are this loss's own; their values are the options.
+  has_scale: the cosines are multiplied by a scale that is trained. scale_max: its cap where config.loss.scale_max is None.
+  bias_init: (batch size, share of the other pairs that match) → the bias at the start; None where there is no bias.
+  rescale: (loss, c, **options) → the loss where all weights are c times as large.
+  """
+
+  name: str
+  doc: str
+  dense: Callable[..., jax.Array]
+  per_device: Callable[..., Callable]
+  fields: Mapping[str, Field] = dataclasses.field(default_factory=dict)
+  has_scale: bool = True
+  scale_max: float | None = None
+  bias_init: Callable[[int, float], float] | None = None
+  rescale: Callable[..., jax.Array] = weighted_once
+
+  def scalars(self, scale, bias) -> tuple:
+    """Those of the two that the loss depends on."""
+    return (scale,) * self.has_scale + (bias,) * (self.bias_init is not None)
+
+
+def matched_prior(batch_size: int, share: float) -> float:
+  """The log-odds that a pair of a batch matches.
+
+  That is log(1 / B), −10 near a batch of 22k as in SigLIP; with a share of other pairs that match too,
+  log(p / (1 − p)) with p = 1/B + (1 − 1/B)·share.
+  """
+  B = batch_size
+  match, other = 1 / B + (1 - 1 / B) * share, (1 - 1 / B) * (1 - share)
+  # Where all match there are no odds: as if one of the B² pairs did not.
+  return math.log(match / max(other, 1 / B**2)) if share else -math.log(B)
