@@ -14,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from siglax.config import types
+from siglax.config import versions
 from siglax.config.durations import DURATIONS
 from siglax.config.durations import UNITS
 from siglax.config.fields import FOLLOWS
@@ -77,12 +78,15 @@ def override(config: ConfigDict, field: str, text: str):
 
 
 def to_json(config: ConfigDict) -> str:
-  """The resolved config as JSON; `from_json` reads it back."""
-  return json.dumps(config.copy_and_resolve_references().to_dict(), indent=1)
+  """The resolved config as JSON, with the version of its names; `from_json` reads it back."""
+  return json.dumps({"version": versions.VERSION} | config.copy_and_resolve_references().to_dict(), indent=1)
 
 
 def from_json(text: str) -> ConfigDict:
-  """The config that `to_json` wrote. ValueError in one line for what is no such JSON, or has fields that are not known."""
+  """The config that `to_json` wrote, of this version or an earlier one.
+
+  Raises ValueError in one line for what is no such JSON, or has fields that are not known.
+  """
   try:
     groups = json.loads(text)
   except (ValueError, RecursionError) as e:
@@ -92,7 +96,7 @@ def from_json(text: str) -> ConfigDict:
   if "batch_size" not in groups and {"model_type", "architectures"} & groups.keys():
     raise ValueError("it describes a model of Hugging Face; give a run folder of siglax train")
   config = default()
-  for group, value in groups.items():
+  for group, value in versions.upgrade(groups).items():
     _update(config, group, value)
   return config
 
@@ -180,7 +184,7 @@ def _naming(filename: str):
       lines = [error.lineno]
     line = f", line {lines[-1]}" if lines else ""
     name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-    raise ValueError(f"--config {filename}{line}: {name}{_one_line(error)}") from error
+    raise ValueError(f"--config {filename}{line}: {name}{versions.of_old_key(str(error)) or _one_line(error)}") from error
 
 
 def _one_line(error: BaseException) -> str:
