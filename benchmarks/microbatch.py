@@ -25,7 +25,7 @@ from siglax.training import step as step_lib
 
 def siglip(size, **fields):
   c = config_lib.default()
-  c.model.image.size = c.model.text.size = size
+  c.model.image.variant = c.model.text.variant = size
   c.image.size, c.text.length = 224, 64
   c.model.text.vocab_size, c.model.text.eos_id, c.loss.bias_init = 32_000, 1, -10.0
   for field, value in fields.items():

@@ -172,7 +172,7 @@ class Soak:
     self.saved_every = steps // 40
     self.command += [f"--config.checkpoint.every_steps={self.saved_every}", f"--config.eval.every_steps={steps // 4}", "--config.log.every_steps=1"]
     if arguments.tiny:
-      self.command += ["--config.data.0.size=2048", "--config.eval.tasks=({'kind':'loss','name':'test','data':{'source':'shapes','split':'test','image_size':16},'size':16},)"]
+      self.command += ["--config.data.0.examples=2048", "--config.eval.tasks=({'kind':'loss','name':'test','data':{'source':'shapes','split':'test','image_size':16},'examples':16},)"]
     if "worker" in names:
       self.command += ["--config.loader.workers=1"]
     self.steps = steps

@@ -28,7 +28,7 @@ def big_vision_shape():
   c.batch_size = 128
   config_lib.set_duration(c, "total", steps=1000)
   c.image.size, c.text.length = 32, 16
-  c.model.image.size = c.model.text.size = "Ti"
+  c.model.image.variant = c.model.text.variant = "Ti"
   c.model.image.depth, c.model.text.depth, c.model.image.patch = 6, 4, 4
   c.model.image.scan = c.model.text.scan = False  # as big_vision's default
   c.model.text.vocab_size, c.model.text.eos_id = 4096, 1

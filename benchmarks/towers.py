@@ -58,7 +58,7 @@ def make(size: str, out: pathlib.Path):
 
   c = config_lib.default()
   c.image.size = 224
-  c.model.image.size = c.model.text.size = size
+  c.model.image.variant = c.model.text.variant = size
   c.model.text.vocab_size, c.model.text.eos_id, c.loss.bias_init = 32_000, 1, -10.0
   params = jax.jit(models.build(c.model).init)(jax.random.key(0))
   export.FORMATS["big_vision"].write(tower.Tower(c, params, None, mesh_lib.make()), out, "float32", out)

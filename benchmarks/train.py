@@ -26,7 +26,7 @@ def b16():
   c = config_lib.default()
   config_lib.set_duration(c, "total", steps=1000)
   c.image.size, c.text.length, c.train.dtype = 224, 64, "bfloat16"
-  c.model.image.size = c.model.text.size = "B"
+  c.model.image.variant = c.model.text.variant = "B"
   c.model.text.vocab_size, c.model.text.eos_id, c.loss.bias_init = 32_000, 1, -10.0
   return c
 

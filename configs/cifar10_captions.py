@@ -48,7 +48,7 @@ def get_config(train: str = "cifar10_train.parquet", test: str = "cifar10_test.p
   if _holds(test, classes=True):
     c.eval.tasks = ({"kind": "zero_shot", **task, "templates": ("a photo of a {}.", "a photo of an {}.")},)
   else:
-    c.eval.tasks = ({"kind": "retrieval", **task, "size": 1000},)
+    c.eval.tasks = ({"kind": "retrieval", **task, "examples": 1000},)
   return c
 
 

@@ -10,7 +10,7 @@ def get_config(steps: int = 1400):
   # People name a thing more often than its colour. So do these captions; the tests' tell all.
   detail = {"shape": 0.9, "colour": 0.5, "size": 0.5, "where": 0.7}
   c.data = ({
-      "source": "shapes", "split": "train", "size": 1_000_000, "image_size": 48, "detail": detail,
+      "source": "shapes", "split": "train", "examples": 1_000_000, "image_size": 48, "detail": detail,
       "objects": (1, 1, 1, 1, 1, 2, 3),  # lone objects teach shapes soonest
   },)
   c.loader.threads = 1  # small pictures: more threads wait for each other
@@ -30,7 +30,7 @@ def get_config(steps: int = 1400):
   config_lib.set_duration(c, "eval.every", steps=500)
   config_lib.set_duration(c, "checkpoint.every", steps=250)
   c.eval.tasks = tuple(task for pairs in ("seen", "unseen") for task in _tasks(pairs)) + (
-      {"kind": "loss", "name": "test", "data": _test(), "size": 1024},
+      {"kind": "loss", "name": "test", "data": _test(), "examples": 1024},
   )
   return c
 
@@ -42,10 +42,10 @@ def _test(**spec):
 def _tasks(pairs):
   """Zero-shot over all 48 classes and retrieval among 256 captions, of colour-shape pairs seen in training or never."""
   yield {
-      "kind": "zero_shot", "name": f"classes_{pairs}", "data": _test(pairs=pairs, objects=(1,)), "size": 1024,
+      "kind": "zero_shot", "name": f"classes_{pairs}", "data": _test(pairs=pairs, objects=(1,)), "examples": 1024,
       "templates": ("a {}.", "there is a {}.", "a picture of a {}."),
   }
   yield {
-      "kind": "retrieval", "name": f"captions_{pairs}", "data": _test(pairs=pairs), "size": 256, "distinct": True,
+      "kind": "retrieval", "name": f"captions_{pairs}", "data": _test(pairs=pairs), "examples": 256, "distinct": True,
       "captions_per_image": 1,
   }

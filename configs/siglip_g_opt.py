@@ -15,8 +15,8 @@ def get_config(
     examples: int = 40_000_000_000, smoke: bool = False,
 ):
   c = recipes.siglip(train, tokenizer, zero_shot, examples)
-  c.model.image.size = "g-opt"
-  c.model.text.size = "So400m"
+  c.model.image.variant = "g-opt"
+  c.model.text.variant = "So400m"
   c.model.text.vocab_size = 256_000
   c.text.strip_punctuation = False
   c.optim.name = "adamw"

@@ -13,5 +13,5 @@ def get_config(
     examples: int = 40_000_000_000, smoke: bool = False,
 ):
   c = recipes.siglip(train, tokenizer, zero_shot, examples)
-  c.model.image.size = c.model.text.size = "L"
+  c.model.image.variant = c.model.text.variant = "L"
   return recipes.shrink(c) if smoke else c

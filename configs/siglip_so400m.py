@@ -14,7 +14,7 @@ def get_config(
     examples: int = 40_000_000_000, smoke: bool = False,
 ):
   c = recipes.siglip(train, tokenizer, zero_shot, examples)
-  c.model.image.size = c.model.text.size = "So400m"
+  c.model.image.variant = c.model.text.variant = "So400m"
   c.model.image.patch = 14
   c.image.size = 224
   c.text.length = 16

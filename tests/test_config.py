@@ -38,9 +38,9 @@ def test_a_duration_has_one_unit_and_an_override_replaces_it():
 
 def test_overrides_are_typed_and_reach_into_specs():
   c = valid()
-  for field, text in (("data.0.size", "99"), ("data.0.split", "test"), ("text.tokenizer", "12"), ("optim.lr", "1")):
+  for field, text in (("data.0.examples", "99"), ("data.0.split", "test"), ("text.tokenizer", "12"), ("optim.lr", "1")):
     config_lib.override(c, field, text)
-  assert c.data == ({"source": "shapes", "size": 99, "image_size": 16, "split": "test"},)
+  assert c.data == ({"source": "shapes", "examples": 99, "image_size": 16, "split": "test"},)
   assert c.text.tokenizer == "12" and c.optim.lr == 1.0
   config_lib.override(c, "image.size", "24")
   assert c.model.image.image_size == 24
@@ -49,7 +49,7 @@ def test_overrides_are_typed_and_reach_into_specs():
 @pytest.mark.parametrize("field, text, message", [
     ("optim.ler", "1", "config.optim.ler is unknown; did you mean config.optim.lr?"),
     ("lr", "1", "did you mean config.optim.lr?"),
-    ("data.3.size", "1", "config.data.3.size is unknown"),
+    ("data.3.examples", "1", "config.data.3.examples is unknown"),
     ("optim.lr", "fast", "config.optim.lr='fast' is of type str; it needs float"),
     ("optim.lr", "nan", "config.optim.lr='nan' is of type str; it needs float"),
     ("optim.lr", "-1e999", "config.optim.lr=-inf is not finite, or too large"),
@@ -68,13 +68,14 @@ def test_overrides_are_typed_and_reach_into_specs():
     ("data.0.path", "{b'x': 1}", "config.data.0.path has the key b'x'; a key must be a name"),
     ("data.0.seed", "1j", "config.data.0.seed=1j is of type complex, which a config cannot hold"),
     ("data.0.source.0", "x", "config.data.0.source.0 is unknown"),
-    ("data.0.size.0", "x", "config.data.0.size.0 is unknown"),
+    ("data.0.examples.0", "x", "config.data.0.examples.0 is unknown"),
     ("data.x", "1", "config.data.x is unknown"),
-    ("data.-1.size", "1", "config.data.-1.size is unknown"),
-    ("data.00.size", "1", "config.data.00.size is unknown"),
+    ("data.-1.examples", "1", "config.data.-1.examples is unknown"),
+    ("data.00.examples", "1", "config.data.00.examples is unknown"),
     ("eval.tasks.9.kind", "loss", "config.eval.tasks.9.kind is unknown"),
-    ("model.image", "{'size': 'S'}", "config.model.image is a group of fields; set one, such as config.model.image."),
+    ("model.image", "{'variant': 'S'}", "config.model.image is a group of fields; set one, such as config.model.image."),
     ("a\nb", "1", "config.a\\nb is unknown"),
+    ("model.image.size", "B", "config.model.image.size is called config.model.image.variant now"),
 ])
 def test_wrong_overrides(field, text, message):
   with pytest.raises(ValueError) as error:
@@ -89,9 +90,12 @@ def test_wrong_overrides(field, text, message):
     ("loss.gamma", "-1.0", "config.loss.gamma=-1.0 must be at least 0"),
     ("loss.lr_multiplier", "0", "config.loss.lr_multiplier=0.0 must be positive"),
     ("optim.name", "sgd", "known are adamw, adafactor, lion"),
-    ("model.image.size", "XL", "known are Ti, S, B, L, So400m, g-opt"),
+    ("model.image.variant", "XL", "known are Ti, S, B, L, So400m, g-opt"),
     ("data.0.source", "tfdz", "known are shapes, parquet"),
-    ("data.0.sized", "1", "did you mean size?"),
+    ("data.0.exampels", "1", "did you mean examples?"),
+    ("data.0.size", "9", "config.data.0.size is unknown; it is called examples now; source 'shapes' has split, examples"),
+    ("eval.tasks.0.size", "9", "config.eval.tasks.0.size is unknown; it is called examples now"),
+    ("eval.tasks.0.data.size", "9", "config.eval.tasks.0.data.size is unknown; it is called examples now"),
     ("eval.tasks.0.kind", "zero", "known are zero_shot, retrieval, loss"),
     ("batch_size", "1001", "config.batch_size=1001 is not divisible by the 8 devices"),
     ("batch_size", "3", "use 8"),
@@ -151,7 +155,7 @@ def test_wrong_overrides(field, text, message):
     ("data.0.weight", "-1", "config.data.0.weight=-1 must be a positive number"),
     ("eval.tasks", "({'kind': ['loss']},)", "config.eval.tasks.0.kind=('loss',) is unknown"),
     ("eval.tasks", "({'kind': {}},)", "config.eval.tasks.0.kind={} is unknown"),
-    ("eval.tasks.0.size", "big", "config.eval.tasks.0.size='big' must be a positive number of examples"),
+    ("eval.tasks.0.examples", "big", "config.eval.tasks.0.examples='big' must be a positive number of examples"),
     ("eval.tasks.0.templates", "a {}", "config.eval.tasks.0.templates='a {}' must be a tuple of texts"),
     ("checkpoint.keep_best", "eval/none/acc1", "config.checkpoint.keep_best='eval/none/acc1' is no metric"),
 ])
@@ -249,6 +253,8 @@ def test_config_files(tmp_path):
 
 @pytest.mark.parametrize("text, message", [
     ("def get_config():\n  c = config.default()\n  c.optim.ler = 1\n  return c\n", 'line 4: AttributeError: .*Did you mean "lr"'),
+    ("def get_config():\n  c = config.default()\n  c.model.text.size = 'B'\n", 'line 4: AttributeError: "size" is called "variant" now$'),
+    ("def get_config():\n  c = config.default()\n  c.optim.size = 1\n", "line 4: AttributeError: 'Key"),
     ("def get_config(:\n  pass\n", "line 2: SyntaxError: invalid syntax"),
     ("\nraise OSError('gone')\n", "line 3: OSError: gone"),
     ("import nothing_of_that_name\n", "line 2: ModuleNotFoundError: No module named 'nothing_of_that_name'"),
@@ -279,6 +285,10 @@ def test_broken_config_files_are_one_line_with_the_place(text, message, tmp_path
     ('{"optim": {"lr": NaN}}', "config.optim.lr=nan is not finite"),
     ('{"optim": {"sharpness": 1}}', "config.optim.sharpness is unknown"),
     ('{"teacher": {"name": "x"}}', "config.teacher is unknown"),
+    ('{"version": 3}', "it is of version 3; this siglax reads versions 1 to 2"),
+    ('{"version": "x"}', "it is of version 'x'; this siglax reads versions 1 to 2"),
+    ('{"version": 2, "model": {"text": {"size": "S"}}}', "config.model.text.size is called config.model.text.variant now"),
+    ('{"model": [1], "eval": 5, "data": 5}', "config.model is a group of fields"),
 ])
 def test_a_broken_config_json_is_named(text, message, tmp_path, capsys):
   file = tmp_path / "config.json"

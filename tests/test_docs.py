@@ -34,7 +34,7 @@ FILES = ("README.md", "docs/losses.md", "docs/plan.md", "docs/reliability.md", "
 SMALL = "--config.batch_size=16 --config.eval.batch_size=16 --config.total_steps=2 --config.optim.warmup_steps=0 --config.model.image.depth=1"
 RUN = {
     "siglax train --config configs/quickstart.py --workdir runs/quickstart":
-        f"{SMALL} " + " ".join(f"--config.eval.tasks.{i}.size=16" for i in range(5)),
+        f"{SMALL} " + " ".join(f"--config.eval.tasks.{i}.examples=16" for i in range(5)),
     "siglax tokenizer --from mine.parquet --out mine.model --vocab-size 8000": "--vocab-size 80",
     "siglax train --config configs/cifar10_captions.py:train=mine.parquet,test=held_out.parquet --workdir runs/mine "
     "--config.text.tokenizer=mine.model --config.loss.positives=pair --config.image.flip=False "
@@ -205,7 +205,7 @@ def folder(tmp_path, monkeypatch):
   shutil.copy(ROOT / "tests/tiny.py", tmp_path / "configs/x.py")
   shutil.copytree(ROOT / "tests/golden/hf_siglip", tmp_path / "google/siglip-base-patch16-224")
   shutil.copy(text_lib.SHIPPED["shapes"], tmp_path / "FILE.model")
-  source = Shapes(size=80, image_size=32)
+  source = Shapes(examples=80, image_size=32)
   pictures = [cv2.imencode(".png", source[i]["image"])[1].tobytes() for i in range(len(source))]
   captions = [source[i]["captions"][0] for i in range(len(source))]
   for name, rows in (("mine", slice(0, 64)), ("held_out", slice(64, 80)), ("pictures", slice(0, 16)), ("train", slice(0, 32))):

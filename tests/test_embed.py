@@ -40,7 +40,7 @@ from siglax.training import step
 import tiny
 
 FORMATS = (".npz", ".parquet", ".array_record")
-SHAPES = {"source": "shapes", "size": 64, "image_size": 16}
+SHAPES = {"source": "shapes", "examples": 64, "image_size": 16}
 FREEZE = (("image/.*", None), (".*", 1.0))
 
 
@@ -72,7 +72,7 @@ def folder(tmp_path_factory):
 def embedded(folder):
   """{ending: file} of its embeddings of the training data: one by the command, its rows in the other formats."""
   found = {ending: folder.parent / f"embedded{ending}" for ending in FORMATS}
-  words = ["embed", "--from", str(folder), "--data", "shapes:size=64,image_size=16", "--out", str(found[".npz"])]
+  words = ["embed", "--from", str(folder), "--data", "shapes:examples=64,image_size=16", "--out", str(found[".npz"])]
   assert cli.main([*words, "--texts", "--tokens", "--batch-size", "24"]) == 0
   description, rows = strangers(found[".npz"])
   for ending in (".parquet", ".array_record"):
@@ -249,7 +249,7 @@ def test_embed_refuses_in_one_line(folder, tmp_path, capsys):
       (("--out", tmp_path / "there.npz" / "a.npz"), "cannot be written"),
       (("--out", tmp_path / "a.npz", "--batch-size", "0"), "--batch-size 0 must be at least 1"),
   ):
-    line, printed = fails(capsys, "embed", "--from", folder, "--data", "shapes:size=8,image_size=16", *words)
+    line, printed = fails(capsys, "embed", "--from", folder, "--data", "shapes:examples=8,image_size=16", *words)
     assert message in line and "Traceback" not in printed
   assert [p.name for p in tmp_path.iterdir()] == ["there.npz"] and not (tmp_path / "there.npz").read_bytes()
 

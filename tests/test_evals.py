@@ -120,17 +120,17 @@ def test_retrieval_equals_brute_force(counts, draw):
   assert got == pytest.approx(want, abs=1e-12)
 
 
-def test_retrieval_size_distinct_captions_per_image_and_missing_captions():
+def test_retrieval_examples_distinct_captions_per_image_and_missing_captions():
   captions = [["a", "b"], ["a"], [], ["c", "d"], ["e"], ["f"]]
   rng = np.random.default_rng(2)
   vectors = unit(rng, 6, 4)
   # Image i is the text below its number; only 0, 3, 4 are evaluated.
   texts = {text: vectors[i] for i, text in zip((0, 0, 3, 3, 4, 5), "abcdef")}
   embedder = Embedder(vectors, texts)
-  got = run({"kind": "retrieval", "size": 3, "distinct": True, "captions_per_image": 1}, Examples(captions), embedder)
+  got = run({"kind": "retrieval", "examples": 3, "distinct": True, "captions_per_image": 1}, Examples(captions), embedder)
   assert embedder.asked == ["a", "c", "e"] and got["text_retrieval_recall@1"] == got["image_retrieval_recall@1"] == 1
   embedder = Embedder(vectors, texts)
-  run({"kind": "retrieval", "size": 4}, Examples(captions), embedder)
+  run({"kind": "retrieval", "examples": 4}, Examples(captions), embedder)
   assert embedder.asked == ["a", "b", "a", "c", "d"]
   with pytest.raises(ValueError, match=r"config.eval.tasks.0 \('x'\): none of the 2 examples has a caption"):
     run({"kind": "retrieval"}, Examples([[], []]), embedder)
@@ -174,7 +174,7 @@ def test_zero_shot_equals_brute_force_with_a_class_absent(monkeypatch, classes, 
 def test_zero_shot_takes_the_class_names_of_the_data_and_checks_labels():
   vectors = np.eye(3, dtype=np.float32)
   embedder = Embedder(vectors, {f"a photo of a {n}.": v for n, v in zip("abc", vectors)})
-  task = {"kind": "zero_shot", "size": 2}
+  task = {"kind": "zero_shot", "examples": 2}
   assert run(task, Examples([[]] * 3, [0, 1, 0], ["a", "b", "c"]), embedder)["acc1"] == 1
   with pytest.raises(ValueError, match="example 1 has label 3, but the 3 classnames need 0 to 2"):
     run(task, Examples([[]] * 3, [0, 3, 1], ["a", "b", "c"]), embedder)
@@ -226,7 +226,7 @@ def test_loss_needs_what_it_needs():
     ({"kind": "zero_shot"}, ["a"], [0, 1, 1], None, "the data has no class names; give classnames"),
     ({"kind": "zero_shot"}, ["a"], None, ["x", "y"], "example 0 has label None, but the 2 classnames need 0 to 1"),
     ({"kind": "zero_shot", "classnames": ("x", "y", "z")}, [], [2, 1, 3], ["x"], "example 2 has label 3, but the 3 classnames need 0 to 2"),
-    ({"kind": "zero_shot", "size": 2}, [], [1, 1, 3], ["x", "y"], None),
+    ({"kind": "zero_shot", "examples": 2}, [], [1, 1, 3], ["x", "y"], None),
     ({"kind": "retrieval"}, [], [0, 0, 0], None, "none of the 3 examples has a caption; check the fields of data"),
     ({"kind": "retrieval", "distinct": True, "captions_per_image": 1}, ["a"], None, None, None),
     ({"kind": "loss"}, [], None, None, "none of the 3 examples has a caption"),
@@ -247,7 +247,7 @@ def test_a_task_is_checked_on_its_data_before_anything_runs(task, captions, labe
 
 
 def pictures_file(path, classes=None, **columns):
-  image = data.open_source({"source": "shapes", "size": 1, "image_size": 16})[0]["image"]
+  image = data.open_source({"source": "shapes", "examples": 1, "image_size": 16})[0]["image"]
   encoded = cv2.imencode(".png", image)[1].tobytes()
   table = pa.table({"image": [encoded] * 4, "caption": list("abcd"), **columns})
   pq.write_table(table.replace_schema_metadata(classes and {"classes": classes}), path)
@@ -325,9 +325,9 @@ GOOD = {"kind": "retrieval", "name": "a", "data": {"source": "shapes"}}
     (({"kind": "loss", "data": {}},), "config.eval.tasks.0.name=None must be"),
     (({**GOOD, "name": "a/b"},), "config.eval.tasks.0.name='a/b' must be"),
     (({"kind": "loss", "name": "a"},), "config.eval.tasks.0.data is missing"),
-    (({**GOOD, "sizes": 3},), "config.eval.tasks.0.sizes is unknown; did you mean size?"),
-    (({**GOOD, "templates": ("{}",)},), "config.eval.tasks.0.templates is unknown; retrieval has size, distinct, captions_per_image"),
-    (({**GOOD, "size": 0},), "config.eval.tasks.0.size=0 must be a positive number"),
+    (({**GOOD, "exampels": 3},), "config.eval.tasks.0.exampels is unknown; did you mean examples?"),
+    (({**GOOD, "templates": ("{}",)},), "config.eval.tasks.0.templates is unknown; retrieval has examples, distinct, captions_per_image"),
+    (({**GOOD, "examples": 0},), "config.eval.tasks.0.examples=0 must be a positive number"),
     (({**GOOD, "distinct": None},), "config.eval.tasks.0.distinct=None must be True or False"),
     (({**GOOD, "kind": "zero_shot", "templates": "a {}"},), "config.eval.tasks.0.templates='a {}' must be a tuple"),
     (({**GOOD, "kind": "zero_shot", "templates": ("a photo",)},), "config.eval.tasks.0.templates=('a photo',) must be"),
@@ -340,7 +340,7 @@ def test_validation_errors(monkeypatch, tasks, message):
       raise ValueError(f"{field} is bad")
 
   monkeypatch.setattr(data, "validate_spec", validate_spec, raising=False)
-  evals.validate_tasks(make_config(GOOD, {**GOOD, "kind": "zero_shot", "name": "b", "classnames": None, "size": 5}))
+  evals.validate_tasks(make_config(GOOD, {**GOOD, "kind": "zero_shot", "name": "b", "classnames": None, "examples": 5}))
   with pytest.raises(ValueError) as error:
     evals.validate_tasks(make_config(*tasks))
   assert message in str(error.value) and "\n" not in str(error.value)

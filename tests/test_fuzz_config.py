@@ -29,7 +29,7 @@ HOSTILE = (
     "({}, {}, {})", "({},)", "('a', 'b', 'c')", "(0.5, 0.5)", "(0.5, 0.5, 0.5)", "(1e999, 1, 1)", "((1, 2), (3, 4))",
     "((('.*', 1.0),),)", "(('.*', 'x'),)", "(('(', 1.0),)", "(('.*', None),)", "(('.*', 1e999),)", "((5, 1.0),)", "('ab',)",
     "{'a': 1}", "{1: 2}", "{'source': 'shapes'}", "({'source': 'shapes'},)", "({'source': ['shapes']},)", "({'source': 5},)",
-    "({'source': 'shapes', 'size': 'x'},)", "({'source': 'shapes', 'weight': -1},)", "({'kind': 'loss'},)",
+    "({'source': 'shapes', 'examples': 'x'},)", "({'source': 'shapes', 'weight': -1},)", "({'kind': 'loss'},)",
     "({'kind': [], 'name': 'a', 'data': {}},)", "({'kind': 'loss', 'name': 'a', 'data': {'source': 'shapes'}},)", "{1, 2}",
     "b'x'", "1j", "...", "{[]: 1}", "(" * 5000, "[" * 150 + "]" * 150, "-" * 50000 + "1", "1+" * 50000 + "1", "'" * 7,
     "__import__('os').mkdir('executed')", "(lambda: open('executed', 'w'))()", "$(touch executed)", "`touch executed`", "%s%n", "10:15", "15:10", "9" * 5000 + ":1",
@@ -37,14 +37,14 @@ HOSTILE = (
 # Places that are not fields of their own: inside of specs, tasks and tuples, groups, and what is not there at all.
 INSIDE = (
     *(f"data.0.{name}" for name in (
-        "source", "path", "size", "image_size", "split", "objects", "pairs", "captions", "detail", "arrangements", "seed",
+        "source", "path", "examples", "image_size", "split", "objects", "pairs", "captions", "detail", "arrangements", "seed",
         "weight", "max_bad_fraction", "path.0",
     )),
     *(f"eval.tasks.{i}.{name}" for i in range(3) for name in (
-        "kind", "name", "data", "data.source", "data.size", "data.objects", "size", "templates", "templates.0", "classnames",
+        "kind", "name", "data", "data.source", "data.examples", "data.objects", "examples", "templates", "templates.0", "classnames",
         "distinct", "captions_per_image",
     )),
-    "data.x", "data.-1", "data.-1.size", "data.9", "data.0", "eval.tasks.9.kind", "eval.tasks.0", "image.std.0", "image.mean.7",
+    "data.x", "data.-1", "data.-1.examples", "data.9", "data.0", "eval.tasks.9.kind", "eval.tasks.0", "image.std.0", "image.mean.7",
     "optim.decay.0", "optim.decay.0.1", "optim.lr_multipliers.0.0", "mesh.shard.0", "seed.0", "model", "model.image", "optim", "",
     ".", "..", "a.b.c", "__class__", "model.__class__", "items", "x" * 5000, "a\nb", "ünï",
 )

@@ -439,7 +439,7 @@ PATHS = st.text(max_size=12).filter(lambda path: not path.startswith("/")) | st.
 @hypothesis.given(
     st.dictionaries(st.sampled_from([*sources.COMMON_FIELDS, "path", "image", "caption", "label", "weights", "classes"]), ANYTHING, max_size=4)
     | st.fixed_dictionaries({"source": st.sampled_from(["parquet", "embeddings"]), "path": PATHS | ANYTHING}, optional={"image": ANYTHING, "caption": ANYTHING})
-    | st.fixed_dictionaries({"source": st.just("shapes")}, optional={name: ANYTHING | st.integers(1, 50) for name in ("size", "split", "image_size", "objects", "detail", "pairs", "seed", "captions", "arrangements")})
+    | st.fixed_dictionaries({"source": st.just("shapes")}, optional={name: ANYTHING | st.integers(1, 50) for name in ("examples", "split", "image_size", "objects", "detail", "pairs", "seed", "captions", "arrangements")})
     | ANYTHING
 )
 def test_any_data_spec_is_opened_or_refused_in_one_line(tmp_path_factory, spec):

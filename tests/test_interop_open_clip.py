@@ -140,4 +140,4 @@ def test_a_resnet_is_open_clips_in_both_modes_and_goes_back(monkeypatch, tmp_pat
   jax.tree.map(np.testing.assert_array_equal, siglax.load(out).params, params)
   for form in ("hf", "hf-vision", "big_vision"):
     assert cli.main(["export", "--from", str(RESNET), "--format", form, "--out", str(tmp_path / "x.npz")]) == 1
-    assert f"--format {form} cannot express config.model.image.size='RN50'; it needs 'Ti' or 'S'" in capsys.readouterr().err
+    assert f"--format {form} cannot express config.model.image.variant='RN50'; it needs 'Ti' or 'S'" in capsys.readouterr().err

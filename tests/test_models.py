@@ -38,7 +38,7 @@ def count(c):
 
 def test_siglip_b16_has_the_published_number_of_parameters():
   c = config_lib.default()
-  c.image.size, c.model.image.size, c.model.text.size = 224, "B", "B"
+  c.image.size, c.model.image.variant, c.model.text.variant = 224, "B", "B"
   c.model.text.vocab_size, c.loss.bias_init = 32_000, -10.0
   assert count(c) == 203_155_970
 

@@ -143,7 +143,7 @@ def test_worker_processes_do_not_change_the_batches(tmp_path):
   table = pa.table({"image": encoded, "captions": [[f"red {i}", "blue"] for i in range(20)]})
   pq.write_table(table, tmp_path / "a.parquet")
   spec = {"source": "parquet", "path": str(tmp_path / "a.parquet"), "max_bad_fraction": 1}
-  shapes = {"source": "shapes", "size": 20, "image_size": 16}
+  shapes = {"source": "shapes", "examples": 20, "image_size": 16}
   text = TextProcessor(length=LENGTH)
   runs = []
   for workers in (0, 2):
@@ -417,10 +417,10 @@ def test_no_thread_outlives_the_iterator():
 
 
 def test_open_data_names_the_spec():
-  config = make_config({"size": 30}, {"source": "parquet", "path": "/nowhere/x.parquet"})
+  config = make_config({"examples": 30}, {"source": "parquet", "path": "/nowhere/x.parquet"})
   with pytest.raises(ValueError, match=r"^config\.data\.1\.path='/nowhere/x\.parquet': no such file"):
     data.open_data(config)
-  sources = data.open_data(make_config({"size": 30}, {"size": 12}))
+  sources = data.open_data(make_config({"examples": 30}, {"examples": 12}))
   assert data.num_examples(sources) == 42
 
 

@@ -24,7 +24,7 @@ from siglax.training import step as step_lib
 import tiny as tiny_run
 
 QUICKLY = {"xla_backend_optimization_level": 0}
-RN17 = {"model.image.size": "RN17"}
+RN17 = {"model.image.variant": "RN17"}
 IMAGES = np.random.default_rng(0).integers(0, 256, (16, 64, 64, 3), np.uint8)
 
 
@@ -33,7 +33,7 @@ def tiny(**fields):
   image = config_lib.default().model.image
   for field in ("depth", "heads", "mlp_dim", "patch"):
     c.model.image[field] = image[field]
-  c.image.size, c.model.image.size, c.model.image.width = 64, "RN50", 4
+  c.image.size, c.model.image.variant, c.model.image.width = 64, "RN50", 4
   for field, value in fields.items():
     config_lib.override(c, field, str(value))
   return config_lib.resolve(c, TextProcessor())
@@ -62,7 +62,7 @@ def randomized(model):
 
 @pytest.mark.parametrize("size, parameters, embed_dim", [("RN50", 38_316_896, 1024), ("RN101", 56_259_936, 512)])
 def test_sizes_are_those_of_open_clip(size, parameters, embed_dim):
-  c = tiny(**{"model.image.size": size, "model.image.width": None, "image.size": 224})
+  c = tiny(**{"model.image.variant": size, "model.image.width": None, "image.size": 224})
   model = models.build(c.model)
   params = jax.eval_shape(model.init, jax.random.key(0))["image"]
   assert optim.count(params) == parameters and model.embed_dim == embed_dim
@@ -247,8 +247,8 @@ def test_a_checkpoint_holds_the_statistics(trained, tmp_path):
   np.testing.assert_array_equal(larger["stem"]["conv1"]["norm"]["var"], old["image/stem/conv1/norm/var"])
   with pytest.raises(ValueError, match="image.width is 4 there and 8 here"):
     start(**{"model.image.width": 8})
-  with pytest.raises(ValueError, match="image.size is 'RN17' there and \"a transformer's\" here"):
-    start(**{"model.image.size": "S", "model.image.width": 192})
+  with pytest.raises(ValueError, match="image.variant is 'RN17' there and \"a transformer's\" here"):
+    start(**{"model.image.variant": "S", "model.image.width": 192})
 
 
 def test_what_is_computed_again_holds_no_convolution_unless_all_is():
@@ -265,8 +265,8 @@ def test_what_is_computed_again_holds_no_convolution_unless_all_is():
 
 
 def test_micro_batches_need_a_frozen_tower(tmp_path):
-  fields = {"train.microbatch": 1, "model.image.size": "RN50"}
-  with pytest.raises(ValueError, match="config.train.microbatch=1 has no place in config.model.image.size='RN50': batch norm needs"):
+  fields = {"train.microbatch": 1, "model.image.variant": "RN50"}
+  with pytest.raises(ValueError, match="config.train.microbatch=1 has no place in config.model.image.variant='RN50': batch norm needs"):
     run_lib.Run(tiny(**fields), tmp_path)
   c = tiny(**fields, **{"optim.lr_multipliers": "(('image/.*', None), ('.*', 1.0))"})
   model, mesh = models.build(c.model), mesh_lib.make()
@@ -278,10 +278,10 @@ def test_micro_batches_need_a_frozen_tower(tmp_path):
 
 
 @pytest.mark.parametrize("fields, line", [
-    ({"model.image.depth": 3}, "config.model.image.depth=3 has no place in config.model.image.size='RN50'; leave it None"),
+    ({"model.image.depth": 3}, "config.model.image.depth=3 has no place in config.model.image.variant='RN50'; leave it None"),
     ({"model.image.pool": "cls"}, "config.model.image.pool='cls' has no place"),
     ({"model.image.scan": False}, "config.model.image.scan=False has no place"),
-    ({"image.size": 80}, "config.image.size=80 is not divisible by 32, the stride of config.model.image.size='RN50'"),
+    ({"image.size": 80}, "config.image.size=80 is not divisible by 32, the stride of config.model.image.variant='RN50'"),
     ({"model.image.width": 5}, "config.model.image.width=5 must be even"),
 ])
 def test_what_a_resnet_has_no_place_for_is_named(fields, line):

@@ -60,7 +60,7 @@ def told(things, i):
 
 
 def test_same_example_from_any_instance_size_and_thread():
-  a, b = Shapes("train", size=200), Shapes("train", size=10_000)
+  a, b = Shapes("train", examples=200), Shapes("train", examples=10_000)
   with concurrent.futures.ThreadPoolExecutor(4) as pool:
     later = list(pool.map(b.__getitem__, reversed(range(200))))[::-1]
   for i in range(200):
@@ -71,14 +71,14 @@ def test_same_example_from_any_instance_size_and_thread():
 
 def test_scenes_and_captions_are_those_of_every_machine():
   """Integers and SHAKE-128 alone make them, so their hash holds anywhere; a change of it changes every result."""
-  dataset = Shapes("test", size=300, captions=3, detail=0.8)
+  dataset = Shapes("test", examples=300, captions=3, detail=0.8)
   text = repr([(dataset.scene(i), dataset[i]["captions"]) for i in range(300)])
   assert hashlib.sha256(text.encode()).hexdigest()[:16] == "5cb3b1ad00021d48"
 
 
 def test_seeds_splits_and_examples_differ():
   images = [
-      Shapes(split, size=50, seed=seed)[i]["image"].tobytes()
+      Shapes(split, examples=50, seed=seed)[i]["image"].tobytes()
       for split in ("train", "test") for seed in (0, 1) for i in range(50)
   ]
   assert len(set(images)) == len(images)
@@ -86,12 +86,12 @@ def test_seeds_splits_and_examples_differ():
 
 @pytest.mark.parametrize("size", [48, 64])
 def test_scene_does_not_depend_on_image_size(size):
-  assert Shapes(size=5, image_size=size).scene(3) == Shapes(size=5).scene(3)
-  assert Shapes(size=5, image_size=size)[3]["image"].shape == (size, size, 3)
+  assert Shapes(examples=5, image_size=size).scene(3) == Shapes(examples=5).scene(3)
+  assert Shapes(examples=5, image_size=size)[3]["image"].shape == (size, size, 3)
 
 
 def test_training_never_shows_an_unseen_pair():
-  dataset = Shapes("train", size=4000)
+  dataset = Shapes("train", examples=4000)
   kinds = collections.Counter(kind(t) for i in range(4000) for t in dataset.scene(i).things)
   assert set(kinds) == set(SEEN) and not set(kinds) & set(UNSEEN)
   assert min(kinds.values()) > 0.7 * np.mean(list(kinds.values()))
@@ -101,7 +101,7 @@ def test_training_never_shows_an_unseen_pair():
 
 def test_pairs_of_test_pictures():
   size = 1500
-  unseen, seen, every = (Shapes("test", size=size, pairs=p) for p in ("unseen", "seen", None))
+  unseen, seen, every = (Shapes("test", examples=size, pairs=p) for p in ("unseen", "seen", None))
   assert all(kind(unseen.scene(i).things[0]) in UNSEEN for i in range(size))
   assert all(kind(t) in SEEN for i in range(size) for t in seen.scene(i).things)
   kinds = collections.Counter(kind(t) for i in range(size) for t in every.scene(i).things)
@@ -110,13 +110,13 @@ def test_pairs_of_test_pictures():
 
 def test_label_is_the_first_object():
   for objects in ((1,), (2, 3)):
-    dataset = Shapes("test", size=50, objects=objects)
+    dataset = Shapes("test", examples=50, objects=objects)
     for i in range(50):
       assert dataset.classnames[dataset[i]["label"]] == kind(dataset.scene(i).things[0])
 
 
 def test_objects_stand_where_the_scene_says():
-  dataset = Shapes("test", size=3000)
+  dataset = Shapes("test", examples=3000)
   for scene in map(dataset.scene, range(3000)):
     for t in scene.things:
       assert t.radius < min(t.x, t.y) and max(t.x, t.y) + t.radius < UNIT
@@ -144,7 +144,7 @@ def test_objects_stand_where_the_scene_says():
 @pytest.mark.parametrize("image_size", [48, 64, 224])
 def test_pixels_show_the_named_colour(image_size):
   names, palette = list(RGB), np.array(list(RGB.values()))
-  dataset = Shapes("test", size=150, image_size=image_size)
+  dataset = Shapes("test", examples=150, image_size=image_size)
   for i in range(150):
     image = dataset[i]["image"].astype(int)
     for t in dataset.scene(i).things:
@@ -158,7 +158,7 @@ def test_outlines_stay_within_their_radius_and_differ():
   for shape in SHAPES:
     for outline in shapes._outlines(shape):
       assert max(np.hypot(*points.T).max() for points in outline) < 4096 + 2
-    dataset = Shapes("test", size=1, image_size=48)
+    dataset = Shapes("test", examples=1, image_size=48)
     thing = shapes.Thing("small", "red", shape, UNIT // 2, UNIT // 2, shapes.RADII[3]["small"])
     drawn = dataset._image(0, shapes.Scene((thing,), (), "middle")).astype(int)
     empty = dataset._image(0, shapes.Scene((), (), None)).astype(int)
@@ -169,7 +169,7 @@ def test_outlines_stay_within_their_radius_and_differ():
 
 @pytest.mark.parametrize("objects", [(1,), (2,), (3,)])
 def test_captions_tell_the_scene(objects):
-  dataset = Shapes("test", size=400, objects=objects, captions=5)
+  dataset = Shapes("test", examples=400, objects=objects, captions=5)
   for i in range(400):
     scene, captions = dataset.scene(i), dataset[i]["captions"]
     assert len(set(captions)) == 5
@@ -185,14 +185,14 @@ def test_captions_tell_the_scene(objects):
 
 
 def test_first_captions_tell_from_either_end():
-  dataset = Shapes("test", size=200, objects=(2,))
+  dataset = Shapes("test", examples=200, objects=(2,))
   for i in range(200):
     a, b = (parse(c)[0] for c in dataset[i]["captions"])
     assert told(a, 0) == told(b, 1) and told(a, 1) == told(b, 0)
 
 
 def test_partial_captions_are_true_and_as_frequent_as_asked():
-  dataset = Shapes("train", size=1000, detail=0.7)
+  dataset = Shapes("train", examples=1000, detail=0.7)
   mentioned = collections.Counter()
   for i in range(1000):
     scene = dataset.scene(i)
@@ -214,7 +214,7 @@ def test_partial_captions_are_true_and_as_frequent_as_asked():
 
 
 def test_no_word_gives_a_picture_away():
-  dataset = Shapes("test", size=256)
+  dataset = Shapes("test", examples=256)
   captions = [dataset[i]["captions"][0].split() for i in range(256)]
   counts = collections.Counter(w for c in captions for w in set(c))
   assert min(counts.values()) >= 5, counts.most_common()[-5:]
@@ -225,7 +225,7 @@ def test_no_word_gives_a_picture_away():
 
 def test_arrangements_say_the_same_of_the_same_objects():
   for split in ("train", "test"):
-    dataset = Shapes(split, size=400, objects=(2, 3), arrangements=4)
+    dataset = Shapes(split, examples=400, objects=(2, 3), arrangements=4)
     for group in range(100):
       scenes = [dataset.scene(4 * group + v) for v in range(4)]
       for part in ("colour", "shape", "size"):
@@ -239,7 +239,7 @@ def test_arrangements_say_the_same_of_the_same_objects():
 
 def test_background_does_not_tell_the_object():
   """The corner pixel is background; its mean must be the same whatever the object's colour or shape."""
-  dataset = Shapes("train", size=1600, objects=(1,), image_size=16)
+  dataset = Shapes("train", examples=1600, objects=(1,), image_size=16)
   corners = np.array([dataset[i]["image"][0, 0] for i in range(1600)], float)
   for part in ("colour", "shape"):
     names = np.array([getattr(dataset.scene(i).things[0], part) for i in range(1600)])
@@ -260,8 +260,8 @@ def test_shipped_tokenizer_is_what_make_tokenizer_makes(tmp_path):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"split": "val"}, "split='val' is unknown; known are train, test"),
-    ({"size": 0}, "size=0 must be a whole number from 1 up"),
-    ({"size": 1e5}, "size=100000.0 must be a whole number"),
+    ({"examples": 0}, "examples=0 must be a whole number from 1 up"),
+    ({"examples": 1e5}, "examples=100000.0 must be a whole number"),
     ({"image_size": 15}, "image_size=15 must be a whole number from 16 up"),
     ({"objects": ()}, "objects=() must be a tuple of numbers from 1 to 3"),
     ({"objects": 2}, "objects=2 must be a tuple"),
@@ -283,5 +283,5 @@ def test_errors_name_the_argument(arguments, message):
 def test_index_out_of_range():
   for i in (-1, 3):
     with pytest.raises(IndexError):
-      Shapes(size=3)[i]
-  assert len(list(Shapes(size=3))) == 3 and Shapes(size=3)[np.int64(2)]["label"] == Shapes(size=3)[2]["label"]
+      Shapes(examples=3)[i]
+  assert len(list(Shapes(examples=3))) == 3 and Shapes(examples=3)[np.int64(2)]["label"] == Shapes(examples=3)[2]["label"]

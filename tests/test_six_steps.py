@@ -224,7 +224,7 @@ def evaluated(params, known):
   found = {}
   for task in known.config.eval.tasks:
     examples = data_lib.EvalExamples(data_lib.open_source(task["data"]), known.config)
-    rows = [examples[i] for i in range(task["size"])]
+    rows = [examples[i] for i in range(task["examples"])]
     images = np.float64(known.embed_image(params, np.stack([row["image"] for row in rows])))
     texts = lambda words: np.float64(known.embed_text(params, known.text(words)))
     name = f"eval/{task['name']}"

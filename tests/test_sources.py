@@ -192,7 +192,7 @@ def test_files_with_other_classes_are_refused(tmp_path):
         ({"source": "parqet"}, "config.data.0.source='parqet' is unknown; known are shapes, parquet"),
         ({"source": "parquet"}, "config.data.0.path is missing; source 'parquet' needs it"),
         ({"source": "parquet", "path": "x", "captions": "y"}, "data.0.captions is unknown; did you mean caption?"),
-        ({"source": "shapes", "path": "x"}, "source 'shapes' has split, size, image_size"),
+        ({"source": "shapes", "path": "x"}, "source 'shapes' has split, examples, image_size"),
         ({"source": "shapes", "weight": 0}, "config.data.0.weight=0 must be a positive number"),
         ({"source": "shapes", "weight": "1"}, "weight='1' must be a positive number"),
         ({"source": "shapes", "max_bad_fraction": 1.5}, "max_bad_fraction=1.5 must be a number from 0 to 1"),
@@ -205,9 +205,9 @@ def test_specs_are_checked_without_reading(spec, message):
 
 
 def test_a_source_s_own_errors_name_the_field():
-  with pytest.raises(ValueError, match=r"^config\.data\.1\.size=0 must be"):
-    open_source({"source": "shapes", "size": 0}, "config.data.1")
-  with pytest.raises(ValueError, match=r"^size=0 must be"):
-    open_source({"source": "shapes", "size": 0})
-  source = open_source({"source": "shapes", "size": 3, "weight": 2.0, "max_bad_fraction": 0}, "config.data.1")
+  with pytest.raises(ValueError, match=r"^config\.data\.1\.examples=0 must be"):
+    open_source({"source": "shapes", "examples": 0}, "config.data.1")
+  with pytest.raises(ValueError, match=r"^examples=0 must be"):
+    open_source({"source": "shapes", "examples": 0})
+  source = open_source({"source": "shapes", "examples": 3, "weight": 2.0, "max_bad_fraction": 0}, "config.data.1")
   assert len(source) == 3 and source.classnames

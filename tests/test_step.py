@@ -135,7 +135,7 @@ def test_eight_devices_with_sharded_parameters_train_as_one(monkeypatch):
 def test_siglip_b16_is_split_evenly():
   """SigLIP B/16 with AdamW over 8 devices: at most an eighth of the state and 3 % on each."""
   c = config_lib.default()
-  c.model.image.size = c.model.text.size = "B"
+  c.model.image.variant = c.model.text.variant = "B"
   c.image.size, c.model.text.vocab_size, c.model.text.eos_id, c.loss.bias_init = 256, 32_000, 1, -10.0
   model = models.build(c.model)
   tx, _ = optim.make(c, jax.eval_shape(model.init, jax.random.key(0)), 100)

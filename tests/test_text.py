@@ -13,7 +13,7 @@ from siglax.data import shapes
 from siglax.data.text import TextProcessor
 from siglax.data.text import train_tokenizer
 
-CAPTIONS = [c for i in range(200) for c in shapes.Shapes("test", size=200)[i]["captions"]]
+CAPTIONS = [c for i in range(200) for c in shapes.Shapes("test", examples=200)[i]["captions"]]
 
 
 def train(lines, path, **options):
@@ -28,7 +28,7 @@ def train(lines, path, **options):
 def test_shipped_model_has_one_token_for_each_word():
   text = TextProcessor(length=32)
   assert (text.vocab_size, text.eos_id) == (107, 1)
-  partial = shapes.Shapes("train", size=500, detail=0.5)
+  partial = shapes.Shapes("train", examples=500, detail=0.5)
   captions = CAPTIONS + [c for i in range(500) for c in partial[i]["captions"]]
   tokens = text(captions)
   lengths = [len(c.split()) for c in captions]

@@ -248,7 +248,7 @@ def test_a_broken_config_of_a_run_is_named(text, match, tmp_path):
 
 def test_tokenizer_command(tmp_path, capsys):
   out = tmp_path / "t.model"
-  assert cli.main(["tokenizer", "--from", "shapes:size=300", "--out", str(out), "--vocab-size", "100"]) == 0
+  assert cli.main(["tokenizer", "--from", "shapes:examples=300", "--out", str(out), "--vocab-size", "100"]) == 0
   from siglax.data.text import TextProcessor
 
   assert TextProcessor(out, length=24).vocab_size == 100
@@ -257,7 +257,7 @@ def test_tokenizer_command(tmp_path, capsys):
   data, kept = tmp_path / "mine.parquet", out.read_bytes()
   data.write_bytes(b"all that I have")
   for path in (out, data):
-    assert cli.main(["tokenizer", "--from", "shapes:size=300", "--out", str(path), "--vocab-size", "90"]) == 1
+    assert cli.main(["tokenizer", "--from", "shapes:examples=300", "--out", str(path), "--vocab-size", "90"]) == 1
     assert f"--out {path} exists" in capsys.readouterr().err
     assert cli.main(["evaluate", "--from", str(tmp_path), "--out", str(path)]) == 1
   assert (out.read_bytes(), data.read_bytes()) == (kept, b"all that I have")

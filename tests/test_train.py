@@ -150,7 +150,7 @@ def test_replay_makes_a_step_again_and_names_its_examples(whole, capsys):
   (logged,) = (r for r in records(whole) if r["step"] == 10 and "loss" in r)
   assert (report["loss"], report["grad_norm"], report["logged"]) == (logged["loss"], logged["grad_norm"], logged["loss"])
   assert report["from"] == 8 and len(report["examples"]) == 16
-  source = Shapes(size=64, image_size=16)
+  source = Shapes(examples=64, image_size=16)
   for example in report["examples"]:
     drawn = source[example["example"]]
     assert (example["data"], example["label"], example["captions"]) == (0, drawn["label"], list(drawn["captions"]))
@@ -178,7 +178,7 @@ def parquet(path, rows):
     ("loss.name=triplet", "known are sigmoid, softmax, focal, hinge"),
     ("optim.name=sgd", "known are adamw, adafactor, lion"),
     ("data.0.source=tar", "known are shapes, parquet"),
-    ("model.text.size=XL", "known are Ti, S, B, L, So400m, g-opt"),
+    ("model.text.variant=XL", "known are Ti, S, B, L, So400m, g-opt"),
     ("text.tokenizer=none.model", "none.model"),
     ("data=({'source':'parquet','path':'none.parquet'},)", "config.data.0.path='none.parquet': no such file"),
 ])

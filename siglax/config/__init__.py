@@ -3,7 +3,7 @@
 A config file (`configs/*.py`) defines `get_config(**arguments)`, starts from
 `default()` and changes what it needs. The command line changes single fields:
 
-    siglax train --config configs/quickstart.py --config.optim.lr=3e-4 --config.data.0.size=5000
+    siglax train --config configs/quickstart.py --config.optim.lr=3e-4 --config.data.0.examples=5000
 
 The config is an `ml_collections.ConfigDict`: locked (no unknown field) and typed.
 A field that is None by default and may be set is a placeholder of its type.

@@ -25,13 +25,13 @@ CHOICES = {
     "train.dtype": ("float32", "bfloat16"),
     "train.remat.image": tuple(transformer.REMAT),
     "train.remat.text": tuple(transformer.REMAT),
-    "model.image.size": (*transformer.SIZES, *resnet.SIZES),
+    "model.image.variant": (*transformer.SIZES, *resnet.SIZES),
     "model.image.stem": ("patch", "conv"),
     "model.image.position": ("learned", "sincos"),
     "model.image.pool": ("map", "mean", "cls"),
     "model.image.activation": tuple(transformer.ACTIVATIONS),
     "model.image.head": ("auto", "linear", "linear_no_bias"),
-    "model.text.size": tuple(transformer.SIZES),
+    "model.text.variant": tuple(transformer.SIZES),
     "model.text.pool": ("last", "mean", "map", "eos", "argmax"),
     "model.text.activation": tuple(transformer.ACTIVATIONS),
     "model.text.head": ("linear", "linear_no_bias"),
@@ -80,7 +80,7 @@ POSITIVE = (
 # Shares, from 0 up to but not including 1.
 SHARES = ("optim.b1", "optim.b2", "train.patch_drop", "model.image.dropout", "model.text.dropout")
 # Those of config.model.image that a ResNet has.
-RESNET_FIELDS = ("size", "width", "image_size", "mean", "std", "dtype", "remat")
+RESNET_FIELDS = ("variant", "width", "image_size", "mean", "std", "dtype", "remat")
 
 
 def validate(config: ConfigDict, devices: int):
@@ -210,7 +210,7 @@ def profile_steps(config) -> tuple[int, int] | None:
 
 def _validate_towers(config):
   image = config.model.image
-  if image.size in resnet.SIZES:
+  if image.variant in resnet.SIZES:
     _validate_resnet(image)
   elif image.image_size % image.patch:
     raise ValueError(f"config.image.size={image.image_size} is not divisible by config.model.image.patch={image.patch}")
@@ -222,7 +222,7 @@ def _validate_towers(config):
     tower = config.model[name]
     if not 0 < (decay := config.optim.layer_decay[name]) <= 1:
       raise ValueError(f"config.optim.layer_decay.{name}={decay} must lie in (0, 1]; 1 decays nothing")
-    if tower.size in transformer.SIZES:
+    if tower.variant in transformer.SIZES:
       try:
         transformer.Shape.of(tower)
       except ValueError as e:
@@ -234,13 +234,13 @@ def _validate_resnet(image):
     if field not in RESNET_FIELDS and image[field] != initial:
       name = "train.patch_drop" if field == "patch_drop" else f"model.image.{field}"
       raise ValueError(
-          f"config.{name}={image[field]!r} has no place in config.model.image.size={image.size!r}; "
+          f"config.{name}={image[field]!r} has no place in config.model.image.variant={image.variant!r}; "
           f"leave it {initial!r}"
       )
   if image.image_size % resnet.STRIDE:
     raise ValueError(
         f"config.image.size={image.image_size} is not divisible by {resnet.STRIDE}, the stride of "
-        f"config.model.image.size={image.size!r}"
+        f"config.model.image.variant={image.variant!r}"
     )
   if image.width and image.width % 2:
-    raise ValueError(f"config.model.image.width={image.width} must be even for config.model.image.size={image.size!r}")
+    raise ValueError(f"config.model.image.width={image.width} must be even for config.model.image.variant={image.variant!r}")

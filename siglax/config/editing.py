@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from siglax.config import imports
 from siglax.config import types
+from siglax.config import versions
 from siglax.config.durations import DURATIONS
 from siglax.config.durations import UNITS
 from siglax.config.fields import FOLLOWS
@@ -72,12 +73,15 @@ def override(config: ConfigDict, field: str, text: str):
 
 
 def to_json(config: ConfigDict) -> str:
-  """The resolved config as JSON; `from_json` reads it back."""
-  return json.dumps(config.copy_and_resolve_references().to_dict(), indent=1)
+  """The resolved config as JSON, with the version of its names; `from_json` reads it back."""
+  return json.dumps({"version": versions.VERSION} | config.copy_and_resolve_references().to_dict(), indent=1)
 
 
 def from_json(text: str) -> ConfigDict:
-  """The config that `to_json` wrote. ValueError in one line for what is no such JSON, or has fields that are not known."""
+  """The config that `to_json` wrote, of this version or an earlier one.
+
+  Raises ValueError in one line for what is no such JSON, or has fields that are not known.
+  """
   try:
     groups = json.loads(text)
   except (ValueError, RecursionError) as e:
@@ -87,7 +91,7 @@ def from_json(text: str) -> ConfigDict:
   if "batch_size" not in groups and {"model_type", "architectures"} & groups.keys():
     raise ValueError("it describes a model of Hugging Face; give a run folder of siglax train")
   config = default()
-  for group, value in groups.items():
+  for group, value in versions.upgrade(groups).items():
     _update(config, group, value)
   return config
 

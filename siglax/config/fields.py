@@ -108,8 +108,8 @@ def default() -> ConfigDict:
   c.model.image = ConfigDict()
   # Ti | S | B | L | So400m | g-opt: sets width, depth, heads and mlp_dim | RN50 | RN101: CLIP's ResNets, which of the
   # fields below have width alone, that of the stem (docs/towers.md).
-  c.model.image.size = "S"
-  c.model.image.width = placeholder(int)  # overrides the named size, as do the next three
+  c.model.image.variant = "S"
+  c.model.image.width = placeholder(int)  # overrides the variant's, as do the next three
   c.model.image.depth = placeholder(int)
   c.model.image.heads = placeholder(int)
   c.model.image.mlp_dim = placeholder(int)
@@ -127,7 +127,7 @@ def default() -> ConfigDict:
   c.model.image.scan = True  # one compiled block for all layers: parameters stacked over depth
 
   c.model.text = ConfigDict()
-  c.model.text.size = "S"
+  c.model.text.variant = "S"
   c.model.text.width = placeholder(int)
   c.model.text.depth = placeholder(int)
   c.model.text.heads = placeholder(int)

@@ -18,6 +18,7 @@ import traceback
 import types
 
 from siglax.config import parts
+from siglax.config import versions
 from siglax.config.values import check_local
 
 
@@ -108,7 +109,7 @@ def in_one_line(flag: str, name: str, path: str | None = None):
       lines = [error.lineno]
     line = f", line {lines[-1]}" if lines else ""
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-    raise ValueError(f"{flag} {name}{line}: {kind}{one_line(error)}") from error
+    raise ValueError(f"{flag} {name}{line}: {kind}{versions.of_old_key(str(error)) or one_line(error)}") from error
 
 
 def one_line(error: BaseException) -> str:

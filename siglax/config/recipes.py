@@ -33,7 +33,7 @@ def siglip(train: str, tokenizer: str, zero_shot: str = "", examples: int = 40_0
   c.image.size = 256
   c.text.tokenizer = tokenizer
   c.text.length = 64
-  c.model.image.size = c.model.text.size = "B"
+  c.model.image.variant = c.model.text.variant = "B"
   c.model.text.vocab_size = 32_000
   c.loss.scale_init = 10.0
   c.loss.bias_init = -10.0
@@ -67,7 +67,7 @@ def clip(train: str, tokenizer: str, zero_shot: str = "", epochs: float = 32, im
   c.text.tokenizer = tokenizer
   c.text.length = 77
   c.text.strip_punctuation = False
-  c.model.image.size = image
+  c.model.image.variant = image
   text = c.model.text
   text.width, text.depth, text.heads, text.mlp_dim = 512, 12, 8, 2048
   text.vocab_size = 49_408
@@ -104,9 +104,9 @@ def shrink(c: ConfigDict) -> ConfigDict:
   config_lib.set_duration(c, "optim.warmup", steps=1)
   config_lib.set_duration(c, "log.every", steps=1)
   config_lib.set_duration(c, "checkpoint.every", steps=2)
-  is_resnet = c.model.image.size in resnet.SIZES
+  is_resnet = c.model.image.variant in resnet.SIZES
   c.image.size = 64 if is_resnet else 2 * c.model.image.patch
-  c.data = ({"source": "shapes", "size": 64, "image_size": c.image.size},)
+  c.data = ({"source": "shapes", "examples": 64, "image_size": c.image.size},)
   c.eval.tasks = ()
   c.loader.threads = 1
   c.text.tokenizer = "shapes"

@@ -8,6 +8,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from siglax.config import versions
+
 
 def get(config: ConfigDict, field: str, **default) -> Any:
   """The value at a dotted path; ValueError names the nearest field when there is none."""
@@ -62,6 +64,8 @@ def shown(value: Any) -> str:
 
 
 def unknown(config: ConfigDict, field: str) -> str:
+  if (new := versions.new_name(field)) is not None:
+    return f"config.{field} is called config.{new} now"
   fields = list(flatten(config))
   same_name = [f for f in fields if f.rpartition(".")[2] == field.rpartition(".")[2]]
   near = same_name or difflib.get_close_matches(field, fields, n=1, cutoff=0.5)

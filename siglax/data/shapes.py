@@ -3,7 +3,7 @@
 Every example is a pure function of (seed, split, index), so the dataset needs no download, has any
 size and can be read in any order, from any thread, on any machine:
 
-    >>> Shapes("train", size=1000)[0]["captions"]
+    >>> Shapes("train", examples=1000)[0]["captions"]
     ['a little purple star is to the left of a small amber cross', 'a little amber cross right of a tiny purple star']
 
 An object has a shape, a colour and a size, and stands somewhere: a lone object in one of nine places,
@@ -129,7 +129,7 @@ class Shapes:
   """Captioned pictures of coloured shapes: {"image": uint8 [S,S,3] RGB, "captions": [str, …], "label": int}.
 
   split: "train" or "test"; they share no draw.
-  size: number of examples; the first n of a larger dataset are the dataset of size n.
+  examples: how many; the first n of a larger dataset are the dataset of n examples.
   image_size: S in pixels; the same scene at any S.
   objects: numbers of objects a picture may hold, from 1 to 3, equally likely; one given twice is twice as likely.
   pairs: colour-shape pairs a picture may hold. "seen": those of training only. "unseen": the first object's
@@ -150,13 +150,13 @@ class Shapes:
   classnames = CLASSNAMES
 
   def __init__(
-      self, split="train", size=100_000, image_size=64, objects=(1, 2, 3), pairs=None, seed=0, *,
+      self, split="train", examples=100_000, image_size=64, objects=(1, 2, 3), pairs=None, seed=0, *,
       captions=2, detail=1.0, arrangements=1,
   ):
     if split not in ("train", "test"):
       raise ValueError(f"split={split!r} is unknown; known are train, test")
     for name, value, least, most in (
-        ("size", size, 1, 2**31 - 1), ("image_size", image_size, 16, 2**14), ("seed", seed, 0, 2**63 - 1)
+        ("examples", examples, 1, 2**31 - 1), ("image_size", image_size, 16, 2**14), ("seed", seed, 0, 2**63 - 1)
     ):
       if type(value) is not int or value < least:
         raise ValueError(f"{name}={value!r} must be a whole number from {least} up")
@@ -179,14 +179,14 @@ class Shapes:
       raise ValueError(f"arrangements={arrangements} needs two objects or more; objects={tuple(objects)} allows one")
     if arrangements == 4 and pairs == "unseen":
       raise ValueError('arrangements=4 exchanges colours, which pairs="unseen" does not allow; use arrangements=2')
-    self.split, self.size, self.image_size, self.objects = split, size, image_size, tuple(objects)
+    self.split, self.examples, self.image_size, self.objects = split, examples, image_size, tuple(objects)
     self.pairs, self.seed, self.captions, self.detail = pairs, seed, captions, told
     self.arrangements = arrangements
     self._classes = SEEN if pairs == "seen" or split == "train" else CLASSNAMES
     self._first_classes = UNSEEN if pairs == "unseen" else self._classes
 
   def __len__(self) -> int:
-    return self.size
+    return self.examples
 
   def __getitem__(self, i: int) -> dict:
     scene = self.scene(i)
@@ -198,10 +198,10 @@ class Shapes:
     }
 
   def scene(self, i: int) -> Scene:
-    """What example i shows. IndexError outside 0 ≤ i < size."""
+    """What example i shows. IndexError outside 0 ≤ i < examples."""
     i = operator.index(i)
-    if not 0 <= i < self.size:
-      raise IndexError(f"example {i} of a dataset of {self.size}")
+    if not 0 <= i < self.examples:
+      raise IndexError(f"example {i} of a dataset of {self.examples}")
     group, variant = divmod(i, self.arrangements)
     draws = self._draws("scene", group)
     count = draws.choice(self.objects)
@@ -298,7 +298,7 @@ def make_tokenizer(path, vocab_size: int = 107):
     text,  # late: text does not know the datasets, and only this function needs it
   )
 
-  dataset = Shapes("train", size=5000, captions=1, detail=0.7)
+  dataset = Shapes("train", examples=5000, captions=1, detail=0.7)
   captions = (caption for i in range(len(dataset)) for caption in dataset._captions(i, dataset.scene(i)))
   text.train_tokenizer(captions, path, vocab_size)
 

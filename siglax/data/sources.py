@@ -21,6 +21,7 @@ import re
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from siglax.config import versions
 from siglax.data import files as files_lib
 from siglax.data.embeddings import Embeddings
 from siglax.data.shapes import Shapes
@@ -85,7 +86,7 @@ SOURCES = {"shapes": Shapes, "parquet": Parquet, "embeddings": Embeddings}
 def parse_spec(text: str) -> dict:
   """The spec of a command line's words: `SOURCE:field=value,field=value`, or a file in place of the source.
 
-  "shapes:size=300" is {"source": "shapes", "size": 300}; "a.parquet:caption=text" is {"source": "parquet",
+  "shapes:examples=300" is {"source": "shapes", "examples": 300}; "a.parquet:caption=text" is {"source": "parquet",
   "path": "a.parquet", "caption": "text"}. Raises ValueError for a part that is no field=value.
   """
   files_lib.refuse_url(text)
@@ -131,6 +132,8 @@ def validate_spec(spec, field: str = ""):
     if key not in known:
       near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
       hint = f"did you mean {near[0]}? " if near else ""
+      if (new := versions.SPEC.get(key)) in known:
+        hint = f"it is called {new} now; "
       shown = key if str(key).isidentifier() else repr(key)
       raise ValueError(f"{_prefix(field)}{shown} is unknown; {hint}source {name!r} has {', '.join(known)}")
   for key, argument in arguments.items():

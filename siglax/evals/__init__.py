@@ -2,12 +2,12 @@
 
 `config.eval.tasks` is a tuple of tasks; a task is {"kind", "name", "data": a data spec, …the kind's own fields}:
 
-    zero_shot  classnames, templates, size                  → acc1, acc5, mean_per_class_recall
-    retrieval  size, distinct, captions_per_image           → {text,image}_retrieval_recall@{1,5,10}
-    loss       size                                         → loss
+    zero_shot  classnames, templates, examples              → acc1, acc5, mean_per_class_recall
+    retrieval  examples, distinct, captions_per_image       → {text,image}_retrieval_recall@{1,5,10}
+    loss       examples                                     → loss
 
 A new kind is a module with METRICS and two functions, evaluate and check: their positional parameters are what `run`
-provides (examples, embedder, config, loss; of check examples and config), evaluate's keyword-only ones are the task's
+provides (data, embedder, config, loss; of check data and config), evaluate's keyword-only ones are the task's
 fields, which check takes too. check raises ValueError for data that evaluate could not do with. Metrics are shares in 0..1,
 of which more is better, but for LOWER_IS_BETTER. Beside them evaluate returns what is known of a metric whatever the
 model: chance/<metric>, the value that guessing gets, and batch/<metric>, on which the metric depends.
@@ -23,6 +23,7 @@ from typing import Callable
 
 from ml_collections import ConfigDict
 
+from siglax.config import versions
 from siglax.evals import loss as loss_lib
 from siglax.evals import retrieval
 from siglax.evals import zero_shot
@@ -54,7 +55,7 @@ def run(
     with _named(i, task):
       if loss is None and "loss" in _parameters(function, inspect.Parameter.POSITIONAL_OR_KEYWORD):
         raise ValueError(f'kind="{task["kind"]}" needs the training loss, which this caller did not give')
-      provided["examples"] = open_task_data(task["data"])
+      provided["data"] = open_task_data(task["data"])
       positional = [provided[k] for k in _parameters(function, inspect.Parameter.POSITIONAL_OR_KEYWORD)]
       values = function(*positional, **_fields(task))
     known = values.keys() - METRICS[task["kind"]]
@@ -153,8 +154,10 @@ def _validate_fields(task, field: str):
   known = _parameters(KINDS[task["kind"]], inspect.Parameter.KEYWORD_ONLY)
   for name, value in _fields(task).items():
     if name not in known:
-      near = difflib.get_close_matches(name, [*known, "name", "data"], n=1, cutoff=0.5)
+      near = difflib.get_close_matches(name, [*known, "name", "data"], n=1, cutoff=0.75)
       hint = f"did you mean {near[0]}?" if near else f"{task['kind']} has {', '.join(known)}"
+      if (new := versions.TASK.get(name)) in known:
+        hint = f"it is called {new} now"
       raise ValueError(f"{field}.{name} is unknown; {hint}")
     right, needed = _CHECKS[name]
     if not (right(value) or value is None and known[name].default is None):
@@ -175,7 +178,7 @@ def _are_texts(value) -> bool:
 
 # What the fields of all kinds must be.
 _CHECKS = {
-    "size": (_is_count, "a positive number of examples"),
+    "examples": (_is_count, "a positive number of examples"),
     "captions_per_image": (_is_count, "a positive number of captions"),
     "distinct": (lambda value: isinstance(value, bool), "True or False"),
     "classnames": (_are_texts, "a tuple of names, one for each label"),

@@ -11,16 +11,16 @@ METRICS = ("loss",)
 LOWER_IS_BETTER = METRICS
 
 
-def evaluate(examples, embedder, config, loss, *, size: int | None = None) -> dict[str, float]:
+def evaluate(data, embedder, config, loss, *, examples: int | None = None) -> dict[str, float]:
   """The loss over blocks of config.batch_size examples, averaged with the examples in each block as weights.
 
   Each block is one training batch: an image, its first caption, and all others of the block as negatives. The last
   block is padded with examples of weight 0; it and data smaller than a block have fewer negatives, so a lower loss:
   losses compare between equal `batch/loss` only, the examples of the largest block, which is returned too.
   loss: (zimg, ztxt, scale, bias, weights=, labels=) → scalar on numpy arrays of batch_size rows; labels are None
-  unless config.loss.positives is "label". size: the first so many examples; those without a caption are left out.
+  unless config.loss.positives is "label". examples: the first so many; those without a caption are left out.
   """
-  zimg, rest = ranking.embed_captioned_images(examples, ranking.first(examples, size), embedder)
+  zimg, rest = ranking.embed_captioned_images(data, ranking.first(data, examples), embedder)
   ztxt = embedder.texts([example["captions"][0] for example in rest])
   labels = _labels(rest) if config.loss.positives == "label" else None
   total = 0.0
@@ -36,11 +36,11 @@ def evaluate(examples, embedder, config, loss, *, size: int | None = None) -> di
   return {"loss": total / len(zimg), "batch/loss": min(len(zimg), config.batch_size)}
 
 
-def check(examples, config, *, size: int | None = None):
+def check(data, config, *, examples: int | None = None):
   """ValueError when no example has a caption, or one of the first has no label while config.loss.positives is "label"."""
-  ranking.check_captions(examples, size)
+  ranking.check_captions(data, examples)
   if config.loss.positives == "label":
-    looked_at = (examples[i] for i in ranking.first(examples, size)[: ranking.LOOKED_AT])
+    looked_at = (data[i] for i in ranking.first(data, examples)[: ranking.LOOKED_AT])
     _labels([example for example in looked_at if example["captions"]])
 
 

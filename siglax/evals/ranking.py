@@ -68,10 +68,10 @@ def embed_captioned_images(examples, indices, embedder) -> tuple[np.ndarray, lis
   return zimg[keep], [rest[k] for k in keep]
 
 
-def check_captions(examples, size: int | None):
+def check_captions(data, examples: int | None):
   """ValueError when no example has a caption: looks for the first that has."""
-  indices = first(examples, size)
-  if not any(examples[i]["captions"] for i in indices):
+  indices = first(data, examples)
+  if not any(data[i]["captions"] for i in indices):
     raise _no_captions(len(indices))
 
 
@@ -79,6 +79,6 @@ def _no_captions(count: int) -> ValueError:
   return ValueError(f"none of the {count} examples has a caption; check the fields of data")
 
 
-def first(examples, size: int | None) -> range:
-  """Indices of the first `size` examples, of all when None."""
-  return range(len(examples) if size is None else min(size, len(examples)))
+def first(data, examples: int | None) -> range:
+  """Indices of the first `examples` examples, of all when None."""
+  return range(len(data) if examples is None else min(examples, len(data)))

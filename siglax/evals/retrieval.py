@@ -11,18 +11,18 @@ METRICS = tuple(f"{wanted}_retrieval_recall@{k}" for wanted in ("text", "image")
 
 
 def evaluate(
-    examples, embedder, *, size: int | None = None, distinct: bool = False, captions_per_image: int | None = None
+    data, embedder, *, examples: int | None = None, distinct: bool = False, captions_per_image: int | None = None
 ) -> dict[str, float]:
   """{text,image}_retrieval_recall@{1,5,10}, each in 0..1, as CLIP_benchmark defines them.
 
   text_retrieval_recall@k: share of images with at least one of their captions among the k nearest texts.
   image_retrieval_recall@k: share of texts whose image is among the k nearest images.
   chance/<metric>: what rankings at random get.
-  size: evaluates the first so many examples; distinct: skips an example whose first caption was already taken,
+  examples: evaluates the first so many; distinct: skips an example whose first caption was already taken,
   since no model can tell the two apart; captions_per_image: uses the first so many. Images without captions are left out.
   """
-  indices = _distinct(examples, size) if distinct else ranking.first(examples, size)
-  zimg, rest = ranking.embed_captioned_images(examples, indices, embedder)
+  indices = _distinct(data, examples) if distinct else ranking.first(data, examples)
+  zimg, rest = ranking.embed_captioned_images(data, indices, embedder)
   captions = [example["captions"][:captions_per_image] for example in rest]
   ztxt = embedder.texts([text for texts in captions for text in texts])
   images = np.arange(len(captions), dtype=np.int32)
@@ -47,18 +47,18 @@ def _chance(k: int, own: np.ndarray, total: int) -> float:
   return float(np.mean(1 - missed))
 
 
-def check(examples, config, *, size: int | None = None, **_):
+def check(data, config, *, examples: int | None = None, **_):
   """ValueError when no example has a caption."""
-  ranking.check_captions(examples, size)
+  ranking.check_captions(data, examples)
 
 
-def _distinct(examples, size) -> list[int]:
-  """Indices of the first `size` examples that each have a new first caption."""
+def _distinct(data, examples) -> list[int]:
+  """Indices of the first `examples` examples that each have a new first caption."""
   taken, indices = set(), []
-  for i in range(len(examples)):
-    if len(indices) == size:
+  for i in range(len(data)):
+    if len(indices) == examples:
       break
-    captions = examples[i]["captions"]
+    captions = data[i]["captions"]
     if captions and captions[0] not in taken:
       taken.add(captions[0])
       indices.append(i)

@@ -12,7 +12,7 @@ MAX_TEXTS = 2**14
 
 
 def evaluate(
-    examples, embedder, *, classnames=None, templates=("a photo of a {}.",), size: int | None = None
+    data, embedder, *, classnames=None, templates=("a photo of a {}.",), examples: int | None = None
 ) -> dict[str, float]:
   """acc1, acc5 and mean_per_class_recall, each in 0..1, as CLIP_benchmark defines them.
 
@@ -20,10 +20,10 @@ def evaluate(
   mean_per_class_recall: mean over the classes that occur of the share of their images that is right.
   chance/<metric>: what a guess among all classes gets.
   classnames: names in the order of the labels, None takes the data's; templates: texts with {} for the name;
-  size: evaluates the first so many examples. Raises ValueError without names and for a label that has none.
+  examples: evaluates the first so many. Raises ValueError without names and for a label that has none.
   """
-  names = _names(examples, classnames)
-  zimg, rest = ranking.embed_images(examples, ranking.first(examples, size), embedder)
+  names = _names(data, classnames)
+  zimg, rest = ranking.embed_images(data, ranking.first(data, examples), embedder)
   labels = np.array([_label(example, i, names) for i, example in enumerate(rest)], np.int32)
   rank = ranking.ranks(zimg, classifier(embedder, names, templates), labels, np.arange(len(names), dtype=np.int32))
   count, right = (np.bincount(labels, weights=w, minlength=len(names)) for w in (None, rank == 0))
@@ -38,15 +38,15 @@ def evaluate(
   }
 
 
-def check(examples, config, *, classnames=None, size: int | None = None, **_):
+def check(data, config, *, classnames=None, examples: int | None = None, **_):
   """ValueError without class names, or for one of the first labels that has none."""
-  names = _names(examples, classnames)
-  for i in ranking.first(examples, size)[: ranking.LOOKED_AT]:
-    _label(examples[i], i, names)
+  names = _names(data, classnames)
+  for i in ranking.first(data, examples)[: ranking.LOOKED_AT]:
+    _label(data[i], i, names)
 
 
-def _names(examples, classnames):
-  names = examples.classnames if classnames is None else classnames
+def _names(data, classnames):
+  names = data.classnames if classnames is None else classnames
   if not names:
     raise ValueError("the data has no class names; give classnames, one for each label")
   return names

@@ -68,7 +68,7 @@ class Checkpoint:
     claimed = fields.describing(self.config, self.towers)
     if "image" in self.towers:
       size, patch = claimed.pop("image.size"), self.config.model.image.patch
-      if size < patch and self.config.model.image.size not in resnet.SIZES:
+      if size < patch and self.config.model.image.variant not in resnet.SIZES:
         raise ValueError(f"{self.arrays.name} claims config.image.size={size}, less than config.model.image.patch={patch}")
       claimed["(image.size/model.image.patch)²"] = (size // patch) ** 2
     for field, value in claimed.items():
@@ -149,10 +149,10 @@ def _fields(model, towers):
   for name in towers:
     config = model.config[name]
     if name == "image" and model.has_batch_norm:
-      yield from (("image.size", config.size), ("image.width", resnet.Shape.of(config).width))
+      yield from (("image.variant", config.variant), ("image.width", resnet.Shape.of(config).width))
       continue
     if name == "image":
-      yield "image.size", "a transformer's"
+      yield "image.variant", "a transformer's"
     shape = transformer.Shape.of(config)
     for field in dataclasses.fields(shape):
       yield f"{name}.{field.name}", getattr(shape, field.name)

@@ -144,7 +144,7 @@ def _shape(arrays, name, rank) -> tuple[int, ...]:
 CARRIES = {
     **fields.any_value("model.embed_dim", "model.image.patch", "image.size"),
     **fields.sizes("image"),
-    "model.image.size": tuple(transformer.SIZES),
+    "model.image.variant": tuple(transformer.SIZES),
     "model.image.stem": ("patch",),
     "model.image.patch_bias": (True,),
     "model.image.position": ("learned",),
@@ -161,7 +161,7 @@ CARRIES = {
 TEXT_CARRIES = {
     **fields.any_value("model.text.vocab_size", "text.length"),
     **fields.sizes("text"),
-    "model.text.size": tuple(transformer.SIZES),
+    "model.text.variant": tuple(transformer.SIZES),
     "model.text.eos_id": (1,),
     "model.text.pool": ("last", "map"),
     "model.text.causal": (False,),

@@ -140,7 +140,7 @@ _CARRIES = {
     **fields.any_value("model.text.vocab_size", "model.text.eos_id", "model.text.norm_eps"),
     **fields.any_value("text.tokenizer", "text.length", "text.lowercase"),
     **fields.sizes("text"),
-    "model.text.size": tuple(transformer.SIZES),
+    "model.text.variant": tuple(transformer.SIZES),
     "text.strip_punctuation": (True,),
     "text.pad": ("eos",),
 }
@@ -148,7 +148,7 @@ RESNET_POOLS = ("last", "eos", "argmax")
 RESNET_CARRIES = {
     **_CARRIES,
     **fields.any_value("model.image.width", "model.text.causal", "model.text.activation"),
-    "model.image.size": tuple(resnet.SIZES),
+    "model.image.variant": tuple(resnet.SIZES),
     "model.text.pool": RESNET_POOLS,
     "model.text.head": ("linear", "linear_no_bias"),
 }
@@ -157,7 +157,7 @@ CARRIES = {
     **_CARRIES,
     **fields.sizes("image"),
     **fields.any_value("model.image.patch", "model.image.activation", "model.image.head"),
-    "model.image.size": tuple(transformer.SIZES),
+    "model.image.variant": tuple(transformer.SIZES),
     "model.image.stem": ("patch",),
     "model.image.patch_bias": (True,),
     "model.image.position": ("learned",),
@@ -342,7 +342,7 @@ def _open_resnet(config, model, vision, text, file) -> layout.Format:
         f"custom_text, pooled by {', '.join(RESNET_POOLS)}"
     )
   image, tower = config.model.image, config.model.text
-  image.size, image.width, config.image.size = sizes[layers], vision.get("width", int), vision.get("image_size", int)
+  image.variant, image.width, config.image.size = sizes[layers], vision.get("width", int), vision.get("image_size", int)
   tower.causal, tower.pool = not text.get("no_causal_mask", False), pool
   tower.head = "linear" if text.get("proj_bias", False) else "linear_no_bias"
   return RESNET_FORMATS[tower.head]
@@ -358,7 +358,7 @@ def _open_trunk(config, vision, text, file) -> layout.Format:
   if trunk not in trunks or (text["pool_type"], text["no_causal_mask"]) != ("last", True):
     raise ValueError(f"{file}: siglax reads timm's vit_*_siglip_* with text pooled from its last position")
   name, config.model.image.patch, config.image.size, config.model.image.activation = trunks[trunk]
-  config.model.image.size = SIZES[name]
+  config.model.image.variant = SIZES[name]
   return FORMAT
 
 

@@ -38,8 +38,8 @@ class Shape:
 
   @classmethod
   def of(cls, config) -> Shape:
-    """The named size of a tower's config; another width keeps the name's ratios."""
-    width, layers, embed_dim = SIZES[config.size]
+    """The variant of a tower's config; another width keeps the variant's ratios."""
+    width, layers, embed_dim = SIZES[config.variant]
     return cls(config.width or width, layers, embed_dim * (config.width or width) // width)
 
 

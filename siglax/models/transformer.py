@@ -54,8 +54,8 @@ class Shape:
 
   @classmethod
   def of(cls, config) -> Shape:
-    """The named size of a tower's config with its overrides; a width alone keeps the name's ratios."""
-    width, depth, heads, mlp_dim = SIZES[config.size]
+    """The variant of a tower's config with its overrides; a width alone keeps the variant's ratios."""
+    width, depth, heads, mlp_dim = SIZES[config.variant]
     if config.width:
       mlp_dim = mlp_dim * config.width // width
       heads = max(1, heads * config.width // width)

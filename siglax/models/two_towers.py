@@ -37,7 +37,7 @@ class TwoTowers:
         raise ValueError(f"config.model.text.{field} is None; siglax.config.resolve takes it from the tokenizer")
     self.config = config
     self.towers = towers
-    is_resnet = config.image.size in resnet.SIZES
+    is_resnet = config.image.variant in resnet.SIZES
     self.has_batch_norm = is_resnet and "image" in towers
     if is_resnet:
       self.embed_dim = config.embed_dim or resnet.Shape.of(config.image).embed_dim

@@ -80,7 +80,7 @@ def make_value_and_grad(config, model, mesh, frozen):
   updates_statistics = trains_batch_norm(model, frozen)
   if updates_statistics and chunks > 1:
     raise ValueError(
-        f"config.train.microbatch={microbatch} has no place in config.model.image.size={config.model.image.size!r}: batch "
+        f"config.train.microbatch={microbatch} has no place in config.model.image.variant={config.model.image.variant!r}: batch "
         "norm needs the statistics of the whole batch; leave it None, or freeze the image tower"
     )
 

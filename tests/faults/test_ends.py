@@ -31,7 +31,7 @@ from short_runs import state  # two are fixtures
 from short_runs import steps  # two are fixtures
 from short_runs import whole  # two are fixtures
 
-TASK = "({'kind':'loss','name':'test','data':{'source':'shapes','split':'test','image_size':16},'size':16},)"
+TASK = "({'kind':'loss','name':'test','data':{'source':'shapes','split':'test','image_size':16},'examples':16},)"
 
 
 @pytest.fixture(autouse=True)
@@ -85,10 +85,10 @@ def test_a_full_disk_at_the_start_leaves_the_files_of_the_run(tmp_path):
 
 
 def test_a_run_that_broken_examples_stopped_goes_on_with_a_higher_limit(tmp_path):
-  spec = "({'source':'shapes','size':64,'image_size':16,'max_bad_fraction':%s},)"
+  spec = "({'source':'shapes','examples':64,'image_size':16,'max_bad_fraction':%s},)"
   folder_of(tmp_path / "run", 4, data=spec % 0.01)
   resume.check_folder(run_lib.Run(make_config(data=spec % 0.1), tmp_path / "run"))
-  with pytest.raises(ValueError, match="data.0.size is 64 there and 63 here; use another --workdir"):
+  with pytest.raises(ValueError, match="data.0.examples is 64 there and 63 here; use another --workdir"):
     resume.check_folder(run_lib.Run(make_config(data=(spec % 0.1).replace("64", "63")), tmp_path / "run"))
 
 

@@ -81,7 +81,7 @@ def test_another_tokenizer_is_refused(folder):
 
 
 def test_data_of_another_size_are_refused(tmp_path):
-  drawn, path = Shapes(size=24, image_size=16), tmp_path / "a.parquet"
+  drawn, path = Shapes(examples=24, image_size=16), tmp_path / "a.parquet"
 
   def write(rows):
     examples = [drawn[i] for i in range(rows)]
