@@ -144,17 +144,36 @@ class Block(nnx.Module):
     return x + dropout(self.mlp(y), rate, fold_in(keys, 1))
 
 
+def stacked(make, depth: int, rngs: nnx.Rngs):
+  """`depth` modules as one, their parameters stacked: the same numbers as of make(rngs), called so many times.
+
+  A seed then stands for one model, whether its layers are scanned or not.
+  """
+  key, first = rngs.default.key[...], rngs.default.count[...]
+
+  def make_at(count):
+    """The module, and the number of random keys that its stream has given."""
+    own = nnx.Rngs(key)
+    own.default.count[...] = count
+    return make(own), own.default.count[...]
+
+  each = make_at(first)[1] - first
+  counts = first + each * jnp.arange(depth, dtype=first.dtype)
+  rngs.default.count[...] = first + each * depth
+  return nnx.vmap(lambda count: make_at(count)[0])(counts)
+
+
 class Encoder(nnx.Module):
   """A stack of blocks; with scan, their parameters are stacked over depth and one block is compiled."""
 
   def __init__(self, shape: Shape, config, rngs: nnx.Rngs):
     dtype = jnp.dtype(config.dtype)
     self.depth, self.rate, self.scan, self.remat = shape.depth, config.dropout, config.scan, config.remat
+    make = functools.partial(Block, shape, config.lora_rank, dtype)
     if config.scan:
-      keys = jax.random.split(rngs.params(), shape.depth)
-      self.blocks = nnx.vmap(lambda key: Block(shape, config.lora_rank, dtype, nnx.Rngs(key)))(keys)
+      self.blocks = stacked(make, shape.depth, rngs)
     else:
-      self.blocks = nnx.List([Block(shape, config.lora_rank, dtype, rngs) for _ in range(shape.depth)])
+      self.blocks = nnx.List([make(rngs) for _ in range(shape.depth)])
 
   def __call__(self, x, keys=None, *, causal: bool = False):
     graphdef, _ = nnx.split(self.blocks if self.scan else self.blocks[0])
