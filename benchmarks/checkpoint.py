@@ -3,8 +3,9 @@
     python benchmarks/checkpoint.py                       the quickstart's state
     python benchmarks/checkpoint.py --config configs/siglip_b16.py --repeat 3
 
-Prints medians, one line of JSON last: seconds of the digest alone, of digest and check in one pass as a save makes them,
-of a save until it is on disk, of what of it the training waits for, and the share of the check in the whole.
+Prints medians, one line of JSON last: seconds of the digest alone, of digest and check in one pass
+as a save makes them, of a save until it is on disk, of what of it the training waits for, and the
+share of the check in the whole.
 """
 
 import argparse
@@ -24,7 +25,9 @@ from siglax.runs import digest
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("--config", default="configs/quickstart.py")
   parser.add_argument("--repeat", type=int, default=20)
   arguments, config = parse(parser, None)
@@ -37,9 +40,15 @@ def main():
     checkpoints = checkpoint.Checkpoints(folder, config.checkpoint)
     for i in range(arguments.repeat + 1):
       for name, function in (
-          ("digest", lambda: jax.device_get(digest_alone(leaves))),
-          ("digest_and_check", lambda: jax.device_get(digest._inspect(leaves))),  # pylint: disable=protected-access
-          ("save_blocks", lambda: checkpoints.save(i + 1, state.replace(step=jax.device_put(np.int32(i + 1), state.step.sharding)), {})),
+        ("digest", lambda: jax.device_get(digest_alone(leaves))),
+        # pylint: disable=protected-access
+        ("digest_and_check", lambda: jax.device_get(digest._inspect(leaves))),
+        (
+          "save_blocks",
+          lambda: checkpoints.save(
+            i + 1, state.replace(step=jax.device_put(np.int32(i + 1), state.step.sharding)), {}
+          ),
+        ),
       ):
         begin = time.perf_counter()
         function()
@@ -47,14 +56,25 @@ def main():
       checkpoints.wait()
       seconds["save"].append(time.perf_counter() - begin)
     checkpoints.close()
-  medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}  # the first compiles
-  check = statistics.median(b - a for a, b in zip(seconds["digest"][1:], seconds["digest_and_check"][1:]))
+  medians = {
+    name: statistics.median(values[1:]) for name, values in seconds.items()
+  }  # the first compiles
+  check = statistics.median(
+    b - a for a, b in zip(seconds["digest"][1:], seconds["digest_and_check"][1:])
+  )
   size = sum(x.size * x.dtype.itemsize for x in leaves)
-  print(json.dumps({
-      "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}", "state_bytes": size, "leaves": len(leaves),
-      **{f"{name}_seconds": round(value, 5) for name, value in medians.items()},
-      "check_seconds": round(check, 6), "check_share_of_save": round(check / medians["save"], 5),
-  }))
+  print(
+    json.dumps(
+      {
+        "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+        "state_bytes": size,
+        "leaves": len(leaves),
+        **{f"{name}_seconds": round(value, 5) for name, value in medians.items()},
+        "check_seconds": round(check, 6),
+        "check_share_of_save": round(check / medians["save"], 5),
+      }
+    )
+  )
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
 """Memory, work and time of the losses: value and all gradients, loss × impl × size.
 
-    python benchmarks/loss.py --sizes 8192x8x256                                measured, on 8 virtual devices of a CPU
-    python benchmarks/loss.py --sizes 32768x8x768 1048576x32x768 --compile-only bytes and FLOPs only, nothing runs
-    python benchmarks/loss.py --sizes 32768x1x768 131072x1x768 --dtype bfloat16 --impls ring      on one GPU
+    python benchmarks/loss.py --sizes 8192x8x256                                measured, on 8
+    virtual devices of a CPU python benchmarks/loss.py --sizes 32768x8x768 1048576x32x768
+    --compile-only bytes and FLOPs only, nothing runs python benchmarks/loss.py --sizes 32768x1x768
+    131072x1x768 --dtype bfloat16 --impls ring      on one GPU
 
-A size is BxDxd: global batch, devices, width. Prints a markdown table, then the rows as one line of JSON:
-temp bytes a device (XLA's memory_analysis; also in units of b·d·4, the embeddings of a device in float32), matrix FLOPs a
-device in units of b·B·d (counted over the jaxpr, loops times their trips), seconds (median of --repeat, the impls of a
-size in turn, each after a run of itself), the ratio to "textbook", and on a GPU the FLOP/s reached against a matrix product measured in the same run.
-"textbook" is what one would write first: big_vision's ±1 label matrix and log_sigmoid; log_softmax in both directions.
+A size is BxDxd: global batch, devices, width. Prints a markdown table, then the rows as one line of
+JSON: temp bytes a device (XLA's memory_analysis; also in units of b·d·4, the embeddings of a device
+in float32), matrix FLOPs a device in units of b·B·d (counted over the jaxpr, loops times their
+trips), seconds (median of --repeat, the impls of a size in turn, each after a run of itself), the
+ratio to "textbook", and on a GPU the FLOP/s reached against a matrix product measured in the same
+run. "textbook" is what one would write first: big_vision's ±1 label matrix and log_sigmoid;
+log_softmax in both directions.
 """
 
 import argparse
@@ -30,7 +33,9 @@ def main():
   rows = []
   for size in sizes:
     rows += measure(size, arguments)
-  matmul = matmul_flops(arguments.dtype) if arguments.accelerator and not arguments.compile_only else None
+  matmul = (
+    matmul_flops(arguments.dtype) if arguments.accelerator and not arguments.compile_only else None
+  )
   for row in rows:
     if matmul and "seconds" in row:
       row["tflops"] = row["flops"] / row["seconds"] / 1e12
@@ -41,15 +46,28 @@ def main():
 
 
 def parse():
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("--sizes", nargs="+", required=True, metavar="BxDxd")
-  parser.add_argument("--losses", nargs="+", default=["sigmoid", "softmax"], choices=["sigmoid", "softmax", "focal", "hinge"])
+  parser.add_argument(
+    "--losses",
+    nargs="+",
+    default=["sigmoid", "softmax"],
+    choices=["sigmoid", "softmax", "focal", "hinge"],
+  )
   parser.add_argument("--impls", nargs="+", default=["textbook", "dense", "ring", "gather"])
   parser.add_argument("--tile", type=int, help="examples per tile; default as in training")
-  parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the embeddings")
+  parser.add_argument(
+    "--dtype", default="float32", choices=["float32", "bfloat16"], help="of the embeddings"
+  )
   parser.add_argument("--extras", action="store_true", help="with weights and labels")
-  parser.add_argument("--compile-only", action="store_true", help="compile on virtual CPU devices, run nothing")
-  parser.add_argument("--accelerator", action="store_true", help="run on the GPU or TPU devices there are")
+  parser.add_argument(
+    "--compile-only", action="store_true", help="compile on virtual CPU devices, run nothing"
+  )
+  parser.add_argument(
+    "--accelerator", action="store_true", help="run on the GPU or TPU devices there are"
+  )
   parser.add_argument("--repeat", type=int, default=7)
   return parser.parse_args()
 
@@ -85,16 +103,33 @@ def measure(size, arguments):
       compiled = jax.jit(function).lower(*abstract).compile()
       temp = compiled.memory_analysis().temp_size_in_bytes
       work = flops.count_all_devices(jax.make_jaxpr(function)(*abstract).jaxpr) / D
-      table.append({
-          "loss": name, "impl": impl, "B": B, "D": D, "d": d, "temp_bytes": temp, "temp_bd4": temp / (b * d * 4),
-          "flops": work, "flops_bBd": work / (b * B * d), "compile_seconds": time.perf_counter() - start,
+      table.append(
+        {
+          "loss": name,
+          "impl": impl,
+          "B": B,
+          "D": D,
+          "d": d,
+          "temp_bytes": temp,
+          "temp_bd4": temp / (b * d * 4),
+          "flops": work,
+          "flops_bBd": work / (b * B * d),
+          "compile_seconds": time.perf_counter() - start,
           "compiled": compiled,
-      })
+        }
+      )
   if not arguments.compile_only:
     rng = np.random.default_rng(0)
     unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
-    zimg, ztxt = (jax.device_put(jnp.asarray(unit(rng.normal(size=(B, d))), arguments.dtype), rows_of) for _ in range(2))
-    optional = {"weights": np.ones(B, np.float32), "labels": np.arange(B, dtype=np.int32)} if arguments.extras else {}
+    zimg, ztxt = (
+      jax.device_put(jnp.asarray(unit(rng.normal(size=(B, d))), arguments.dtype), rows_of)
+      for _ in range(2)
+    )
+    optional = (
+      {"weights": np.ones(B, np.float32), "labels": np.arange(B, dtype=np.int32)}
+      if arguments.extras
+      else {}
+    )
     put = lambda name: jax.device_put(optional[name], rows_of) if name in optional else None
     scalars = jax.device_put((np.float32(10), np.float32(-10)), whole)
     run(table, (zimg, ztxt, *scalars, put("weights"), put("labels")), arguments.repeat)
@@ -104,10 +139,11 @@ def measure(size, arguments):
 
 
 def run(table, args, repeat):
-  """Fills in seconds and ratio; the programs of a size take turns, so that what slows the machine slows all.
+  """Fills in seconds and ratio; the programs of a size take turns, so that what slows the machine
+  slows all.
 
-  Each runs twice in its turn and the second counts, as in training: what the one before leaves behind, hundreds of MiB
-  to be freed, is not charged to the next.
+  Each runs twice in its turn and the second counts, as in training: what the one before leaves
+  behind, hundreds of MiB to be freed, is not charged to the next.
   """
   import jax
 
@@ -133,7 +169,9 @@ def of_siglax(name, mesh, impl, tile):
   c = config.default().loss
   c.name, c.impl, c.tile = name, impl, tile
   loss = losses.make(c, mesh)
-  return lambda zimg, ztxt, scale, bias, weights, labels: loss(zimg, ztxt, scale, bias, weights=weights, labels=labels)
+  return lambda zimg, ztxt, scale, bias, weights, labels: loss(
+    zimg, ztxt, scale, bias, weights=weights, labels=labels
+  )
 
 
 def textbook(name):
@@ -173,11 +211,18 @@ def matmul_flops(dtype, n=8192, repeat=20) -> float:
 def table(rows, device, matmul) -> str:
   """Markdown; columns that no row has are left out."""
   columns = {
-      "loss": lambda r: r["loss"], "impl": lambda r: r["impl"], "B": lambda r: f"{r['B']:,}", "D": lambda r: str(r["D"]),
-      "d": lambda r: str(r["d"]), "temp MiB": lambda r: f"{r['temp_bytes'] / 2**20:,.1f}",
-      "temp / b·d·4": lambda r: f"{r['temp_bd4']:,.2f}", "FLOPs / b·B·d": lambda r: f"{r['flops_bBd']:.2f}",
-      "ms": lambda r: f"{1e3 * r['seconds']:,.1f}", "× textbook": lambda r: f"{r['faster_than_textbook']:.2f}",
-      "TFLOP/s": lambda r: f"{r['tflops']:.1f}", "of matmul": lambda r: f"{100 * r['of_matmul']:.0f}%",
+    "loss": lambda r: r["loss"],
+    "impl": lambda r: r["impl"],
+    "B": lambda r: f"{r['B']:,}",
+    "D": lambda r: str(r["D"]),
+    "d": lambda r: str(r["d"]),
+    "temp MiB": lambda r: f"{r['temp_bytes'] / 2**20:,.1f}",
+    "temp / b·d·4": lambda r: f"{r['temp_bd4']:,.2f}",
+    "FLOPs / b·B·d": lambda r: f"{r['flops_bBd']:.2f}",
+    "ms": lambda r: f"{1e3 * r['seconds']:,.1f}",
+    "× textbook": lambda r: f"{r['faster_than_textbook']:.2f}",
+    "TFLOP/s": lambda r: f"{r['tflops']:.1f}",
+    "of matmul": lambda r: f"{100 * r['of_matmul']:.0f}%",
   }
 
   def cell(write, row):
@@ -190,7 +235,9 @@ def table(rows, device, matmul) -> str:
   cells = {head: column for head, column in cells.items() if any(column)}
   lines = [device + (f", matmul {matmul / 1e12:.1f} TFLOP/s" if matmul else ""), ""]
   lines += ["| " + " | ".join(cells) + " |", "|" + "---|" * len(cells)]
-  lines += ["| " + " | ".join(column[i] for column in cells.values()) + " |" for i in range(len(rows))]
+  lines += [
+    "| " + " | ".join(column[i] for column in cells.values()) + " |" for i in range(len(rows))
+  ]
   return "\n".join(lines)
 
 

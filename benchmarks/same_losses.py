@@ -71,9 +71,9 @@ def losses_of(revision: str) -> dict:
       losses = {}
       for name in RUNS:
         environment = os.environ | {
-            "JAX_PLATFORMS": "cpu",
-            "JAX_NUM_CPU_DEVICES": str(DEVICES.get(name, 1)),
-            "PYTHONPATH": str(tree),
+          "JAX_PLATFORMS": "cpu",
+          "JAX_NUM_CPU_DEVICES": str(DEVICES.get(name, 1)),
+          "PYTHONPATH": str(tree),
         }
         command = [sys.executable, pathlib.Path(__file__).resolve(), "run", name, made]
         subprocess.run(command, check=True, cwd=tree, env=environment)

@@ -1,4 +1,6 @@
-"""Prints how many built-in examples a second one core makes, captions included: median of several runs."""
+"""Prints how many built-in examples a second one core makes, captions included: median of several
+runs.
+"""
 
 import argparse
 import os
@@ -25,7 +27,10 @@ def main():
     rates.append(arguments.examples / (time.perf_counter() - start))
   rates = sorted(rates[1:])
   size, median = arguments.image_size, statistics.median(rates)
-  print(f"shapes {size}×{size}, one core: {median:,.0f} examples/s (median of {len(rates)} runs, {rates[0]:,.0f} to {rates[-1]:,.0f})")
+  print(
+    f"shapes {size}×{size}, one core: {median:,.0f} examples/s (median of {len(rates)} runs, "
+    f"{rates[0]:,.0f} to {rates[-1]:,.0f})"
+  )
 
 
 if __name__ == "__main__":

@@ -5,12 +5,14 @@
     python benchmarks/soak.py --tiny --processes 2 --faults kill,term,hup,damage
     python benchmarks/soak.py --here --counts damage=200,transient=40,nonfinite=200
 
-A supervisor trains one config again and again, in a new folder each time. It injects a fault, seeded, every --every
-seconds, and starts the same command again after each end, as a cluster does. It checks that no failure hangs for more
-than END_SECONDS or leaves a traceback, that no checkpoint is lost but by its damage, and that the parameters at the end
-of each training are bit for bit those of a run which nothing disturbed. It prints a table of the faults, and of the
-memory and the descriptors of long starts. --here runs short trainings inside of this process instead: many more an hour.
-Faults that need to mount a small tmpfs (full, inodes, readonly) are left out without the right to.
+A supervisor trains one config again and again, in a new folder each time. It injects a fault,
+seeded, every --every seconds, and starts the same command again after each end, as a cluster does.
+It checks that no failure hangs for more than END_SECONDS or leaves a traceback, that no checkpoint
+is lost but by its damage, and that the parameters at the end of each training are bit for bit those
+of a run which nothing disturbed. It prints a table of the faults, and of the memory and the
+descriptors of long starts. --here runs short trainings inside of this process instead: many more an
+hour. Faults that need to mount a small tmpfs (full, inodes, readonly) are left out without the
+right to.
 """
 
 import argparse
@@ -49,27 +51,48 @@ class Failed(Exception):
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("--minutes", type=float, default=30)
-  parser.add_argument("--every", type=float, default=20, metavar="SECONDS", help="between two faults")
+  parser.add_argument(
+    "--every", type=float, default=20, metavar="SECONDS", help="between two faults"
+  )
   parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--faults", help=f"names, separated by commas; all by default: {', '.join(FAULTS)}")
-  parser.add_argument("--counts", help="fault=number, separated by commas: so many of each, instead of --minutes")
-  parser.add_argument("--tiny", action="store_true", help="tests/tiny.py instead of the quickstart's model")
+  parser.add_argument(
+    "--faults", help=f"names, separated by commas; all by default: {', '.join(FAULTS)}"
+  )
+  parser.add_argument(
+    "--counts", help="fault=number, separated by commas: so many of each, instead of --minutes"
+  )
+  parser.add_argument(
+    "--tiny", action="store_true", help="tests/tiny.py instead of the quickstart's model"
+  )
   parser.add_argument("--steps", type=int, help="of each training")
   parser.add_argument("--processes", type=int, default=1)
-  parser.add_argument("--here", action="store_true", help=f"short trainings in this process, with {', '.join(HERE)}")
+  parser.add_argument(
+    "--here", action="store_true", help=f"short trainings in this process, with {', '.join(HERE)}"
+  )
   arguments = parser.parse_args()
   for name in ("siglax", "absl"):
     logging.getLogger(name).setLevel(logging.CRITICAL)
-  counts = {name: int(number) for name, _, number in (item.partition("=") for item in (arguments.counts or "").split(",") if item)}
+  counts = {
+    name: int(number)
+    for name, _, number in (
+      item.partition("=") for item in (arguments.counts or "").split(",") if item
+    )
+  }
   known = HERE if arguments.here else FAULTS
   names = list(counts) or (arguments.faults.split(",") if arguments.faults else list(known))
   if unknown := set(names) - set(known):
     parser.error(f"unknown faults: {', '.join(unknown)}; known are {', '.join(known)}")
   print(f"{platform.platform()}, {os.cpu_count()} CPUs, seed {arguments.seed}", flush=True)
   with tempfile.TemporaryDirectory(prefix="siglax-soak-") as folder:
-    table = run_here(counts, arguments.seed, pathlib.Path(folder)) if arguments.here else Soak(arguments, names, counts, pathlib.Path(folder)).run()
+    table = (
+      run_here(counts, arguments.seed, pathlib.Path(folder))
+      if arguments.here
+      else Soak(arguments, names, counts, pathlib.Path(folder)).run()
+    )
   print_table(table)
   sys.exit(any(row["failed"] for row in table.values()))
 
@@ -77,8 +100,12 @@ def main():
 def print_table(table):
   print(f"\n{'fault':<22}{'tried':>7}{'survived':>10}{'lost steps':>17}{'recovery s':>17}")
   for name, row in sorted((name, row) for name, row in table.items() if row["tried"]):
-    spans = [f"{np.median(x):.0f} (max {max(x):.0f})" if x else "" for x in (row["lost"], row["recovery"])]
-    print(f"{name:<22}{row['tried']:>7}{row['tried'] - len(row['failed']):>10}{spans[0]:>17}{spans[1]:>17}")
+    spans = [
+      f"{np.median(x):.0f} (max {max(x):.0f})" if x else "" for x in (row["lost"], row["recovery"])
+    ]
+    print(
+      f"{name:<22}{row['tried']:>7}{row['tried'] - len(row['failed']):>10}{spans[0]:>17}{spans[1]:>17}"
+    )
   for name, row in table.items():
     for reason in row["failed"]:
       print(f"FAILED {name}: {reason}")
@@ -89,7 +116,9 @@ def empty_table():
 
 
 class Start:
-  """One start of the command: its processes, their output, and their memory and descriptors over time."""
+  """One start of the command: its processes, their output, and their memory and descriptors over
+  time.
+  """
 
   def __init__(self, soak, folder, faults=None):
     self.folder, self.log = folder, soak.scratch / f"start-{soak.starts}.log"
@@ -100,13 +129,44 @@ class Start:
       s.bind(("127.0.0.1", 0))
       port = s.getsockname()[1]
     for i in range(soak.count):
-      group = ["--coordinator", f"127.0.0.1:{port}", "--processes", str(soak.count), "--process-id", str(i), "--wait", str(WAIT_SECONDS)] if soak.count > 1 else []
-      command = [sys.executable, str(CHILD), json.dumps(faults or {}), *soak.command, "--workdir", str(folder), *group]
+      group = (
+        [
+          "--coordinator",
+          f"127.0.0.1:{port}",
+          "--processes",
+          str(soak.count),
+          "--process-id",
+          str(i),
+          "--wait",
+          str(WAIT_SECONDS),
+        ]
+        if soak.count > 1
+        else []
+      )
+      command = [
+        sys.executable,
+        str(CHILD),
+        json.dumps(faults or {}),
+        *soak.command,
+        "--workdir",
+        str(folder),
+        *group,
+      ]
       with self.log.with_suffix(f".{i}").open("wb") as out:
-        self.processes.append(subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=soak.environment, start_new_session=True))
+        self.processes.append(
+          subprocess.Popen(
+            command,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=soak.environment,
+            start_new_session=True,
+          )
+        )
 
   def output(self) -> str:
-    return "".join(self.log.with_suffix(f".{i}").read_text(errors="replace") for i in range(len(self.processes)))
+    return "".join(
+      self.log.with_suffix(f".{i}").read_text(errors="replace") for i in range(len(self.processes))
+    )
 
   def ended(self) -> bool:
     return all(p.poll() is not None for p in self.processes)
@@ -130,7 +190,9 @@ class Start:
       with contextlib.suppress(OSError, IndexError, ValueError):
         status = pathlib.Path(f"/proc/{p.pid}/status").read_text()
         rss = int(status.split("VmRSS:")[1].split()[0]) / 1024
-        self.samples.append((time.monotonic() - self.begin, rss, len(os.listdir(f"/proc/{p.pid}/fd")), self.step()))
+        self.samples.append(
+          (time.monotonic() - self.begin, rss, len(os.listdir(f"/proc/{p.pid}/fd")), self.step())
+        )
 
   def signal(self, number, which=None):
     self.hit = time.monotonic(), self.step()
@@ -139,7 +201,9 @@ class Start:
         p.send_signal(number)
 
   def wait(self, condition, seconds: float, pause: float = 0.01) -> bool:
-    """Until condition() or the end of all processes; whether the condition came true. Samples the memory meanwhile."""
+    """Until condition() or the end of all processes; whether the condition came true. Samples the
+    memory meanwhile.
+    """
     deadline, sampled = time.monotonic() + seconds, 0.0
     while time.monotonic() < deadline:
       if condition():
@@ -157,7 +221,11 @@ class Soak:
   """The supervisor."""
 
   def __init__(self, arguments, names, counts, scratch):
-    self.scratch, self.count, self.rng = scratch, arguments.processes, np.random.default_rng(arguments.seed)
+    self.scratch, self.count, self.rng = (
+      scratch,
+      arguments.processes,
+      np.random.default_rng(arguments.seed),
+    )
     self.left, self.names, self.every = dict(counts), names, 0.3 if counts else arguments.every
     self.deadline = None if counts else time.monotonic() + 60 * arguments.minutes
     self.starts = self.trainings = 0
@@ -168,18 +236,31 @@ class Soak:
       self.names = [name for name in self.names if name not in ("full", "inodes", "readonly")]
       self.left = {name: number for name, number in self.left.items() if name in self.names}
     steps = arguments.steps or (400 if arguments.tiny else 1400)
-    self.command = ["train", "--config", f"{ROOT / 'tests/tiny.py' if arguments.tiny else ROOT / 'configs/quickstart.py'}:steps={steps}"]
+    self.command = [
+      "train",
+      "--config",
+      f"{ROOT / 'tests/tiny.py' if arguments.tiny else ROOT / 'configs/quickstart.py'}:steps={steps}",
+    ]
     self.saved_every = steps // 40
-    self.command += [f"--config.checkpoint.every_steps={self.saved_every}", f"--config.eval.every_steps={steps // 4}", "--config.log.every_steps=1"]
+    self.command += [
+      f"--config.checkpoint.every_steps={self.saved_every}",
+      f"--config.eval.every_steps={steps // 4}",
+      "--config.log.every_steps=1",
+    ]
     if arguments.tiny:
-      self.command += ["--config.data.0.examples=2048", "--config.eval.tasks=({'kind':'loss','name':'test','data':{'source':'shapes','split':'test','image_size':16},'examples':16},)"]
+      self.command += [
+        "--config.data.0.examples=2048",
+        "--config.eval.tasks=({'kind':'loss','name':'test','data':{'source':'shapes','split':'test','image_size':16},'examples':16},)",
+      ]
     if "worker" in names:
       self.command += ["--config.loader.workers=1"]
     self.steps = steps
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(scratch / "cache"))
     self.environment = {
-        **os.environ, "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"), "JAX_COMPILATION_CACHE_DIR": cache,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+      **os.environ,
+      "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"),
+      "JAX_COMPILATION_CACHE_DIR": cache,
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
     }
 
   def run(self):
@@ -197,7 +278,12 @@ class Soak:
     self.disk = self.scratch / "disk"
     self.disk.mkdir()
     options = f"size={TMPFS_MIB}m,nr_inodes={TMPFS_INODES}"
-    return subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(self.disk)], capture_output=True).returncode == 0
+    return (
+      subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(self.disk)], capture_output=True
+      ).returncode
+      == 0
+    )
 
   def _over(self) -> bool:
     return time.monotonic() > self.deadline if self.deadline else not any(self.left.values())
@@ -217,7 +303,10 @@ class Soak:
     folder = self.disk / f"run-{self.trainings}"
     self.trainings += 1
     self.damaged = set()  # steps of the checkpoints that a fault damaged
-    start, next_fault = Start(self, folder), time.monotonic() + self.every * self.rng.uniform(0.5, 1.5)
+    start, next_fault = (
+      Start(self, folder),
+      time.monotonic() + self.every * self.rng.uniform(0.5, 1.5),
+    )
     while True:
       if start.ended():
         self._remember(start)
@@ -238,7 +327,10 @@ class Soak:
     """Injects one; returns the start that goes on."""
     names = [name for name in self.names if self.left.get(name, 0)] if self.left else self.names
     name = str(self.rng.choice(names))
-    row, before = None, {"step": start.step(), "steps": steps_of(start.folder), "at": time.monotonic()}
+    row, before = (
+      None,
+      {"step": start.step(), "steps": steps_of(start.folder), "at": time.monotonic()},
+    )
     try:
       following, moment = FAULTS[name](self, start)
       row = self.table[name if moment is None else f"{name} ({moment})"]
@@ -260,7 +352,10 @@ class Soak:
     row["tried"] += 1
     if self.left:
       self.left[name] -= 1
-    print(f"{name} at step {before['step']}, {time.monotonic() - before['at']:.0f} s; left {self.left}", flush=True)
+    print(
+      f"{name} at step {before['step']}, {time.monotonic() - before['at']:.0f} s; left {self.left}",
+      flush=True,
+    )
     return following
 
   def _recovered(self, start, before, row):
@@ -277,7 +372,9 @@ class Soak:
     row["recovery"].append(time.monotonic() - begin)
 
   def end(self, start, allowed, seconds=END_SECONDS):
-    """Waits for the end of all processes; it must come in time, with one of these codes and no traceback."""
+    """Waits for the end of all processes; it must come in time, with one of these codes and no
+    traceback.
+    """
     if not start.wait(start.ended, seconds):
       raise Failed(f"not ended within {seconds} s: {start.codes()} {start.output()[-300:]!r}")
     self._remember(start)
@@ -297,11 +394,15 @@ class Soak:
       self.long_starts.append(start.samples)
 
   def _print_memory(self):
-    print(f"\n{'long start':<12}{'seconds':>9}{'steps':>14}{'RSS MiB':>18}{'growth MiB':>12}{'descriptors':>14}")
+    print(
+      f"\n{'long start':<12}{'seconds':>9}{'steps':>14}{'RSS MiB':>18}{'growth MiB':>12}{'descriptors':>14}"
+    )
     for i, samples in enumerate(self.long_starts):
       trained = [s for s in samples if s[3] > samples[0][3] + self.steps // 20] or samples[-1:]
       first, last = trained[0], trained[-1]
-      print(f"{i:<12}{last[0]:>9.0f}{f'{first[3]}…{last[3]}':>14}{f'{first[1]:.0f}…{last[1]:.0f}':>18}{last[1] - first[1]:>12.1f}{f'{first[2]}…{last[2]}':>14}")
+      print(
+        f"{i:<12}{last[0]:>9.0f}{f'{first[3]}…{last[3]}':>14}{f'{first[1]:.0f}…{last[1]:.0f}':>18}{last[1] - first[1]:>12.1f}{f'{first[2]}…{last[2]}':>14}"
+      )
 
 
 class Missed(Exception):
@@ -324,11 +425,13 @@ def at_moment(soak, start, moment: str):
   if not start.wait(start.trains, START_SECONDS):
     raise Missed
   conditions = {
-      "step": lambda begin=time.monotonic(), wait=soak.rng.uniform(0, 0.5): time.monotonic() > begin + wait,
-      "save": lambda: any_there("*.orbax-checkpoint-tmp*"),
-      "deletion": lambda: any_there(".deleting-*"),
-      "evaluation": lambda: start.step() % (soak.steps // 4) == 0 and start.step() > 0,
-      "last step": lambda: start.step() >= soak.steps - 1,
+    "step": lambda begin=time.monotonic(), wait=soak.rng.uniform(0, 0.5): (
+      time.monotonic() > begin + wait
+    ),
+    "save": lambda: any_there("*.orbax-checkpoint-tmp*"),
+    "deletion": lambda: any_there(".deleting-*"),
+    "evaluation": lambda: start.step() % (soak.steps // 4) == 0 and start.step() > 0,
+    "last step": lambda: start.step() >= soak.steps - 1,
   }
   if not start.wait(conditions[moment], START_SECONDS, pause=0.0005) or start.ended():
     raise Missed
@@ -342,7 +445,8 @@ def kill(soak, start):
     raise Missed
   which = soak.victim()
   start.signal(signal.SIGKILL, which)
-  # The others notice a silent process after the heartbeat of siglax/devices/distributed.py, one that has not joined after --wait.
+  # The others notice a silent process after the heartbeat of siglax/devices/distributed.py, one
+  # that has not joined after --wait.
   patience = 0 if soak.count == 1 else 20 if start.trains() else WAIT_SECONDS
   if not start.wait(start.ended, END_SECONDS + patience):
     raise Failed(f"the others of a killed process did not end: {start.codes()}")
@@ -378,7 +482,9 @@ def stop_and_continue(soak, start):
   before = start.step()
   start.signal(signal.SIGCONT, 0)
   if not start.wait(lambda: start.step() > before or start.step() == soak.steps, START_SECONDS):
-    raise Failed(f"stopped and continued, it does not train: {start.codes()} {start.output()[-300:]!r}")
+    raise Failed(
+      f"stopped and continued, it does not train: {start.codes()} {start.output()[-300:]!r}"
+    )
   return start, None
 
 
@@ -414,8 +520,11 @@ def fill(soak, start, how):
 
 def worker(soak, start):
   at_moment(soak, start, "step")
-  children = subprocess.run(["pgrep", "-aP", str(start.processes[0].pid)], capture_output=True, text=True).stdout.splitlines()
-  # Python's own tracker of shared memory does no work of the run; without it Python prints a traceback of its own at the end.
+  children = subprocess.run(
+    ["pgrep", "-aP", str(start.processes[0].pid)], capture_output=True, text=True
+  ).stdout.splitlines()
+  # Python's own tracker of shared memory does no work of the run; without it Python prints a
+  # traceback of its own at the end.
   workers = [child.split()[0] for child in children if "resource_tracker" not in child]
   if not workers:
     raise Missed
@@ -459,7 +568,11 @@ def swap(soak, start):
 
 def transient(soak, start):
   killed(soak, start)
-  faults = {"kind": str(soak.rng.choice(KINDS)), "times": int(soak.rng.integers(1, 4)), "where": str(soak.rng.choice(("state", "meta", "list")))}
+  faults = {
+    "kind": str(soak.rng.choice(KINDS)),
+    "times": int(soak.rng.integers(1, 4)),
+    "where": str(soak.rng.choice(("state", "meta", "list"))),
+  }
   return soak.again(start, {"failing_reads": faults}), None
 
 
@@ -474,7 +587,11 @@ def double(soak, start):
     at_moment(soak, start, "step")
     winner, loser = start, soak.again(start)
   loser.wait(loser.ended, START_SECONDS)
-  if loser.codes() != [1] * soak.count or "is in use" not in loser.output() and "taken the run folder over" not in loser.output():
+  if (
+    loser.codes() != [1] * soak.count
+    or "is in use" not in loser.output()
+    and "taken the run folder over" not in loser.output()
+  ):
     if winner.ended() and winner.codes() == [0] * soak.count and not dead:
       raise Missed  # it was over before the second had read the lock
     raise Failed(f"the second of two starts: {loser.codes()} {loser.output()[-600:]!r}")
@@ -490,10 +607,20 @@ def cut(soak, start):
 
 
 FAULTS = {
-    "kill": kill, "term": stop_signal(signal.SIGTERM), "int": stop_signal(signal.SIGINT), "hup": stop_signal(signal.SIGHUP),
-    "stop": stop_and_continue, "full": lambda soak, start: fill(soak, start, "full"),
-    "inodes": lambda soak, start: fill(soak, start, "inodes"), "readonly": lambda soak, start: fill(soak, start, "readonly"),
-    "worker": worker, "damage": damage, "swap": swap, "transient": transient, "double": double, "cut": cut,
+  "kill": kill,
+  "term": stop_signal(signal.SIGTERM),
+  "int": stop_signal(signal.SIGINT),
+  "hup": stop_signal(signal.SIGHUP),
+  "stop": stop_and_continue,
+  "full": lambda soak, start: fill(soak, start, "full"),
+  "inodes": lambda soak, start: fill(soak, start, "inodes"),
+  "readonly": lambda soak, start: fill(soak, start, "readonly"),
+  "worker": worker,
+  "damage": damage,
+  "swap": swap,
+  "transient": transient,
+  "double": double,
+  "cut": cut,
 }
 
 
@@ -515,7 +642,11 @@ def final_state(folder) -> dict:
 
 
 def differences(got: dict, want: dict) -> list[str]:
-  return [k for k in want.keys() | got.keys() if k not in got or k not in want or got[k].tobytes() != want[k].tobytes()]
+  return [
+    k
+    for k in want.keys() | got.keys()
+    if k not in got or k not in want or got[k].tobytes() != want[k].tobytes()
+  ]
 
 
 def damage_newest(folder, rng) -> str:
@@ -523,7 +654,10 @@ def damage_newest(folder, rng) -> str:
   step = newest(folder)
   top = folder / "checkpoints" / str(step)
   files = sorted(p for p in top.rglob("*") if p.is_file())
-  file, kind = files[rng.integers(len(files))], str(rng.choice(("flip", "truncate", "empty", "zeros", "garbage", "delete", "folder", "step")))
+  file, kind = (
+    files[rng.integers(len(files))],
+    str(rng.choice(("flip", "truncate", "empty", "zeros", "garbage", "delete", "folder", "step"))),
+  )
   data = bytearray(file.read_bytes())
   if kind == "delete":
     file.unlink()
@@ -531,14 +665,20 @@ def damage_newest(folder, rng) -> str:
     shutil.rmtree(top / str(rng.choice(("state", "meta", "state/d"))))
   elif kind == "step":
     meta = top / "meta" / "metadata"
-    meta.write_text(meta.read_text().replace(f'"step": {step}', f'"step": {step - 1}').replace(f'"step":{step}', f'"step":{step - 1}'))
+    meta.write_text(
+      meta.read_text()
+      .replace(f'"step": {step}', f'"step": {step - 1}')
+      .replace(f'"step":{step}', f'"step":{step - 1}')
+    )
   else:
     at = int(rng.integers(max(1, len(data))))
     if kind == "flip" and data:
       data[at] ^= 1 << int(rng.integers(8))
     elif kind == "garbage":
       data[at : at + 64] = rng.bytes(len(data[at : at + 64]))
-    file.write_bytes({"truncate": data[:at], "empty": b"", "zeros": bytes(len(data))}.get(kind, data))
+    file.write_bytes(
+      {"truncate": data[:at], "empty": b"", "zeros": bytes(len(data))}.get(kind, data)
+    )
   return kind
 
 
@@ -546,7 +686,9 @@ def damage_here(runs, folder, rng):
   damage_newest(folder, rng)
   before = {p.name for p in folder.joinpath("checkpoints").iterdir()}
   runs.train(folder)
-  gone = before - {p.name.removeprefix("damaged-") for p in folder.joinpath("checkpoints").iterdir()}
+  gone = before - {
+    p.name.removeprefix("damaged-") for p in folder.joinpath("checkpoints").iterdir()
+  }
   if gone:
     raise Failed(f"{gone} are gone")
 
@@ -601,7 +743,11 @@ def run_here(counts, seed, scratch):
     resumed = None
 
     def train(self, folder, fault=None):
-      with c.redirect_stderr(io.StringIO()), c.redirect_stdout(io.StringIO()), fault or inject.nonfinite():
+      with (
+        c.redirect_stderr(io.StringIO()),
+        c.redirect_stdout(io.StringIO()),
+        fault or inject.nonfinite(),
+      ):
         short_runs.run(folder, checkpoint__keep_latest=3)
       return self.resumed
 
@@ -624,7 +770,11 @@ def run_here(counts, seed, scratch):
   for name, number in counts.items():
     row = table[name]
     for i in range(number):
-      rng, folder, begin = np.random.default_rng([seed, i]), scratch / f"{name}-{i}", time.monotonic()
+      rng, folder, begin = (
+        np.random.default_rng([seed, i]),
+        scratch / f"{name}-{i}",
+        time.monotonic(),
+      )
       shutil.copytree(scratch / "stopped", folder)
       row["tried"] += 1
       try:
@@ -635,7 +785,8 @@ def run_here(counts, seed, scratch):
           raise Failed(f"took {time.monotonic() - begin:.0f} s")
         row["lost"].append(8 - (runs.resumed or 0))
         row["recovery"].append(time.monotonic() - begin)
-      except Exception as e:  # pylint: disable=broad-exception-caught; a trial that fails is a row of the table
+      # pylint: disable=broad-exception-caught; a trial that fails is a row of the table
+      except Exception as e:
         row["failed"].append(f"trial {i}: {type(e).__name__}: {str(e)[:300]}")
         print("FAILED", name, row["failed"][-1], flush=True)
       shutil.rmtree(folder, ignore_errors=True)

@@ -1,10 +1,13 @@
-"""Time and memory of towers in and out: siglax.load and `siglax export` of a SigLIP B/16 with random weights.
+"""Time and memory of towers in and out: siglax.load and `siglax export` of a SigLIP B/16 with
+random weights.
 
-    python benchmarks/towers.py                    203.2M parameters, float32, 775 MiB; --size So400m for 1.1B
-    python benchmarks/towers.py --load CHECKPOINT  a Hugging Face folder, a big_vision .npz, an open_clip folder
+    python benchmarks/towers.py                    203.2M parameters, float32, 775 MiB; --size
+    So400m for 1.1B python benchmarks/towers.py --load CHECKPOINT  a Hugging Face folder, a
+    big_vision .npz, an open_clip folder
 
-Each runs in a process of its own on one CPU device. The peak is of the resident size, over the bytes of the parameters,
-which count once themselves; the rest is what reading or writing needs. An export loads first.
+Each runs in a process of its own on one CPU device. The peak is of the resident size, over the
+bytes of the parameters, which count once themselves; the rest is what reading or writing needs. An
+export loads first.
 """
 
 from __future__ import annotations
@@ -61,7 +64,9 @@ def make(size: str, out: pathlib.Path):
   c.model.image.variant = c.model.text.variant = size
   c.model.text.vocab_size, c.model.text.eos_id, c.loss.bias_init = 32_000, 1, -10.0
   params = jax.jit(models.build(c.model).init)(jax.random.key(0))
-  export.FORMATS["big_vision"].write(tower.Tower(c, params, None, mesh_lib.make()), out, "float32", out)
+  export.FORMATS["big_vision"].write(
+    tower.Tower(c, params, None, mesh_lib.make()), out, "float32", out
+  )
 
 
 def measure(what: str, function) -> None:
@@ -73,7 +78,10 @@ def measure(what: str, function) -> None:
   with Peak() as peak:
     size = function()
   seconds, more = time.perf_counter() - start, peak.bytes - before
-  print(f"| {what} | {size / 2**20:.0f} | {more / 2**20:.0f} | {more / size:.2f} | {seconds:.1f} |", flush=True)
+  print(
+    f"| {what} | {size / 2**20:.0f} | {more / 2**20:.0f} | {more / size:.2f} | {seconds:.1f} |",
+    flush=True,
+  )
 
 
 def load(path) -> int:
@@ -91,11 +99,15 @@ def export(path, form, out) -> int:
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("--size", default="B")
   parser.add_argument("--make", metavar="FILE.npz", help="only make the random checkpoint")
   parser.add_argument("--load", metavar="CHECKPOINT", help="only load it")
-  parser.add_argument("--export", nargs=3, metavar=("CHECKPOINT", "FORMAT", "OUT"), help="only export it")
+  parser.add_argument(
+    "--export", nargs=3, metavar=("CHECKPOINT", "FORMAT", "OUT"), help="only export it"
+  )
   arguments = parser.parse_args()
   if arguments.make:
     make(arguments.size, pathlib.Path(arguments.make))
@@ -104,8 +116,13 @@ def main():
   elif arguments.export:
     measure(f"load and export {arguments.export[1]}", lambda: export(*arguments.export))
   else:
-    print("| what | parameters MiB | peak MiB | peak / parameters | seconds |\n|---|---|---|---|---|", flush=True)
-    again = lambda *words: subprocess.run([sys.executable, os.path.abspath(__file__), *map(str, words)], check=True, cwd=folder)
+    print(
+      "| what | parameters MiB | peak MiB | peak / parameters | seconds |\n|---|---|---|---|---|",
+      flush=True,
+    )
+    again = lambda *words: subprocess.run(
+      [sys.executable, os.path.abspath(__file__), *map(str, words)], check=True, cwd=folder
+    )
     with tempfile.TemporaryDirectory() as folder:
       again("--size", arguments.size, "--make", "random.npz")
       again("--load", "random.npz")

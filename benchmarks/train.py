@@ -1,11 +1,14 @@
-"""Throughput of training on accelerators: examples/s, MFU and peak memory, the data random and on the device.
+"""Throughput of training on accelerators: examples/s, MFU and peak memory, the data random and on
+the device.
 
-    python benchmarks/train.py --batches 512 1024 2048            SigLIP B/16 at 224 px, 64 tokens, bfloat16
-    python benchmarks/train.py --batches 32768 --microbatch 1024
-    python benchmarks/train.py --config configs/clip_b32.py --batches 4096 --config.train.remat.image=full
+    python benchmarks/train.py --batches 512 1024 2048            SigLIP B/16 at 224 px, 64 tokens,
+    bfloat16 python benchmarks/train.py --batches 32768 --microbatch 1024
+    python benchmarks/train.py --config configs/clip_b32.py --batches 4096
+    --config.train.remat.image=full
 
-Runs --steps steps back to back for each batch, and prints a line of JSON for each; "best" is the last line. A batch that
-does not fit is reported and passed over. MFU counts three forward passes of both towers over the device's bf16 peak.
+Runs --steps steps back to back for each batch, and prints a line of JSON for each; "best" is the
+last line. A batch that does not fit is reported and passed over. MFU counts three forward passes of
+both towers over the device's bf16 peak.
 """
 
 import argparse
@@ -32,7 +35,9 @@ def b16():
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("--config", help="config file; SigLIP B/16 by default")
   parser.add_argument("--batches", type=int, nargs="+", default=[512, 1024, 2048])
   parser.add_argument("--microbatch", type=int, help="examples a device embeds at a time")
@@ -43,7 +48,11 @@ def main():
   for batch_size in arguments.batches:
     config.batch_size = batch_size
     checks.validate_train(config, jax.device_count())
-    result = {"device": f"{jax.device_count()} × {jax.devices()[0].device_kind}", "batch_size": batch_size, "microbatch": arguments.microbatch}
+    result = {
+      "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+      "batch_size": batch_size,
+      "microbatch": arguments.microbatch,
+    }
     try:
       results.append(result | measure(config, arguments.steps))
     except jax.errors.JaxRuntimeError as e:
@@ -67,17 +76,20 @@ def measure(config, steps):
   jax.block_until_ready(metrics)
   seconds = (time.perf_counter() - start) / steps
   device = jax.devices()[0]
-  peak, memory = metrics_lib.peak_flops(device), (device.memory_stats() or {}).get("peak_bytes_in_use")
+  peak, memory = (
+    metrics_lib.peak_flops(device),
+    (device.memory_stats() or {}).get("peak_bytes_in_use"),
+  )
   flops = made.model_flops()
   return {
-      "steps": steps,
-      "seconds_per_step": round(seconds, 5),
-      "examples_per_sec": round(config.batch_size / seconds, 1),
-      "model_tflops_per_sec_per_device": round(flops / seconds / jax.device_count() / 1e12, 3),
-      "mfu": None if peak is None else round(flops / seconds / jax.device_count() / peak, 4),
-      "peak_memory_gib": None if memory is None else round(memory / 2**30, 2),
-      "temp_gib": round(compiled.memory_analysis().temp_size_in_bytes / 2**30, 3),
-      "loss": round(float(metrics["loss"]), 4),
+    "steps": steps,
+    "seconds_per_step": round(seconds, 5),
+    "examples_per_sec": round(config.batch_size / seconds, 1),
+    "model_tflops_per_sec_per_device": round(flops / seconds / jax.device_count() / 1e12, 3),
+    "mfu": None if peak is None else round(flops / seconds / jax.device_count() / peak, 4),
+    "peak_memory_gib": None if memory is None else round(memory / 2**30, 2),
+    "temp_gib": round(compiled.memory_analysis().temp_size_in_bytes / 2**30, 3),
+    "loss": round(float(metrics["loss"]), 4),
   }
 
 

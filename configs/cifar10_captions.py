@@ -1,15 +1,19 @@
-"""Small pictures with captions and labels in a Parquet file: CIFAR-10, or your own of about 32 pixels.
+"""Small pictures with captions and labels in a Parquet file: CIFAR-10, or your own of about 32
+pixels.
 
-    siglax train --config configs/cifar10_captions.py:train=cifar10_train.parquet,test=cifar10_test.parquet --workdir runs/cifar10
+    siglax train --config
+    configs/cifar10_captions.py:train=cifar10_train.parquet,test=cifar10_test.parquet --workdir
+    runs/cifar10
 
-Columns: image (JPEG or PNG bytes), caption (or captions, a list) and, if there are any, label (int), with class names in
-the schema's metadata "classes". This config looks at the files:
+Columns: image (JPEG or PNG bytes), caption (or captions, a list) and, if there are any, label
+(int), with class names in the schema's metadata "classes". This config looks at the files:
 
-- train has labels: they say which texts match a picture (config.loss.positives, as UniCL does), because with few different
-  captions most pairs of a batch are not really negatives. Without labels, a picture matches its own text alone.
-- test has labels and class names: evaluation is zero-shot classification. Otherwise it is retrieval among 1,000 captions;
-  --config.eval.tasks.0.kind=zero_shot with --config.eval.tasks.0.classnames="('cat','dog')" names classes that the file does
-  not.
+- train has labels: they say which texts match a picture (config.loss.positives, as UniCL does),
+  because with few different captions most pairs of a batch are not really negatives. Without
+  labels, a picture matches its own text alone.
+- test has labels and class names: evaluation is zero-shot classification. Otherwise it is retrieval
+  among 1,000 captions; --config.eval.tasks.0.kind=zero_shot with
+  --config.eval.tasks.0.classnames="('cat','dog')" names classes that the file does not.
 """
 
 import pyarrow.parquet as pq
@@ -18,7 +22,9 @@ from siglax import config as config_lib
 from siglax.data import files
 
 
-def get_config(train: str = "cifar10_train.parquet", test: str = "cifar10_test.parquet", epochs: float = 12):
+def get_config(
+  train: str = "cifar10_train.parquet", test: str = "cifar10_test.parquet", epochs: float = 12
+):
   c = config_lib.default()
   c.batch_size = 128
   config_lib.set_duration(c, "total", epochs=epochs)
@@ -28,10 +34,12 @@ def get_config(train: str = "cifar10_train.parquet", test: str = "cifar10_test.p
   c.image.pad = 3
   c.image.crop_min_area = 0.6
   c.image.flip = True  # captions that name sides want this off
-  c.text.length = 32  # the built-in tokenizer spells words it does not know; `siglax tokenizer` makes a better one
+  # the built-in tokenizer spells words it does not know; `siglax tokenizer` makes a better one
+  c.text.length = 32
   c.loss.positives = "label" if _holds(train, classes=False) else "pair"
   image, text = c.model.image, c.model.text
-  # Three 3×3 convolutions, then 16 positions: on small data and a short schedule far ahead of linear patches.
+  # Three 3×3 convolutions, then 16 positions: on small data and a short schedule far ahead of
+  # linear patches.
   image.stem, image.patch, image.pool, image.scan = "conv", 8, "mean", False
   image.width, image.depth, image.heads, image.mlp_dim = 192, 4, 6, 576
   text.width, text.depth, text.heads, text.mlp_dim = 64, 1, 4, 256
@@ -46,7 +54,9 @@ def get_config(train: str = "cifar10_train.parquet", test: str = "cifar10_test.p
   config_lib.set_duration(c, "checkpoint.every", epochs=1)
   task = {"name": "test", "data": {"source": "parquet", "path": test}}
   if _holds(test, classes=True):
-    c.eval.tasks = ({"kind": "zero_shot", **task, "templates": ("a photo of a {}.", "a photo of an {}.")},)
+    c.eval.tasks = (
+      {"kind": "zero_shot", **task, "templates": ("a photo of a {}.", "a photo of an {}.")},
+    )
   else:
     c.eval.tasks = ({"kind": "retrieval", **task, "examples": 1000},)
   return c

@@ -9,10 +9,16 @@ def get_config(steps: int = 1400):
   config_lib.set_duration(c, "total", steps=steps)
   # People name a thing more often than its colour. So do these captions; the tests' tell all.
   detail = {"shape": 0.9, "colour": 0.5, "size": 0.5, "where": 0.7}
-  c.data = ({
-      "source": "shapes", "split": "train", "examples": 1_000_000, "image_size": 48, "detail": detail,
+  c.data = (
+    {
+      "source": "shapes",
+      "split": "train",
+      "examples": 1_000_000,
+      "image_size": 48,
+      "detail": detail,
       "objects": (1, 1, 1, 1, 1, 2, 3),  # lone objects teach shapes soonest
-  },)
+    },
+  )
   c.loader.threads = 1  # small pictures: more threads wait for each other
   c.image.size = 48
   c.text.length = 24
@@ -24,13 +30,15 @@ def get_config(steps: int = 1400):
   c.model.image.patch = 8
   c.optim.lr = 3e-3
   c.optim.clip_norm = 1.0
-  c.optim.weight_decay = 0.8  # strong, so that shape and colour are learned apart and hold for pairs never seen
+  c.optim.weight_decay = (
+    0.8  # strong, so that shape and colour are learned apart and hold for pairs never seen
+  )
   config_lib.set_duration(c, "optim.warmup", steps=min(100, steps // 10))
   config_lib.set_duration(c, "log.every", steps=25)
   config_lib.set_duration(c, "eval.every", steps=500)
   config_lib.set_duration(c, "checkpoint.every", steps=250)
   c.eval.tasks = tuple(task for pairs in ("seen", "unseen") for task in _tasks(pairs)) + (
-      {"kind": "loss", "name": "test", "data": _test(), "examples": 1024},
+    {"kind": "loss", "name": "test", "data": _test(), "examples": 1024},
   )
   return c
 
@@ -40,12 +48,21 @@ def _test(**spec):
 
 
 def _tasks(pairs):
-  """Zero-shot over all 48 classes and retrieval among 256 captions, of colour-shape pairs seen in training or never."""
+  """Zero-shot over all 48 classes and retrieval among 256 captions, of colour-shape pairs seen in
+  training or never.
+  """
   yield {
-      "kind": "zero_shot", "name": f"classes_{pairs}", "data": _test(pairs=pairs, objects=(1,)), "examples": 1024,
-      "templates": ("a {}.", "there is a {}.", "a picture of a {}."),
+    "kind": "zero_shot",
+    "name": f"classes_{pairs}",
+    "data": _test(pairs=pairs, objects=(1,)),
+    "examples": 1024,
+    "templates": ("a {}.", "there is a {}.", "a picture of a {}."),
   }
   yield {
-      "kind": "retrieval", "name": f"captions_{pairs}", "data": _test(pairs=pairs), "examples": 256, "distinct": True,
-      "captions_per_image": 1,
+    "kind": "retrieval",
+    "name": f"captions_{pairs}",
+    "data": _test(pairs=pairs),
+    "examples": 256,
+    "distinct": True,
+    "captions_per_image": 1,
   }

@@ -1,4 +1,6 @@
-"""Eight virtual CPU devices for every test, and a cache of compiled programs for its processes; set before jax is imported."""
+"""Eight virtual CPU devices for every test, and a cache of compiled programs for its processes; set
+before jax is imported.
+"""
 
 import atexit
 import os
@@ -8,7 +10,9 @@ import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the workers share that of the process which started them
+if (
+  "JAX_COMPILATION_CACHE_DIR" not in os.environ
+):  # the workers share that of the process which started them
   os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="siglax-tests-")
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
   atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)

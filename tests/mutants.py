@@ -2,10 +2,11 @@
 
     python tests/mutants.py --count 200 --seed 0 [--room losses] [--jobs 2] [--resume results.jsonl]
 
-Draws faults of one expression or statement each, by seed, from the rooms of ROOMS, puts one at a time into a copy of the
-tree, and runs the tests that reach its function, cheapest first, then the rest of the room's test files. A fault that no
-test notices is printed as a diff. Which test reaches which function is traced once and kept with --map; a test file that
-changed is traced again. --resume goes on with a file of results. mutmut and cosmic-ray run a whole suite for each fault,
+Draws faults of one expression or statement each, by seed, from the rooms of ROOMS, puts one at a
+time into a copy of the tree, and runs the tests that reach its function, cheapest first, then the
+rest of the room's test files. A fault that no test notices is printed as a diff. Which test reaches
+which function is traced once and kept with --map; a test file that changed is traced again.
+--resume goes on with a file of results. mutmut and cosmic-ray run a whole suite for each fault,
 which here are minutes of compilation.
 """
 
@@ -36,62 +37,116 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # room → (its files, its test files by their names, cheapest first)
 ROOMS = {
-    "losses": ("siglax/losses/*.py", "losses step six_steps processes"),
-    "step": ("siglax/training/step.py", "step six_steps resnet embed"),
-    "optim": ("siglax/training/optim.py", "optim finetune step six_steps"),
-    "checkpoint": ("siglax/runs/checkpoint.py", "checkpoint six_steps faults/ends faults/folder faults/nonfinite train"),
-    "digest": ("siglax/runs/digest.py", "checkpoint faults/nonfinite six_steps"),
-    "errors": ("siglax/devices/errors.py", "checkpoint faults/ends"),
-    "pipeline": ("siglax/data/pipeline.py", "pipeline sources train"),
-    "images": ("siglax/data/images.py", "images hostile pipeline"),
-    "text": ("siglax/data/text.py", "text pipeline tower"),
-    "evals": ("siglax/evals/*.py", "evals six_steps use embed"),
-    "interop": (
-        "siglax/interop/*.py", "interop_export interop_big_vision interop_huggingface interop_open_clip interop_stablehlo tower resnet",
-    ),
+  "losses": ("siglax/losses/*.py", "losses step six_steps processes"),
+  "step": ("siglax/training/step.py", "step six_steps resnet embed"),
+  "optim": ("siglax/training/optim.py", "optim finetune step six_steps"),
+  "checkpoint": (
+    "siglax/runs/checkpoint.py",
+    "checkpoint six_steps faults/ends faults/folder faults/nonfinite train",
+  ),
+  "digest": ("siglax/runs/digest.py", "checkpoint faults/nonfinite six_steps"),
+  "errors": ("siglax/devices/errors.py", "checkpoint faults/ends"),
+  "pipeline": ("siglax/data/pipeline.py", "pipeline sources train"),
+  "images": ("siglax/data/images.py", "images hostile pipeline"),
+  "text": ("siglax/data/text.py", "text pipeline tower"),
+  "evals": ("siglax/evals/*.py", "evals six_steps use embed"),
+  "interop": (
+    "siglax/interop/*.py",
+    "interop_export interop_big_vision interop_huggingface interop_open_clip interop_stablehlo "
+    "tower resnet",
+  ),
 }
 # Of compiled programs, and next to it which test reaches which function; from run to run.
 CACHE = pathlib.Path(tempfile.gettempdir()) / f"siglax-mutants-{os.getuid()}"
 # (file, the line, the line with the fault) → why it changes nothing that is promised
 EQUIVALENT = {
-    ("siglax/data/pipeline.py", "if len(pending) == 2 * batch_size:", "if len(pending) == 3 * batch_size:"):
-        "an evaluation reads three batches ahead instead of two",
-    ("siglax/losses/ring.py", "def meet(texts, hops, row_state, paired=False):", "def meet(texts, hops, row_state, paired=True):"):
-        "indices of other devices are compared too, and never match",
-    (
-        "siglax/losses/pairs.py", 'row_state |= {"dbias": zeros(zimg_bd[:, 0]), "dimg": zeros(zimg_bd)}',
-        'row_state |= {"dbias": zeros(zimg_bd[:, 1]), "dimg": zeros(zimg_bd)}',
-    ): "another column of the same length",
-    ("siglax/runs/checkpoint.py", "groups, size = [[]], 0", "groups, size = [[]], 1"): "one byte of a limit of 256 MiB",
-    ("siglax/evals/ranking.py", "MAX_SIMILARITIES = 2**24", "MAX_SIMILARITIES = 2**25"): "128 MiB at a time instead of 64",
-    (
-        "siglax/training/step.py", "params, running = state_lib.merge(trainable, fixed), {}",
-        "params, running = state_lib.merge(fixed, trainable), {}",
-    ): "two parts of one tree, without a leaf in both",
+  (
+    "siglax/data/pipeline.py",
+    "if len(pending) == 2 * batch_size:",
+    "if len(pending) == 3 * batch_size:",
+  ): "an evaluation reads three batches ahead instead of two",
+  (
+    "siglax/losses/ring.py",
+    "def meet(texts, hops, row_state, paired=False):",
+    "def meet(texts, hops, row_state, paired=True):",
+  ): "indices of other devices are compared too, and never match",
+  (
+    "siglax/losses/pairs.py",
+    'row_state |= {"dbias": zeros(zimg_bd[:, 0]), "dimg": zeros(zimg_bd)}',
+    'row_state |= {"dbias": zeros(zimg_bd[:, 1]), "dimg": zeros(zimg_bd)}',
+  ): "another column of the same length",
+  (
+    "siglax/runs/checkpoint.py",
+    "groups, size = [[]], 0",
+    "groups, size = [[]], 1",
+  ): "one byte of a limit of 256 MiB",
+  (
+    "siglax/evals/ranking.py",
+    "MAX_SIMILARITIES = 2**24",
+    "MAX_SIMILARITIES = 2**25",
+  ): "128 MiB at a time instead of 64",
+  (
+    "siglax/training/step.py",
+    "params, running = state_lib.merge(trainable, fixed), {}",
+    "params, running = state_lib.merge(fixed, trainable), {}",
+  ): "two parts of one tree, without a leaf in both",
 }
 
 OPPOSITE = {
-    ast.Lt: (ast.LtE, ast.GtE), ast.LtE: (ast.Lt, ast.Gt), ast.Gt: (ast.GtE, ast.LtE), ast.GtE: (ast.Gt, ast.Lt),
-    ast.Eq: (ast.NotEq,), ast.NotEq: (ast.Eq,), ast.Is: (ast.IsNot,), ast.IsNot: (ast.Is,), ast.In: (ast.NotIn,), ast.NotIn: (ast.In,),
+  ast.Lt: (ast.LtE, ast.GtE),
+  ast.LtE: (ast.Lt, ast.Gt),
+  ast.Gt: (ast.GtE, ast.LtE),
+  ast.GtE: (ast.Gt, ast.Lt),
+  ast.Eq: (ast.NotEq,),
+  ast.NotEq: (ast.Eq,),
+  ast.Is: (ast.IsNot,),
+  ast.IsNot: (ast.Is,),
+  ast.In: (ast.NotIn,),
+  ast.NotIn: (ast.In,),
 }
 ARITHMETIC = {
-    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.Mod: ast.FloorDiv,
-    ast.Pow: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
+  ast.Add: ast.Sub,
+  ast.Sub: ast.Add,
+  ast.Mult: ast.Div,
+  ast.Div: ast.Mult,
+  ast.FloorDiv: ast.Mult,
+  ast.Mod: ast.FloorDiv,
+  ast.Pow: ast.Mult,
+  ast.BitAnd: ast.BitOr,
+  ast.BitOr: ast.BitAnd,
 }
 # Calls whose arguments may be swapped, or where that could only be an error.
-UNORDERED = ("min", "max", "jnp.minimum", "jnp.maximum", "np.maximum", "jnp.logical_or", "isinstance", "getattr", "hasattr")
+UNORDERED = (
+  "min",
+  "max",
+  "jnp.minimum",
+  "jnp.maximum",
+  "np.maximum",
+  "jnp.logical_or",
+  "isinstance",
+  "getattr",
+  "hasattr",
+)
 Fault = collections.namedtuple("Fault", "room file function line start end new kind")
 
 
 def faults_of(node, function=""):
-  """(node, its text with a fault, kind, function) of everything below a node but messages, annotations and docstrings."""
+  """(node, its text with a fault, kind, function) of everything below a node but messages,
+  annotations and docstrings.
+  """
   if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
     if node.name in ("__repr__", "__str__"):
       return
     scope = f"{function}.{node.name}".lstrip(".")
-    parts = [(child, scope) for child in node.body] + [(child, scope) for child in node.decorator_list]
+    parts = [(child, scope) for child in node.body] + [
+      (child, scope) for child in node.decorator_list
+    ]
     if isinstance(node, ast.FunctionDef):
-      parts += [(child, scope) for child in (*node.args.defaults, *node.args.kw_defaults) if child is not None]
+      parts += [
+        (child, scope)
+        for child in (*node.args.defaults, *node.args.kw_defaults)
+        if child is not None
+      ]
   elif isinstance(node, (ast.JoinedStr, ast.Import, ast.ImportFrom)) or _is_log(node):
     return
   else:
@@ -115,7 +170,11 @@ def faults_at(node):
     for i, op in enumerate(node.ops):
       for other in OPPOSITE[type(op)]:
         yield swapped(ops=[*node.ops[:i], other(), *node.ops[i + 1 :]]), "comparison"
-  elif isinstance(node, ast.BinOp) and type(node.op) in ARITHMETIC and not any(map(_is_text, (node.left, node.right))):
+  elif (
+    isinstance(node, ast.BinOp)
+    and type(node.op) in ARITHMETIC
+    and not any(map(_is_text, (node.left, node.right)))
+  ):
     yield swapped(op=ARITHMETIC[type(node.op)]()), "arithmetic"
   elif isinstance(node, ast.BoolOp):
     yield swapped(op=ast.Or() if isinstance(node.op, ast.And) else ast.And()), "and/or"
@@ -123,28 +182,51 @@ def faults_at(node):
     yield f"({text(node.operand)})", "not" if isinstance(node.op, ast.Not) else "sign"
   elif isinstance(node, ast.Constant) and isinstance(node.value, (bool, int, float)):
     x = node.value
-    yield repr(not x if isinstance(x, bool) else x + 1 if isinstance(x, int) else 2 * x or 1.0), "constant"
-  elif isinstance(node, ast.keyword) and node.arg == "axis" and isinstance(node.value, ast.Constant) and node.value.value == 1:
+    yield (
+      repr(not x if isinstance(x, bool) else x + 1 if isinstance(x, int) else 2 * x or 1.0),
+      "constant",
+    )
+  elif (
+    isinstance(node, ast.keyword)
+    and node.arg == "axis"
+    and isinstance(node.value, ast.Constant)
+    and node.value.value == 1
+  ):
     yield "axis=0", "axis"
   elif isinstance(node, (ast.If, ast.While, ast.IfExp)):
     if not isinstance(node.test, ast.Compare):  # which has an opposite
       yield node.test, "condition"
   elif isinstance(node, ast.Call) and len(node.args) > 1 and text(node.func) not in UNORDERED:
-    if text(node.args[0]) != text(node.args[1]) and not any(isinstance(x, ast.Starred) for x in node.args[:2]):
-      yield text(ast.Call(node.func, [node.args[1], node.args[0], *node.args[2:]], node.keywords)), "swapped arguments"
+    if text(node.args[0]) != text(node.args[1]) and not any(
+      isinstance(x, ast.Starred) for x in node.args[:2]
+    ):
+      yield (
+        text(ast.Call(node.func, [node.args[1], node.args[0], *node.args[2:]], node.keywords)),
+        "swapped arguments",
+      )
   elif isinstance(node, ast.Return) and isinstance(node.value, ast.Call) and node.value.args:
     if not isinstance(node.value.args[0], (ast.Starred, ast.GeneratorExp)):
       yield f"return {text(node.value.args[0])}", "returned argument"
-  elif isinstance(node, (ast.AugAssign, ast.Raise)) or isinstance(node, ast.Expr) and isinstance(node.value, (ast.Call, ast.Yield)):
+  elif (
+    isinstance(node, (ast.AugAssign, ast.Raise))
+    or isinstance(node, ast.Expr)
+    and isinstance(node.value, (ast.Call, ast.Yield))
+  ):
     yield "pass", "dropped"
-  elif isinstance(node, ast.Assign) and isinstance(node.value, (ast.Call, ast.BinOp, ast.Subscript, ast.IfExp)):
+  elif isinstance(node, ast.Assign) and isinstance(
+    node.value, (ast.Call, ast.BinOp, ast.Subscript, ast.IfExp)
+  ):
     names = lambda tree: {x.id for x in ast.walk(tree) if isinstance(x, ast.Name)}
     if names(node.targets[0]) & names(node.value):  # or what follows could not run
       yield "pass", "dropped"
 
 
 def _is_text(node):
-  return isinstance(node, ast.JoinedStr) or isinstance(node, ast.Constant) and isinstance(node.value, str)
+  return (
+    isinstance(node, ast.JoinedStr)
+    or isinstance(node, ast.Constant)
+    and isinstance(node.value, str)
+  )
 
 
 def _is_log(node):
@@ -159,7 +241,10 @@ def all_faults(rooms):
       for node, new, kind, function in faults_of(ast.parse(source)):
         if isinstance(new, ast.expr):  # a condition, negated in place
           node, new = new, f"(not ({ast.unparse(new)}))"
-        start, end = lines[node.lineno - 1] + node.col_offset, lines[node.end_lineno - 1] + node.end_col_offset
+        start, end = (
+          lines[node.lineno - 1] + node.col_offset,
+          lines[node.end_lineno - 1] + node.end_col_offset,
+        )
         yield Fault(room, str(path.relative_to(ROOT)), function, node.lineno, start, end, new, kind)
 
 
@@ -170,23 +255,35 @@ def with_fault(fault) -> bytes:
 
 def diff(fault) -> tuple[str, str]:
   """The lines that the fault changes, before and after."""
-  cut = lambda source, end: source[source.rfind(b"\n", 0, fault.start) + 1 : source.find(b"\n", end)].decode()
+  cut = lambda source, end: source[
+    source.rfind(b"\n", 0, fault.start) + 1 : source.find(b"\n", end)
+  ].decode()
   join = lambda text: " ".join(text.split())
-  return join(cut((ROOT / fault.file).read_bytes(), fault.end)), join(cut(with_fault(fault), fault.start + len(fault.new.encode())))
+  return join(cut((ROOT / fault.file).read_bytes(), fault.end)), join(
+    cut(with_fault(fault), fault.start + len(fault.new.encode()))
+  )
 
 
 class Reach:
-  """A pytest plugin that writes {test: {"seconds", "reached"}} of the tests that passed, fixtures included.
+  """A pytest plugin that writes {test: {"seconds", "reached"}} of the tests that passed, fixtures
+  included.
 
-  reached: functions of siglax, "file:function", and "*" where the test starts processes, which may reach any.
+  reached: functions of siglax, "file:function", and "*" where the test starts processes, which may
+  reach any.
   """
 
   def __init__(self, out):
     self._out, self._tests, self._of_fixture, self._codes = out, {}, {}, set()
     self._profile = cProfile.Profile(builtins=False)  # of this thread, in C
     self._profile.enable()
-    threading.setprofile(lambda frame, event, _: self._add(frame.f_code) if event == "call" else None)
-    sys.addaudithook(lambda event, _: self._codes.add("*") if event in ("subprocess.Popen", "os.fork", "os.posix_spawn") else None)
+    threading.setprofile(
+      lambda frame, event, _: self._add(frame.f_code) if event == "call" else None
+    )
+    sys.addaudithook(
+      lambda event, _: (
+        self._codes.add("*") if event in ("subprocess.Popen", "os.fork", "os.posix_spawn") else None
+      )
+    )
 
   def _add(self, code):
     if not isinstance(code, str) and code.co_filename.startswith(str(ROOT / "siglax")):
@@ -221,9 +318,15 @@ class Reach:
   def pytest_runtest_call(self, item):
     with self._watched() as found:
       result = yield
-    parts = [found, *(self._of_fixture[f] for f in item._request._fixture_defs.values() if f in self._of_fixture)]
+    parts = [
+      found,
+      *(self._of_fixture[f] for f in item._request._fixture_defs.values() if f in self._of_fixture),
+    ]
     reached = {code if code == "*" else _name(code) for codes, _ in parts for code in codes}
-    self._tests[item.nodeid] = {"seconds": sum(seconds for _, seconds in parts), "reached": sorted(reached)}
+    self._tests[item.nodeid] = {
+      "seconds": sum(seconds for _, seconds in parts),
+      "reached": sorted(reached),
+    }
     return result
 
   def pytest_sessionfinish(self):
@@ -236,15 +339,22 @@ def _name(code) -> str:
 
 
 def test_files(room) -> list[str]:
-  return ["tests/" + "/".join([*folders, f"test_{name}.py"]) for *folders, name in (n.split("/") for n in ROOMS[room][1].split())]
+  return [
+    "tests/" + "/".join([*folders, f"test_{name}.py"])
+    for *folders, name in (n.split("/") for n in ROOMS[room][1].split())
+  ]
 
 
 def reach(file, rooms) -> dict:
-  """{test: {"seconds", "reached"}} of the rooms' test files, those that are new or changed traced now and added to `file`."""
+  """{test: {"seconds", "reached"}} of the rooms' test files, those that are new or changed traced
+  now and added to `file`.
+  """
   known = json.loads(file.read_text()) if file.exists() else {}
   paths = dict.fromkeys(path for room in rooms for path in test_files(room))
   digest = {path: hashlib.sha256((ROOT / path).read_bytes()).hexdigest() for path in paths}
-  script = "import sys, pytest, mutants; pytest.main(sys.argv[2:], plugins=[mutants.Reach(sys.argv[1])])"
+  script = (
+    "import sys, pytest, mutants; pytest.main(sys.argv[2:], plugins=[mutants.Reach(sys.argv[1])])"
+  )
   for path in paths:
     if known.get(path, {}).get("sha256") != digest[path]:
       print(f"tracing {path}", file=sys.stderr, flush=True)
@@ -258,15 +368,23 @@ def reach(file, rooms) -> dict:
 
 
 def run_pytest(command, folder, timeout=None):
-  """(exit status, None after the timeout; the test that failed) of a Python command; what it started ends with it."""
+  """(exit status, None after the timeout; the test that failed) of a Python command; what it
+  started ends with it.
+  """
   environment = {
-      **os.environ, "JAX_COMPILATION_CACHE_DIR": str(CACHE), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-      "PYTHONPATH": os.pathsep.join([str(folder), str(folder / "tests")]),
+    **os.environ,
+    "JAX_COMPILATION_CACHE_DIR": str(CACHE),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    "PYTHONPATH": os.pathsep.join([str(folder), str(folder / "tests")]),
   }
   with tempfile.TemporaryFile("w+") as out:
     process = subprocess.Popen(
-        [sys.executable, *command, "-n", "0", "-q", "-p", "no:cacheprovider", "--tb=no"],
-        cwd=folder, env=environment, stdout=out, stderr=out, start_new_session=True,
+      [sys.executable, *command, "-n", "0", "-q", "-p", "no:cacheprovider", "--tb=no"],
+      cwd=folder,
+      env=environment,
+      stdout=out,
+      stderr=out,
+      start_new_session=True,
     )
     try:
       status = process.wait(timeout)
@@ -281,7 +399,8 @@ def run_pytest(command, folder, timeout=None):
 
 
 def chosen(fault, tests) -> list[list[str]]:
-  """Tests in two goes: those that reach the function, cheapest file and test first; those that may all the same.
+  """Tests in two goes: those that reach the function, cheapest file and test first; those that may
+  all the same.
 
   A test may through a process it starts, or through what another test of its file left in a cache.
   """
@@ -290,13 +409,25 @@ def chosen(fault, tests) -> list[list[str]]:
   file_of = lambda test: test.partition("::")[0]
   of_room = set(test_files(fault.room))
   tests = {test: of for test, of in tests.items() if file_of(test) in of_room}
-  reach = lambda key, inside: {test for test, of in tests.items() if any(n == key or n.startswith(inside) for n in of["reached"])}
-  reaching = reach(key, inside) or reach(fault.file, f"{fault.file}:")  # a function that runs on import alone
-  rest = {test for test, of in tests.items() if "*" in of["reached"] or file_of(test) in map(file_of, reaching)} - reaching
+  reach = lambda key, inside: {
+    test
+    for test, of in tests.items()
+    if any(n == key or n.startswith(inside) for n in of["reached"])
+  }
+  reaching = reach(key, inside) or reach(
+    fault.file, f"{fault.file}:"
+  )  # a function that runs on import alone
+  rest = {
+    test
+    for test, of in tests.items()
+    if "*" in of["reached"] or file_of(test) in map(file_of, reaching)
+  } - reaching
 
   def in_order(some):
     cost = {test: tests[test]["seconds"] for test in some}
-    cheapest = {file: min(cost[test] for test in some if file_of(test) == file) for file in map(file_of, some)}
+    cheapest = {
+      file: min(cost[test] for test in some if file_of(test) == file) for file in map(file_of, some)
+    }
     return sorted(some, key=lambda test: (cheapest[file_of(test)], file_of(test), cost[test]))
 
   return [in_order(reaching), in_order(rest)]
@@ -305,12 +436,18 @@ def chosen(fault, tests) -> list[list[str]]:
 def drawn(rooms, count, seed) -> list[Fault]:
   """As many from each room, or all that it has; from seed to seed others, for a larger count more."""
   draw = random.Random(seed)
-  shuffled = [draw.sample(faults, len(faults)) for room in rooms if (faults := sorted(set(all_faults([room]))))]
+  shuffled = [
+    draw.sample(faults, len(faults))
+    for room in rooms
+    if (faults := sorted(set(all_faults([room]))))
+  ]
   return [fault for turn in itertools.zip_longest(*shuffled) for fault in turn if fault][:count]
 
 
 def judge(fault, tests, folder, number) -> dict:
-  """Puts the fault into the copy of the tree, tests it, takes it out again; the record of what became of it."""
+  """Puts the fault into the copy of the tree, tests it, takes it out again; the record of what
+  became of it.
+  """
   before, after = diff(fault)
   file, since, status, by = folder / fault.file, time.monotonic(), "survived", None
   file.write_bytes(with_fault(fault))
@@ -319,31 +456,55 @@ def judge(fault, tests, folder, number) -> dict:
     if some and status == "survived":
       limit = 120 + 5 * sum(tests[t]["seconds"] for t in some)
       code, by = run_pytest(["-m", "pytest", "-x", *some], folder, limit)
-      if code is not None and code < 0:  # XLA gives up on its collectives where the cores are busy: not for the fault
+      if (
+        code is not None and code < 0
+      ):  # XLA gives up on its collectives where the cores are busy: not for the fault
         code, by = run_pytest(["-m", "pytest", "-x", *some], folder, limit)
       status = "survived" if code == 0 else "timeout" if code is None else "killed"
   shutil.copyfile(ROOT / fault.file, file)
-  return {**fault._asdict(), "before": before, "after": after, "status": status, "by": by, "seconds": round(time.monotonic() - since, 1)}
+  return {
+    **fault._asdict(),
+    "before": before,
+    "after": after,
+    "status": status,
+    "by": by,
+    "seconds": round(time.monotonic() - since, 1),
+  }
 
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
   parser.add_argument("--count", type=int, default=200)
   parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--room", action="append", choices=ROOMS, help="one room, may be repeated; all by default")
+  parser.add_argument(
+    "--room", action="append", choices=ROOMS, help="one room, may be repeated; all by default"
+  )
   parser.add_argument("--jobs", type=int, default=1)
-  parser.add_argument("--resume", type=pathlib.Path, help="JSON lines of results, read and added to")
-  parser.add_argument("--map", type=pathlib.Path, default=CACHE.with_suffix(".json"), help="which test reaches what")
-  parser.add_argument("--survivors", action="store_true", help="test again those of --resume that survived")
+  parser.add_argument(
+    "--resume", type=pathlib.Path, help="JSON lines of results, read and added to"
+  )
+  parser.add_argument(
+    "--map", type=pathlib.Path, default=CACHE.with_suffix(".json"), help="which test reaches what"
+  )
+  parser.add_argument(
+    "--survivors", action="store_true", help="test again those of --resume that survived"
+  )
   args = parser.parse_args()
   rooms = args.room or list(ROOMS)
   tests = reach(args.map, rooms)
   faults = drawn(rooms, args.count, args.seed)
   results = {}
   if args.resume and args.resume.exists():
-    results = {(r["file"], r["before"], r["after"], r["kind"]): r for r in map(json.loads, args.resume.read_text().splitlines())}
+    results = {
+      (r["file"], r["before"], r["after"], r["kind"]): r
+      for r in map(json.loads, args.resume.read_text().splitlines())
+    }
   name = lambda fault: (fault.file, *diff(fault), fault.kind)
-  todo = [f for f in faults if name(f) not in results or args.survivors and results[name(f)]["status"] == "survived"]
+  todo = [
+    f
+    for f in faults
+    if name(f) not in results or args.survivors and results[name(f)]["status"] == "survived"
+  ]
   folders, numbers, lock = queue.SimpleQueue(), iter(range(10**9, 2 * 10**9)), threading.Lock()
 
   def one(fault):
@@ -354,7 +515,11 @@ def main():
       folders.put(folder)
     with lock:
       results[name(fault)] = result
-      print(f"{result['status']:>8} {result['seconds']:6.1f} s  {fault.file}:{fault.line} {fault.kind}", file=sys.stderr, flush=True)
+      print(
+        f"{result['status']:>8} {result['seconds']:6.1f} s  {fault.file}:{fault.line} {fault.kind}",
+        file=sys.stderr,
+        flush=True,
+      )
       if args.resume:
         with args.resume.open("a") as file:
           file.write(json.dumps(result) + "\n")
@@ -362,7 +527,9 @@ def main():
   with tempfile.TemporaryDirectory(prefix="siglax-mutants-") as temporary:
     for job in range(args.jobs):
       folder = pathlib.Path(temporary) / str(job) / "main"
-      shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git", "__pycache__", ".*_cache"))
+      shutil.copytree(
+        ROOT, folder, ignore=shutil.ignore_patterns(".git", "__pycache__", ".*_cache")
+      )
       if (ROOT.parent / "shared").exists():
         (folder.parent / "shared").symlink_to(ROOT.parent / "shared")
       folders.put(folder)
@@ -372,13 +539,20 @@ def main():
 
 
 def report(results):
-  equivalent = [(r, why) for r in results if r["status"] == "survived" and (why := EQUIVALENT.get((r["file"], r["before"], r["after"])))]
+  equivalent = [
+    (r, why)
+    for r in results
+    if r["status"] == "survived" and (why := EQUIVALENT.get((r["file"], r["before"], r["after"])))
+  ]
   for r, why in equivalent:
     print(f"{r['file']}:{r['line']} equivalent: {why}\n- {r['before']}\n+ {r['after']}")
   left = [r for r in results if not any(r is x for x, _ in equivalent)]
   for r in left:
     if r["status"] == "survived":
-      print(f"{r['file']}:{r['line']} {r['function']} survived: {r['kind']}\n- {r['before']}\n+ {r['after']}")
+      print(
+        f"{r['file']}:{r['line']} {r['function']} survived: {r['kind']}\n- {r['before']}\n+ "
+        f"{r['after']}"
+      )
   for room in [*dict.fromkeys(r["room"] for r in left), "all"]:
     of = [r["status"] != "survived" for r in left if room in (r["room"], "all")]
     print(f"{room:<11} {sum(of):4} of {len(of):4} killed, {sum(of) / max(len(of), 1):.0%}")

@@ -1,4 +1,6 @@
-"""In float64 numpy, written from the formulas: the losses, value and gradients (zimg, ztxt, scale, bias); the transformer."""
+"""In float64 numpy, written from the formulas: the losses, value and gradients (zimg, ztxt, scale,
+bias); the transformer.
+"""
 
 import jax
 import numpy as np
@@ -7,7 +9,8 @@ import numpy as np
 def batch(B, d, rank=6, seed=1):
   """Unit zimg, ztxt (float32 numbers in float64), weights and labels.
 
-  Texts lean towards their images, and all lie near a subspace of few dimensions: negatives are near at any d.
+  Texts lean towards their images, and all lie near a subspace of few dimensions: negatives are near
+  at any d.
   """
   rng = np.random.default_rng(seed)
   unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
@@ -75,7 +78,9 @@ def hinge(zimg, ztxt, scale, bias, w=None, labels=None, margin=0.2, negatives="a
       for j in others:
         share = w[i] * (w[j] if negatives == "all" else 1) / w.sum()
         over = margin + y[i, j] - y[i, i]
-        assert abs(over) > 1e-6, "a pair at the kink, where float32 may take either side: use another seed"
+        assert abs(over) > 1e-6, (
+          "a pair at the kink, where float32 may take either side: use another seed"
+        )
         if over > 0:
           loss += share * over
           g[i, j] += share
@@ -87,7 +92,9 @@ def hinge(zimg, ztxt, scale, bias, w=None, labels=None, margin=0.2, negatives="a
 
 
 def layer_norm(x, p):
-  return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
+  return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * p[
+    "scale"
+  ] + p["bias"]
 
 
 def linear(x, p):

@@ -27,15 +27,22 @@ def options(**fields):
 
 
 def state(mesh, k):
-  rows = jax.device_put(np.random.default_rng(k).normal(size=(16, 8)).astype(np.float32), mesh_lib.batch_sharding(mesh))
-  whole = jax.device_put({"half": jnp.arange(6, dtype=jnp.bfloat16) + k, "step": jnp.int32(k)}, mesh_lib.replicated(mesh))
+  rows = jax.device_put(
+    np.random.default_rng(k).normal(size=(16, 8)).astype(np.float32), mesh_lib.batch_sharding(mesh)
+  )
+  whole = jax.device_put(
+    {"half": jnp.arange(6, dtype=jnp.bfloat16) + k, "step": jnp.int32(k)}, mesh_lib.replicated(mesh)
+  )
   return {"params": {"w": rows, "half": whole["half"]}, "step": whole["step"]}
 
 
 def abstract(mesh, tree):
   sharding = {2: mesh_lib.batch_sharding(mesh)}
   return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.get(x.ndim, mesh_lib.replicated(mesh))), tree
+    lambda x: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=sharding.get(x.ndim, mesh_lib.replicated(mesh))
+    ),
+    tree,
   )
 
 
@@ -51,12 +58,17 @@ def run(tmp_path):
 
 
 def same(a, b):
-  return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
+  return all(
+    np.asarray(x).tobytes() == np.asarray(y).tobytes()
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b))
+  )
 
 
 def damage(folder, step):
   """Flips one bit in the middle of the largest data file of a checkpoint."""
-  file = max((folder / "checkpoints" / str(step) / "state").rglob("d/*"), key=lambda f: f.stat().st_size)
+  file = max(
+    (folder / "checkpoints" / str(step) / "state").rglob("d/*"), key=lambda f: f.stat().st_size
+  )
   data = bytearray(file.read_bytes())
   data[len(data) // 2] ^= 1
   file.write_bytes(data)
@@ -67,7 +79,9 @@ def test_restores_bit_for_bit_on_another_mesh(run):
   reading = checkpoint.Checkpoints(run)
   restored, meta = reading.restore(abstract(other, state(other, 6)))
   assert same(restored, state(other, 6)) and meta["step"] == 6
-  part, _ = checkpoint.Checkpoints(run).restore({"params": abstract(other, state(other, 6))["params"]})
+  part, _ = checkpoint.Checkpoints(run).restore(
+    {"params": abstract(other, state(other, 6))["params"]}
+  )
   assert same(part["params"], state(other, 6)["params"])
 
 
@@ -78,7 +92,10 @@ def test_damage_is_found_and_the_checkpoint_before_is_used(run, caplog):
   writing = checkpoint.Checkpoints(run, options(keep_latest=3))
   restored, meta = writing.restore(abstract(mesh, state(mesh, 2)))
   assert meta["step"] == 2 and same(restored, state(mesh, 2))
-  assert "checkpoint of step 6 is damaged" in caplog.text and "checkpoint of step 4 is damaged" in caplog.text
+  assert (
+    "checkpoint of step 6 is damaged" in caplog.text
+    and "checkpoint of step 4 is damaged" in caplog.text
+  )
   writing.save(4, state(mesh, 4), {})  # the damaged newer ones are out of the way
   writing.close()
   assert checkpoint.Checkpoints(run).steps == [2, 4]
@@ -88,7 +105,9 @@ def test_all_damaged_is_an_error_and_none_is_none(run, tmp_path_factory):
   mesh = mesh_lib.make()
   for k in (2, 4, 6):
     damage(run, k)
-  with pytest.raises(ValueError, match="no checkpoint in .* is good; the newest, of step 6") as error:
+  with pytest.raises(
+    ValueError, match="no checkpoint in .* is good; the newest, of step 6"
+  ) as error:
     checkpoint.Checkpoints(run).restore(abstract(mesh, state(mesh, 6)))
   assert "\n" not in str(error.value)
   empty = checkpoint.Checkpoints(tmp_path_factory.mktemp("empty"), options())
@@ -107,10 +126,18 @@ def test_digest_sees_every_element_whatever_the_sharding(dtype):
   flipped = []
   for k in range(x.size):  # the highest bit, which an even weight would push out of the sum
     y = x.copy()
-    y.reshape(-1).view(f"uint{8 * x.dtype.itemsize}")[k] ^= 1 if dtype == jnp.bool_ else 1 << 8 * x.dtype.itemsize - 1
+    y.reshape(-1).view(f"uint{8 * x.dtype.itemsize}")[k] ^= (
+      1 if dtype == jnp.bool_ else 1 << 8 * x.dtype.itemsize - 1
+    )
     flipped.append(y)
   reversed_, scalar = x[::-1].copy(), x[3, 1, 0]
-  leaves = [x, jax.device_put(x, mesh_lib.batch_sharding(mesh_lib.make())), *flipped, reversed_, scalar]
+  leaves = [
+    x,
+    jax.device_put(x, mesh_lib.batch_sharding(mesh_lib.make())),
+    *flipped,
+    reversed_,
+    scalar,
+  ]
   found = list(digest.digest(leaves).values())
   assert found == [digest_of(leaf) for leaf in leaves]
   assert found[0] == found[1] and found[0] not in found[2:]
@@ -126,7 +153,11 @@ def test_every_leaf_of_a_state_is_under_the_digest(tmp_path):
   assert found.keys() == names and all(found[name] != after[name] for name in names)
   saving = checkpoint.Checkpoints(tmp_path, options())
   nothing = jnp.zeros((4096,))  # so that the moment is the largest file
-  large = {"params": {"w": nothing}, "opt_state": jax.random.normal(jax.random.key(0), (4096,)), "step": jnp.int32(1)}
+  large = {
+    "params": {"w": nothing},
+    "opt_state": jax.random.normal(jax.random.key(0), (4096,)),
+    "step": jnp.int32(1),
+  }
   saving.save(1, large, {})
   saving.close()
   like = abstract(mesh, large)
@@ -156,8 +187,14 @@ def test_a_save_holds_what_was_given_although_the_step_overwrites_it(tmp_path):
     saving.save(k, {"params": x, "step": jnp.int32(k)}, {})
     x = step(x)
   saving.close()
-  like = {"params": jax.ShapeDtypeStruct((512, 512), jnp.float32, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))}
-  restored, meta = checkpoint.Checkpoints(tmp_path).restore(like)  # its digest was of what was given
+  like = {
+    "params": jax.ShapeDtypeStruct(
+      (512, 512), jnp.float32, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    )
+  }
+  restored, meta = checkpoint.Checkpoints(tmp_path).restore(
+    like
+  )  # its digest was of what was given
   assert meta["step"] == 3 and float(restored["params"][0, 0]) == 5
 
 
@@ -167,7 +204,9 @@ def files(folder, step):
 
 def contents(folder):
   """What is on disk, but for the time a deletion in the background takes."""
-  return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+  return {
+    str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+  }
 
 
 def restored(folder, config=None, step=6):
@@ -185,7 +224,13 @@ def quick(monkeypatch):
 
 
 # Files that no reader needs: the state is whole without them.
-UNUSED = ("commit_success.txt", "_CHECKPOINT_METADATA", "_sharding", "array_metadatas", "ocdbt.process_0")
+UNUSED = (
+  "commit_success.txt",
+  "_CHECKPOINT_METADATA",
+  "_sharding",
+  "array_metadatas",
+  "ocdbt.process_0",
+)
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
@@ -198,12 +243,22 @@ def test_damage_of_any_file_is_found_or_harmless(kind, run):
     bad = bytearray(good)
     if kind == "flip" and bad:
       bad[rng.integers(len(bad))] ^= 1 << rng.integers(8)
-    file.write_bytes({"flip": bad, "truncate": bad[: len(bad) // 2], "empty": b"", "zeros": bytes(len(bad)), "delete": b""}[kind])
+    file.write_bytes(
+      {
+        "flip": bad,
+        "truncate": bad[: len(bad) // 2],
+        "empty": b"",
+        "zeros": bytes(len(bad)),
+        "delete": b"",
+      }[kind]
+    )
     if kind == "delete":
       file.unlink()
     _, step = restored(run)
     needed = not any(name in str(file) for name in UNUSED) and "/d/" not in str(file)
-    assert step == 4 or step == 6 and (not needed or kind == "delete" and file.name == "_METADATA"), file
+    assert (
+      step == 4 or step == 6 and (not needed or kind == "delete" and file.name == "_METADATA")
+    ), file
     file.write_bytes(good)
   assert restored(run)[1] == 6
 
@@ -214,7 +269,20 @@ def swap(a, b):
   a.with_name("held").rename(b)
 
 
-@pytest.mark.parametrize("kind", ["folders", "states", "metadata", "renamed", "step of the metadata", "metadata", "a file", "no state", "no metadata"])
+@pytest.mark.parametrize(
+  "kind",
+  [
+    "folders",
+    "states",
+    "metadata",
+    "renamed",
+    "step of the metadata",
+    "metadata",
+    "a file",
+    "no state",
+    "no metadata",
+  ],
+)
 def test_checkpoints_that_are_mixed_up_are_damaged(kind, run):
   six, four, text = run / "checkpoints" / "6", run / "checkpoints" / "4", None
   if kind == "folders":
@@ -227,7 +295,9 @@ def test_checkpoints_that_are_mixed_up_are_damaged(kind, run):
     six.rename(run / "checkpoints" / "7")
   elif kind == "step of the metadata":
     file = six / "meta" / "metadata"
-    file.write_text(file.read_text().replace('"step": 6', '"step": 5').replace('"step":6', '"step":5'))
+    file.write_text(
+      file.read_text().replace('"step": 6', '"step": 5').replace('"step":6', '"step":5')
+    )
     text = "does not match its digest"
   elif kind == "a file":
     six.rename(run / "checkpoints" / "held")
@@ -246,7 +316,9 @@ def test_a_leaf_that_is_not_there_is_damage(run):
   mesh = mesh_lib.make()
   like = abstract(mesh, state(mesh, 6))
   like["params"]["more"] = like["params"]["half"]
-  with pytest.raises(ValueError, match="no checkpoint in .* is good; the newest, of step 6: params/more is not in it"):
+  with pytest.raises(
+    ValueError, match="no checkpoint in .* is good; the newest, of step 6: params/more is not in it"
+  ):
     checkpoint.Checkpoints(run).restore(like)
 
 
@@ -260,7 +332,9 @@ def test_a_step_is_compared_although_both_digests_fit(run):
   assert "the folder is of step 5, its metadata of step 6, its state of step 6" in lines[0]
 
 
-@pytest.mark.parametrize("kind", ["EIO", "ESTALE", "ETIMEDOUT", "EMFILE", "EACCES", "memory", "exhausted"])
+@pytest.mark.parametrize(
+  "kind", ["EIO", "ESTALE", "ETIMEDOUT", "EMFILE", "EACCES", "memory", "exhausted"]
+)
 @pytest.mark.parametrize("where", ["state", "meta"])
 def test_a_read_that_fails_is_tried_again_and_nothing_is_changed(kind, where, run, quick):
   before = contents(run)
@@ -270,7 +344,11 @@ def test_a_read_that_fails_is_tried_again_and_nothing_is_changed(kind, where, ru
   mesh = mesh_lib.make()
   with inject.failing_reads(kind, times=10**6, where=where), pytest.raises(ValueError) as error:
     checkpoint.Checkpoints(run, options()).restore(abstract(mesh, state(mesh, 6)))
-  assert "the checkpoint of step 6" in str(error.value) and "nothing was changed" in str(error.value) and "\n" not in str(error.value)
+  assert (
+    "the checkpoint of step 6" in str(error.value)
+    and "nothing was changed" in str(error.value)
+    and "\n" not in str(error.value)
+  )
   assert contents(run) == before
   checkpoints.close()
 
@@ -279,7 +357,10 @@ def test_a_list_that_cannot_be_read_is_no_empty_list(run, quick):
   mesh = mesh_lib.make()
   with inject.failing_reads("ESTALE", times=2, where="list"):
     assert restored(run)[1] == 6
-  with inject.failing_reads("EIO", times=10**6, where="list"), pytest.raises(ValueError, match="checkpoints cannot be read: .*; nothing was changed"):
+  with (
+    inject.failing_reads("EIO", times=10**6, where="list"),
+    pytest.raises(ValueError, match="checkpoints cannot be read: .*; nothing was changed"),
+  ):
     checkpoint.Checkpoints(run).restore(abstract(mesh, state(mesh, 6)))
 
 
@@ -291,11 +372,16 @@ def test_a_damaged_checkpoint_is_moved_aside_by_the_next_save_that_succeeds(run,
   assert step == 4 and (run / "checkpoints" / "6").is_dir()  # reading changes nothing
   with inject.failing_saves("ENOSPC"):
     checkpoints.save(5, state(mesh, 5), {})
-  assert checkpoints.steps == [2, 4, 6] and checkpoints.last_good() == "the last good checkpoint is of step 4"
+  assert (
+    checkpoints.steps == [2, 4, 6]
+    and checkpoints.last_good() == "the last good checkpoint is of step 4"
+  )
   checkpoints.save(5, state(mesh, 5), {})
   checkpoints.close()
   assert checkpoints.steps == [5] and restored(run)[1] == 5
-  assert {p.name: p.read_bytes() for p in (run / "checkpoints" / "damaged-6").rglob("*") if p.is_file()} == bad
+  assert {
+    p.name: p.read_bytes() for p in (run / "checkpoints" / "damaged-6").rglob("*") if p.is_file()
+  } == bad
 
 
 def test_a_damaged_checkpoint_of_the_same_step_comes_back_where_the_save_fails(run, quick):
@@ -307,11 +393,17 @@ def test_a_damaged_checkpoint_of_the_same_step_comes_back_where_the_save_fails(r
   assert checkpoints.steps == [2, 4, 6] and not (run / "checkpoints" / "damaged-6").exists()
   checkpoints.save(6, state(mesh, 6), {})
   checkpoints.close()
-  assert restored(run)[1] == 6 and checkpoints.steps == [6] and (run / "checkpoints" / "damaged-6").is_dir()
+  assert (
+    restored(run)[1] == 6
+    and checkpoints.steps == [6]
+    and (run / "checkpoints" / "damaged-6").is_dir()
+  )
 
 
 @pytest.mark.parametrize("group", [2**28, 1])
-def test_verify_finds_what_the_disk_did_not_keep_before_the_old_ones_go(group, run, quick, monkeypatch):
+def test_verify_finds_what_the_disk_did_not_keep_before_the_old_ones_go(
+  group, run, quick, monkeypatch
+):
   monkeypatch.setattr(checkpoint, "VERIFY_BYTES", group)
   mesh = mesh_lib.make()
   checkpoints, _ = restored(run, options(keep_latest=1, keep_one_in=None, verify=True))
@@ -328,7 +420,9 @@ def test_verify_finds_what_the_disk_did_not_keep_before_the_old_ones_go(group, r
   with monkeypatch.context() as patch:
     patch.setattr(checkpoint.ocp.AsyncCheckpointer, "wait_until_finished", damaged)
     checkpoints.save(10, state(mesh, 10), {})
-  assert checkpoints.steps == [8] and checkpoints.newest == 8 and checkpoints.poll()  # it is to be made again
+  assert (
+    checkpoints.steps == [8] and checkpoints.newest == 8 and checkpoints.poll()
+  )  # it is to be made again
   assert (run / "checkpoints" / "damaged-10").is_dir()
   with inject.failing_reads("EIO", times=2):  # a read that fails is no damage
     checkpoints.save(12, state(mesh, 12), {})
@@ -336,8 +430,12 @@ def test_verify_finds_what_the_disk_did_not_keep_before_the_old_ones_go(group, r
   assert checkpoints.steps == [12] and restored(run)[1] == 12
 
 
-def test_a_disk_that_does_not_answer_while_a_save_is_looked_after_ends_nothing(run, quick, monkeypatch, caplog):
-  """Neither the look for the new folder nor the move of one that `verify` found damaged may end the training."""
+def test_a_disk_that_does_not_answer_while_a_save_is_looked_after_ends_nothing(
+  run, quick, monkeypatch, caplog
+):
+  """Neither the look for the new folder nor the move of one that `verify` found damaged may end the
+  training.
+  """
   mesh = mesh_lib.make()
   checkpoints, _ = restored(run, options(keep_latest=1, keep_one_in=None))
   checkpoints.save(8, state(mesh, 8), {})
@@ -371,7 +469,10 @@ def test_a_disk_that_does_not_answer_while_a_save_is_looked_after_ends_nothing(r
     patch.setattr(checkpoint.ocp.AsyncCheckpointer, "wait_until_finished", damaged)
     patch.setattr(pathlib.Path, "rename", fails_once)
     checkpoints.save(10, state(mesh, 10), {})
-  assert checkpoints.steps == [8, 10] and checkpoints.last_good() == "the last good checkpoint is of step 8"
+  assert (
+    checkpoints.steps == [8, 10]
+    and checkpoints.last_good() == "the last good checkpoint is of step 8"
+  )
   checkpoints.save(11, state(mesh, 11), {})
   checkpoints.close()
   assert checkpoints.steps == [11] and (run / "checkpoints" / "damaged-10").is_dir()
@@ -379,14 +480,26 @@ def test_a_disk_that_does_not_answer_while_a_save_is_looked_after_ends_nothing(r
 
 def test_one_in_so_many_is_kept_for_good_and_no_metric_is_taken_for_the_best(tmp_path):
   mesh = mesh_lib.make()
-  saving = checkpoint.Checkpoints(tmp_path, options(keep_latest=1, keep_one_in=3, keep_best="eval/a/acc1"), every=2)
-  for k, metric in ((2, float("nan")), (4, 0.5), (6, 0.1), (8, None), (10, 0.2), (12, 0.3), (14, 0.4)):
+  saving = checkpoint.Checkpoints(
+    tmp_path, options(keep_latest=1, keep_one_in=3, keep_best="eval/a/acc1"), every=2
+  )
+  for k, metric in (
+    (2, float("nan")),
+    (4, 0.5),
+    (6, 0.1),
+    (8, None),
+    (10, 0.2),
+    (12, 0.3),
+    (14, 0.4),
+  ):
     saving.save(k, state(mesh, k), {}, None if metric is None else {"eval/a/acc1": metric})
   saving.close()
   assert saving.steps == [4, 6, 12, 14]  # 6 and 12 are each third that is due, 4 the best
   (file,) = (tmp_path / "checkpoints" / "4" / "meta").glob("metadata")
   file.write_text(file.read_text().replace("0.5", '"x"'))
-  saving = checkpoint.Checkpoints(tmp_path, options(keep_latest=1, keep_one_in=None, keep_best="eval/a/acc1"))
+  saving = checkpoint.Checkpoints(
+    tmp_path, options(keep_latest=1, keep_one_in=None, keep_best="eval/a/acc1")
+  )
   saving.save(16, state(mesh, 16), {})
   saving.close()
   assert saving.steps == [4, 14, 16]  # what cannot be read is kept, as it may be the best
@@ -399,16 +512,27 @@ def test_saves_that_fail_are_made_again_and_then_end_the_run(kind, run, quick, c
   with inject.failing_saves(kind):
     for k in range(7, 12):
       checkpoints.save(k, state(mesh, k), {})
-      assert checkpoints.poll() == (k % 2 == 1)  # each is tried twice: again at the next step, then when it is due
+      assert checkpoints.poll() == (
+        k % 2 == 1
+      )  # each is tried twice: again at the next step, then when it is due
     with pytest.raises(ValueError) as error:
       checkpoints.save(12, state(mesh, 12), {})
-  assert "3 saves in a row have failed, each tried twice, more than config.checkpoint.max_failed_saves=2" in str(error.value)
+  assert (
+    "3 saves in a row have failed, each tried twice, more than config.checkpoint.max_failed_saves=2"
+    in str(error.value)
+  )
   assert "the last good checkpoint is of step 6" in str(error.value)
   assert checkpoints.steps == [2, 4, 6] and "training goes on" in caplog.text
   checkpoints.save(12, state(mesh, 12), {})  # one that succeeds forgets them
   checkpoints.wait()
   assert checkpoints.steps == [6, 12] and not checkpoints.poll()
-  with inject.failing_saves(kind), pytest.raises(ValueError, match="the checkpoint of step 13 could not be saved; the last good checkpoint is of step 12"):
+  with (
+    inject.failing_saves(kind),
+    pytest.raises(
+      ValueError,
+      match="the checkpoint of step 13 could not be saved; the last good checkpoint is of step 12",
+    ),
+  ):
     checkpoints.save(13, state(mesh, 13), {}, last=True)
   with inject.failing_saves(kind, times=2):
     checkpoints.save(13, state(mesh, 13), {}, last=True)
@@ -417,12 +541,17 @@ def test_saves_that_fail_are_made_again_and_then_end_the_run(kind, run, quick, c
 
 
 def test_the_digest_of_more_elements_than_32_bits_count():
-  assert jax.eval_shape(digest.leaf_digest, jax.ShapeDtypeStruct((2, 2**17, 2**17), jnp.float32)).dtype == jnp.uint32
+  assert (
+    jax.eval_shape(digest.leaf_digest, jax.ShapeDtypeStruct((2, 2**17, 2**17), jnp.float32)).dtype
+    == jnp.uint32
+  )
 
 
 def test_the_best_by_a_loss_is_the_lowest(tmp_path):
   mesh = mesh_lib.make()
-  saving = checkpoint.Checkpoints(tmp_path, options(keep_latest=1, keep_best="eval/a/loss"), lower_is_better=True)
+  saving = checkpoint.Checkpoints(
+    tmp_path, options(keep_latest=1, keep_best="eval/a/loss"), lower_is_better=True
+  )
   for k, loss in ((2, 0.9), (4, 0.1), (6, 0.2), (7, None), (9, 0.3)):
     saving.save(k, state(mesh, k), {}, loss and {"eval/a/loss": loss})
   saving.wait()
@@ -435,34 +564,55 @@ def chained(outer, inner, attribute):
   return outer
 
 
-@pytest.mark.parametrize("error, failed", [
-    (OSError(5, "Input/output error"), True), (OSError(28, "No space left on device"), True), (MemoryError(), True),
-    (FileNotFoundError(2, "No such file or directory"), False), (IsADirectoryError(21, "Is a directory"), False),
-    (OSError("no number"), False), (ValueError("a bad byte"), False), (RuntimeError("x RESOURCE_EXHAUSTED: y"), True),
+@pytest.mark.parametrize(
+  "error, failed",
+  [
+    (OSError(5, "Input/output error"), True),
+    (OSError(28, "No space left on device"), True),
+    (MemoryError(), True),
+    (FileNotFoundError(2, "No such file or directory"), False),
+    (IsADirectoryError(21, "Is a directory"), False),
+    (OSError("no number"), False),
+    (ValueError("a bad byte"), False),
+    (RuntimeError("x RESOURCE_EXHAUSTED: y"), True),
     (ValueError("write: Stale file handle"), True),
-    (chained(ValueError("a"), MemoryError(), "__cause__"), True), (chained(ValueError("a"), MemoryError(), "__context__"), True),
+    (chained(ValueError("a"), MemoryError(), "__cause__"), True),
+    (chained(ValueError("a"), MemoryError(), "__context__"), True),
     (chained(ValueError("a"), KeyError("b"), "__cause__"), False),
-    (ExceptionGroup("some", [ValueError("a"), OSError(5, "x")]), True), (ExceptionGroup("some", [ValueError("a")]), False),
-])
+    (ExceptionGroup("some", [ValueError("a"), OSError(5, "x")]), True),
+    (ExceptionGroup("some", [ValueError("a")]), False),
+  ],
+)
 def test_failures_are_told_from_damage(error, failed):
   assert errors.is_failure(error) is failed
 
 
 def test_one_line_of_an_error():
-  assert errors.one_line(ValueError("x" * 200)) == "x" * 200 and errors.one_line(KeyError()) == "KeyError"
-  assert errors.one_line(ValueError("a" * 100 + "b" * 101 + "\nmore")) == "a" * 80 + " … " + "a" * 19 + "b" * 101
+  assert (
+    errors.one_line(ValueError("x" * 200)) == "x" * 200
+    and errors.one_line(KeyError()) == "KeyError"
+  )
+  assert (
+    errors.one_line(ValueError("a" * 100 + "b" * 101 + "\nmore"))
+    == "a" * 80 + " … " + "a" * 19 + "b" * 101
+  )
 
 
 def test_a_restore_before_a_step_takes_none_of_that_step(run):
   mesh = mesh_lib.make()
-  assert int(checkpoint.Checkpoints(run).restore(abstract(mesh, state(mesh, 0)), before=4)[0]["step"]) == 2
+  assert (
+    int(checkpoint.Checkpoints(run).restore(abstract(mesh, state(mesh, 0)), before=4)[0]["step"])
+    == 2
+  )
 
 
 def test_a_save_that_fails_in_one_of_several_processes_ends_the_run(run, monkeypatch):
   checkpoints = checkpoint.Checkpoints(run, options())
   checkpoints._pending = 8
   monkeypatch.setattr(jax, "process_count", lambda: 2)
-  with pytest.raises(ValueError, match="the checkpoint of step 8 failed: full; the last good checkpoint is of step 6"):
+  with pytest.raises(
+    ValueError, match="the checkpoint of step 8 failed: full; the last good checkpoint is of step 6"
+  ):
     checkpoints._fail(OSError("full"))
   monkeypatch.undo()
   checkpoints.close()

@@ -1,8 +1,9 @@
-"""Every fenced block of README, docs and launch/README: run, in the order of its file, or parsed where it needs more than a CPU.
+"""Every fenced block of README, docs and launch/README: run, in the order of its file, or parsed
+where it needs more than a CPU.
 
-`pytest -m slow` runs them. A block or a command that stands in none of the tables below fails the first test. Libraries
-that siglax does not need (transformers, open_clip, …) are used where the Python in $DOCS_PYTHON, or else this one, has them;
-blocks of absent ones are only compiled.
+`pytest -m slow` runs them. A block or a command that stands in none of the tables below fails the
+first test. Libraries that siglax does not need (transformers, open_clip, …) are used where the
+Python in $DOCS_PYTHON, or else this one, has them; blocks of absent ones are only compiled.
 """
 
 import ast
@@ -28,71 +29,92 @@ from siglax.data import text as text_lib
 from siglax.data.shapes import Shapes
 
 ROOT = pathlib.Path(__file__).parent.parent
-FILES = ("README.md", "docs/losses.md", "docs/plan.md", "docs/reliability.md", "docs/towers.md", "launch/README.md")
+FILES = (
+  "README.md",
+  "docs/losses.md",
+  "docs/plan.md",
+  "docs/reliability.md",
+  "docs/towers.md",
+  "launch/README.md",
+)
 
-# Commands that are run, and what is appended so that each takes seconds: a later flag replaces the one before.
+# Commands that are run, and what is appended so that each takes seconds: a later flag replaces the
+# one before.
 SMALL = "--config.batch_size=16 --config.eval.batch_size=16 --config.total_steps=2 --config.optim.warmup_steps=0 --config.model.image.depth=1"
 RUN = {
-    "siglax train --config configs/quickstart.py --workdir runs/quickstart":
-        f"{SMALL} " + " ".join(f"--config.eval.tasks.{i}.examples=16" for i in range(5)),
-    "siglax tokenizer --from mine.parquet --out mine.model --vocab-size 8000": "--vocab-size 80",
-    "siglax train --config configs/cifar10_captions.py:train=mine.parquet,test=held_out.parquet --workdir runs/mine "
-    "--config.text.tokenizer=mine.model --config.loss.positives=pair --config.image.flip=False "
-    "--config.model.image.stem=patch --config.model.image.pool=map --config.model.text.pool=last --config.model.embed_dim=192": SMALL,
-    "siglax export --from runs/mine --format hf --out exported/mine": "",
-    "siglax classify --from runs/quickstart a.png b.png --labels 'red circle,blue square' --template 'a {}.'": "",
-    "siglax search --from runs/quickstart --images pictures 'a large blue square' --out found.html": "",
-    "siglax export --from runs/quickstart --format stablehlo --out exported/quickstart": "",
-    "siglax embed --from runs/mine --data pictures.parquet --out embedded.parquet": "",
-    "siglax plan --config configs/quickstart.py --devices 8": "--batch 16",
-    "siglax plan --config configs/siglip_so400m.py --devices 256 --batch 65536 --chips v5e,H100 --json --config.mesh.fsdp=32":
-        "--config configs/siglip_so400m.py:smoke=True --devices 8 --batch 16 --config.mesh.fsdp=2",
-    "siglax train --config configs/x.py --workdir runs/x --config.model.init_from=webli_en_b16_224.npz:img": "",
-    "siglax export --from runs/x --format hf --out exported/x --dtype bfloat16": "",
-    "siglax classify --from runs/x a.jpg b.jpg --labels cat,dog --template 'a photo of a {}.' --template 'a {}.' --json": "",
-    "siglax search --from runs/x --images photos 'a red car' snow --top 20 --out found.html": "",
-    "siglax embed --from runs/x:img --data train.parquet --out embedded.array_record": "",
-    "siglax train --config configs/lit_b16.py:init=runs/x:img,embedded=embedded.array_record,tokenizer=FILE.model --workdir runs/lit":
-        # The towers of configs/x.py in place of B's.
-        f"{SMALL} --config.optim.warmup_examples=16 --config.train.dtype=float32 --config.image.size=16 --config.model.image.patch=8 "
-        "--config.model.text.vocab_size=None --config.text.length=12 " + " ".join(
-            f"--config.model.{t}.{k}={v}" for t in ("image", "text")
-            for k, v in {"width": 16, "depth": 1, "heads": 2, "mlp_dim": 32}.items()
-        ),
-    "launch/local.sh 2 --config configs/siglip_b16.py:smoke=True --workdir runs/smoke": "",
-    "DEVICES=4 launch/local.sh 2 --config configs/siglip_b16.py:smoke=True --workdir runs/smoke": "",
+  "siglax train --config configs/quickstart.py --workdir runs/quickstart": f"{SMALL} "
+  + " ".join(f"--config.eval.tasks.{i}.examples=16" for i in range(5)),
+  "siglax tokenizer --from mine.parquet --out mine.model --vocab-size 8000": "--vocab-size 80",
+  "siglax train --config configs/cifar10_captions.py:train=mine.parquet,test=held_out.parquet "
+  "--workdir runs/mine "
+  "--config.text.tokenizer=mine.model --config.loss.positives=pair --config.image.flip=False "
+  "--config.model.image.stem=patch --config.model.image.pool=map --config.model.text.pool=last --config.model.embed_dim=192": SMALL,
+  "siglax export --from runs/mine --format hf --out exported/mine": "",
+  "siglax classify --from runs/quickstart a.png b.png --labels 'red circle,blue square' "
+  "--template 'a {}.'": "",
+  "siglax search --from runs/quickstart --images pictures 'a large blue square' --out found.html": "",
+  "siglax export --from runs/quickstart --format stablehlo --out exported/quickstart": "",
+  "siglax embed --from runs/mine --data pictures.parquet --out embedded.parquet": "",
+  "siglax plan --config configs/quickstart.py --devices 8": "--batch 16",
+  "siglax plan --config configs/siglip_so400m.py --devices 256 --batch 65536 --chips v5e,H100 --json --config.mesh.fsdp=32": "--config configs/siglip_so400m.py:smoke=True --devices 8 --batch 16 --config.mesh.fsdp=2",
+  "siglax train --config configs/x.py --workdir runs/x "
+  "--config.model.init_from=webli_en_b16_224.npz:img": "",
+  "siglax export --from runs/x --format hf --out exported/x --dtype bfloat16": "",
+  "siglax classify --from runs/x a.jpg b.jpg --labels cat,dog --template 'a photo of a {}.' "
+  "--template 'a {}.' --json": "",
+  "siglax search --from runs/x --images photos 'a red car' snow --top 20 --out found.html": "",
+  "siglax embed --from runs/x:img --data train.parquet --out embedded.array_record": "",
+  "siglax train --config configs/lit_b16.py:init=runs/x:img,embedded=embedded.array_record,tokenizer=FILE.model --workdir runs/lit":
+  # The towers of configs/x.py in place of B's.
+  f"{SMALL} --config.optim.warmup_examples=16 --config.train.dtype=float32 --config.image.size=16 "
+  "--config.model.image.patch=8 "
+  "--config.model.text.vocab_size=None --config.text.length=12 "
+  + " ".join(
+    f"--config.model.{t}.{k}={v}"
+    for t in ("image", "text")
+    for k, v in {"width": 16, "depth": 1, "heads": 2, "mlp_dim": 32}.items()
+  ),
+  "launch/local.sh 2 --config configs/siglip_b16.py:smoke=True --workdir runs/smoke": "",
+  "DEVICES=4 launch/local.sh 2 --config configs/siglip_b16.py:smoke=True --workdir runs/smoke": "",
 }
-# Commands that need a cluster: what follows is parsed as siglax train's, and the config is checked for so many devices.
+# Commands that need a cluster: what follows is parsed as siglax train's, and the config is checked
+# for so many devices.
 CLUSTER = {
-    "sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 --cpus-per-task=8 --time=24:00:00 launch/slurm.sbatch "
-    "--config configs/siglip_b16.py:train=PATH,tokenizer=FILE.model --workdir DIR": 16,
-    "launch/tpu_vm.sh start --config configs/siglip_b16.py:train=PATH,tokenizer=FILE.model --workdir DIR": 32,
+  "sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 --cpus-per-task=8 --time=24:00:00 "
+  "launch/slurm.sbatch "
+  "--config configs/siglip_b16.py:train=PATH,tokenizer=FILE.model --workdir DIR": 16,
+  "launch/tpu_vm.sh start --config configs/siglip_b16.py:train=PATH,tokenizer=FILE.model --workdir DIR": 32,
 }
 # What other programs do. .ci/run installs siglax and runs the tests.
 OTHERS = (
-    "pip install -e .", "pip install -e '.[test]'", "pytest",
-    # Attacks of minutes; tests/faults has a short one.
-    "python benchmarks/soak.py --minutes 30 --every 20 --seed 0",
-    "python benchmarks/soak.py --tiny --seed 2 --counts kill=60,full=20,double=10",
-    "python benchmarks/soak.py --here --seed 0 --counts damage=200,transient=40,nonfinite=200",
-    "pip install onnx onnx-ir onnxruntime equinox dm-pix", "pip install --no-deps jax2onnx==0.17.1",
-    "export TPU=name ZONE=us-central2-b",
-    "gcloud compute tpus tpu-vm create $TPU --zone $ZONE --accelerator-type v4-64 --version tpu-ubuntu2204-base",
-    "launch/tpu_vm.sh install",
+  "pip install -e .",
+  "pip install -e '.[test]'",
+  "pytest",
+  # Attacks of minutes; tests/faults has a short one.
+  "python benchmarks/soak.py --minutes 30 --every 20 --seed 0",
+  "python benchmarks/soak.py --tiny --seed 2 --counts kill=60,full=20,double=10",
+  "python benchmarks/soak.py --here --seed 0 --counts damage=200,transient=40,nonfinite=200",
+  "pip install onnx onnx-ir onnxruntime equinox dm-pix",
+  "pip install --no-deps jax2onnx==0.17.1",
+  "export TPU=name ZONE=us-central2-b",
+  "gcloud compute tpus tpu-vm create $TPU --zone $ZONE --accelerator-type v4-64 --version "
+  "tpu-ubuntu2204-base",
+  "launch/tpu_vm.sh install",
 )
-# First lines of blocks that are no commands: what siglax plan prints (tests/test_plan.py), a Dockerfile, the folders, what
-# a soak printed.
+# First lines of blocks that are no commands: what siglax plan prints (tests/test_plan.py), a
+# Dockerfile, the folders, what a soak printed.
 TEXTS = (
-    "siglax plan configs/siglip_so400m.py", "FROM python:3.12-slim",
-    "siglax/",
-    "fault                   tried  survived       lost steps       recovery s",
+  "siglax plan configs/siglip_so400m.py",
+  "FROM python:3.12-slim",
+  "siglax/",
+  "fault                   tried  survived       lost steps       recovery s",
 )
 
 # Python blocks by their first line, and what they take for granted.
 PICTURE = "from PIL import Image\npicture = Image.open('a.jpg')\n"
 PYTHON = {
-    "import siglax": "",
-    "from siglax import losses": """
+  "import siglax": "",
+  "from siglax import losses": """
 import jax
 from siglax.devices import mesh as mesh_lib
 mesh = mesh_lib.make()
@@ -100,14 +122,13 @@ zimg, ztxt = (jax.random.normal(jax.random.key(i), (16, 8)) for i in range(2))
 zimg, ztxt = (z / jax.numpy.linalg.norm(z, axis=1, keepdims=True) for z in (zimg, ztxt))
 scale, bias, weights, labels = 10.0, -2.0, jax.numpy.ones(16), jax.numpy.arange(16)
 """,
-    "import jax.numpy as jnp": "",
-    'tower = siglax.load("google/siglip-base-patch16-224")   # a local folder: config.json and safetensors, sharded or not':
-        "import siglax, numpy as np\nimages = np.zeros((2, 16, 16, 3), np.uint8)\n",
-    "from transformers import AutoImageProcessor, AutoModel, AutoTokenizer": PICTURE,
-    "from transformers import AutoImageProcessor, AutoModel": PICTURE,
-    "import open_clip": PICTURE,
-    "import big_vision.utils as u": "",
-    "import json": """
+  "import jax.numpy as jnp": "",
+  'tower = siglax.load("google/siglip-base-patch16-224")   # a local folder: config.json and safetensors, sharded or not': "import siglax, numpy as np\nimages = np.zeros((2, 16, 16, 3), np.uint8)\n",
+  "from transformers import AutoImageProcessor, AutoModel, AutoTokenizer": PICTURE,
+  "from transformers import AutoImageProcessor, AutoModel": PICTURE,
+  "import open_clip": PICTURE,
+  "import big_vision.utils as u": "",
+  "import json": """
 import os
 os.chdir("exported/quickstart")
 import numpy
@@ -115,18 +136,16 @@ c = __import__("json").load(open("config.json"))
 pixels = numpy.zeros((2, c["image"]["size"], c["image"]["size"], 3), numpy.uint8)
 tokens = numpy.zeros((3, c["text"]["length"]), numpy.int32)
 """,
-    "import jax, numpy as np, siglax": "",
-    "from flax import nnx": "",
-    "from PIL import Image": "",
-    'c.data = ({"source": "embeddings", "path": "embedded.array_record"},)': "from siglax import config\nc = config.default()\n",
-    'f = np.load("embedded.npz")                                      # rows of all; label -1, weight 1 where there is none':
-        "import json, numpy as np\n",
-    'table = pq.read_table("embedded.parquet")                        # captions, label, weight, key: null where there is none':
-        "import json, numpy as np, pyarrow.parquet as pq\n",
-    'records = ArrayRecordDataSource("embedded.array_record")         # array_record.python.array_record_data_source':
-        "import json, safetensors.numpy\nfrom array_record.python.array_record_data_source import ArrayRecordDataSource\n",
+  "import jax, numpy as np, siglax": "",
+  "from flax import nnx": "",
+  "from PIL import Image": "",
+  'c.data = ({"source": "embeddings", "path": "embedded.array_record"},)': "from siglax import config\nc = config.default()\n",
+  'f = np.load("embedded.npz")                                      # rows of all; label -1, weight 1 where there is none': "import json, numpy as np\n",
+  'table = pq.read_table("embedded.parquet")                        # captions, label, weight, key: null where there is none': "import json, numpy as np, pyarrow.parquet as pq\n",
+  'records = ArrayRecordDataSource("embedded.array_record")         # array_record.python.array_record_data_source': "import json, safetensors.numpy\nfrom array_record.python.array_record_data_source import ArrayRecordDataSource\n",
 }
-# What a file's blocks need that none of them makes, and what must then be there: siglax commands, one a line.
+# What a file's blocks need that none of them makes, and what must then be there: siglax commands,
+# one a line.
 TOWERS = """
 train --config configs/x.py --workdir runs/source
 export --from runs/source --format big_vision --out webli_en_b16_224.npz
@@ -155,7 +174,11 @@ class Block(NamedTuple):
     joined = self.text.replace("\\\n", " ")
     words = [re.sub(r"\[(--.*?)\]", r"\1", line) for line in joined.splitlines()]
     lines = [shlex.split(part, comments=True) for line in words for part in line.split("&&")]
-    return [shlex.join(line) if not line[0].startswith(("gcloud", "export")) else " ".join(line) for line in lines if line]
+    return [
+      shlex.join(line) if not line[0].startswith(("gcloud", "export")) else " ".join(line)
+      for line in lines
+      if line
+    ]
 
 
 def blocks(file: str) -> list[Block]:
@@ -164,7 +187,10 @@ def blocks(file: str) -> list[Block]:
 
 
 def test_every_block_is_known():
-  assert sorted(FILES) == sorted(str(f.relative_to(ROOT)) for f in (ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("launch/*.md")))
+  assert sorted(FILES) == sorted(
+    str(f.relative_to(ROOT))
+    for f in (ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("launch/*.md"))
+  )
   unknown, seen = [], []
   for block in (block for file in FILES for block in blocks(file)):
     if block.language == "python":
@@ -176,15 +202,19 @@ def test_every_block_is_known():
     else:
       assert block.language == "", f"{block.file}: a block in {block.language}"
       seen += block.commands()
-      unknown += [c for c in block.commands() if c not in RUN and c not in CLUSTER and c not in OTHERS]
+      unknown += [
+        c for c in block.commands() if c not in RUN and c not in CLUSTER and c not in OTHERS
+      ]
   assert not unknown, f"add to a table of {__file__}: {unknown}"
-  assert set(seen) == {*RUN, *CLUSTER, *OTHERS, *TEXTS, *PYTHON}, "the docs no longer have all that the tables list"
+  assert set(seen) == {*RUN, *CLUSTER, *OTHERS, *TEXTS, *PYTHON}, (
+    "the docs no longer have all that the tables list"
+  )
 
 
 @pytest.mark.parametrize("command", CLUSTER)
 def test_what_needs_a_cluster_is_parsed_and_its_config_checked(command):
   words = shlex.split(command)
-  known, rest = cli.parse(["train", *words[words.index("--config"):]])
+  known, rest = cli.parse(["train", *words[words.index("--config") :]])
   config = config_lib.load(str(ROOT / known.config), cli.overrides(rest))
   checks.validate(config, CLUSTER[command])
   assert config.data[0]["path"] == "PATH" and config.text.tokenizer == "FILE.model"
@@ -208,8 +238,15 @@ def folder(tmp_path, monkeypatch):
   source = Shapes(examples=80, image_size=32)
   pictures = [cv2.imencode(".png", source[i]["image"])[1].tobytes() for i in range(len(source))]
   captions = [source[i]["captions"][0] for i in range(len(source))]
-  for name, rows in (("mine", slice(0, 64)), ("held_out", slice(64, 80)), ("pictures", slice(0, 16)), ("train", slice(0, 32))):
-    pq.write_table(pa.table({"image": pictures[rows], "caption": captions[rows]}), tmp_path / f"{name}.parquet")
+  for name, rows in (
+    ("mine", slice(0, 64)),
+    ("held_out", slice(64, 80)),
+    ("pictures", slice(0, 16)),
+    ("train", slice(0, 32)),
+  ):
+    pq.write_table(
+      pa.table({"image": pictures[rows], "caption": captions[rows]}), tmp_path / f"{name}.parquet"
+    )
   for name in ("a.jpg", "b.jpg", "a.png", "b.png", "pictures/c.png", "photos/d.jpg"):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     cv2.imwrite(str(tmp_path / name), source[len(name)]["image"])
@@ -222,19 +259,36 @@ def run_command(command: str):
   if words[0] == "siglax":
     assert cli.main(words[1:]) == 0, command
   else:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SIGLAX": f"{sys.executable} -m siglax.commands.cli", "SIGLAX_PLATFORM": "cpu"}
-    subprocess.run(["bash", "-c", f"{command} {RUN[command]}"], env=environment, check=True, timeout=300)
+    environment = {
+      **os.environ,
+      "PYTHONPATH": str(ROOT),
+      "SIGLAX": f"{sys.executable} -m siglax.commands.cli",
+      "SIGLAX_PLATFORM": "cpu",
+    }
+    subprocess.run(
+      ["bash", "-c", f"{command} {RUN[command]}"], env=environment, check=True, timeout=300
+    )
 
 
 def run_python(block: Block, there: dict, folder, monkeypatch):
   code = PYTHON[block.first] + block.text
   imports = [n for n in ast.walk(ast.parse(code)) if isinstance(n, (ast.Import, ast.ImportFrom))]
-  names = {x.split(".")[0] for n in imports for x in ([n.module] if isinstance(n, ast.ImportFrom) else [a.name for a in n.names])}
+  names = {
+    x.split(".")[0]
+    for n in imports
+    for x in ([n.module] if isinstance(n, ast.ImportFrom) else [a.name for a in n.names])
+  }
   if any(importlib.util.find_spec(name) is None for name in names):
     other = os.environ.get("DOCS_PYTHON")
-    has_all = f"import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, {sorted(names)})))"
+    has_all = (
+      f"import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, {sorted(names)})))"
+    )
     if other and not subprocess.run([other, "-c", has_all]).returncode:
-      subprocess.run([other, "-c", code], check=True, env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"})
+      subprocess.run(
+        [other, "-c", code],
+        check=True,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+      )
     return
   exec(compile(code, block.file, "exec"), there)
   monkeypatch.chdir(folder)
@@ -259,4 +313,9 @@ def test_the_blocks_run_as_printed(file, folder, monkeypatch):
             assert cli.main(line.split()) == 0
   if file == "README.md":  # what it made of captions alone opens as docs/towers.md tells
     opens = next(block for block in blocks("docs/towers.md") if '"exported/x"' in block.text)
-    run_python(opens._replace(text=opens.text.replace("exported/x", "exported/mine")), there, folder, monkeypatch)
+    run_python(
+      opens._replace(text=opens.text.replace("exported/x", "exported/mine")),
+      there,
+      folder,
+      monkeypatch,
+    )

@@ -75,7 +75,9 @@ def run(task, examples, embedder, loss=None, **config):
 
 def stable_ranks(queries, items, query_owner, item_owner):
   """All similarities, a stable descending sort, and the place of the first own item."""
-  order = np.argsort(-(queries.astype(np.float64) @ items.T.astype(np.float64)), axis=1, kind="stable")
+  order = np.argsort(
+    -(queries.astype(np.float64) @ items.T.astype(np.float64)), axis=1, kind="stable"
+  )
   return np.array([np.flatnonzero(item_owner[o] == q)[0] for o, q in zip(order, query_owner)])
 
 
@@ -99,13 +101,15 @@ def brute_retrieval(zimg, ztxt, image_of_text, k):
   texts = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
   images = np.argsort(-similarity.T, axis=1, kind="stable")[:, :k]
   return {
-      f"text_retrieval_recall@{k}": np.mean([i in image_of_text[t] for i, t in enumerate(texts)]),
-      f"image_retrieval_recall@{k}": np.mean([image_of_text[t] in i for t, i in enumerate(images)]),
+    f"text_retrieval_recall@{k}": np.mean([i in image_of_text[t] for i, t in enumerate(texts)]),
+    f"image_retrieval_recall@{k}": np.mean([image_of_text[t] in i for t, i in enumerate(images)]),
   }
 
 
 @pytest.mark.parametrize("draw", [unit, dyadic])
-@pytest.mark.parametrize("counts", [[1] * 40, [1, 5, 2, 3] * 10, [1, 2, 1]], ids=["one", "uneven", "fewer than k"])
+@pytest.mark.parametrize(
+  "counts", [[1] * 40, [1, 5, 2, 3] * 10, [1, 2, 1]], ids=["one", "uneven", "fewer than k"]
+)
 def test_retrieval_equals_brute_force(counts, draw):
   rng = np.random.default_rng(1)
   owner = np.repeat(np.arange(len(counts)), counts)
@@ -127,23 +131,42 @@ def test_retrieval_examples_distinct_captions_per_image_and_missing_captions():
   # Image i is the text below its number; only 0, 3, 4 are evaluated.
   texts = {text: vectors[i] for i, text in zip((0, 0, 3, 3, 4, 5), "abcdef")}
   embedder = Embedder(vectors, texts)
-  got = run({"kind": "retrieval", "examples": 3, "distinct": True, "captions_per_image": 1}, Examples(captions), embedder)
-  assert embedder.asked == ["a", "c", "e"] and got["text_retrieval_recall@1"] == got["image_retrieval_recall@1"] == 1
+  got = run(
+    {"kind": "retrieval", "examples": 3, "distinct": True, "captions_per_image": 1},
+    Examples(captions),
+    embedder,
+  )
+  assert (
+    embedder.asked == ["a", "c", "e"]
+    and got["text_retrieval_recall@1"] == got["image_retrieval_recall@1"] == 1
+  )
   embedder = Embedder(vectors, texts)
   run({"kind": "retrieval", "examples": 4}, Examples(captions), embedder)
   assert embedder.asked == ["a", "b", "a", "c", "d"]
-  with pytest.raises(ValueError, match=r"config.eval.tasks.0 \('x'\): none of the 2 examples has a caption"):
+  with pytest.raises(
+    ValueError, match=r"config.eval.tasks.0 \('x'\): none of the 2 examples has a caption"
+  ):
     run({"kind": "retrieval"}, Examples([[], []]), embedder)
 
 
 @pytest.mark.parametrize("value", ["equal", "nan"])
 def test_a_collapsed_or_diverged_model_scores_chance(value):
   n = 100
-  z = unit(np.random.default_rng(3), 1, 64)[0] if value == "equal" else np.full(64, np.nan, np.float32)
-  examples = Examples([[f"{i}"] for i in range(n)], [i % 20 for i in range(n)], [f"{c}" for c in range(20)])
+  z = (
+    unit(np.random.default_rng(3), 1, 64)[0]
+    if value == "equal"
+    else np.full(64, np.nan, np.float32)
+  )
+  examples = Examples(
+    [[f"{i}"] for i in range(n)], [i % 20 for i in range(n)], [f"{c}" for c in range(20)]
+  )
   embedder = Embedder(np.tile(z, (n, 1)), {f"{i}": z for i in range(n)})
   got = run({"kind": "retrieval"}, examples, embedder)
-  assert got == {f"{wanted}_retrieval_recall@{k}": pytest.approx(k / n) for wanted in ("text", "image") for k in KS}
+  assert got == {
+    f"{wanted}_retrieval_recall@{k}": pytest.approx(k / n)
+    for wanted in ("text", "image")
+    for k in KS
+  }
   got = run({"kind": "zero_shot", "templates": ("{}",)}, examples, embedder)
   assert got == pytest.approx({"acc1": 1 / 20, "acc5": 5 / 20, "mean_per_class_recall": 1 / 20})
 
@@ -155,7 +178,9 @@ def test_zero_shot_equals_brute_force_with_a_class_absent(monkeypatch, classes, 
   names, templates = [f"class {c}" for c in range(classes)], ("a {}", "the {}.")
   labels = rng.integers(0, classes - 1, 50)  # the last class does not occur
   ztxt = {t.replace("{}", n): unit(rng, 6) for n in names for t in templates}
-  weights = np.stack([np.mean([ztxt[t.replace("{}", n)] for t in templates], axis=0) for n in names])
+  weights = np.stack(
+    [np.mean([ztxt[t.replace("{}", n)] for t in templates], axis=0) for n in names]
+  )
   weights /= np.linalg.norm(weights, axis=1, keepdims=True)
   zimg = unit(rng, 50, 6) * 0.8 + weights[labels]
   task = {"kind": "zero_shot", "templates": templates, "classnames": names}
@@ -164,9 +189,9 @@ def test_zero_shot_equals_brute_force_with_a_class_absent(monkeypatch, classes, 
   right = order[:, 0] == labels
   assert 0.2 < right.mean() < 0.9
   want = {
-      "acc1": right.mean(),
-      "acc5": (order[:, :5] == labels[:, None]).any(1).mean(),
-      "mean_per_class_recall": np.mean([right[labels == c].mean() for c in np.unique(labels)]),
+    "acc1": right.mean(),
+    "acc5": (order[:, :5] == labels[:, None]).any(1).mean(),
+    "mean_per_class_recall": np.mean([right[labels == c].mean() for c in np.unique(labels)]),
   }
   assert got == pytest.approx(want, abs=1e-7)
 
@@ -203,13 +228,19 @@ def test_loss_is_the_mean_over_blocks_weighted_by_their_examples(count, positive
     return sigmoid_loss(zimg, ztxt, scale, bias, weights=weights, labels=labels)
 
   embedder = Embedder(zimg, {f"{i}": z for i, z in enumerate(ztxt)})
-  got = run({"kind": "loss"}, Examples(captions, labels.tolist()), embedder, loss, positives=positives)
+  got = run(
+    {"kind": "loss"}, Examples(captions, labels.tolist()), embedder, loss, positives=positives
+  )
   want = 0
   for start in range(0, count, 8):
     part = slice(start, start + 8)
     block_labels = labels[part] if positives == "label" else None
     n = len(zimg[part])
-    want += n * sigmoid_loss(zimg[part], ztxt[part], 7.0, -1.5, weights=np.ones(n), labels=block_labels) / count
+    want += (
+      n
+      * sigmoid_loss(zimg[part], ztxt[part], 7.0, -1.5, weights=np.ones(n), labels=block_labels)
+      / count
+    )
   assert got["loss"] == pytest.approx(want, rel=1e-6)
   assert set(seen) == {((8, 4), (8, 4), (8,), np.dtype(np.float32))} and len(seen) == -(-count // 8)
 
@@ -222,20 +253,43 @@ def test_loss_needs_what_it_needs():
     run({"kind": "loss"}, Examples([["a"]] * 2), embedder, sigmoid_loss, positives="label")
 
 
-@pytest.mark.parametrize("task, captions, labels, names, message", [
+@pytest.mark.parametrize(
+  "task, captions, labels, names, message",
+  [
     ({"kind": "zero_shot"}, ["a"], [0, 1, 1], None, "the data has no class names; give classnames"),
-    ({"kind": "zero_shot"}, ["a"], None, ["x", "y"], "example 0 has label None, but the 2 classnames need 0 to 1"),
-    ({"kind": "zero_shot", "classnames": ("x", "y", "z")}, [], [2, 1, 3], ["x"], "example 2 has label 3, but the 3 classnames need 0 to 2"),
+    (
+      {"kind": "zero_shot"},
+      ["a"],
+      None,
+      ["x", "y"],
+      "example 0 has label None, but the 2 classnames need 0 to 1",
+    ),
+    (
+      {"kind": "zero_shot", "classnames": ("x", "y", "z")},
+      [],
+      [2, 1, 3],
+      ["x"],
+      "example 2 has label 3, but the 3 classnames need 0 to 2",
+    ),
     ({"kind": "zero_shot", "examples": 2}, [], [1, 1, 3], ["x", "y"], None),
-    ({"kind": "retrieval"}, [], [0, 0, 0], None, "none of the 3 examples has a caption; check the fields of data"),
+    (
+      {"kind": "retrieval"},
+      [],
+      [0, 0, 0],
+      None,
+      "none of the 3 examples has a caption; check the fields of data",
+    ),
     ({"kind": "retrieval", "distinct": True, "captions_per_image": 1}, ["a"], None, None, None),
     ({"kind": "loss"}, [], None, None, "none of the 3 examples has a caption"),
     ({"kind": "loss"}, ["a"], None, None, 'config.loss.positives="label" needs one for each'),
     ({"kind": "loss"}, ["a"], [0, 1, 1], None, None),
-])
+  ],
+)
 def test_a_task_is_checked_on_its_data_before_anything_runs(task, captions, labels, names, message):
   good = {"kind": "retrieval", "name": "good", "data": {"source": "shapes"}}
-  config = make_config(good, {"name": "x", "data": {"source": "parquet", "path": "p"}, **task}, positives="label")
+  config = make_config(
+    good, {"name": "x", "data": {"source": "parquet", "path": "p"}, **task}, positives="label"
+  )
   there = {"shapes": Examples([["a"]]), "parquet": Examples([captions] * 3, labels, names)}
   check = lambda: evals.check(config, lambda spec: there[spec["source"]])
   if message is None:
@@ -243,7 +297,11 @@ def test_a_task_is_checked_on_its_data_before_anything_runs(task, captions, labe
   else:
     with pytest.raises(ValueError) as e:
       check()
-    assert str(e.value).startswith("config.eval.tasks.1 ('x'): ") and message in str(e.value) and "\n" not in str(e.value)
+    assert (
+      str(e.value).startswith("config.eval.tasks.1 ('x'): ")
+      and message in str(e.value)
+      and "\n" not in str(e.value)
+    )
 
 
 def pictures_file(path, classes=None, **columns):
@@ -256,24 +314,43 @@ def pictures_file(path, classes=None, **columns):
 
 def test_the_evaluator_looks_at_every_task_s_data(tmp_path):
   config = config_lib.load("tests/tiny.py")
-  config.eval.tasks += ({"kind": "zero_shot", "name": "mine", "data": {"source": "parquet", "path": pictures_file(tmp_path / "a.parquet")}},)
+  config.eval.tasks += (
+    {
+      "kind": "zero_shot",
+      "name": "mine",
+      "data": {"source": "parquet", "path": pictures_file(tmp_path / "a.parquet")},
+    },
+  )
   config.model.text.vocab_size, config.model.text.eos_id = 107, 1
   evaluator = evaluation.Evaluator(config, models.build(config.model), None, mesh.make())
-  with pytest.raises(ValueError, match=r"^config\.eval\.tasks\.3 \('mine'\): the data has no class names"):
+  with pytest.raises(
+    ValueError, match=r"^config\.eval\.tasks\.3 \('mine'\): the data has no class names"
+  ):
     evaluator.check()
   config.eval.tasks[3]["data"]["path"] = str(tmp_path / "gone.parquet")
-  with pytest.raises(ValueError, match=r"^config\.eval\.tasks\.3 \('mine'\): path=.*gone\.parquet': no such file"):
+  with pytest.raises(
+    ValueError, match=r"^config\.eval\.tasks\.3 \('mine'\): path=.*gone\.parquet': no such file"
+  ):
     evaluator.check()
 
 
-@pytest.mark.parametrize("labels, classes, positives, kind", [
-    (None, None, "pair", "retrieval"), ([0, 1, 1, 0], None, "label", "retrieval"), ([0, 1, 1, 0], "cat,dog", "label", "zero_shot"),
-])
-def test_the_config_for_your_own_pictures_evaluates_what_the_files_hold(tmp_path, labels, classes, positives, kind):
+@pytest.mark.parametrize(
+  "labels, classes, positives, kind",
+  [
+    (None, None, "pair", "retrieval"),
+    ([0, 1, 1, 0], None, "label", "retrieval"),
+    ([0, 1, 1, 0], "cat,dog", "label", "zero_shot"),
+  ],
+)
+def test_the_config_for_your_own_pictures_evaluates_what_the_files_hold(
+  tmp_path, labels, classes, positives, kind
+):
   columns = {} if labels is None else {"label": labels}
   file = pictures_file(tmp_path / "a.parquet", classes, **columns)
   config = config_lib.load(f"configs/cifar10_captions.py:train={file},test={file}")
-  assert config.loss.positives == positives and [task["kind"] for task in config.eval.tasks] == [kind]
+  assert config.loss.positives == positives and [task["kind"] for task in config.eval.tasks] == [
+    kind
+  ]
   assert len(data.open_data(config)) == 1
   evals.check(config, lambda spec: data.EvalExamples(data.open_source(spec), config))
 
@@ -281,8 +358,10 @@ def test_the_config_for_your_own_pictures_evaluates_what_the_files_hold(tmp_path
 def test_the_config_for_cifar_is_what_its_figures_were_made_with():
   config = config_lib.load("configs/cifar10_captions.py")  # and where the files are not there yet
   task = {
-      "kind": "zero_shot", "name": "test", "data": {"source": "parquet", "path": "cifar10_test.parquet"},
-      "templates": ("a photo of a {}.", "a photo of an {}."),
+    "kind": "zero_shot",
+    "name": "test",
+    "data": {"source": "parquet", "path": "cifar10_test.parquet"},
+    "templates": ("a photo of a {}.", "a photo of an {}."),
   }
   assert config.eval.tasks == (task,) and config.loss.positives == "label"
 
@@ -301,46 +380,75 @@ def test_examples_that_another_process_decodes_are_read_for_their_captions():
 
 
 def test_clip_benchmark_json():
-  config = make_config({"kind": "loss", "name": "val"}, {"kind": "retrieval", "name": "coco"}, {"kind": "zero_shot", "name": "in"})
+  config = make_config(
+    {"kind": "loss", "name": "val"},
+    {"kind": "retrieval", "name": "coco"},
+    {"kind": "zero_shot", "name": "in"},
+  )
   metrics = {k: float(i) for i, k in enumerate(evals.metric_names(config))}
   coco, imagenet = evals.clip_benchmark_json(config, metrics, "S/16", "run/1000")
-  assert coco["metrics"] == {f"{w}_retrieval_recall@{k}": metrics[f"eval/coco/{w}_retrieval_recall@{k}"] for w in ("text", "image") for k in KS}
+  assert coco["metrics"] == {
+    f"{w}_retrieval_recall@{k}": metrics[f"eval/coco/{w}_retrieval_recall@{k}"]
+    for w in ("text", "image")
+    for k in KS
+  }
   assert imagenet == {
-      "dataset": "in",
-      "model": "S/16",
-      "pretrained": "run/1000",
-      "task": "zeroshot_classification",
-      "metrics": {k: metrics[f"eval/in/{k}"] for k in ("acc1", "acc5", "mean_per_class_recall")},
-      "language": "en",
+    "dataset": "in",
+    "model": "S/16",
+    "pretrained": "run/1000",
+    "task": "zeroshot_classification",
+    "metrics": {k: metrics[f"eval/in/{k}"] for k in ("acc1", "acc5", "mean_per_class_recall")},
+    "language": "en",
   }
 
 
 GOOD = {"kind": "retrieval", "name": "a", "data": {"source": "shapes"}}
 
 
-@pytest.mark.parametrize("tasks, message", [
+@pytest.mark.parametrize(
+  "tasks, message",
+  [
     ((GOOD, GOOD), "config.eval.tasks.1.name='a' is also the name of config.eval.tasks.0"),
     (("retrieval",), "config.eval.tasks.0='retrieval' must be a dict"),
-    (({**GOOD, "kind": "zeroshot"},), "config.eval.tasks.0.kind='zeroshot' is unknown; known are zero_shot, retrieval, loss"),
+    (
+      ({**GOOD, "kind": "zeroshot"},),
+      "config.eval.tasks.0.kind='zeroshot' is unknown; known are zero_shot, retrieval, loss",
+    ),
     (({"kind": "loss", "data": {}},), "config.eval.tasks.0.name=None must be"),
     (({**GOOD, "name": "a/b"},), "config.eval.tasks.0.name='a/b' must be"),
     (({"kind": "loss", "name": "a"},), "config.eval.tasks.0.data is missing"),
     (({**GOOD, "exampels": 3},), "config.eval.tasks.0.exampels is unknown; did you mean examples?"),
-    (({**GOOD, "templates": ("{}",)},), "config.eval.tasks.0.templates is unknown; retrieval has examples, distinct, captions_per_image"),
+    (
+      ({**GOOD, "templates": ("{}",)},),
+      "config.eval.tasks.0.templates is unknown; retrieval has examples, distinct, "
+      "captions_per_image",
+    ),
     (({**GOOD, "examples": 0},), "config.eval.tasks.0.examples=0 must be a positive number"),
     (({**GOOD, "distinct": None},), "config.eval.tasks.0.distinct=None must be True or False"),
-    (({**GOOD, "kind": "zero_shot", "templates": "a {}"},), "config.eval.tasks.0.templates='a {}' must be a tuple"),
-    (({**GOOD, "kind": "zero_shot", "templates": ("a photo",)},), "config.eval.tasks.0.templates=('a photo',) must be"),
-    (({**GOOD, "kind": "zero_shot", "classnames": ()},), "config.eval.tasks.0.classnames=() must be"),
+    (
+      ({**GOOD, "kind": "zero_shot", "templates": "a {}"},),
+      "config.eval.tasks.0.templates='a {}' must be a tuple",
+    ),
+    (
+      ({**GOOD, "kind": "zero_shot", "templates": ("a photo",)},),
+      "config.eval.tasks.0.templates=('a photo',) must be",
+    ),
+    (
+      ({**GOOD, "kind": "zero_shot", "classnames": ()},),
+      "config.eval.tasks.0.classnames=() must be",
+    ),
     (({**GOOD, "data": "bad"},), "config.eval.tasks.0.data is bad"),
-])
+  ],
+)
 def test_validation_errors(monkeypatch, tasks, message):
   def validate_spec(spec, field):
     if spec == "bad":
       raise ValueError(f"{field} is bad")
 
   monkeypatch.setattr(data, "validate_spec", validate_spec, raising=False)
-  evals.validate_tasks(make_config(GOOD, {**GOOD, "kind": "zero_shot", "name": "b", "classnames": None, "examples": 5}))
+  evals.validate_tasks(
+    make_config(GOOD, {**GOOD, "kind": "zero_shot", "name": "b", "classnames": None, "examples": 5})
+  )
   with pytest.raises(ValueError) as error:
     evals.validate_tasks(make_config(*tasks))
   assert message in str(error.value) and "\n" not in str(error.value)

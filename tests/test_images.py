@@ -30,7 +30,9 @@ def encode(image, kind="PNG", **options):
 
 
 def image_config(size, **fields):
-  return types.SimpleNamespace(**dict(size=size, crop_min_area=1.0, crop_max_aspect=4 / 3, pad=0, flip=False) | fields)
+  return types.SimpleNamespace(
+    **dict(size=size, crop_min_area=1.0, crop_max_aspect=4 / 3, pad=0, flip=False) | fields
+  )
 
 
 def test_decode_gives_rgb_whatever_the_file():
@@ -54,7 +56,10 @@ def test_decode_gives_rgb_whatever_the_file():
 def test_decode_of_jpeg_is_pillow_s_within_rounding(options):
   data = encode(draw(60, 90), "JPEG", **options)
   want = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
-  assert np.abs(images.decode(data) - want).max() <= 6 and np.abs(images.decode(data) - want).mean() < 0.6
+  assert (
+    np.abs(images.decode(data) - want).max() <= 6
+    and np.abs(images.decode(data) - want).mean() < 0.6
+  )
 
 
 def test_decode_turns_a_photo_upright():
@@ -74,17 +79,17 @@ def test_decode_takes_arrays():
 
 
 @pytest.mark.parametrize(
-    "data, message",
-    [
-        (b"", "empty"),
-        (b"not an image at all", "19 bytes"),
-        (None, "NoneType"),
-        ("path.jpg", "str"),
-        (np.zeros((4, 4, 3), np.float32), "float32"),
-        (np.zeros((4, 4, 2), np.uint8), "2 channels"),
-        (np.zeros((0, 4, 3), np.uint8), "not empty"),
-        (np.zeros(4, np.uint8), r"uint8\[4\]"),
-    ],
+  "data, message",
+  [
+    (b"", "empty"),
+    (b"not an image at all", "19 bytes"),
+    (None, "NoneType"),
+    ("path.jpg", "str"),
+    (np.zeros((4, 4, 3), np.float32), "float32"),
+    (np.zeros((4, 4, 2), np.uint8), "2 channels"),
+    (np.zeros((0, 4, 3), np.uint8), "not empty"),
+    (np.zeros(4, np.uint8), r"uint8\[4\]"),
+  ],
 )
 def test_decode_refuses_in_one_line(data, message):
   with pytest.raises(ValueError, match=message) as e:
@@ -100,15 +105,23 @@ def test_decode_refuses_files_that_are_cut_short(kind):
       images.decode(data[: int(len(data) * share)])
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM"])
+@pytest.mark.parametrize(
+  "kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM"]
+)
 def test_size_is_limited_before_decoding(monkeypatch, kind):
   data = encode(draw(20, 30), kind)
   allow = lambda pixels, size: types.SimpleNamespace(max_pixels=pixels, max_bytes=size)
   assert images.decode(data, allow(600, len(data))).shape == (20, 30, 3)
   monkeypatch.setattr(images.cv2, "imdecode", None)  # nothing is decoded to find out
-  with pytest.raises(ValueError, match=r"^the image has 30 × 20 pixels, more than config\.image\.max_pixels=599; shrink"):
+  with pytest.raises(
+    ValueError,
+    match=r"^the image has 30 × 20 pixels, more than config\.image\.max_pixels=599; shrink",
+  ):
     images.decode(data, allow(599, len(data)))
-  with pytest.raises(ValueError, match=rf"^the image has more than config\.image\.max_bytes={len(data) - 1} bytes; shrink"):
+  with pytest.raises(
+    ValueError,
+    match=rf"^the image has more than config\.image\.max_bytes={len(data) - 1} bytes; shrink",
+  ):
     images.decode(data, allow(600, len(data) - 1))
 
 
@@ -120,7 +133,9 @@ def test_a_large_file_is_not_read(tmp_path):
 
 
 def resample(image, size, kernel, support):
-  """float64 [size, size, 3]: the kernel stretched by the scale where it shrinks, normalised at the borders."""
+  """float64 [size, size, 3]: the kernel stretched by the scale where it shrinks, normalised at the
+  borders.
+  """
   for axis in (0, 1):
     length = image.shape[axis]
     scale = length / size
@@ -142,7 +157,9 @@ def cubic(x, a=-0.5):
 
 
 @pytest.mark.parametrize("shape", [(50, 70), (333, 97), (20, 20), (31, 200), (32, 64), (1, 1)])
-@pytest.mark.parametrize("name, kernel, support", [("bilinear", triangle, 1), ("bicubic", cubic, 2)])
+@pytest.mark.parametrize(
+  "name, kernel, support", [("bilinear", triangle, 1), ("bicubic", cubic, 2)]
+)
 def test_resize_is_the_antialiased_filter(shape, name, kernel, support):
   image = draw(*shape)
   want = resample(image, 32, kernel, support).clip(0, 255)
@@ -169,7 +186,9 @@ def test_an_image_of_the_size_passes_untouched():
   assert images.augment(image, np.random.default_rng(0), image_config(32)) is image
 
 
-@pytest.mark.parametrize("shape", [(36, 36), (48, 60), (64, 64), (75, 150), (300, 200), (20, 200), (16, 24)])
+@pytest.mark.parametrize(
+  "shape", [(36, 36), (48, 60), (64, 64), (75, 150), (300, 200), (20, 200), (16, 24)]
+)
 def test_fast_resize_is_antialiased(shape):
   noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
   got = images.fast_resize(noise, 32)
@@ -185,8 +204,12 @@ def boxes(width, height, min_area, max_aspect, n=4000):
   return np.array([images.crop_box(width, height, min_area, max_aspect, *u) for u in draws])
 
 
-@pytest.mark.parametrize("width, height", [(500, 375), (32, 32), (900, 100), (7, 5), (1, 1), (1, 50)])
-@pytest.mark.parametrize("min_area, max_aspect", [(0.08, 4 / 3), (0.6, 4 / 3), (0.9, 1.0), (1.0, 2.0)])
+@pytest.mark.parametrize(
+  "width, height", [(500, 375), (32, 32), (900, 100), (7, 5), (1, 1), (1, 50)]
+)
+@pytest.mark.parametrize(
+  "min_area, max_aspect", [(0.08, 4 / 3), (0.6, 4 / 3), (0.9, 1.0), (1.0, 2.0)]
+)
 def test_crops_lie_inside_and_keep_their_area(width, height, min_area, max_aspect):
   x, y, w, h = boxes(width, height, min_area, max_aspect).T
   assert (x >= 0).all() and (y >= 0).all() and (w >= 1).all() and (h >= 1).all()
@@ -201,14 +224,19 @@ def test_crops_have_the_stated_distribution():
   width, height, min_area = 1000, 1000, 0.3
   x, y, w, h = boxes(width, height, min_area, 4 / 3, n=20_000).T
   share = w * h / (width * height)
-  assert np.quantile(share, [0, 0.25, 0.5, 0.75, 1]) == pytest.approx([0.3, 0.475, 0.65, 0.825, 1], abs=0.02)
+  assert np.quantile(share, [0, 0.25, 0.5, 0.75, 1]) == pytest.approx(
+    [0.3, 0.475, 0.65, 0.825, 1], abs=0.02
+  )
   small = share < 0.7  # any aspect fits
   log = np.log(w / h)[small] / np.log(4 / 3)
   assert np.quantile(log, [0, 0.25, 0.5, 0.75, 1]) == pytest.approx([-1, -0.5, 0, 0.5, 1], abs=0.04)
   places = np.stack([(x / np.maximum(width - w, 1))[small], (y / np.maximum(height - h, 1))[small]])
   for place in places:
-    assert np.quantile(place, [0, 0.25, 0.5, 0.75, 1]) == pytest.approx([0, 0.25, 0.5, 0.75, 1], abs=0.03)
-  # One of these four has nothing to do with another: a correlation of n draws is off zero by 1 / √n.
+    assert np.quantile(place, [0, 0.25, 0.5, 0.75, 1]) == pytest.approx(
+      [0, 0.25, 0.5, 0.75, 1], abs=0.03
+    )
+  # One of these four has nothing to do with another: a correlation of n draws is off zero by 1 /
+  # √n.
   related = np.corrcoef([*places, log, share[small]])
   assert np.abs(related - np.eye(4)).max() < 5 / math.sqrt(small.sum())
 
@@ -220,26 +248,40 @@ def test_a_panorama_is_cropped_to_its_full_height():
 
 # Red is x and green is y, so a pixel tells where it was taken.
 HEIGHT, WIDTH = 120, 200
-PLACES = np.stack([*np.mgrid[:HEIGHT, :WIDTH][::-1], np.zeros((HEIGHT, WIDTH))], -1).astype(np.uint8)
+PLACES = np.stack([*np.mgrid[:HEIGHT, :WIDTH][::-1], np.zeros((HEIGHT, WIDTH))], -1).astype(
+  np.uint8
+)
 
 
 def views(size=32, n=3000, seed=0, **fields):
-  """Of many views of PLACES: the box of each in pixels as its pixels tell it, float64 [n] x, y, w, h, and if it is flipped."""
+  """Of many views of PLACES: the box of each in pixels as its pixels tell it, float64 [n] x, y, w,
+  h, and if it is flipped.
+  """
   rng, config = np.random.default_rng(seed), image_config(size, **fields)
   shown = np.stack([images.augment(PLACES, rng, config) for _ in range(n)]).astype(float)
   inner = np.arange(2, size - 2)  # a filter leans inwards at the border
   across, down = shown[:, size // 2, inner, 0], shown[:, inner, size // 2, 1]
   # A pixel k of the view is from x0 + (k + ½)·w/size − ½: a line, of which the box is the ends.
-  (slope_x, first_x), (slope_y, first_y) = (np.polyfit(inner + 0.5, line.T, 1) for line in (across, down))
+  (slope_x, first_x), (slope_y, first_y) = (
+    np.polyfit(inner + 0.5, line.T, 1) for line in (across, down)
+  )
   flipped = slope_x < 0
-  return np.where(flipped, first_x + slope_x * size, first_x) + 0.5, first_y + 0.5, np.abs(slope_x) * size, slope_y * size, flipped
+  return (
+    np.where(flipped, first_x + slope_x * size, first_x) + 0.5,
+    first_y + 0.5,
+    np.abs(slope_x) * size,
+    slope_y * size,
+    flipped,
+  )
 
 
 def test_augment_shows_boxes_as_large_and_anywhere_as_stated():
   x, y, w, h, _ = views(crop_min_area=0.4)
   assert x.min() > -1 and y.min() > -1 and (x + w).max() < WIDTH + 1 and (y + h).max() < HEIGHT + 1
   share = w * h / (WIDTH * HEIGHT)
-  assert np.quantile(share, [0, 0.25, 0.5, 0.75, 1]) == pytest.approx([0.4, 0.55, 0.7, 0.85, 1], abs=0.03)
+  assert np.quantile(share, [0, 0.25, 0.5, 0.75, 1]) == pytest.approx(
+    [0.4, 0.55, 0.7, 0.85, 1], abs=0.03
+  )
   free = (WIDTH - w > 20) & (HEIGHT - h > 20)  # elsewhere rounding hides the place
   places = [(x / (WIDTH - w))[free], (y / (HEIGHT - h))[free]]
   for place in places:
@@ -260,9 +302,13 @@ def test_augment_flips_whatever_the_crop_and_the_shift():
 def test_augment_shifts_over_a_reflected_border_pixel_for_pixel():
   image, size, pad = draw(8, 8), 8, 2
   padded = np.pad(image, [(pad, pad), (pad, pad), (0, 0)], mode="reflect")
-  windows = {padded[y : y + size, x : x + size].tobytes(): (y, x) for y in range(5) for x in range(5)}
+  windows = {
+    padded[y : y + size, x : x + size].tobytes(): (y, x) for y in range(5) for x in range(5)
+  }
   rng = np.random.default_rng(0)
-  seen = [windows[images.augment(image, rng, image_config(size, pad=pad)).tobytes()] for _ in range(500)]
+  seen = [
+    windows[images.augment(image, rng, image_config(size, pad=pad)).tobytes()] for _ in range(500)
+  ]
   counts = np.unique(seen, axis=0, return_counts=True)[1]
   assert len(counts) == 25 and counts.min() >= 6  # 20 each on average
 
@@ -286,9 +332,19 @@ def test_augment_is_a_pure_function_of_its_random_numbers():
   np.testing.assert_array_equal(image, kept)
 
 
-@pytest.mark.parametrize("fields", [{}, {"crop_min_area": 0.3}, {"pad": 3}, {"flip": True}, {"crop_min_area": 0.3, "pad": 3, "flip": True}])
+@pytest.mark.parametrize(
+  "fields",
+  [
+    {},
+    {"crop_min_area": 0.3},
+    {"pad": 3},
+    {"flip": True},
+    {"crop_min_area": 0.3, "pad": 3, "flip": True},
+  ],
+)
 def test_augment_draws_as_often_whatever_is_on(fields):
-  # So a change of one augmentation leaves the others' random numbers, and the caption drawn next, where they were.
+  # So a change of one augmentation leaves the others' random numbers, and the caption drawn next,
+  # where they were.
   rng = np.random.default_rng(1)
   images.augment(draw(50, 60), rng, image_config(24, **fields))
   assert rng.random() == np.random.default_rng(1).random(8)[7]
@@ -296,9 +352,17 @@ def test_augment_draws_as_often_whatever_is_on(fields):
 
 @pytest.mark.parametrize("shape", [(31, 50), (50, 31), (16, 41), (9, 16), (40, 40)])
 def test_a_crop_is_the_centre_of_the_resized_shorter_side(shape):
-  """As CLIP's preprocessing: torchvision's Resize(16), whose longer side is rounded down, and the centre."""
+  """As CLIP's preprocessing: torchvision's Resize(16), whose longer side is rounded down, and the
+  centre.
+  """
   picture = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
-  height, width = (16, int(16 * shape[1] / shape[0])) if shape[0] < shape[1] else (int(16 * shape[0] / shape[1]), 16)
+  height, width = (
+    (16, int(16 * shape[1] / shape[0]))
+    if shape[0] < shape[1]
+    else (int(16 * shape[0] / shape[1]), 16)
+  )
   whole = np.array(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
   top, left = (height - 16) // 2, (width - 16) // 2
-  np.testing.assert_array_equal(images.resize(picture, 16, "bicubic", "crop"), whole[top : top + 16, left : left + 16])
+  np.testing.assert_array_equal(
+    images.resize(picture, 16, "bicubic", "crop"), whole[top : top + 16, left : left + 16]
+  )

@@ -1,4 +1,6 @@
-"""Parts from a file outside of the package, by --import: trained, recorded in the run folder, and asked for when it is opened."""
+"""Parts from a file outside of the package, by --import: trained, recorded in the run folder, and
+asked for when it is opened.
+"""
 
 import json
 import os
@@ -18,26 +20,38 @@ from siglax.runs import imports as run_imports
 
 del conftest  # it sets up the devices
 ROOT = pathlib.Path(__file__).parent.parent
-MINE = '''
+MINE = """
 import jax.numpy as jnp
 from siglax import config, losses
 power = config.Field(2.0, "Of the distance.", above=0)
 losses.pairwise("mine", lambda x, p, power: jnp.abs(jnp.tanh(x) - p) ** power, fields={"power": power})
-'''
+"""
 
 
 def siglax(folder, *words):
   """Exit code and stderr of a command in its own process, as its imports stay with it."""
   env = os.environ | {"PYTHONPATH": str(ROOT)}
   done = subprocess.run(
-      [sys.executable, "-m", "siglax.commands.cli", *words], cwd=folder, env=env, capture_output=True, text=True, timeout=300
+    [sys.executable, "-m", "siglax.commands.cli", *words],
+    cwd=folder,
+    env=env,
+    capture_output=True,
+    text=True,
+    timeout=300,
   )
   return done.returncode, done.stderr
 
 
 def train(folder, *words):
-  small = ("--config.eval.tasks=()", "--config.loss.impl=ring", "--config.loss.tile=2", "--config.log.tensorboard=False")
-  return siglax(folder, "train", "--config", f"{ROOT}/tests/tiny.py:steps=4", "--workdir", "run", *small, *words)
+  small = (
+    "--config.eval.tasks=()",
+    "--config.loss.impl=ring",
+    "--config.loss.tile=2",
+    "--config.log.tensorboard=False",
+  )
+  return siglax(
+    folder, "train", "--config", f"{ROOT}/tests/tiny.py:steps=4", "--workdir", "run", *small, *words
+  )
 
 
 MY_LOSS = ("--config.loss.name=mine", "--config.loss.power=3.0")
@@ -77,27 +91,41 @@ def test_a_loss_from_outside_is_trained_on_the_ring(folder):
 
 
 def test_the_run_keeps_name_digest_and_copy(folder):
-  record, = json.loads((folder / "run" / run_imports.FILE).read_text())
+  (record,) = json.loads((folder / "run" / run_imports.FILE).read_text())
   assert record["name"] == "my_parts.py" and record["parts"] == [["loss", "mine"]]
   assert (folder / "run" / record["copy"]).read_text() == MINE
-  assert record["sha256"] == subprocess.run(
+  assert (
+    record["sha256"]
+    == subprocess.run(
       ["sha256sum", folder / "my_parts.py"], capture_output=True, text=True, check=True
-  ).stdout.split()[0]
+    ).stdout.split()[0]
+  )
 
 
 NEEDS = "needs my_parts.py, which adds the loss 'mine': give --import my_parts.py"
 
 
-@pytest.mark.parametrize("words", [MY_LOSS, ("--config.total_steps=6",)], ids=["unknown field", "another loss"])
+@pytest.mark.parametrize(
+  "words", [MY_LOSS, ("--config.total_steps=6",)], ids=["unknown field", "another loss"]
+)
 def test_training_goes_on_with_the_file_only(folder, words):
   code, said = train(folder, *words)
-  assert code == 1 and NEEDS in said and "its copy is run/imports/my_parts.py" in said and len(said.splitlines()) == 1
+  assert (
+    code == 1
+    and NEEDS in said
+    and "its copy is run/imports/my_parts.py" in said
+    and len(said.splitlines()) == 1
+  )
 
 
 def test_training_refuses_another_content_and_takes_the_copy(folder):
   (folder / "changed.py").write_text(MINE.replace("** power", "** power * 2"))
   code, said = train(folder, "--import", "changed.py", *MY_LOSS)
-  assert code == 1 and "is not the file that the run in run was made with" in said and len(said.splitlines()) == 1
+  assert (
+    code == 1
+    and "is not the file that the run in run was made with" in said
+    and len(said.splitlines()) == 1
+  )
   code, said = train(folder, "--import", "run/imports/my_parts.py", *MY_LOSS)
   assert code == 0, said
 
@@ -110,7 +138,9 @@ def test_opening_asks_for_the_file_and_executes_no_copy(folder, tmp_path):
   try:
     code, said = siglax(folder, "evaluate", "--from", "run")
     assert code == 1 and NEEDS in said and len(said.splitlines()) == 1
-    code, said = siglax(folder, "export", "--from", "run", "--format", "hf", "--out", "out", "--import", "my_parts.py")
+    code, said = siglax(
+      folder, "export", "--from", "run", "--format", "hf", "--out", "out", "--import", "my_parts.py"
+    )
     assert code == 0, said
     assert not trap.exists()
   finally:
@@ -138,14 +168,16 @@ def test_each_file_is_executed_once_and_named(here, tmp_path, monkeypatch):
   pathlib.Path("twice.py").write_text(MINE)
   pathlib.Path("again.py").write_text(MINE)
   assert imports.import_parts("twice.py") is imports.import_parts("./again.py")
-  assert [(file.name, file.parts) for file in imports.imported()] == [("twice.py", (("loss", "mine"),))]
+  assert [(file.name, file.parts) for file in imports.imported()] == [
+    ("twice.py", (("loss", "mine"),))
+  ]
 
 
 def test_a_module_by_its_name(here, tmp_path, monkeypatch):
   (tmp_path / "some_module_of_mine.py").write_text(MINE)
   monkeypatch.syspath_prepend(tmp_path)
   imports.import_parts("some_module_of_mine")
-  file, = imports.imported()
+  (file,) = imports.imported()
   assert file.content.decode() == MINE and file.parts == (("loss", "mine"),)
 
 
@@ -153,19 +185,29 @@ def test_a_config_file_may_register_and_is_loaded_again(here, tmp_path):
   from siglax import config as config_lib
 
   file = tmp_path / "c.py"
-  file.write_text(MINE + "\ndef get_config():\n  c = config.default()\n  c.loss.name = 'mine'\n  return c\n")
+  file.write_text(
+    MINE + "\ndef get_config():\n  c = config.default()\n  c.loss.name = 'mine'\n  return c\n"
+  )
   for value in (3.0, 4.0):
     assert config_lib.load(str(file), {"loss.power": str(value)}).loss.power == value
   assert len(imports.imported()) == 1
 
 
-@pytest.mark.parametrize("content, message", [
+@pytest.mark.parametrize(
+  "content, message",
+  [
     ("x = 1\ny = x / 0\n", "--import bad.py, line 2: ZeroDivisionError: division by zero"),
     ("x = 1\n\nif:\n", "--import bad.py, line 3: SyntaxError"),
-    ("from siglax import losses\nlosses.pairwise('hinge', lambda x, p: x)\n", "--import bad.py, line 2: there is a loss 'hinge' already"),
+    (
+      "from siglax import losses\nlosses.pairwise('hinge', lambda x, p: x)\n",
+      "--import bad.py, line 2: there is a loss 'hinge' already",
+    ),
     ("raise SystemExit('a\\nb')", "--import bad.py, line 1: SystemExit: a b"),
-])
-def test_an_error_in_it_is_one_line_with_file_and_line(here, tmp_path, monkeypatch, content, message):
+  ],
+)
+def test_an_error_in_it_is_one_line_with_file_and_line(
+  here, tmp_path, monkeypatch, content, message
+):
   monkeypatch.chdir(tmp_path)
   pathlib.Path("bad.py").write_text(content)
   with pytest.raises(ValueError) as error:
@@ -177,8 +219,10 @@ def test_what_is_not_there(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   pathlib.Path("there.py").write_text("")
   for name, message in (
-      ("absent.py", "--import absent.py: no such file"), ("absent", "--import absent: no such Python module"),
-      ("there", "write --import there.py for the file"), ("gs://a/b.py", "is a URL"),
+    ("absent.py", "--import absent.py: no such file"),
+    ("absent", "--import absent: no such Python module"),
+    ("there", "write --import there.py for the file"),
+    ("gs://a/b.py", "is a URL"),
   ):
     with pytest.raises(ValueError, match=message):
       imports.import_parts(name)
@@ -190,7 +234,16 @@ def test_every_command_has_the_flag():
       cli.parse([command.name, "--import"])  # it asks for its value
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'[{"name": 1}]', b'[{"name": "a", "sha256": "b", "copy": "c", "parts": [1]}]'])
+@pytest.mark.parametrize(
+  "content",
+  [
+    b"",
+    b"{}",
+    b"[1]",
+    b'[{"name": 1}]',
+    b'[{"name": "a", "sha256": "b", "copy": "c", "parts": [1]}]',
+  ],
+)
 def test_a_damaged_record_is_one_line(tmp_path, content):
   (tmp_path / run_imports.FILE).write_bytes(content)
   with pytest.raises(ValueError, match="imports.json") as error:

@@ -1,4 +1,6 @@
-"""big_vision .npz in: the towers of tests/golden/hf_siglip, renamed by hand, and files that are wrong."""
+"""big_vision .npz in: the towers of tests/golden/hf_siglip, renamed by hand, and files that are
+wrong.
+"""
 
 import io
 import math
@@ -36,7 +38,9 @@ def renamed():
     for kind, (weight, bias) in zip(("query", "key", "value"), qkv):
       bv[f"{name}/{kind}/kernel"] = weight.T.reshape(weight.shape[1], HEADS, -1)
       bv[f"{name}/{kind}/bias"] = bias.reshape(HEADS, -1)
-    bv[f"{name}/out/kernel"] = hf[f"{out}.weight"].T.reshape(HEADS, -1, hf[f"{out}.weight"].shape[0])
+    bv[f"{name}/out/kernel"] = hf[f"{out}.weight"].T.reshape(
+      HEADS, -1, hf[f"{out}.weight"].shape[0]
+    )
     bv[f"{name}/out/bias"] = hf[f"{out}.bias"]
 
   def encoder(name, source, last):
@@ -44,20 +48,27 @@ def renamed():
       block, layer = f"{name}/encoderblock_{i}", f"{source}.encoder.layers.{i}"
       norm(f"{block}/LayerNorm_0", f"{layer}.layer_norm1")
       norm(f"{block}/LayerNorm_1", f"{layer}.layer_norm2")
-      qkv = [(hf[f"{layer}.self_attn.{k}_proj.weight"], hf[f"{layer}.self_attn.{k}_proj.bias"]) for k in "qkv"]
+      qkv = [
+        (hf[f"{layer}.self_attn.{k}_proj.weight"], hf[f"{layer}.self_attn.{k}_proj.bias"])
+        for k in "qkv"
+      ]
       attention(f"{block}/MultiHeadDotProductAttention_0", qkv, f"{layer}.self_attn.out_proj")
       dense(f"{block}/MlpBlock_0/Dense_0", f"{layer}.mlp.fc1")
       dense(f"{block}/MlpBlock_0/Dense_1", f"{layer}.mlp.fc2")
     norm(f"{name}/encoder_norm", last)
 
   vision, text = "vision_model", "text_model"
-  bv["img/embedding/kernel"] = hf[f"{vision}.embeddings.patch_embedding.weight"].transpose(2, 3, 1, 0)
+  bv["img/embedding/kernel"] = hf[f"{vision}.embeddings.patch_embedding.weight"].transpose(
+    2, 3, 1, 0
+  )
   bv["img/embedding/bias"] = hf[f"{vision}.embeddings.patch_embedding.bias"]
   bv["img/pos_embedding"] = hf[f"{vision}.embeddings.position_embedding.weight"][None]
   encoder("img/Transformer", vision, f"{vision}.post_layernorm")
   head = "img/MAPHead_0"
   bv[f"{head}/probe"] = hf[f"{vision}.head.probe"]
-  fused = zip(*(np.split(hf[f"{vision}.head.attention.in_proj_{k}"], 3) for k in ("weight", "bias")))
+  fused = zip(
+    *(np.split(hf[f"{vision}.head.attention.in_proj_{k}"], 3) for k in ("weight", "bias"))
+  )
   attention(f"{head}/MultiHeadDotProductAttention_0", fused, f"{vision}.head.attention.out_proj")
   norm(f"{head}/LayerNorm_0", f"{vision}.head.layernorm")
   dense(f"{head}/MlpBlock_0/Dense_0", f"{vision}.head.mlp.fc1")
@@ -75,15 +86,19 @@ def scanned(bv):
   first = {k: v for k, v in bv.items() if "encoderblock_0" in k}
   rest = {k: v for k, v in bv.items() if "encoderblock_" not in k}
   return rest | {
-      k.replace("encoderblock_0", "encoderblock"): np.stack([v, bv[k.replace("encoderblock_0", "encoderblock_1")]])
-      for k, v in first.items()
+    k.replace("encoderblock_0", "encoderblock"): np.stack(
+      [v, bv[k.replace("encoderblock_0", "encoderblock_1")]]
+    )
+    for k, v in first.items()
   }
 
 
 def half_scanned():
   """big_vision scans each tower by its own option."""
   loop, scan = renamed(), scanned(renamed())
-  return {k: v for k, v in loop.items() if "/txt/" in k} | {k: v for k, v in scan.items() if "/txt/" not in k}
+  return {k: v for k, v in loop.items() if "/txt/" in k} | {
+    k: v for k, v in scan.items() if "/txt/" not in k
+  }
 
 
 @pytest.mark.parametrize("layout", [renamed, lambda: scanned(renamed()), half_scanned])
@@ -105,7 +120,9 @@ def looped(bv):
   apart = {}
   for name, x in bv.items():
     if "/encoderblock/" in name:
-      apart |= {name.replace("/encoderblock/", f"/encoderblock_{i}/"): layer for i, layer in enumerate(x)}
+      apart |= {
+        name.replace("/encoderblock/", f"/encoderblock_{i}/"): layer for i, layer in enumerate(x)
+      }
     else:
       apart[name] = x
   return apart
@@ -113,10 +130,16 @@ def looped(bv):
 
 @pytest.mark.parametrize("layout", [dict, looped])
 def test_a_file_of_big_vision_gives_what_big_vision_gives(layout, tmp_path):
-  np.savez_compressed(tmp_path / "x.npz", **layout(np.load(GOLDEN / "big_vision_scan" / "checkpoint.npz")))
+  np.savez_compressed(
+    tmp_path / "x.npz", **layout(np.load(GOLDEN / "big_vision_scan" / "checkpoint.npz"))
+  )
   t, z = siglax.load(tmp_path / "x.npz"), np.load(GOLDEN / "big_vision_scan" / "io.npz")
   m = t.model
-  embed = lambda p: (m.embed_image(p, z["image"]), m.embed_text(p, z["labels"]), m.image_tokens(p, z["image"]))
+  embed = lambda p: (
+    m.embed_image(p, z["image"]),
+    m.embed_text(p, z["labels"]),
+    m.image_tokens(p, z["image"]),
+  )
   zimg, ztxt, encoded = jax.jit(embed)(t.params)
   np.testing.assert_allclose(zimg, z["zimg"], atol=1e-5)
   np.testing.assert_allclose(ztxt, z["ztxt"], atol=1e-5)
@@ -131,14 +154,20 @@ def test_one_tower_and_its_layouts_into_either_encoder(tmp_path):
   want = siglax.load(tmp_path / "loop.npz").params
   image, text = (siglax.load(f"{tmp_path / 'scan.npz'}:{name}") for name in ("img", "txt"))
   assert set(image.params) == {"image"} and set(text.params) == {"text"}
-  jax.tree.map(np.testing.assert_array_equal, {**image.params, **text.params}, {k: want[k] for k in ("image", "text")})
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    {**image.params, **text.params},
+    {k: want[k] for k in ("image", "text")},
+  )
   config = image.config
   config.model.image.scan = False
-  apart = initial.initial_params(f"{tmp_path / 'scan.npz'}:img", models.build(config.model, ("image",)), mesh.make())
+  apart = initial.initial_params(
+    f"{tmp_path / 'scan.npz'}:img", models.build(config.model, ("image",)), mesh.make()
+  )
   for i in range(2):
     np.testing.assert_array_equal(
-        apart["image"]["encoder"]["blocks"][str(i)]["mlp"]["fc1"]["kernel"],
-        want["image"]["encoder"]["blocks"]["mlp"]["fc1"]["kernel"][i],
+      apart["image"]["encoder"]["blocks"][str(i)]["mlp"]["fc1"]["kernel"],
+      want["image"]["encoder"]["blocks"]["mlp"]["fc1"]["kernel"][i],
     )
 
 
@@ -164,17 +193,33 @@ def test_a_pickle_is_never_executed(tmp_path):
   assert not fuse.exists()
 
 
-@pytest.mark.parametrize("change, match", [
-    (lambda p: p["params/img/Transformer/encoderblock_1/LayerNorm_1/scale"].fill(np.inf),
-     "img/Transformer/encoderblock_1/LayerNorm_1/scale holds values that are not finite"),
-    (lambda p: p.pop("params/txt/pos_embedding") is p.pop("params/img/pos_embedding"), "holds no towers of big_vision"),
+@pytest.mark.parametrize(
+  "change, match",
+  [
+    (
+      lambda p: p["params/img/Transformer/encoderblock_1/LayerNorm_1/scale"].fill(np.inf),
+      "img/Transformer/encoderblock_1/LayerNorm_1/scale holds values that are not finite",
+    ),
+    (
+      lambda p: p.pop("params/txt/pos_embedding") is p.pop("params/img/pos_embedding"),
+      "holds no towers of big_vision",
+    ),
     (lambda p: p.pop("params/txt/head/kernel"), "txt/head/kernel is missing"),
     (lambda p: p.pop("params/t"), "lacks t$"),
-    (lambda p: p.update({"params/img/cls": np.zeros((1, 1, 16), np.float32)}), "unused are img/cls$"),
-    (lambda p: p.update({"params/txt/Embed_0/embedding": np.zeros((40, 13), np.float32)}),
-     r"txt/Embed_0/embedding has the shape \[40, 13\]; these towers need \[40, 12\]"),
-    (lambda p: p.update({"params/txt/Embed_0/embedding": np.zeros(40, np.float32)}), "must have 2 dimensions"),
-])
+    (
+      lambda p: p.update({"params/img/cls": np.zeros((1, 1, 16), np.float32)}),
+      "unused are img/cls$",
+    ),
+    (
+      lambda p: p.update({"params/txt/Embed_0/embedding": np.zeros((40, 13), np.float32)}),
+      r"txt/Embed_0/embedding has the shape \[40, 13\]; these towers need \[40, 12\]",
+    ),
+    (
+      lambda p: p.update({"params/txt/Embed_0/embedding": np.zeros(40, np.float32)}),
+      "must have 2 dimensions",
+    ),
+  ],
+)
 def test_wrong_files_are_named(tmp_path, change, match):
   bv = {k: np.array(v) for k, v in renamed().items()}
   change(bv)
@@ -202,21 +247,33 @@ def test_files_cut_short(tmp_path):
 
 def header(shape, dtype="<f4"):
   out = io.BytesIO()
-  np.lib.format.write_array_header_1_0(out, {"descr": dtype, "fortran_order": False, "shape": shape})
+  np.lib.format.write_array_header_1_0(
+    out, {"descr": dtype, "fortran_order": False, "shape": shape}
+  )
   return out.getvalue()
 
 
-@pytest.mark.parametrize("shape, data, match", [
-    ((10**12, 12), b"\0" * 48, r"declares \[1000000000000, 12\] of float32, 48000000000000 bytes, and has 48$"),
+@pytest.mark.parametrize(
+  "shape, data, match",
+  [
+    (
+      (10**12, 12),
+      b"\0" * 48,
+      r"declares \[1000000000000, 12\] of float32, 48000000000000 bytes, and has 48$",
+    ),
     ((40, 12), b"\0" * 48, r"declares \[40, 12\] of float32, 1920 bytes, and has 48$"),
     ((-1, 12), b"\0" * 48, r"declares \[-1, 12\] of float32, -48 bytes, and has 48$"),
     ((2**22, 12), None, r"it unpacks to \d+ bytes, more than 16 times its size"),
     ((2**16, 12), None, r"it unpacks to \d+ bytes, more than 16 times its size"),
-])
+  ],
+)
 def test_arrays_that_lie_about_their_size_are_not_read(shape, data, match, tmp_path, monkeypatch):
   np.savez(tmp_path / "x.npz", **{k: v for k, v in renamed().items() if "Embed_0" not in k})
   with zipfile.ZipFile(tmp_path / "x.npz", "a", zipfile.ZIP_DEFLATED) as z:
-    z.writestr("params/txt/Embed_0/embedding.npy", header(shape) + (bytes(math.prod(shape) * 4) if data is None else data))
+    z.writestr(
+      "params/txt/Embed_0/embedding.npy",
+      header(shape) + (bytes(math.prod(shape) * 4) if data is None else data),
+    )
   monkeypatch.setattr(files.Npz, "read", lambda *_: pytest.fail("an array was read"))
   with pytest.raises(ValueError, match=match) as e:
     siglax.load(tmp_path / "x.npz")
@@ -229,5 +286,7 @@ def test_shapes_are_compared_with_the_towers_before_anything_is_read(tmp_path, m
   bv["params/txt/head/bias"] = np.zeros(17, np.float32)  # the last of the table but scale and bias
   np.savez(tmp_path / "x.npz", **bv)
   monkeypatch.setattr(files.Npz, "read", lambda *_: pytest.fail("an array was read"))
-  with pytest.raises(ValueError, match=r"txt/head/bias has the shape \[17\]; these towers need \[16\]"):
+  with pytest.raises(
+    ValueError, match=r"txt/head/bias has the shape \[17\]; these towers need \[16\]"
+  ):
     siglax.load(tmp_path / "x.npz")

@@ -1,4 +1,6 @@
-"""Towers out: the file is the one that was read, tensor for tensor, and what a format cannot express is named."""
+"""Towers out: the file is the one that was read, tensor for tensor, and what a format cannot
+express is named.
+"""
 
 import json
 import pathlib
@@ -31,23 +33,31 @@ PIECES = TextProcessor().vocab_size
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  """The SigLIP folder with a vocabulary for the built-in tokenizer, and a log of evaluations as a run has."""
+  """The SigLIP folder with a vocabulary for the built-in tokenizer, and a log of evaluations as a
+  run has.
+  """
   folder = tmp_path_factory.mktemp("hf") / "source"
   shutil.copytree(GOLDEN / "hf_siglip", folder)
   tensors = safetensors.numpy.load_file(folder / "model.safetensors")
-  tensors["text_model.embeddings.token_embedding.weight"] = np.random.default_rng(0).normal(size=(PIECES, 12)).astype(np.float32)
+  tensors["text_model.embeddings.token_embedding.weight"] = (
+    np.random.default_rng(0).normal(size=(PIECES, 12)).astype(np.float32)
+  )
   safetensors.numpy.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
   config = json.loads((folder / "config.json").read_text())
   config["text_config"]["vocab_size"] = PIECES
   (folder / "config.json").write_text(json.dumps(config))
   shutil.copy(SHAPES, folder / "spiece.model")
-  (folder / "metrics.jsonl").write_text('{"step": 1, "eval/classes/acc1": 0.25}\n{"step": 2, "loss": 1.0}\n')
+  (folder / "metrics.jsonl").write_text(
+    '{"step": 1, "eval/classes/acc1": 0.25}\n{"step": 2, "loss": 1.0}\n'
+  )
   return folder
 
 
 @pytest.fixture
 def bilinear(tmp_path_factory):
-  """The SigLIP folder resized as big_vision means it; one without a preprocessor_config.json is bicubic."""
+  """The SigLIP folder resized as big_vision means it; one without a preprocessor_config.json is
+  bicubic.
+  """
   folder = tmp_path_factory.mktemp("bilinear") / "hf"
   shutil.copytree(GOLDEN / "hf_siglip", folder)
   (folder / "preprocessor_config.json").write_text('{"resample": 2}')
@@ -55,7 +65,9 @@ def bilinear(tmp_path_factory):
 
 
 def exported(folder, form, out, *more):
-  assert cli.main(["export", "--from", str(folder), "--format", form, "--out", str(out), *more]) == 0
+  assert (
+    cli.main(["export", "--from", str(folder), "--format", form, "--out", str(out), *more]) == 0
+  )
   return out
 
 
@@ -71,13 +83,20 @@ def test_hf_is_the_folder_that_transformers_wrote(folder, tmp_path):
     assert f.metadata() == {"format": "pt"}
   same(*(safetensors.numpy.load_file(x / "model.safetensors") for x in (out, folder)))
   ours, theirs = (json.loads((x / "config.json").read_text()) for x in (out, folder))
-  assert ours["model_type"] == theirs["model_type"] and ours["architectures"] == theirs["architectures"]
+  assert (
+    ours["model_type"] == theirs["model_type"] and ours["architectures"] == theirs["architectures"]
+  )
   for section in ("text_config", "vision_config"):
-    assert ours[section] == theirs[section] | ({"bos_token_id": None} if section == "text_config" else {})
+    assert ours[section] == theirs[section] | (
+      {"bos_token_id": None} if section == "text_config" else {}
+    )
   images = json.loads((out / "preprocessor_config.json").read_text())
   assert images["size"] == {"height": 16, "width": 16} and images["resample"] == 3
   texts = json.loads((out / "tokenizer_config.json").read_text())
-  assert texts["model_input_names"] == ["input_ids"] and (texts["eos_token"], texts["unk_token"]) == ("</s>", "<unk>")
+  assert texts["model_input_names"] == ["input_ids"] and (
+    texts["eos_token"],
+    texts["unk_token"],
+  ) == ("</s>", "<unk>")
   assert "classes/acc1 | 0.25" in (out / "README.md").read_text()
   pictures = list(np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), np.uint8))
   a, b = siglax.load(folder), siglax.load(out)
@@ -88,9 +107,16 @@ def test_hf_is_the_folder_that_transformers_wrote(folder, tmp_path):
 def test_hf_vision_is_the_image_tower_alone(tmp_path):
   out = exported(GOLDEN / "hf_siglip", "hf-vision", tmp_path / "v")
   whole = safetensors.numpy.load_file(GOLDEN / "hf_siglip" / "model.safetensors")
-  same(safetensors.numpy.load_file(out / "model.safetensors"), {k: v for k, v in whole.items() if k.startswith("vision_model")})
+  same(
+    safetensors.numpy.load_file(out / "model.safetensors"),
+    {k: v for k, v in whole.items() if k.startswith("vision_model")},
+  )
   assert json.loads((out / "config.json").read_text())["model_type"] == "siglip_vision_model"
-  jax.tree.map(np.testing.assert_array_equal, siglax.load(out).params["image"], siglax.load(GOLDEN / "hf_siglip").params["image"])
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    siglax.load(out).params["image"],
+    siglax.load(GOLDEN / "hf_siglip").params["image"],
+  )
   again = exported(out, "hf-vision", tmp_path / "w")
   assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
 
@@ -106,7 +132,9 @@ def test_big_vision_is_the_file_renamed_by_hand(bilinear, tmp_path):
 def test_bfloat16_is_rounded_once(form, bilinear, tmp_path):
   out = exported(bilinear, form, tmp_path / "x.npz", "--dtype", "bfloat16")
   want = siglax.load(GOLDEN / "hf_siglip").params
-  rounded = jax.tree.map(lambda x: np.asarray(x).astype(jax.numpy.bfloat16).astype(np.float32), want)
+  rounded = jax.tree.map(
+    lambda x: np.asarray(x).astype(jax.numpy.bfloat16).astype(np.float32), want
+  )
   jax.tree.map(np.testing.assert_array_equal, siglax.load(out).params, rounded)
 
 
@@ -129,36 +157,118 @@ def test_any_encoder_goes_out_and_comes_back(scan, tmp_path, monkeypatch):
   assert safetensors.numpy.load_file(tmp_path / "hf.npz" / "model.safetensors")["logit_bias"] == 0
 
 
-@pytest.mark.parametrize("form, changed, message", [
-    ("hf", {"model.image.stem": "conv"}, "config.model.image.stem='conv'; it needs 'patch'; formats that carry it: stablehlo"),
-    ("hf", {"model.image.pool": "mean"}, "config.model.image.pool='mean'; it needs 'map'; formats that carry it: big_vision, stablehlo"),
-    ("hf", {"text.strip_punctuation": False}, "config.text.strip_punctuation=False; it needs True; formats that carry it: stablehlo"),
-    ("hf", {"text.pad": "pad"}, "config.text.pad='pad'; it needs 'eos'; formats that carry it: stablehlo"),
-    ("hf", {"image.fit": "crop"}, "config.image.fit='crop'; it needs 'squash'; formats that carry it: open_clip, stablehlo"),
-    ("hf", {"model.text.causal": True}, "config.model.text.causal=True; it needs False; formats that carry it: stablehlo"),
-    ("hf-vision", {"model.image.head": "linear"},
-     "config.model.embed_dim=16 with a head on an image tower of width 16; it needs the two to be the same, and no head; "
-     "formats that carry it: big_vision, stablehlo"),
-    ("hf-vision", {"image.fit": "crop"}, "config.image.fit='crop'; it needs 'squash'; formats that carry it: open_clip, stablehlo"),
-    ("open_clip", {"text.pad": "pad"}, "config.text.pad='pad'; it needs 'eos'; formats that carry it: stablehlo"),
-    ("open_clip", {"model.image.norm_eps": 1e-5},
-     "config.model.image.norm_eps=1e-05; it needs 1e-06; formats that carry it: hf, stablehlo"),
-    ("big_vision", {"model.text.norm_eps": 1e-5}, "config.model.text.norm_eps=1e-05; it needs 1e-06; formats that carry it: hf, open_clip, stablehlo"),
-    ("big_vision", {"model.image.pool": "cls"}, "config.model.image.pool='cls'; it needs 'map' or 'mean'; formats that carry it: stablehlo"),
-    ("big_vision", {"image.mean": (0.4, 0.5, 0.5)},
-     "config.image.mean=(0.4, 0.5, 0.5); it needs (0.5, 0.5, 0.5); formats that carry it: hf, open_clip, stablehlo"),
-    ("big_vision", {"image.std": (0.5, 0.5, 0.2)},
-     "config.image.std=(0.5, 0.5, 0.2); it needs (0.5, 0.5, 0.5); formats that carry it: hf, open_clip, stablehlo"),
-    ("big_vision", {"image.resize": "bicubic"},
-     "config.image.resize='bicubic'; it needs 'bilinear'; formats that carry it: hf, open_clip, stablehlo"),
-    ("big_vision", {"image.fit": "crop"}, "config.image.fit='crop'; it needs 'squash'; formats that carry it: open_clip, stablehlo"),
-    ("big_vision", {"text.lowercase": False},
-     "config.text.lowercase=False; it needs True; formats that carry it: hf, open_clip, stablehlo"),
-    ("big_vision", {"text.strip_punctuation": False},
-     "config.text.strip_punctuation=False; it needs True; formats that carry it: stablehlo"),
-    ("big_vision", {"text.pad": "pad"}, "config.text.pad='pad'; it needs 'eos'; formats that carry it: stablehlo"),
-    ("big_vision", {"model.text.eos_id": 2}, "config.model.text.eos_id=2; it needs 1; formats that carry it: hf, open_clip, stablehlo"),
-])
+@pytest.mark.parametrize(
+  "form, changed, message",
+  [
+    (
+      "hf",
+      {"model.image.stem": "conv"},
+      "config.model.image.stem='conv'; it needs 'patch'; formats that carry it: stablehlo",
+    ),
+    (
+      "hf",
+      {"model.image.pool": "mean"},
+      "config.model.image.pool='mean'; it needs 'map'; formats that carry it: big_vision, "
+      "stablehlo",
+    ),
+    (
+      "hf",
+      {"text.strip_punctuation": False},
+      "config.text.strip_punctuation=False; it needs True; formats that carry it: stablehlo",
+    ),
+    (
+      "hf",
+      {"text.pad": "pad"},
+      "config.text.pad='pad'; it needs 'eos'; formats that carry it: stablehlo",
+    ),
+    (
+      "hf",
+      {"image.fit": "crop"},
+      "config.image.fit='crop'; it needs 'squash'; formats that carry it: open_clip, stablehlo",
+    ),
+    (
+      "hf",
+      {"model.text.causal": True},
+      "config.model.text.causal=True; it needs False; formats that carry it: stablehlo",
+    ),
+    (
+      "hf-vision",
+      {"model.image.head": "linear"},
+      "config.model.embed_dim=16 with a head on an image tower of width 16; it needs the two to be "
+      "the same, and no head; "
+      "formats that carry it: big_vision, stablehlo",
+    ),
+    (
+      "hf-vision",
+      {"image.fit": "crop"},
+      "config.image.fit='crop'; it needs 'squash'; formats that carry it: open_clip, stablehlo",
+    ),
+    (
+      "open_clip",
+      {"text.pad": "pad"},
+      "config.text.pad='pad'; it needs 'eos'; formats that carry it: stablehlo",
+    ),
+    (
+      "open_clip",
+      {"model.image.norm_eps": 1e-5},
+      "config.model.image.norm_eps=1e-05; it needs 1e-06; formats that carry it: hf, stablehlo",
+    ),
+    (
+      "big_vision",
+      {"model.text.norm_eps": 1e-5},
+      "config.model.text.norm_eps=1e-05; it needs 1e-06; formats that carry it: hf, open_clip, "
+      "stablehlo",
+    ),
+    (
+      "big_vision",
+      {"model.image.pool": "cls"},
+      "config.model.image.pool='cls'; it needs 'map' or 'mean'; formats that carry it: stablehlo",
+    ),
+    (
+      "big_vision",
+      {"image.mean": (0.4, 0.5, 0.5)},
+      "config.image.mean=(0.4, 0.5, 0.5); it needs (0.5, 0.5, 0.5); formats that carry it: hf, "
+      "open_clip, stablehlo",
+    ),
+    (
+      "big_vision",
+      {"image.std": (0.5, 0.5, 0.2)},
+      "config.image.std=(0.5, 0.5, 0.2); it needs (0.5, 0.5, 0.5); formats that carry it: hf, "
+      "open_clip, stablehlo",
+    ),
+    (
+      "big_vision",
+      {"image.resize": "bicubic"},
+      "config.image.resize='bicubic'; it needs 'bilinear'; formats that carry it: hf, open_clip, "
+      "stablehlo",
+    ),
+    (
+      "big_vision",
+      {"image.fit": "crop"},
+      "config.image.fit='crop'; it needs 'squash'; formats that carry it: open_clip, stablehlo",
+    ),
+    (
+      "big_vision",
+      {"text.lowercase": False},
+      "config.text.lowercase=False; it needs True; formats that carry it: hf, open_clip, stablehlo",
+    ),
+    (
+      "big_vision",
+      {"text.strip_punctuation": False},
+      "config.text.strip_punctuation=False; it needs True; formats that carry it: stablehlo",
+    ),
+    (
+      "big_vision",
+      {"text.pad": "pad"},
+      "config.text.pad='pad'; it needs 'eos'; formats that carry it: stablehlo",
+    ),
+    (
+      "big_vision",
+      {"model.text.eos_id": 2},
+      "config.model.text.eos_id=2; it needs 1; formats that carry it: hf, open_clip, stablehlo",
+    ),
+  ],
+)
 def test_what_a_format_cannot_express_is_named(form, changed, message, tmp_path, monkeypatch):
   monkeypatch.setitem(transformer.SIZES, "B", (16, 2, 2, 24))
   monkeypatch.setitem(open_clip.TRUNKS, ("base", 8), {"gelu_tanh": (16,)})
@@ -170,7 +280,9 @@ def test_what_a_format_cannot_express_is_named(form, changed, message, tmp_path,
   monkeypatch.setattr(tower, "load", lambda _: tower.Tower(c, params, None))
   with pytest.raises(ValueError) as e:
     export.export("run", form, tmp_path / ("out.npz" if form == "big_vision" else "out"))
-  assert str(e.value) == f"--format {form} cannot express {message}" and not list(tmp_path.iterdir())
+  assert str(e.value) == f"--format {form} cannot express {message}" and not list(
+    tmp_path.iterdir()
+  )
 
 
 def tables():
@@ -188,13 +300,30 @@ def test_every_field_goes_out_or_is_refused_in_every_format_as_docs_say():
       if form == "hf-vision" and "text" in field:
         cells.append("—")
         continue
-      assert field in table or "model.*" in table and field.startswith("model."), f"{form} does not say what it does with {field}"
+      assert field in table or "model.*" in table and field.startswith("model."), (
+        f"{form} does not say what it does with {field}"
+      )
       values = fields.carried(table, field)
       names = values == tuple(transformer.SIZES)
-      cells.append("yes" if values == fields.ANY or names else "left out" if values == fields.LEFT_OUT else ", ".join(map(repr, values)))
+      cells.append(
+        "yes"
+        if values == fields.ANY or names
+        else "left out"
+        if values == fields.LEFT_OUT
+        else ", ".join(map(repr, values))
+      )
     rows.setdefault(tuple(cells), []).append(field)
-  lines = [f"| {', '.join(f'`{name}`' for name in names)} | {' | '.join(cells)} |" for cells, names in rows.items()]
-  text = "\n".join([f"| field | {' | '.join(f'`{form}`' for form in tables())} |", "|---" * (len(tables()) + 1) + "|", *lines])
+  lines = [
+    f"| {', '.join(f'`{name}`' for name in names)} | {' | '.join(cells)} |"
+    for cells, names in rows.items()
+  ]
+  text = "\n".join(
+    [
+      f"| field | {' | '.join(f'`{form}`' for form in tables())} |",
+      "|---" * (len(tables()) + 1) + "|",
+      *lines,
+    ]
+  )
   assert text in (pathlib.Path(__file__).parents[1] / "docs" / "towers.md").read_text(), text
 
 
@@ -203,7 +332,9 @@ def test_a_new_option_is_refused_until_a_table_names_it():
   c.image.resize, c.model.image.pool = "bilinear", "mean"
   for form, table in tables().items():
     lacking = {name: values for name, values in table.items() if name != "model.image.pool"}
-    want = None if form == "stablehlo" else "config.model.image.pool='mean'; it needs 'map'"  # the default
+    want = (
+      None if form == "stablehlo" else "config.model.image.pool='mean'; it needs 'map'"
+    )  # the default
     assert fields.refused(lacking, c, ("image",)) == want
 
 
@@ -211,7 +342,10 @@ def test_big_vision_says_that_it_leaves_the_tokenizer_out(folder, tmp_path, caps
   source = shutil.copytree(folder, tmp_path / "source")
   (source / "preprocessor_config.json").write_text('{"resample": 2}')
   back = siglax.load(exported(source, "big_vision", tmp_path / "x.npz"))
-  assert f"--format big_vision has no place for the tokenizer: keep {source}, whose texts need it" in capsys.readouterr().err
+  assert (
+    f"--format big_vision has no place for the tokenizer: keep {source}, whose texts need it"
+    in capsys.readouterr().err
+  )
   with pytest.raises(ValueError, match="no sentencepiece tokenizer"):
     back.embed_texts(["a"])
 
@@ -219,25 +353,43 @@ def test_big_vision_says_that_it_leaves_the_tokenizer_out(folder, tmp_path, caps
 def test_odd_pictures_come_out_as_they_went_in(tmp_path):
   hf = exported(GOLDEN / "hf_siglip_odd", "hf", tmp_path / "hf")
   written = json.loads((hf / "preprocessor_config.json").read_text())
-  assert written["image_mean"] == [0.11, 0.42, 0.73] and written["image_std"] == [0.31, 0.24, 0.57] and written["resample"] == 2
+  assert (
+    written["image_mean"] == [0.11, 0.42, 0.73]
+    and written["image_std"] == [0.31, 0.24, 0.57]
+    and written["resample"] == 2
+  )
   config = json.loads((hf / "config.json").read_text())
   for section in ("text_config", "vision_config"):
     assert (config[section]["hidden_act"], config[section]["layer_norm_eps"]) == ("gelu", 1e-3)
   z = np.load(GOLDEN / "hf_siglip_odd" / "io.npz")
   for path in (GOLDEN / "hf_siglip_odd", hf):
-    np.testing.assert_allclose(siglax.load(path).embed_images(list(z["pictures"])), z["zpictures"], atol=1e-5)
+    np.testing.assert_allclose(
+      siglax.load(path).embed_images(list(z["pictures"])), z["zpictures"], atol=1e-5
+    )
 
 
 def test_nothing_is_overwritten_and_wrong_inputs_are_one_line(tmp_path, capsys):
   (tmp_path / "there").mkdir()
   run = lambda *words: cli.main(["export", *words])
-  assert run("--from", str(GOLDEN / "hf_siglip"), "--format", "hf", "--out", str(tmp_path / "there")) == 1
+  assert (
+    run("--from", str(GOLDEN / "hf_siglip"), "--format", "hf", "--out", str(tmp_path / "there"))
+    == 1
+  )
   assert run("--from", str(tmp_path / "none"), "--format", "hf", "--out", str(tmp_path / "x")) == 1
-  assert run("--from", f"{GOLDEN / 'hf_siglip'}:txt", "--format", "hf-vision", "--out", str(tmp_path / "x")) == 1
-  assert run("--from", str(GOLDEN / "hf_siglip"), "--format", "big_vision", "--out", str(tmp_path / "x")) == 1
+  assert (
+    run(
+      "--from", f"{GOLDEN / 'hf_siglip'}:txt", "--format", "hf-vision", "--out", str(tmp_path / "x")
+    )
+    == 1
+  )
+  assert (
+    run("--from", str(GOLDEN / "hf_siglip"), "--format", "big_vision", "--out", str(tmp_path / "x"))
+    == 1
+  )
   lines = capsys.readouterr().err.splitlines()
   assert [line.partition(": ")[2] for line in lines] == [
-      f"--out {tmp_path / 'there'} exists; give a path that does not", f"{tmp_path / 'none'}: no such file or folder",
-      "--format hf-vision needs the image tower, which is not there",
-      f"--out {tmp_path / 'x'} must end in .npz, as big_vision's files do",
+    f"--out {tmp_path / 'there'} exists; give a path that does not",
+    f"{tmp_path / 'none'}: no such file or folder",
+    "--format hf-vision needs the image tower, which is not there",
+    f"--out {tmp_path / 'x'} must end in .npz, as big_vision's files do",
   ]

@@ -1,7 +1,8 @@
-"""Files of other libraries with bytes changed, cut off or of other types: one line that names the file, or what it says.
+"""Files of other libraries with bytes changed, cut off or of other types: one line that names the
+file, or what it says.
 
-What opens is compared with the undamaged folder: an .npz has checksums, so nothing but the same may come out; in formats
-without them only what still is a valid file that says something else.
+What opens is compared with the undamaged folder: an .npz has checksums, so nothing but the same may
+come out; in formats without them only what still is a valid file that says something else.
 """
 
 import functools
@@ -23,10 +24,33 @@ from siglax.runs import folder as folder_lib
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 SHAPES = pathlib.Path(siglax.__file__).parent / "data" / "shapes.model"
-OTHERS = [None, [], {}, "", "x", True, False, 0, -1, 3, 0.5, 1e300, float("nan"), float("inf"), 10**30, [1], [[]], {"a": 1}, "\0"]
+OTHERS = [
+  None,
+  [],
+  {},
+  "",
+  "x",
+  True,
+  False,
+  0,
+  -1,
+  3,
+  0.5,
+  1e300,
+  float("nan"),
+  float("inf"),
+  10**30,
+  [1],
+  [[]],
+  {"a": 1},
+  "\0",
+]
 fuzz = functools.partial(
-    hypothesis.settings, derandomize=True, deadline=None, database=None,
-    suppress_health_check=list(hypothesis.HealthCheck),
+  hypothesis.settings,
+  derandomize=True,
+  deadline=None,
+  database=None,
+  suppress_health_check=list(hypothesis.HealthCheck),
 )
 
 
@@ -43,18 +67,35 @@ def folders(tmp_path_factory):
     shutil.copytree(GOLDEN / name, there / name, ignore=shutil.ignore_patterns("io.npz"))
     if name != "hf_clip":
       shutil.copy(SHAPES, there / name / "spiece.model")
-    (there / name / "tokenizer_config.json").write_text('{"tokenizer_class": "SiglipTokenizer", "do_lower_case": false}')
-  (there / "hf_siglip" / "preprocessor_config.json").write_text(json.dumps(
-      {"resample": 2, "size": {"height": 16, "width": 16}, "do_resize": True, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
-  ))
+    (there / name / "tokenizer_config.json").write_text(
+      '{"tokenizer_class": "SiglipTokenizer", "do_lower_case": false}'
+    )
+  (there / "hf_siglip" / "preprocessor_config.json").write_text(
+    json.dumps(
+      {
+        "resample": 2,
+        "size": {"height": 16, "width": 16},
+        "do_resize": True,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.25] * 3,
+      }
+    )
+  )
   tensors = safetensors.numpy.load_file(there / "hf_siglip" / "model.safetensors")
-  np.savez(there / "x.npz", **{  # towers of one array each, which is enough to open a file and to read it
-      "params/txt/Encoder_0/encoderblock_0/MultiHeadDotProductAttention_0/query/kernel": np.ones((12, 2, 6), np.float32),
-      "params/txt/Encoder_0/encoderblock_0/MlpBlock_0/Dense_0/kernel": np.ones((12, 24), np.float32),
+  np.savez(
+    there / "x.npz",
+    **{  # towers of one array each, which is enough to open a file and to read it
+      "params/txt/Encoder_0/encoderblock_0/MultiHeadDotProductAttention_0/query/kernel": np.ones(
+        (12, 2, 6), np.float32
+      ),
+      "params/txt/Encoder_0/encoderblock_0/MlpBlock_0/Dense_0/kernel": np.ones(
+        (12, 24), np.float32
+      ),
       "params/txt/head/kernel": np.ones((12, 16), np.float32),
       "params/txt/Embed_0/embedding": tensors["text_model.embeddings.token_embedding.weight"],
       "params/txt/pos_embedding": tensors["text_model.embeddings.position_embedding.weight"][None],
-  })
+    },
+  )
   return {name: there / name for name in ("hf_siglip", "hf_clip", "open_clip_resnet", "x.npz")}
 
 
@@ -67,16 +108,26 @@ def whole(folders):
 
 
 def opened(path):
-  """What siglax.load makes of a path before it builds a model: config, arrays and text preprocessing."""
+  """What siglax.load makes of a path before it builds a model: config, arrays and text
+  preprocessing.
+  """
   found = interop.find(path)
   arrays = {name: found.arrays.read(name) for name in sorted(found.arrays.shapes)}
   with found.naming():
-    text = found.tokenizer and folder_lib.text_processor(found.config)(["A small red disc."]).tolist()
-  return config_lib.to_json(found.config), {k: (x.shape, x.tobytes()) for k, x in arrays.items()}, text
+    text = (
+      found.tokenizer and folder_lib.text_processor(found.config)(["A small red disc."]).tolist()
+    )
+  return (
+    config_lib.to_json(found.config),
+    {k: (x.shape, x.tobytes()) for k, x in arrays.items()},
+    text,
+  )
 
 
 def damaged(file, data, path, read=opened):
-  """What a path gives with other bytes in one of its files; None where it is refused, in one line that names the place."""
+  """What a path gives with other bytes in one of its files; None where it is refused, in one line
+  that names the place.
+  """
   whole = file.read_bytes()
   try:
     file.write_bytes(data)
@@ -92,7 +143,9 @@ def damaged(file, data, path, read=opened):
 def damage(draw, size):
   """A function of bytes: cut off, some flipped, or some replaced."""
   at = draw(st.integers(0, size - 1))
-  flips = draw(st.lists(st.tuples(st.integers(0, size - 1), st.integers(1, 255)), min_size=1, max_size=3))
+  flips = draw(
+    st.lists(st.tuples(st.integers(0, size - 1), st.integers(1, 255)), min_size=1, max_size=3)
+  )
   noise = draw(st.binary(min_size=1, max_size=8))
   kind = draw(st.sampled_from(("cut", "flip", "noise")))
 
@@ -111,8 +164,11 @@ def damage(draw, size):
 
 
 FILES = [
-    ("hf_siglip", "config.json"), ("hf_siglip", "preprocessor_config.json"), ("hf_siglip", "tokenizer_config.json"),
-    ("hf_clip", "config.json"), ("open_clip_resnet", "open_clip_config.json"),
+  ("hf_siglip", "config.json"),
+  ("hf_siglip", "preprocessor_config.json"),
+  ("hf_siglip", "tokenizer_config.json"),
+  ("hf_clip", "config.json"),
+  ("open_clip_resnet", "open_clip_config.json"),
 ]
 
 
@@ -123,7 +179,7 @@ def test_damaged_json(folders, whole, name, file, data):
   file = folders[name] / file
   _, apply = data.draw(damage(file.stat().st_size))
   text = apply(file.read_bytes())
-  if (found := damaged(file, text, folders[name])) not in (None, whole[name]):
+  if damaged(file, text, folders[name]) not in (None, whole[name]):
     assert json.loads(text) != json.loads(file.read_bytes())
 
 
@@ -153,7 +209,9 @@ def test_other_sizes_in_a_whole_load(folders, data):
   file = folders["hf_clip"] / "config.json"
   value = json.loads(file.read_text())
   section = value[data.draw(st.sampled_from(("text_config", "vision_config")))]
-  section[data.draw(st.sampled_from([k for k, v in section.items() if type(v) is int]))] = data.draw(st.sampled_from([1, 2, 3, 100, 10**4]))
+  section[data.draw(st.sampled_from([k for k, v in section.items() if type(v) is int]))] = (
+    data.draw(st.sampled_from([1, 2, 3, 100, 10**4]))
+  )
   damaged(file, json.dumps(value).encode(), folders["hf_clip"], siglax.load)
 
 
@@ -168,7 +226,9 @@ def test_a_damaged_npz_never_gives_another_tower(folders, whole, data):
 @fuzz(max_examples=100)
 @hypothesis.given(data=st.data())
 def test_damaged_safetensors(folders, whole, data):
-  """Cut off they are always refused; of changed bytes only those of values pass, for the format has no checksum."""
+  """Cut off they are always refused; of changed bytes only those of values pass, for the format has
+  no checksum.
+  """
   file = folders["hf_siglip"] / "model.safetensors"
   header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
   kind, apply = data.draw(damage(file.stat().st_size if data.draw(st.booleans()) else header))

@@ -1,4 +1,6 @@
-"""StableHLO out: the README's own lines, run in a process that cannot import siglax, give what the towers give."""
+"""StableHLO out: the README's own lines, run in a process that cannot import siglax, give what the
+towers give.
+"""
 
 import json
 import os
@@ -56,20 +58,29 @@ assert "flax" not in sys.modules
 
 @pytest.fixture(scope="module")
 def image():
-  """One tower alone, as the quickstart's: convolutions, sincos positions, mean pooling, blocks one by one."""
+  """One tower alone, as the quickstart's: convolutions, sincos positions, mean pooling, blocks one
+  by one.
+  """
   c = siglax.load(GOLDEN / "hf_siglip").config
   c.model.image.update(stem="conv", position="sincos", pool="mean", scan=False, remat="full")
   model = models.build(c.model, ("image",))
   rng = np.random.default_rng(3)
   # Numbers that bfloat16 holds, so that its export has nothing to round.
-  random = lambda x: jax.numpy.asarray(rng.normal(size=x.shape) / 4, jax.numpy.bfloat16).astype(x.dtype)
-  return tower_lib.Tower(c, jax.tree.map(random, jax.eval_shape(model.init, jax.random.key(0))), None)
+  random = lambda x: jax.numpy.asarray(rng.normal(size=x.shape) / 4, jax.numpy.bfloat16).astype(
+    x.dtype
+  )
+  return tower_lib.Tower(
+    c, jax.tree.map(random, jax.eval_shape(model.init, jax.random.key(0))), None
+  )
 
 
 def sixteen_bits():
   """Pictures of the towers' size, so that nothing is resized."""
   rng = np.random.default_rng(5)
-  return {"grey16": rng.integers(0, 2**16, (16, 16), np.uint16), "rgb16": rng.integers(0, 2**16, (16, 16, 3), np.uint16)}
+  return {
+    "grey16": rng.integers(0, 2**16, (16, 16), np.uint16),
+    "rgb16": rng.integers(0, 2**16, (16, 16, 3), np.uint16),
+  }
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +89,9 @@ def elsewhere(folder, image, tmp_path_factory):  # noqa: F811
   there = tmp_path_factory.mktemp("stablehlo")
   rng = np.random.default_rng(0)
   inputs = {
-      "images": np.load(GOLDEN / "hf_clip" / "io.npz")["pictures"],
-      "ids": np.load(GOLDEN / "hf_clip" / "io.npz")["ids"],
-      "texts": np.array(TEXTS),
+    "images": np.load(GOLDEN / "hf_clip" / "io.npz")["pictures"],
+    "ids": np.load(GOLDEN / "hf_clip" / "io.npz")["ids"],
+    "texts": np.array(TEXTS),
   }
   np.savez(there / "in.npz", **inputs)
   cv2.imwrite(str(there / "picture.png"), rng.integers(0, 256, (40, 23, 3), np.uint8))
@@ -93,13 +104,18 @@ def elsewhere(folder, image, tmp_path_factory):  # noqa: F811
     export.export("run", "stablehlo", there / "image", "bfloat16")
   towers = {"siglip": siglax.load(folder), "clip": siglax.load(GOLDEN / "hf_clip"), "image": image}
   folders = [str(there / name) for name in towers]
-  # Isolated (-I): neither this folder nor PYTHONPATH is on its path, and of siglax's dependencies jax alone is imported.
+  # Isolated (-I): neither this folder nor PYTHONPATH is on its path, and of siglax's dependencies
+  # jax alone is imported.
   run = subprocess.run(
-      [sys.executable, "-I", "-c", PROGRAM, str(there / "in.npz"), *folders], capture_output=True, text=True,
-      env={**os.environ, "JAX_NUM_CPU_DEVICES": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+    [sys.executable, "-I", "-c", PROGRAM, str(there / "in.npz"), *folders],
+    capture_output=True,
+    text=True,
+    env={**os.environ, "JAX_NUM_CPU_DEVICES": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
   )
   assert run.returncode == 0, run.stderr
-  return inputs, {name: (towers[name], there / name, dict(np.load(there / f"{name}.out.npz"))) for name in towers}
+  return inputs, {
+    name: (towers[name], there / name, dict(np.load(there / f"{name}.out.npz"))) for name in towers
+  }
 
 
 @pytest.mark.parametrize("name", ["siglip", "clip"])
@@ -112,7 +128,9 @@ def test_functions_give_what_transformers_gives(elsewhere, name):
     np.testing.assert_allclose(out["image_tokens_one"], z["tokens"][:1], atol=1e-5)
     np.testing.assert_allclose(out["embed_text_one"], out["embed_text"][:1], atol=1e-5)
     # Of the sum of squared tokens by the last norm's bias, which is added to each.
-    np.testing.assert_allclose(out["gradient"], 2 * z["tokens"].sum(axis=(0, 1)), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+      out["gradient"], 2 * z["tokens"].sum(axis=(0, 1)), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_functions_of_a_tower_that_no_library_has(elsewhere):
@@ -120,11 +138,17 @@ def test_functions_of_a_tower_that_no_library_has(elsewhere):
   tower, _, out = found["image"]
   normalized = ((inputs["images"] / 255.0 - 0.5) / 0.5).astype(np.float32)
   assert {name for name in out if name in stablehlo.FUNCTIONS} == {"embed_image", "image_tokens"}
-  np.testing.assert_allclose(out["embed_image"], jax.jit(tower.model.embed_image)(tower.params, normalized), atol=1e-5)
+  np.testing.assert_allclose(
+    out["embed_image"], jax.jit(tower.model.embed_image)(tower.params, normalized), atol=1e-5
+  )
   tokens = jax.jit(tower.model.image_tokens)(tower.params, normalized)
   np.testing.assert_allclose(out["image_tokens"], tokens, atol=1e-5)
-  mean = out["image_tokens"].mean(axis=1)  # pool="mean" without a head: the embedding is their mean, of length 1
-  np.testing.assert_allclose(out["embed_image"], mean / np.linalg.norm(mean, axis=1, keepdims=True), atol=1e-5)
+  mean = out["image_tokens"].mean(
+    axis=1
+  )  # pool="mean" without a head: the embedding is their mean, of length 1
+  np.testing.assert_allclose(
+    out["embed_image"], mean / np.linalg.norm(mean, axis=1, keepdims=True), atol=1e-5
+  )
 
 
 @pytest.mark.parametrize("name", ["siglip", "clip", "image"])
@@ -133,7 +157,9 @@ def test_sixteen_bits_become_eight_as_siglax_reads_them(elsewhere, name):
   for picture, x in sixteen_bits().items():
     want = np.broadcast_to(x.reshape(16, 16, -1) // 256, (16, 16, 3))
     np.testing.assert_array_equal(out[picture], want, err_msg=picture)
-    np.testing.assert_array_equal(images.decode((folder.parent / f"{picture}.png").read_bytes()), want)
+    np.testing.assert_array_equal(
+      images.decode((folder.parent / f"{picture}.png").read_bytes()), want
+    )
 
 
 def test_texts_and_logits_are_those_of_transformers(elsewhere):
@@ -141,14 +167,18 @@ def test_texts_and_logits_are_those_of_transformers(elsewhere):
   z = np.load(GOLDEN / "hf_clip" / "io.npz")
   np.testing.assert_allclose(out["embed_text"], z["ztxt"], atol=1e-5)
   config = json.loads((folder / "config.json").read_text())
-  np.testing.assert_allclose(config["scale"] * z["zimg"] @ out["embed_text"].T + config["bias"], z["logits"], atol=1e-4)
+  np.testing.assert_allclose(
+    config["scale"] * z["zimg"] @ out["embed_text"].T + config["bias"], z["logits"], atol=1e-4
+  )
 
 
 @pytest.mark.parametrize("name", ["siglip", "clip"])
 def test_the_inputs_of_the_readme_are_those_of_the_tower(elsewhere, name):
   tower, folder, out = elsewhere[1][name]
   picture = images.decode((folder.parent / "picture.png").read_bytes())
-  np.testing.assert_array_equal(out["picture"], images.resize(picture, 16, tower.config.image.resize, tower.config.image.fit))
+  np.testing.assert_array_equal(
+    out["picture"], images.resize(picture, 16, tower.config.image.resize, tower.config.image.fit)
+  )
   assert ("tokens" in out) == (tower.text is not None) == (folder / stablehlo.TOKENIZER).is_file()
   if tower.text is not None:
     np.testing.assert_array_equal(out["tokens"], tower.text(TEXTS))
@@ -159,25 +189,50 @@ def test_one_function_runs_on_every_platform_and_needs_one_device(elsewhere):
   for name in stablehlo.FUNCTIONS:
     data = (folder / (name + stablehlo.SUFFIX)).read_bytes()
     function = jax_export.deserialize(data)
-    assert function.platforms == ("cpu", "cuda", "tpu") and function.nr_devices == 1 and not function.disabled_safety_checks
-    assert os.path.dirname(siglax.__file__).encode() not in data  # no path of the machine that wrote it
-    assert len(data) < (folder / "image.npz").stat().st_size * 5  # the parameters are beside, not inside
+    assert (
+      function.platforms == ("cpu", "cuda", "tpu")
+      and function.nr_devices == 1
+      and not function.disabled_safety_checks
+    )
+    assert (
+      os.path.dirname(siglax.__file__).encode() not in data
+    )  # no path of the machine that wrote it
+    assert (
+      len(data) < (folder / "image.npz").stat().st_size * 5
+    )  # the parameters are beside, not inside
 
 
 def test_one_tower_alone(elsewhere):
   folder = elsewhere[1]["image"][1]
   assert sorted(file.name for file in folder.iterdir()) == [
-      "README.md", "config.json", "embed_image.jax_export", "image.npz", "image_tokens.jax_export",
+    "README.md",
+    "config.json",
+    "embed_image.jax_export",
+    "image.npz",
+    "image_tokens.jax_export",
   ]
   config = json.loads((folder / "config.json").read_text())
-  assert "text" not in config and "scale" not in config and "embed_text" not in (folder / "README.md").read_text()
-  assert sum(x.dtype.itemsize for x in np.load(folder / "image.npz").values()) == 2 * len(np.load(folder / "image.npz").files)
+  assert (
+    "text" not in config
+    and "scale" not in config
+    and "embed_text" not in (folder / "README.md").read_text()
+  )
+  assert sum(x.dtype.itemsize for x in np.load(folder / "image.npz").values()) == 2 * len(
+    np.load(folder / "image.npz").files
+  )
 
 
 def test_it_goes_one_way(elsewhere, capsys):
   folder = elsewhere[1]["clip"][1]
-  with pytest.raises(ValueError, match="clip was written by --format stablehlo, which siglax does not read back") as e:
+  with pytest.raises(
+    ValueError, match="clip was written by --format stablehlo, which siglax does not read back"
+  ) as e:
     siglax.load(folder)
   assert "\n" not in str(e.value)
-  assert cli.main(["export", "--from", str(GOLDEN / "hf_clip"), "--format", "stablehlo", "--out", str(folder)]) == 1
+  assert (
+    cli.main(
+      ["export", "--from", str(GOLDEN / "hf_clip"), "--format", "stablehlo", "--out", str(folder)]
+    )
+    == 1
+  )
   assert capsys.readouterr().err.endswith("exists; give a path that does not\n")

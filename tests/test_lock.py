@@ -12,7 +12,8 @@ import pytest
 
 from siglax.runs import lock
 
-# Takes the lock, says so, and lets it go when its input ends. Times of the lock in seconds as arguments.
+# Takes the lock, says so, and lets it go when its input ends. Times of the lock in seconds as
+# arguments.
 HOLDER = """
 import sys
 from siglax.runs import lock
@@ -29,7 +30,9 @@ except ValueError as e:
 
 def start(folder, heartbeat=10.0, stale=60.0):
   command = [sys.executable, "-c", HOLDER, str(folder), str(heartbeat), str(stale)]
-  return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+  return subprocess.Popen(
+    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+  )
 
 
 def elsewhere(folder, **changes):
@@ -47,7 +50,10 @@ def test_a_second_one_is_told_who_holds_it(tmp_path):
   with lock.Lock(tmp_path) as held:
     there = json.loads((tmp_path / lock.FILE).read_text())
     assert (there["host"], there["process"]) == (socket.gethostname(), os.getpid())
-    with pytest.raises(ValueError, match=f"is in use: process {os.getpid()} on {socket.gethostname()} trains there since") as error:
+    with pytest.raises(
+      ValueError,
+      match=f"is in use: process {os.getpid()} on {socket.gethostname()} trains there since",
+    ) as error:
       lock.Lock(tmp_path)
     assert "\n" not in str(error.value)
     held.check()
@@ -91,7 +97,9 @@ def test_of_another_host_a_touch_tells_that_it_lives(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", "null", "{}", '{"host": 3}', "\xff"])
-def test_a_lock_that_is_old_or_broken_is_taken_over_once_it_is_stale(content, tmp_path, monkeypatch):
+def test_a_lock_that_is_old_or_broken_is_taken_over_once_it_is_stale(
+  content, tmp_path, monkeypatch
+):
   first = lock.Lock(tmp_path)
   if content is None:
     elsewhere(tmp_path, key="another")
@@ -100,7 +108,10 @@ def test_a_lock_that_is_old_or_broken_is_taken_over_once_it_is_stale(content, tm
   age(tmp_path, lock.STALE_SECONDS + 1)
   with lock.Lock(tmp_path) as held:
     assert held.held() and not first.held()
-    with pytest.raises(ValueError, match=f"no longer this process's: process {os.getpid()} on {socket.gethostname()} has taken the run folder over"):
+    with pytest.raises(
+      ValueError,
+      match=f"no longer this process's: process {os.getpid()} on {socket.gethostname()} has taken the run folder over",
+    ):
       first.check()
     first.release()  # which is no longer its own
     assert held.held()
@@ -147,7 +158,10 @@ def test_a_holder_that_was_stopped_finds_it_taken_over(tmp_path, monkeypatch):
   with lock.Lock(tmp_path) as held:
     holder.send_signal(signal.SIGCONT)
     out, _ = holder.communicate(timeout=60)
-    assert f"process {os.getpid()} on {socket.gethostname()} has taken the run folder over; this process saves nothing more" in out
+    assert (
+      f"process {os.getpid()} on {socket.gethostname()} has taken the run folder over; this "
+      "process saves nothing more" in out
+    )
     assert held.held()
 
 
@@ -179,8 +193,13 @@ sys.stdin.read()
 """
   at = str(time.time() + 2.5)
   racers = [
-      subprocess.Popen([sys.executable, "-c", racer, str(tmp_path), at], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-      for _ in range(2)
+    subprocess.Popen(
+      [sys.executable, "-c", racer, str(tmp_path), at],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    for _ in range(2)
   ]
   first, second = ([r.stdout.readline().strip() for _ in range(10)] for r in racers)
   assert [sorted(pair) for pair in zip(first, second)] == [["held", "refused"]] * 10

@@ -1,4 +1,6 @@
-"""siglax.data.pipeline: the same batches however they are made, every example once, and what broken ones do."""
+"""siglax.data.pipeline: the same batches however they are made, every example once, and what broken
+ones do.
+"""
 
 import json
 import logging
@@ -31,18 +33,28 @@ class Text:
 
 
 class Source:
-  """Image i is filled with i mod 256, its caption j is f"example {i}, caption {j}"; change edits an example."""
+  """Image i is filled with i mod 256, its caption j is f"example {i}, caption {j}"; change edits an
+  example.
+  """
 
-  def __init__(self, size, captions=2, labels=None, classnames=None, change=lambda i, example: example):
-    self.size, self.captions, self.labels, self.classnames, self.change = size, captions, labels, classnames, change
+  def __init__(
+    self, size, captions=2, labels=None, classnames=None, change=lambda i, example: example
+  ):
+    self.size, self.captions, self.labels, self.classnames, self.change = (
+      size,
+      captions,
+      labels,
+      classnames,
+      change,
+    )
 
   def __len__(self):
     return self.size
 
   def __getitem__(self, i):
     example = {
-        "image": np.full((SIZE, SIZE, 3), i % 256, np.uint8),
-        "captions": [f"example {i}, caption {j}" for j in range(self.captions)],
+      "image": np.full((SIZE, SIZE, 3), i % 256, np.uint8),
+      "captions": [f"example {i}, caption {j}" for j in range(self.captions)],
     }
     if self.labels is not None:
       example["label"] = self.labels[i]
@@ -80,7 +92,8 @@ def assert_same(got, want):
       np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
-# Everything random at once: two sources, crops, shifts, flips, captions, and every seventh example broken.
+# Everything random at once: two sources, crops, shifts, flips, captions, and every seventh example
+# broken.
 RANDOM = {"crop_min_area": 0.3, "pad": 2, "flip": True}
 
 
@@ -101,10 +114,10 @@ def test_batches_have_the_stated_form():
   (batch,) = read(random_config(), random_sources(), 1)
   form = {name: (array.dtype.name, array.shape) for name, array in batch.items()}
   assert form == {
-      "image": ("uint8", (8, SIZE, SIZE, 3)),
-      "tokens": ("int32", (8, LENGTH)),
-      "label": ("int32", (8,)),
-      "weight": ("float32", (8,)),
+    "image": ("uint8", (8, SIZE, SIZE, 3)),
+    "tokens": ("int32", (8, LENGTH)),
+    "label": ("int32", (8,)),
+    "weight": ("float32", (8,)),
   }
 
 
@@ -123,7 +136,8 @@ def together(parts):
 def test_processes_share_the_batch_of_one(processes):
   want = read(random_config(), random_sources(), 6)
   parts = [
-      read(random_config(), random_sources(), 6, process_index=p, process_count=processes) for p in range(processes)
+    read(random_config(), random_sources(), 6, process_index=p, process_count=processes)
+    for p in range(processes)
   ]
   assert_same([together(step) for step in zip(*parts)], want)
 
@@ -132,7 +146,10 @@ def test_a_run_resumed_at_any_step_goes_on_the_same():
   want = read(random_config(), random_sources(), 14)
   for step in (1, 5, 13):
     assert_same(read(random_config(), random_sources(), 14 - step, start_step=step), want[step:])
-  resumed = [read(random_config(), random_sources(), 2, start_step=9, process_index=p, process_count=2) for p in (0, 1)]
+  resumed = [
+    read(random_config(), random_sources(), 2, start_step=9, process_index=p, process_count=2)
+    for p in (0, 1)
+  ]
   assert_same([together(step) for step in zip(*resumed)], want[9:11])
 
 
@@ -181,11 +198,15 @@ def test_the_seed_and_the_place_in_data_choose_the_order():
   assert order(0) == order(0) != order(1)
   batches = read(make_config({}, {}, batch_size=40), [Source(100, 1), Source(100, 1)], 5)
   twice = np.array(examples_of(batches)).reshape(-1, 2).T
-  assert sorted(twice[0]) == sorted(twice[1]) == list(range(100)) and (twice[0] != twice[1]).mean() > 0.9
+  assert (
+    sorted(twice[0]) == sorted(twice[1]) == list(range(100)) and (twice[0] != twice[1]).mean() > 0.9
+  )
 
 
 def test_weights_are_shares_of_the_mix():
-  named = lambda k: Source(10, 1, change=lambda i, example: example | {"image": np.full((SIZE, SIZE, 3), k, np.uint8)})
+  named = lambda k: Source(
+    10, 1, change=lambda i, example: example | {"image": np.full((SIZE, SIZE, 3), k, np.uint8)}
+  )
   config = make_config({"weight": 0.3}, {"weight": 0.1}, {}, batch_size=104)
   (batch,) = read(config, [named(0), named(1), named(2)], 1)  # the third's weight is its size, 10
   assert np.bincount(batch["image"][:, 0, 0, 0]).tolist() == [3, 1, 100]
@@ -238,27 +259,38 @@ def test_the_share_of_pairs_with_equal_labels():
   first, second = Source(6, labels=[0, 0, 1, None, -1, 2]), Source(3, labels=[0, 0, 5])
   config = make_config({"weight": 3}, {"weight": 1}, positives="label")
   # Labels of two sources differ: 3/4 of (1/2, 1/4, 1/4) and 1/4 of (2/3, 1/3).
-  assert data.same_label(config, [first, second]) == pytest.approx((36 + 9 + 9) / 256 + (16 + 4) / 576)
+  assert data.same_label(config, [first, second]) == pytest.approx(
+    (36 + 9 + 9) / 256 + (16 + 4) / 576
+  )
   config = make_config({}, positives="label")
   large = Source(20_000, labels=[i % 10 for i in range(20_000)])
-  assert data.same_label(config, [large]) == data.same_label(config, [large]) == pytest.approx(0.1, rel=0.02)
+  assert (
+    data.same_label(config, [large])
+    == data.same_label(config, [large])
+    == pytest.approx(0.1, rel=0.02)
+  )
   own = Source(20_000, labels=list(range(20_000)))
   assert data.same_label(config, [own]) < 2e-4  # Σ f² of 1,024 of them is 1e-3
 
 
 BROKEN = {
-    "undecodable": lambda i, example: example | {"image": b"\xff\xd8\xff junk"},
-    "no image": lambda i, example: example | {"image": None},
-    "no captions": lambda i, example: example | {"captions": []},
-    "empty captions": lambda i, example: example | {"captions": ["", "  "]},
-    "not a caption": lambda i, example: example | {"captions": [7]},
-    "negative weight": lambda i, example: example | {"weight": -1.0},
-    "nan weight": lambda i, example: example | {"weight": float("nan")},
-    "weight above float32": lambda i, example: example | {"weight": 1e300},
-    "many pixels": lambda i, example: example | {"image": cv2.imencode(".png", np.zeros((9, 12, 3), np.uint8))[1].tobytes()},
-    "many bytes": lambda i, example: example | {"image": cv2.imencode(".png", np.zeros((5, 6, 3), np.uint8))[1].tobytes() + bytes(999)},
-    "huge label": lambda i, example: example | {"label": 2**24},
-    "unreadable": lambda i, example: 1 / 0,
+  "undecodable": lambda i, example: example | {"image": b"\xff\xd8\xff junk"},
+  "no image": lambda i, example: example | {"image": None},
+  "no captions": lambda i, example: example | {"captions": []},
+  "empty captions": lambda i, example: example | {"captions": ["", "  "]},
+  "not a caption": lambda i, example: example | {"captions": [7]},
+  "negative weight": lambda i, example: example | {"weight": -1.0},
+  "nan weight": lambda i, example: example | {"weight": float("nan")},
+  "weight above float32": lambda i, example: example | {"weight": 1e300},
+  "many pixels": lambda i, example: (
+    example | {"image": cv2.imencode(".png", np.zeros((9, 12, 3), np.uint8))[1].tobytes()}
+  ),
+  "many bytes": lambda i, example: (
+    example
+    | {"image": cv2.imencode(".png", np.zeros((5, 6, 3), np.uint8))[1].tobytes() + bytes(999)}
+  ),
+  "huge label": lambda i, example: example | {"label": 2**24},
+  "unreadable": lambda i, example: 1 / 0,
 }
 
 
@@ -286,7 +318,10 @@ def test_broken_examples_are_replaced_counted_and_named_once(kind, caplog):
 
 def test_empty_captions_beside_others_are_left_out():
   change = lambda i, example: example | {"captions": ["", *example["captions"]]}
-  assert {batch["tokens"][0, 1] for batch in read(make_config(batch_size=1), [Source(5, change=change)], 20)} == {0, 1}
+  assert {
+    batch["tokens"][0, 1]
+    for batch in read(make_config(batch_size=1), [Source(5, change=change)], 20)
+  } == {0, 1}
 
 
 def fails(config, sources, steps=400):
@@ -307,7 +342,9 @@ def some_bad(share):
 def test_too_many_broken_examples_stop_the_run():
   config = make_config({}, {}, batch_size=50)
   message, batches = fails(config, [Source(1000), Source(1000, change=some_bad(0.05))])
-  assert message.startswith(f"config.data.1: {batches.bad[1]} of {batches.drawn[1]} examples drawn are broken, first")
+  assert message.startswith(
+    f"config.data.1: {batches.bad[1]} of {batches.drawn[1]} examples drawn are broken, first"
+  )
   assert ": no caption; " in message and "raise config.data.1.max_bad_fraction=0.01" in message
   assert 10 <= batches.bad[1] < 40 and batches.bad[0] == 0
   allowed = make_config({}, {"max_bad_fraction": 0.1}, batch_size=50)
@@ -319,7 +356,9 @@ def stops_at(share, limit, draws, runs):
   """The draw at which each of many simulated runs stops, 0 where it does not."""
   rng, stops = np.random.default_rng(0), []
   for _ in range(runs):
-    drawn = np.flatnonzero(rng.random(draws, np.float32) < share) + 1  # only a broken example can stop a run
+    drawn = (
+      np.flatnonzero(rng.random(draws, np.float32) < share) + 1
+    )  # only a broken example can stop a run
     stops += [*drawn[pipeline.too_many_bad(np.arange(1, len(drawn) + 1), drawn, limit)], 0][:1]
   return np.array(stops)
 
@@ -330,7 +369,9 @@ def test_healthy_data_are_not_stopped_by_chance():
 
 def test_bad_data_are_stopped_soon():
   assert (stops_at(0.02, 0.01, draws=4000, runs=1000) > 0).mean() > 0.99
-  assert (stops_at(0.012, 0.01, draws=400_000, runs=20) > 0).all()  # and a little above the limit, late
+  assert (
+    stops_at(0.012, 0.01, draws=400_000, runs=20) > 0
+  ).all()  # and a little above the limit, late
   assert 1 < stops_at(1, 0.01, draws=100, runs=1)[0] < 15
   assert stops_at(1, 0.5, draws=100, runs=1)[0] < 30
 
@@ -339,7 +380,9 @@ def test_the_capital_is_what_the_bets_hold():
   # Bets of 1/2, 1/4, … 1/1024 of the capital, as the formula says and without logarithms.
   bets = [1 / 2**k for k in range(1, 11)]
   for drawn in (30, 500, 3000):
-    first = next(n for n in range(drawn) if sum(b * (1 + b) ** n / (1 + b * 0.01) ** drawn for b in bets) >= 50)
+    first = next(
+      n for n in range(drawn) if sum(b * (1 + b) ** n / (1 + b * 0.01) ** drawn for b in bets) >= 50
+    )
     assert [pipeline.too_many_bad(bad, drawn, 0.01) for bad in (first - 1, first)] == [False, True]
   assert not pipeline.too_many_bad(10**6, 10**6, 1) and pipeline.too_many_bad(1, 10**9, 0)
 
@@ -353,7 +396,9 @@ def test_counts_survive_a_resume():
     next(first)
   first.close()
   counts = json.loads(json.dumps(first.counts))
-  assert counts == {"bad": first.bad, "drawn": first.drawn} and sum(counts["drawn"]) == 200 + sum(counts["bad"])
+  assert counts == {"bad": first.bad, "drawn": first.drawn} and sum(counts["drawn"]) == 200 + sum(
+    counts["bad"]
+  )
   resumed = data.train_batches(config, Text(), sources=sources(), start_step=4, counts=counts)
   with pytest.raises(ValueError) as e:
     for _ in range(400):
@@ -363,31 +408,48 @@ def test_counts_survive_a_resume():
 
 
 def test_max_bad_fraction_zero_stops_at_the_first():
-  message, batches = fails(make_config({"max_bad_fraction": 0}), [Source(100, change=some_bad(0.001))])
+  message, batches = fails(
+    make_config({"max_bad_fraction": 0}), [Source(100, change=some_bad(0.001))]
+  )
   assert batches.bad == [1] and "first example 0: no caption" in message
 
 
 def test_a_source_without_a_sound_example_stops_at_once():
-  message, _ = fails(make_config({"max_bad_fraction": 1}), [Source(50, change=BROKEN["unreadable"])], steps=1)
-  assert message.startswith(f"config.data.0: {pipeline.MAX_REPLACEMENTS} examples in a row are broken, first example")
-  assert "ZeroDivisionError: division by zero" in message and "config.data.0.max_bad_fraction" in message
+  message, _ = fails(
+    make_config({"max_bad_fraction": 1}), [Source(50, change=BROKEN["unreadable"])], steps=1
+  )
+  assert message.startswith(
+    f"config.data.0: {pipeline.MAX_REPLACEMENTS} examples in a row are broken, first example"
+  )
+  assert (
+    "ZeroDivisionError: division by zero" in message and "config.data.0.max_bad_fraction" in message
+  )
 
 
 def test_a_batch_with_more_examples_than_there_are_is_warned_of(caplog):
-  start = lambda config, sizes, **where: data.train_batches(config, Text(), sources=[Source(n, labels=range(n)) for n in sizes], **where).close()
+  start = lambda config, sizes, **where: data.train_batches(
+    config, Text(), sources=[Source(n, labels=range(n)) for n in sizes], **where
+  ).close()
   with caplog.at_level(logging.WARNING, "siglax"):
     start(make_config({}, batch_size=700), [700])
     start(make_config({}, {"weight": 100}, batch_size=200), [100, 100])
     start(make_config({}, batch_size=1024, positives="label"), [700])
-    start(make_config({}, batch_size=1024), [700], process_index=1, process_count=2)  # the first says it
+    start(
+      make_config({}, batch_size=1024), [700], process_index=1, process_count=2
+    )  # the first says it
   assert not caplog.records
   with caplog.at_level(logging.WARNING, "siglax"):
     start(make_config({}, batch_size=1024), [700])
     start(make_config({"weight": 300}, {"weight": 100}, batch_size=80), [900, 12])
   first, second = (record.getMessage() for record in caplog.records)
-  assert first.startswith("config.data.0 has 700 distinct examples, but config.batch_size=1024 takes 1,024 of them a batch")
+  assert first.startswith(
+    "config.data.0 has 700 distinct examples, but config.batch_size=1024 takes 1,024 of them a "
+    "batch"
+  )
   assert "count as negatives" in first and "set config.batch_size to 700 or less" in first
-  assert second.startswith("config.data.1 has 12 distinct examples, but config.batch_size=80 takes 20 of them")
+  assert second.startswith(
+    "config.data.1 has 12 distinct examples, but config.batch_size=80 takes 20 of them"
+  )
   assert "set config.batch_size to 48 or less" in second
 
 
@@ -418,7 +480,9 @@ def test_no_thread_outlives_the_iterator():
 
 def test_open_data_names_the_spec():
   config = make_config({"examples": 30}, {"source": "parquet", "path": "/nowhere/x.parquet"})
-  with pytest.raises(ValueError, match=r"^config\.data\.1\.path='/nowhere/x\.parquet': no such file"):
+  with pytest.raises(
+    ValueError, match=r"^config\.data\.1\.path='/nowhere/x\.parquet': no such file"
+  ):
     data.open_data(config)
   sources = data.open_data(make_config({"examples": 30}, {"examples": 12}))
   assert data.num_examples(sources) == 42
@@ -450,7 +514,9 @@ def test_evaluation_batches_keep_the_order(threads):
   assert np.concatenate([batch["label"] for batch in batches]).tolist() == indices
   shown = np.concatenate([batch["image"] for batch in batches])
   np.testing.assert_array_equal(shown, [examples[i]["image"] for i in indices])
-  assert sum([batch["captions"] for batch in batches], []) == [examples[i]["captions"] for i in indices]
+  assert sum([batch["captions"] for batch in batches], []) == [
+    examples[i]["captions"] for i in indices
+  ]
 
 
 def test_evaluation_names_a_broken_image_and_leaves_no_thread():
@@ -458,7 +524,9 @@ def test_evaluation_names_a_broken_image_and_leaves_no_thread():
     return BROKEN["undecodable"](i, example) if i == 6 else example
 
   examples = data.EvalExamples(Source(9, change=change), make_config())
-  with pytest.raises(ValueError, match="^example 6 of .*cannot be decoded.*evaluation data must be"):
+  with pytest.raises(
+    ValueError, match="^example 6 of .*cannot be decoded.*evaluation data must be"
+  ):
     list(examples.batches(range(9), 2))
   reader = examples.batches(range(5), 2)
   next(reader)
@@ -468,7 +536,11 @@ def test_evaluation_names_a_broken_image_and_leaves_no_thread():
 
 def test_labels_have_24_bits():
   largest = Source(4, labels=[2**24 - 1] * 4)
-  (batch,) = read(make_config({}, {}, batch_size=8), [largest, Source(4, labels=[5] * 4, classnames=("a",) * 6)], 1)
+  (batch,) = read(
+    make_config({}, {}, batch_size=8),
+    [largest, Source(4, labels=[5] * 4, classnames=("a",) * 6)],
+    1,
+  )
   assert sorted(set(batch["label"].tolist())) == [2**24 - 1, 2**24 + 5]
   with pytest.raises(ValueError, match="label=16777216 must be below 16777216"):
     read(make_config({}, batch_size=4), [Source(4, labels=[2**24] * 4)], 1)

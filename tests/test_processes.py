@@ -1,4 +1,6 @@
-"""Several real processes as one run, over gloo: the same losses as one process, ended together, resumed by any number."""
+"""Several real processes as one run, over gloo: the same losses as one process, ended together,
+resumed by any number.
+"""
 
 import json
 import os
@@ -17,21 +19,49 @@ from siglax.commands import cli
 from siglax.devices import distributed
 
 TINY = str(pathlib.Path(__file__).parent / "tiny.py")
-# What could tell processes apart: dropout by place in the batch, the ring over both axes, sharded parameters.
+# What could tell processes apart: dropout by place in the batch, the ring over both axes, sharded
+# parameters.
 FIELDS = (
-    "--config.eval.tasks=()", "--config.mesh.fsdp=2", "--config.loss.impl=ring", "--config.model.image.dropout=0.2", "--config.train.microbatch=1",
+  "--config.eval.tasks=()",
+  "--config.mesh.fsdp=2",
+  "--config.loss.impl=ring",
+  "--config.model.image.dropout=0.2",
+  "--config.train.microbatch=1",
 )
 
 
 def start(workdir, count, *fields, devices=8):
   """`count` processes of siglax train with devices / count devices each."""
   port = free_port()
-  command = [sys.executable, "-m", "siglax.commands.cli", "train", "--config", TINY, "--workdir", str(workdir), *FIELDS, *fields]
+  command = [
+    sys.executable,
+    "-m",
+    "siglax.commands.cli",
+    "train",
+    "--config",
+    TINY,
+    "--workdir",
+    str(workdir),
+    *FIELDS,
+    *fields,
+  ]
   started = []
   for i in range(count):
-    group = ["--coordinator", f"127.0.0.1:{port}", "--processes", str(count), "--process-id", str(i)] if count > 1 else []
+    group = (
+      ["--coordinator", f"127.0.0.1:{port}", "--processes", str(count), "--process-id", str(i)]
+      if count > 1
+      else []
+    )
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices // count)}
-    started.append(subprocess.Popen(command + group, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    started.append(
+      subprocess.Popen(
+        command + group,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+      )
+    )
   return started
 
 
@@ -102,22 +132,46 @@ def test_processes_with_different_configs_are_told_apart(tmp_path):
   first, second = start(tmp_path, 2)
   second.kill()
   command = [*second.args, "--config.optim.lr=0.5"]
-  other = subprocess.Popen(command, env={**os.environ, "JAX_NUM_CPU_DEVICES": "4"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+  other = subprocess.Popen(
+    command,
+    env={**os.environ, "JAX_NUM_CPU_DEVICES": "4"},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
   codes, outputs = finish([first, other])
   assert codes == [1, 1]
   for output in outputs:
-    assert "the processes have different configs: optim.lr is 0.001 in process 0 and 0.5 in process 1" in output
+    assert (
+      "the processes have different configs: optim.lr is 0.001 in process 0 and 0.5 in process 1"
+      in output
+    )
     assert "Traceback" not in output
   assert not (tmp_path / "config.json").exists()
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--processes", "2"], "--coordinator, --process-id missing; a process group needs all of --coordinator, --processes, --process-id"),
-    (["--coordinator", "localhost:1", "--processes", "2", "--process-id", "2"], "--process-id=2 must lie in 0 … 1, as --processes=2"),
-    (["--coordinator", "localhost", "--processes", "2", "--process-id", "1"], "--coordinator=localhost must be host:port"),
-    (["--coordinator", "127.0.0.1:9", "--processes", "2", "--process-id", "1", "--wait", "1"],
-     "process 1 could not reach process 0 at 127.0.0.1:9 within 1 s"),
-])
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
+    (
+      ["--processes", "2"],
+      "--coordinator, --process-id missing; a process group needs all of --coordinator, "
+      "--processes, --process-id",
+    ),
+    (
+      ["--coordinator", "localhost:1", "--processes", "2", "--process-id", "2"],
+      "--process-id=2 must lie in 0 … 1, as --processes=2",
+    ),
+    (
+      ["--coordinator", "localhost", "--processes", "2", "--process-id", "1"],
+      "--coordinator=localhost must be host:port",
+    ),
+    (
+      ["--coordinator", "127.0.0.1:9", "--processes", "2", "--process-id", "1", "--wait", "1"],
+      "process 1 could not reach process 0 at 127.0.0.1:9 within 1 s",
+    ),
+  ],
+)
 def test_a_group_that_cannot_be_is_one_line(arguments, message, tmp_path, capsys):
   assert cli.main(["train", "--config", TINY, "--workdir", str(tmp_path / "run"), *arguments]) == 1
   (line,) = capsys.readouterr().err.strip().splitlines()
@@ -130,11 +184,15 @@ def test_the_environment_names_a_group(monkeypatch):
   assert distributed._named(None, None, None) == ("host:1", 4, 3)
   assert distributed._named("other:2", 2, 0) == ("other:2", 2, 0)  # flags go first
   monkeypatch.delenv("JAX_PROCESS_ID")
-  with pytest.raises(ValueError, match="JAX_PROCESS_ID missing; a process group needs all of JAX_COORDINATOR_ADDRESS"):
+  with pytest.raises(
+    ValueError, match="JAX_PROCESS_ID missing; a process group needs all of JAX_COORDINATOR_ADDRESS"
+  ):
     distributed._named(None, None, None)
 
 
 def test_differences_name_both_sides():
   a, b = config_lib.default(), config_lib.default()
   b.seed = 3
-  assert config_lib.differences(a, b, "in process 0", "in process 1") == ["seed is 0 in process 0 and 3 in process 1"]
+  assert config_lib.differences(a, b, "in process 0", "in process 1") == [
+    "seed is 0 in process 0 and 3 in process 1"
+  ]

@@ -1,4 +1,6 @@
-"""Every config in configs/ is valid on its devices and as large as published; its smoke=True trains."""
+"""Every config in configs/ is valid on its devices and as large as published; its smoke=True
+trains.
+"""
 
 import json
 import pathlib
@@ -23,25 +25,51 @@ def block(width, mlp_dim):
 
 
 def siglip_image(width, depth, mlp_dim, patch, patches):
-  """big_vision's ViT with a MAP head: patch embedding, positions, blocks, norm; probe, attention, norm, MLP."""
+  """big_vision's ViT with a MAP head: patch embedding, positions, blocks, norm; probe, attention,
+  norm, MLP.
+  """
   pooling = width + block(width, mlp_dim) - 2 * width
-  return 3 * patch**2 * width + width + patches * width + depth * block(width, mlp_dim) + 2 * width + pooling
+  return (
+    3 * patch**2 * width
+    + width
+    + patches * width
+    + depth * block(width, mlp_dim)
+    + 2 * width
+    + pooling
+  )
 
 
 def siglip_text(width, depth, mlp_dim, vocab, length, embed_dim):
   """big_vision's text tower: embedding, positions, blocks, norm, projection with a bias."""
-  return vocab * width + length * width + depth * block(width, mlp_dim) + 2 * width + width * embed_dim + embed_dim
+  return (
+    vocab * width
+    + length * width
+    + depth * block(width, mlp_dim)
+    + 2 * width
+    + width * embed_dim
+    + embed_dim
+  )
 
 
 def openai_clip(patch, patches):
   """OpenAI's published ViT-B CLIP: 151,277,313 (B/32), 149,620,737 (B/16)."""
-  image = 3 * patch**2 * 768 + 768 + (patches + 1) * 768 + 2 * 768 + 12 * block(768, 3072) + 2 * 768 + 768 * 512
+  image = (
+    3 * patch**2 * 768
+    + 768
+    + (patches + 1) * 768
+    + 2 * 768
+    + 12 * block(768, 3072)
+    + 2 * 768
+    + 768 * 512
+  )
   text = 49_408 * 512 + 77 * 512 + 12 * block(512, 2048) + 2 * 512 + 512 * 512
   return image + text + 1
 
 
 def openai_resnet_clip(layers=(3, 4, 6, 3), width=64, embed_dim=1024, patches=49):
-  """OpenAI's published RN50 CLIP, 102,007,137: convolutions with two numbers a feature for the norm, attention pool, text."""
+  """OpenAI's published RN50 CLIP, 102,007,137: convolutions with two numbers a feature for the
+  norm, attention pool, text.
+  """
   conv = lambda a, b, size: a * b * size**2 + 2 * b
   image = conv(3, width // 2, 3) + conv(width // 2, width // 2, 3) + conv(width // 2, width, 3)
   features = width
@@ -56,20 +84,30 @@ def openai_resnet_clip(layers=(3, 4, 6, 3), width=64, embed_dim=1024, patches=49
 
 
 SIGLIP_B = siglip_image(768, 12, 3072, 16, 256) + siglip_text(768, 12, 3072, 32_000, 64, 768) + 2
-# Devices to validate on, and parameters by the published layouts with scale and bias; None where nothing is published.
+# Devices to validate on, and parameters by the published layouts with scale and bias; None where
+# nothing is published.
 RECIPES = {
-    "quickstart": (1, None),
-    "cifar10_captions": (1, None),
-    "siglip_b16": (32, SIGLIP_B),
-    "siglip_b16_one_gpu": (1, SIGLIP_B),
-    "siglip_b16_384": (64, SIGLIP_B + (576 - 256) * 768),
-    "lit_b16": (32, SIGLIP_B),
-    "siglip_l16": (64, siglip_image(1024, 24, 4096, 16, 256) + siglip_text(1024, 24, 4096, 32_000, 64, 1024) + 2),
-    "siglip_so400m": (128, siglip_image(1152, 27, 4304, 14, 256) + siglip_text(1152, 27, 4304, 32_000, 16, 1152) + 2),
-    "siglip_g_opt": (256, siglip_image(1536, 40, 6144, 16, 256) + siglip_text(1152, 27, 4304, 256_000, 64, 1536) + 2),
-    "clip_b32": (32, openai_clip(32, 49)),
-    "clip_b16": (32, openai_clip(16, 196)),
-    "clip_rn50": (32, openai_resnet_clip()),
+  "quickstart": (1, None),
+  "cifar10_captions": (1, None),
+  "siglip_b16": (32, SIGLIP_B),
+  "siglip_b16_one_gpu": (1, SIGLIP_B),
+  "siglip_b16_384": (64, SIGLIP_B + (576 - 256) * 768),
+  "lit_b16": (32, SIGLIP_B),
+  "siglip_l16": (
+    64,
+    siglip_image(1024, 24, 4096, 16, 256) + siglip_text(1024, 24, 4096, 32_000, 64, 1024) + 2,
+  ),
+  "siglip_so400m": (
+    128,
+    siglip_image(1152, 27, 4304, 14, 256) + siglip_text(1152, 27, 4304, 32_000, 16, 1152) + 2,
+  ),
+  "siglip_g_opt": (
+    256,
+    siglip_image(1536, 40, 6144, 16, 256) + siglip_text(1152, 27, 4304, 256_000, 64, 1536) + 2,
+  ),
+  "clip_b32": (32, openai_clip(32, 49)),
+  "clip_b16": (32, openai_clip(16, 196)),
+  "clip_rn50": (32, openai_resnet_clip()),
 }
 PUBLISHED = [name for name, (_, count) in RECIPES.items() if count]
 
@@ -82,7 +120,11 @@ def test_the_formulas_give_the_published_counts():
   assert openai_clip(32, 49) == 151_277_313 and openai_clip(16, 196) == 149_620_737
   assert openai_resnet_clip() == 102_007_137
   assert round(SIGLIP_B / 1e6, 1) == 203.2
-  assert [round(RECIPES[f"siglip_{name}"][1] / 1e6) for name in ("l16", "so400m", "g_opt")] == [652, 877, 1871]
+  assert [round(RECIPES[f"siglip_{name}"][1] / 1e6) for name in ("l16", "so400m", "g_opt")] == [
+    652,
+    877,
+    1871,
+  ]
 
 
 def test_every_config_file_is_tested():
@@ -93,7 +135,10 @@ def test_every_config_file_is_tested():
 def test_a_config_is_valid_on_its_devices(name):
   config = load(name)
   checks.validate(config, RECIPES[name][0])
-  warmup, total = (config_lib.duration_steps(config, k, epoch_examples=400_000_000) for k in ("optim.warmup", "total"))
+  warmup, total = (
+    config_lib.duration_steps(config, k, epoch_examples=400_000_000)
+    for k in ("optim.warmup", "total")
+  )
   assert warmup <= total / 10
 
 
@@ -107,23 +152,38 @@ def test_parameter_counts_are_the_published(name):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_smoke_makes_a_run(name, tmp_path):
-  """Everything but compilation: data, tokenizer, towers, and an optimizer whose patterns match these parameters."""
+  """Everything but compilation: data, tokenizer, towers, and an optimizer whose patterns match
+  these parameters.
+  """
   run = run_lib.Run(load(name, ":smoke=True"), tmp_path)
-  assert run.total_steps == 4 and any(jax.tree.leaves(run.frozen)) == (name in ("lit_b16", "clip_rn50"))  # running statistics
+  assert run.total_steps == 4 and any(jax.tree.leaves(run.frozen)) == (
+    name in ("lit_b16", "clip_rn50")
+  )  # running statistics
 
 
 def test_arguments_reach_the_config():
-  c = load("siglip_b16", ":train=a-*.parquet,tokenizer=b.model,zero_shot=c.parquet,examples=9_000_000_000")
+  c = load(
+    "siglip_b16", ":train=a-*.parquet,tokenizer=b.model,zero_shot=c.parquet,examples=9_000_000_000"
+  )
   assert c.data[0]["path"] == "a-*.parquet" and c.text.tokenizer == "b.model"
   assert c.eval.tasks[0]["data"]["path"] == "c.parquet" and c.total_examples == 9_000_000_000
   assert load("siglip_b16", ":examples=327_680_000").optim.warmup_steps == 1000
   c = load("lit_b16", ":init=runs/x,embedded=e.parquet")
-  assert c.model.init_from == "runs/x" and c.data == ({"source": "embeddings", "path": "e.parquet"},)
-  assert load("lit_b16", ":smoke=True,embedded=e.parquet").data[0]["source"] == "shapes"  # a smoke run needs no file
+  assert c.model.init_from == "runs/x" and c.data == (
+    {"source": "embeddings", "path": "e.parquet"},
+  )
+  assert (
+    load("lit_b16", ":smoke=True,embedded=e.parquet").data[0]["source"] == "shapes"
+  )  # a smoke run needs no file
 
 
 def test_smoke_trains(tmp_path):
-  assert cli.main(["train", "--config", f"{CONFIGS / 'siglip_b16'}.py:smoke=True", "--workdir", str(tmp_path)]) == 0
+  assert (
+    cli.main(
+      ["train", "--config", f"{CONFIGS / 'siglip_b16'}.py:smoke=True", "--workdir", str(tmp_path)]
+    )
+    == 0
+  )
   lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
   assert np.isfinite([line["loss"] for line in lines if "loss" in line]).all()

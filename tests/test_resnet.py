@@ -1,4 +1,6 @@
-"""CLIP's ResNets: published sizes, a float64 forward pass in both modes, one step on many devices, and checkpoints."""
+"""CLIP's ResNets: published sizes, a float64 forward pass in both modes, one step on many devices,
+and checkpoints.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,6 @@ import pytest
 import siglax
 from siglax import config as config_lib
 from siglax import models
-from siglax import tower as tower_lib
 from siglax.config import checks
 from siglax.costs import flops
 from siglax.data.text import TextProcessor
@@ -55,20 +56,28 @@ def randomized(model):
     values = rng.normal(size=x.shape).astype(np.float32)
     if x.ndim > 1:
       return values / np.sqrt(np.prod(x.shape[:-1])).astype(np.float32)
-    return 1 + 0.3 * np.tanh(values) if path[-1].key in ("var", "scale") else np.float32(0.3) * values
+    return (
+      1 + 0.3 * np.tanh(values) if path[-1].key in ("var", "scale") else np.float32(0.3) * values
+    )
 
   return jax.tree_util.tree_map_with_path(leaf, jax.eval_shape(model.init, jax.random.key(0)))
 
 
-@pytest.mark.parametrize("size, parameters, embed_dim", [("RN50", 38_316_896, 1024), ("RN101", 56_259_936, 512)])
+@pytest.mark.parametrize(
+  "size, parameters, embed_dim", [("RN50", 38_316_896, 1024), ("RN101", 56_259_936, 512)]
+)
 def test_sizes_are_those_of_open_clip(size, parameters, embed_dim):
   c = tiny(**{"model.image.variant": size, "model.image.width": None, "image.size": 224})
   model = models.build(c.model)
   params = jax.eval_shape(model.init, jax.random.key(0))["image"]
   assert optim.count(params) == parameters and model.embed_dim == embed_dim
-  assert not any(x.weak_type for x in jax.tree.leaves(params))  # or the second step is compiled anew
+  assert not any(
+    x.weak_type for x in jax.tree.leaves(params)
+  )  # or the second step is compiled anew
   statistics = sum(x.size for x in jax.tree.leaves(params)) - parameters
-  assert statistics == sum(2 * x.size for path, x in jax.tree_util.tree_leaves_with_path(params) if path[-1].key == "scale")
+  assert statistics == sum(
+    2 * x.size for path, x in jax.tree_util.tree_leaves_with_path(params) if path[-1].key == "scale"
+  )
 
 
 def double(params):
@@ -80,7 +89,9 @@ def convolution(x, kernel, stride=1):
   x = np.pad(x, ((0, 0), (k, k), (k, k), (0, 0)))
   rows, columns = x.shape[1] - 2 * k, x.shape[2] - 2 * k
   return sum(
-      x[:, i : i + rows : stride, j : j + columns : stride] @ kernel[i, j] for i in range(len(kernel)) for j in range(len(kernel))
+    x[:, i : i + rows : stride, j : j + columns : stride] @ kernel[i, j]
+    for i in range(len(kernel))
+    for j in range(len(kernel))
   )
 
 
@@ -117,7 +128,11 @@ def reference(params, images, training):
   linear = lambda x, p: x @ p["kernel"] + p["bias"]
   heads = lambda x: x.reshape(*x.shape[:2], -1, 64)  # of 64, whatever the width
   p = params["pool"]
-  q, k, v = heads(linear(x[:, :1], p["query"])), heads(linear(x, p["key"])), heads(linear(x, p["value"]))
+  q, k, v = (
+    heads(linear(x[:, :1], p["query"])),
+    heads(linear(x, p["key"])),
+    heads(linear(x, p["value"])),
+  )
   a = np.exp(np.einsum("nqhd,nkhd->nhqk", q, k) / 8)
   y = np.einsum("nhqk,nkhd->nqhd", a / a.sum(-1, keepdims=True), v).reshape(len(x), -1)
   y = linear(y, p["out"])
@@ -130,7 +145,11 @@ def test_both_modes_equal_float64_numpy():
 
   @jax.jit
   def run(params, images):
-    return model.embed_image(params, images), model.image_tokens(params, images), model.embed_image_in_training(params, images)
+    return (
+      model.embed_image(params, images),
+      model.image_tokens(params, images),
+      model.embed_image_in_training(params, images),
+    )
 
   z, tokens, (ztrain, running) = run(params, IMAGES[:4])
   want_tokens, want = reference(double(params["image"]), IMAGES[:4], training=False)
@@ -139,7 +158,9 @@ def test_both_modes_equal_float64_numpy():
   after = double(params["image"])
   np.testing.assert_allclose(ztrain, reference(after, IMAGES[:4], training=True)[1], atol=1e-5)
   got = dict(jax.tree_util.tree_leaves_with_path(running["image"]))
-  want = {k: x for k, x in jax.tree_util.tree_leaves_with_path(after) if k[-1].key in ("mean", "var")}
+  want = {
+    k: x for k, x in jax.tree_util.tree_leaves_with_path(after) if k[-1].key in ("mean", "var")
+  }
   assert got.keys() == want.keys() and len(got) == 2 * (3 + 5 * 3 + 4)
   for path, x in want.items():
     np.testing.assert_allclose(got[path], x, rtol=1e-5, atol=1e-5, err_msg=str(path))
@@ -168,20 +189,26 @@ def test_flops_are_those_of_the_convolutions_and_the_pool():
       features = 4 * width
   work += 2 * features**2 * (1 + 2 * 50) + 2 * 2 * 50 * features + 2 * features * 1024
   params = jax.eval_shape(model.init, jax.random.key(0))
-  assert flops.count(model.embed_image, params, jax.ShapeDtypeStruct((1, 224, 224, 3), np.uint8)) == work
+  assert (
+    flops.count(model.embed_image, params, jax.ShapeDtypeStruct((1, 224, 224, 3), np.uint8)) == work
+  )
 
 
 def batch():
   rng = np.random.default_rng(0)
   return {
-      "image": IMAGES, "tokens": rng.integers(3, 100, (16, 12), np.int32),
-      "label": np.arange(16, dtype=np.int32), "weight": rng.uniform(0.5, 1.5, 16).astype(np.float32),
+    "image": IMAGES,
+    "tokens": rng.integers(3, 100, (16, 12), np.int32),
+    "label": np.arange(16, dtype=np.int32),
+    "weight": rng.uniform(0.5, 1.5, 16).astype(np.float32),
   }
 
 
 @pytest.fixture(scope="module")
 def trained(rn17):
-  """One update on eight devices, parameters split and all computed again: parameters before, state after, metrics."""
+  """One update on eight devices, parameters split and all computed again: parameters before, state
+  after, metrics.
+  """
   c = tiny(**RN17, **{"train.remat.image": "full", "optim.weight_decay": 10.0})
   model, mesh = models.build(c.model), mesh_lib.make(4, 2)
   params = randomized(model)
@@ -191,7 +218,9 @@ def trained(rn17):
     patch.setattr(mesh_lib, "FSDP_MIN_ELEMENTS", 100)
     abstract = mesh_lib.abstract(mesh, jax.eval_shape(lambda: state))
   with jax.set_mesh(mesh):
-    update = step_lib.jit(step_lib.make(c, model, tx, schedule, mesh, optim.frozen_mask(c, params)), abstract, mesh)
+    update = step_lib.jit(
+      step_lib.make(c, model, tx, schedule, mesh, optim.frozen_mask(c, params)), abstract, mesh
+    )
     state = jax.device_put(state, jax.tree.map(lambda x: x.sharding, abstract))
     examples = mesh_lib.to_global(mesh, batch())
     state, metrics = update.lower(state, examples).compile(QUICKLY)(state, examples)
@@ -206,13 +235,25 @@ def test_a_step_on_eight_devices_is_the_step_on_one(trained):
   function = jax.jit(step_lib.make_value_and_grad(c, model, mesh, optim.frozen_mask(c, params)))
   with jax.set_mesh(mesh):
     arguments = params, batch(), jnp.int32(0)
-    (loss, (_, running)), grads = jax.device_get(function.lower(*arguments).compile(QUICKLY)(*arguments))
+    (loss, (_, running)), grads = jax.device_get(
+      function.lower(*arguments).compile(QUICKLY)(*arguments)
+    )
   np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
-  np.testing.assert_allclose(metrics["grad_norm"], np.sqrt(sum((x**2).sum() for x in jax.tree.leaves(grads))), rtol=1e-5)
+  np.testing.assert_allclose(
+    metrics["grad_norm"], np.sqrt(sum((x**2).sum() for x in jax.tree.leaves(grads))), rtol=1e-5
+  )
   # Adam's first moment after one step is (1 − b1) times the gradient; statistics have neither.
-  got = {name.partition("/mu/")[2]: x / 0.1 for name, x in leaves(state.opt_state).items() if "/mu/" in name}
+  got = {
+    name.partition("/mu/")[2]: x / 0.1
+    for name, x in leaves(state.opt_state).items()
+    if "/mu/" in name
+  }
   want = leaves(grads)
-  assert got.keys() == want.keys() == {name for name in leaves(params) if not name.endswith(("norm/mean", "norm/var"))}
+  assert (
+    got.keys()
+    == want.keys()
+    == {name for name in leaves(params) if not name.endswith(("norm/mean", "norm/var"))}
+  )
   largest = max(np.abs(x).max() for x in want.values())
   for name, x in want.items():
     # The bias of the keys moves no attention weight: all of its gradient is rounding.
@@ -238,16 +279,28 @@ def test_a_checkpoint_holds_the_statistics(trained, tmp_path):
   saved.close()
   (tmp_path / "config.json").write_text(config_lib.to_json(c))
   _, z = reference(double(state.params["image"]), IMAGES, training=False)
-  np.testing.assert_allclose(siglax.load(f"{tmp_path}:img").embed_images(list(IMAGES), batch_size=16), z, atol=1e-5)
-  assert siglax.load(f"{tmp_path}:txt").model.embed_dim == z.shape[1]  # its text tower is as wide without it
-  start = lambda **fields: initial.initial_params(tmp_path, models.build(tiny(**{**RN17, **fields}).model), mesh_lib.make())
+  np.testing.assert_allclose(
+    siglax.load(f"{tmp_path}:img").embed_images(list(IMAGES), batch_size=16), z, atol=1e-5
+  )
+  assert (
+    siglax.load(f"{tmp_path}:txt").model.embed_dim == z.shape[1]
+  )  # its text tower is as wide without it
+  start = lambda **fields: initial.initial_params(
+    tmp_path, models.build(tiny(**{**RN17, **fields}).model), mesh_lib.make()
+  )
   larger, old = start(**{"image.size": 96})["image"], leaves(state.params)
   assert larger["pos_embedding"].shape == (10, 128)
-  np.testing.assert_array_equal(larger["pos_embedding"][0], old["image/pos_embedding"][0])  # of the mean token
-  np.testing.assert_array_equal(larger["stem"]["conv1"]["norm"]["var"], old["image/stem/conv1/norm/var"])
+  np.testing.assert_array_equal(
+    larger["pos_embedding"][0], old["image/pos_embedding"][0]
+  )  # of the mean token
+  np.testing.assert_array_equal(
+    larger["stem"]["conv1"]["norm"]["var"], old["image/stem/conv1/norm/var"]
+  )
   with pytest.raises(ValueError, match="image.width is 4 there and 8 here"):
     start(**{"model.image.width": 8})
-  with pytest.raises(ValueError, match="image.variant is 'RN17' there and \"a transformer's\" here"):
+  with pytest.raises(
+    ValueError, match="image.variant is 'RN17' there and \"a transformer's\" here"
+  ):
     start(**{"model.image.variant": "S", "model.image.width": 192})
 
 
@@ -266,7 +319,10 @@ def test_what_is_computed_again_holds_no_convolution_unless_all_is():
 
 def test_micro_batches_need_a_frozen_tower(tmp_path):
   fields = {"train.microbatch": 1, "model.image.variant": "RN50"}
-  with pytest.raises(ValueError, match="config.train.microbatch=1 has no place in config.model.image.variant='RN50': batch norm needs"):
+  with pytest.raises(
+    ValueError,
+    match="config.train.microbatch=1 has no place in config.model.image.variant='RN50': batch norm needs",
+  ):
     run_lib.Run(tiny(**fields), tmp_path)
   c = tiny(**fields, **{"optim.lr_multipliers": "(('image/.*', None), ('.*', 1.0))"})
   model, mesh = models.build(c.model), mesh_lib.make()
@@ -277,13 +333,23 @@ def test_micro_batches_need_a_frozen_tower(tmp_path):
   assert running == {} and not jax.tree.leaves(grads["image"]) and jax.tree.leaves(grads["text"])
 
 
-@pytest.mark.parametrize("fields, line", [
-    ({"model.image.depth": 3}, "config.model.image.depth=3 has no place in config.model.image.variant='RN50'; leave it None"),
+@pytest.mark.parametrize(
+  "fields, line",
+  [
+    (
+      {"model.image.depth": 3},
+      "config.model.image.depth=3 has no place in config.model.image.variant='RN50'; leave it None",
+    ),
     ({"model.image.pool": "cls"}, "config.model.image.pool='cls' has no place"),
     ({"model.image.scan": False}, "config.model.image.scan=False has no place"),
-    ({"image.size": 80}, "config.image.size=80 is not divisible by 32, the stride of config.model.image.variant='RN50'"),
+    (
+      {"image.size": 80},
+      "config.image.size=80 is not divisible by 32, the stride of "
+      "config.model.image.variant='RN50'",
+    ),
     ({"model.image.width": 5}, "config.model.image.width=5 must be even"),
-])
+  ],
+)
 def test_what_a_resnet_has_no_place_for_is_named(fields, line):
   with pytest.raises(ValueError, match=line):
     checks.validate(tiny(**fields), 8)
@@ -293,5 +359,8 @@ def test_patterns_pass_statistics_over():
   c = tiny()
   params = jax.eval_shape(models.build(c.model).init, jax.random.key(0))
   c.optim.lr_multipliers = ((".*/norm/mean", 1.0), (".*", 1.0))
-  with pytest.raises(ValueError, match="config.optim.lr_multipliers.0: the pattern '.*/norm/mean' matches no parameter"):
+  with pytest.raises(
+    ValueError,
+    match="config.optim.lr_multipliers.0: the pattern '.*/norm/mean' matches no parameter",
+  ):
     optim.frozen_mask(c, params)

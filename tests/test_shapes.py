@@ -1,4 +1,6 @@
-"""The built-in dataset: pure, true to its captions, without unseen pairs in training and without shortcuts."""
+"""The built-in dataset: pure, true to its captions, without unseen pairs in training and without
+shortcuts.
+"""
 
 import collections
 import concurrent.futures
@@ -25,7 +27,9 @@ from siglax.data.shapes import UNIT
 from siglax.data.shapes import UNSEEN
 from siglax.data.shapes import Shapes
 
-MEANING = {w: name for table in (SIZES, COLOURS, SHAPES) for name, words in table.items() for w in words}
+MEANING = {
+  w: name for table in (SIZES, COLOURS, SHAPES) for name, words in table.items() for w in words
+}
 
 
 def kind(thing):
@@ -33,19 +37,23 @@ def kind(thing):
 
 
 def parse(caption):
-  """(descriptions, relations, place) of a caption, read by rules of its own: no code shared with the grammar."""
+  """(descriptions, relations, place) of a caption, read by rules of its own: no code shared with
+  the grammar.
+  """
   adjectives = "|".join(w for table in (SIZES, COLOURS) for words in table.values() for w in words)
   nouns = "|".join(w for words in (*SHAPES.values(), shapes.ANY_SHAPE) for w in words)
   found = list(re.finditer(rf"\ban? (?P<words>(?:(?:{adjectives}) )*(?:{nouns}))\b", caption))
   things = []
   for match in found:
     told = match["words"].split()
-    things.append({
+    things.append(
+      {
         "size": next((MEANING[w] for w in told if MEANING.get(w) in SIZES), None),
         "colour": next((MEANING[w] for w in told if MEANING.get(w) in COLOURS), None),
         "shape": next((MEANING[w] for w in told if MEANING.get(w) in SHAPES), None),
-    })
-  links = [caption[a.end():b.start()] for a, b in itertools.pairwise(found)]
+      }
+    )
+  links = [caption[a.end() : b.start()] for a, b in itertools.pairwise(found)]
   relations = []
   for k, link in enumerate(links):
     name = [n for n, forms in RELATIONS.items() for f in forms if re.search(rf"\b{f}\b", link)]
@@ -65,12 +73,18 @@ def test_same_example_from_any_instance_size_and_thread():
     later = list(pool.map(b.__getitem__, reversed(range(200))))[::-1]
   for i in range(200):
     x, y = a[i], later[i]
-    assert np.array_equal(x["image"], y["image"]) and x["captions"] == y["captions"] and x["label"] == y["label"]
+    assert (
+      np.array_equal(x["image"], y["image"])
+      and x["captions"] == y["captions"]
+      and x["label"] == y["label"]
+    )
     assert x["image"].shape == (64, 64, 3) and x["image"].dtype == np.uint8
 
 
 def test_scenes_and_captions_are_those_of_every_machine():
-  """Integers and SHAKE-128 alone make them, so their hash holds anywhere; a change of it changes every result."""
+  """Integers and SHAKE-128 alone make them, so their hash holds anywhere; a change of it changes
+  every result.
+  """
   dataset = Shapes("test", examples=300, captions=3, detail=0.8)
   text = repr([(dataset.scene(i), dataset[i]["captions"]) for i in range(300)])
   assert hashlib.sha256(text.encode()).hexdigest()[:16] == "5cb3b1ad00021d48"
@@ -78,8 +92,10 @@ def test_scenes_and_captions_are_those_of_every_machine():
 
 def test_seeds_splits_and_examples_differ():
   images = [
-      Shapes(split, examples=50, seed=seed)[i]["image"].tobytes()
-      for split in ("train", "test") for seed in (0, 1) for i in range(50)
+    Shapes(split, examples=50, seed=seed)[i]["image"].tobytes()
+    for split in ("train", "test")
+    for seed in (0, 1)
+    for i in range(50)
   ]
   assert len(set(images)) == len(images)
 
@@ -96,7 +112,9 @@ def test_training_never_shows_an_unseen_pair():
   assert set(kinds) == set(SEEN) and not set(kinds) & set(UNSEEN)
   assert min(kinds.values()) > 0.7 * np.mean(list(kinds.values()))
   assert len(UNSEEN) == 8 and set(SEEN) | set(UNSEEN) == set(CLASSNAMES) and len(CLASSNAMES) == 48
-  assert {c.split()[0] for c in SEEN} == set(COLOURS) and {c.split()[1] for c in SEEN} == set(SHAPES)
+  assert {c.split()[0] for c in SEEN} == set(COLOURS) and {c.split()[1] for c in SEEN} == set(
+    SHAPES
+  )
 
 
 def test_pairs_of_test_pictures():
@@ -129,15 +147,20 @@ def test_objects_stand_where_the_scene_says():
     for name, other in scene.relations:
       b = scene.things[other]
       along, across = {
-          "above": (b.y - a.y, b.x - a.x), "below": (a.y - b.y, b.x - a.x),
-          "left": (b.x - a.x, b.y - a.y), "right": (a.x - b.x, b.y - a.y),
+        "above": (b.y - a.y, b.x - a.x),
+        "below": (a.y - b.y, b.x - a.x),
+        "left": (b.x - a.x, b.y - a.y),
+        "right": (a.x - b.x, b.y - a.y),
       }[name]
       assert along >= a.radius + b.radius + shapes.GAP and abs(across) <= 0.4 * along + 1
     if scene.place:
       row, column = divmod(list(PLACES).index(scene.place), 3)
       for k, at in ((row, a.y), (column, a.x)):
         assert (at < 0.38 * UNIT, 0.47 * UNIT < at < 0.53 * UNIT, at > 0.62 * UNIT)[k]
-  radii = {size: [t.radius for i in range(3000) for t in dataset.scene(i).things if t.size == size] for size in SIZES}
+  radii = {
+    size: [t.radius for i in range(3000) for t in dataset.scene(i).things if t.size == size]
+    for size in SIZES
+  }
   assert max(radii["small"]) < 0.8 * min(radii["large"])
 
 
@@ -201,7 +224,9 @@ def test_partial_captions_are_true_and_as_frequent_as_asked():
       assert len(things) == len(scene.things), caption
       for thing in things:
         assert thing["colour"] or thing["shape"], caption
-        assert any(all(v in (None, getattr(t, k)) for k, v in thing.items()) for t in scene.things), caption
+        assert any(
+          all(v in (None, getattr(t, k)) for k, v in thing.items()) for t in scene.things
+        ), caption
         mentioned.update(k for k, v in thing.items() if v)
         mentioned["things"] += 1
       assert place in (None, scene.place)
@@ -238,14 +263,18 @@ def test_arrangements_say_the_same_of_the_same_objects():
 
 
 def test_background_does_not_tell_the_object():
-  """The corner pixel is background; its mean must be the same whatever the object's colour or shape."""
+  """The corner pixel is background; its mean must be the same whatever the object's colour or
+  shape.
+  """
   dataset = Shapes("train", examples=1600, objects=(1,), image_size=16)
   corners = np.array([dataset[i]["image"][0, 0] for i in range(1600)], float)
   for part in ("colour", "shape"):
     names = np.array([getattr(dataset.scene(i).things[0], part) for i in range(1600)])
     for name in set(names):
       mine = corners[names == name]
-      assert np.all(np.abs(mine.mean(0) - corners.mean(0)) < 4 * corners.std(0) / math.sqrt(len(mine)))
+      assert np.all(
+        np.abs(mine.mean(0) - corners.mean(0)) < 4 * corners.std(0) / math.sqrt(len(mine))
+      )
   assert corners.std(0).min() > 25 and np.ptp(corners, axis=1).mean() < 60  # varied, and muted
 
 
@@ -258,7 +287,9 @@ def test_shipped_tokenizer_is_what_make_tokenizer_makes(tmp_path):
   assert pieces[0] == pieces[1]
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
     ({"split": "val"}, "split='val' is unknown; known are train, test"),
     ({"examples": 0}, "examples=0 must be a whole number from 1 up"),
     ({"examples": 1e5}, "examples=100000.0 must be a whole number"),
@@ -272,8 +303,12 @@ def test_shipped_tokenizer_is_what_make_tokenizer_makes(tmp_path):
     ({"detail": 1.5}, "detail=1.5 must lie in [0, 1]"),
     ({"arrangements": 3}, "arrangements=3 must be 1, 2 or 4"),
     ({"arrangements": 2}, "arrangements=2 needs two objects or more"),
-    ({"split": "test", "objects": (2,), "pairs": "unseen", "arrangements": 4}, "use arrangements=2"),
-])
+    (
+      {"split": "test", "objects": (2,), "pairs": "unseen", "arrangements": 4},
+      "use arrangements=2",
+    ),
+  ],
+)
 def test_errors_name_the_argument(arguments, message):
   with pytest.raises(ValueError, match=re.escape(message)) as error:
     Shapes(**arguments)
@@ -284,4 +319,7 @@ def test_index_out_of_range():
   for i in (-1, 3):
     with pytest.raises(IndexError):
       Shapes(examples=3)[i]
-  assert len(list(Shapes(examples=3))) == 3 and Shapes(examples=3)[np.int64(2)]["label"] == Shapes(examples=3)[2]["label"]
+  assert (
+    len(list(Shapes(examples=3))) == 3
+    and Shapes(examples=3)[np.int64(2)]["label"] == Shapes(examples=3)[2]["label"]
+  )

@@ -1,8 +1,9 @@
 """One run of six steps whose every logged and saved value is worked out again in numpy.
 
-It averages its parameters, drops out, clips and warms up, evaluates every second step and saves after each, so that what is
-logged, evaluated or saved of another step, or of other parameters, is another number. What the towers make of an example
-(tests/test_models.py) and which examples a step gets (tests/test_pipeline.py) is taken from them.
+It averages its parameters, drops out, clips and warms up, evaluates every second step and saves
+after each, so that what is logged, evaluated or saved of another step, or of other parameters, is
+another number. What the towers make of an example (tests/test_models.py) and which examples a step
+gets (tests/test_pipeline.py) is taken from them.
 """
 
 import inspect
@@ -51,9 +52,11 @@ def configured():
 
 
 def main(folder):
-  """The run, in a process of its own with one device, where it compiles in a third of the time of eight.
+  """The run, in a process of its own with one device, where it compiles in a third of the time of
+  eight.
 
-  Next to it goes what it returned, and of each save the state, the metrics for keep_best and metrics.jsonl so far.
+  Next to it goes what it returned, and of each save the state, the metrics for keep_best and
+  metrics.jsonl so far.
   """
   saves, save = {}, checkpoint.Checkpoints.save
 
@@ -72,12 +75,19 @@ def main(folder):
 def run(tmp_path_factory):
   folder = tmp_path_factory.mktemp("six") / "run"
   environment = {
-      **os.environ, "JAX_NUM_CPU_DEVICES": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": os.pathsep.join(sys.path)
+    **os.environ,
+    "JAX_NUM_CPU_DEVICES": "1",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "PYTHONPATH": os.pathsep.join(sys.path),
   }
-  done = subprocess.run([sys.executable, __file__, folder], env=environment, capture_output=True, text=True, timeout=240)
+  done = subprocess.run(
+    [sys.executable, __file__, folder], env=environment, capture_output=True, text=True, timeout=240
+  )
   assert done.returncode == 0, done.stderr
   returned, saves = pickle.loads(folder.with_suffix(".pickle").read_bytes())
-  return types.SimpleNamespace(folder=folder, returned=returned, saves=saves, records=records(folder))
+  return types.SimpleNamespace(
+    folder=folder, returned=returned, saves=saves, records=records(folder)
+  )
 
 
 def records(folder):
@@ -91,7 +101,10 @@ def quick(function):
 
 def objective(params, batch, model, keys):
   """The dense loss in plain jnp, with all it is made of."""
-  z = model.embed_image(params, batch["image"], keys["image"]), model.embed_text(params, batch["tokens"], keys["text"])
+  z = (
+    model.embed_image(params, batch["image"], keys["image"]),
+    model.embed_text(params, batch["tokens"], keys["text"]),
+  )
   x = jnp.exp(params["log_scale"]) * jnp.dot(z[0], z[1].T, precision="highest") + params["bias"]
   return jnp.sum(jnp.logaddexp(0, x) - jnp.eye(BATCH) * x) / BATCH, z
 
@@ -105,14 +118,19 @@ def keys_of(step):
 
 @pytest.fixture(scope="module")
 def worked_out(run):
-  """By step: the values to log, the parameters, moments and average after it; from the parameters saved before it."""
+  """By step: the values to log, the parameters, moments and average after it; from the parameters
+  saved before it.
+  """
   text = TextProcessor(length=12)
   config = config_lib.resolve(configured(), text)
   model = models.build(config.model)
   gradient = quick(jax.value_and_grad(lambda p, b, k: objective(p, b, model, k), has_aux=True))
   exact = lambda tree: jax.tree.map(lambda x: np.asarray(x, np.float64), jax.device_get(tree))
   params = run.saves[1][0].params  # those before the first step too, whose rate is 0
-  average, mu, nu = exact(params), *(jax.tree.map(lambda x: np.zeros(x.shape), params) for _ in range(2))
+  average, mu, nu = (
+    exact(params),
+    *(jax.tree.map(lambda x: np.zeros(x.shape), params) for _ in range(2)),
+  )
   batches, steps = data_lib.train_batches(config, text), {}
   for step in range(1, STEPS + 1):
     batch = next(batches)
@@ -124,9 +142,16 @@ def worked_out(run):
     s = step - 1 - WARMUP
     lr = LR * (step - 1) / WARMUP if s < 0 else LR / 2 * (1 + np.cos(np.pi * s / (STEPS - WARMUP)))
     values = {
-        "step": step, "examples": BATCH * step, "loss": oracles.sigmoid(zimg, ztxt, scale, bias)[0], "scale": scale, "bias": bias,
-        "logit_pos": np.diag(x).mean(), "logit_neg": x[~np.eye(BATCH, dtype=bool)].mean(), "grad_norm": norm, "lr": lr,
-        "local_accuracy": np.mean(x.argmax(axis=1) == np.arange(BATCH)),
+      "step": step,
+      "examples": BATCH * step,
+      "loss": oracles.sigmoid(zimg, ztxt, scale, bias)[0],
+      "scale": scale,
+      "bias": bias,
+      "logit_pos": np.diag(x).mean(),
+      "logit_neg": x[~np.eye(BATCH, dtype=bool)].mean(),
+      "grad_norm": norm,
+      "lr": lr,
+      "local_accuracy": np.mean(x.argmax(axis=1) == np.arange(BATCH)),
     }
     assert norm > CLIP
     grads = jax.tree.map(lambda g: g * CLIP / norm, grads)
@@ -143,7 +168,11 @@ def worked_out(run):
     params = run.saves[step][0].params
   batches.close()
   return types.SimpleNamespace(
-      steps=steps, config=config, text=text, embed_image=quick(model.embed_image), embed_text=quick(model.embed_text)
+    steps=steps,
+    config=config,
+    text=text,
+    embed_image=quick(model.embed_image),
+    embed_text=quick(model.embed_text),
   )
 
 
@@ -158,15 +187,26 @@ def test_every_logged_value_of_a_step(run, worked_out):
   assert [r["step"] for r in logged] == list(range(1, STEPS + 1))
   for r in logged:
     want = worked_out.steps[r["step"]].values
-    np.testing.assert_allclose([r[k] for k in want], list(want.values()), rtol=2e-5, err_msg=f"{list(want)} of {r['step']}")
-    speed = {"examples_per_sec", "examples_per_sec_per_device", "step_time", "host_time", "data_wait"}
+    np.testing.assert_allclose(
+      [r[k] for k in want], list(want.values()), rtol=2e-5, err_msg=f"{list(want)} of {r['step']}"
+    )
+    speed = {
+      "examples_per_sec",
+      "examples_per_sec_per_device",
+      "step_time",
+      "host_time",
+      "data_wait",
+    }
     assert r.keys() - want.keys() == (speed if r["step"] > 1 else set())  # the first one compiles
     if r["step"] > 1:
       assert r["examples_per_sec"] == pytest.approx(BATCH / r["step_time"])
       assert r["examples_per_sec_per_device"] == r["examples_per_sec"]  # of one
       assert r["host_time"] > 0 and 0 <= r["data_wait"] < 1
   *before, last = run.records
-  assert sum(v for k, v in last.items() if k.startswith("goodput/")) == pytest.approx(1) and last["step"] == STEPS
+  assert (
+    sum(v for k, v in last.items() if k.startswith("goodput/")) == pytest.approx(1)
+    and last["step"] == STEPS
+  )
   assert not any("goodput/step" in r for r in before)
 
 
@@ -212,12 +252,17 @@ def test_every_evaluation_is_of_the_average(run, worked_out):
   assert [r["step"] for r in logged] == [2, 4, 6]
   assert {k: v for k, v in logged[-1].items() if k.startswith("eval/")} == run.returned
   for r in logged:
-    # What is known of the metrics whatever the model stands in the first evaluation only; tests/test_evals.py has its values.
+    # What is known of the metrics whatever the model stands in the first evaluation only;
+    # tests/test_evals.py has its values.
     facts = {k for k in r if "/chance/" in k or "/batch/" in k}
     assert bool(facts) == (r is logged[0])
     r = {k: v for k, v in r.items() if k not in facts}
     want = evaluated(worked_out.steps[r["step"]].ema, worked_out)
-    assert r == {"step": r["step"], "examples": BATCH * r["step"], **{k: pytest.approx(v, rel=1e-4) for k, v in want.items()}}
+    assert r == {
+      "step": r["step"],
+      "examples": BATCH * r["step"],
+      **{k: pytest.approx(v, rel=1e-4) for k, v in want.items()},
+    }
     raw = evaluated(run.saves[r["step"]][0].params, worked_out)
     assert abs(raw[LOSS] - want[LOSS]) > 1e-3 * want[LOSS]
 
@@ -237,7 +282,9 @@ def evaluated(params, known):
       labels = np.array([row["label"] for row in rows])
       place = (s > s[np.arange(len(s)), labels][:, None]).sum(1)
       found |= {f"{name}/acc1": (place == 0).mean(), f"{name}/acc5": (place < 5).mean()}
-      found[f"{name}/mean_per_class_recall"] = np.mean([(place[labels == k] == 0).mean() for k in set(labels)])
+      found[f"{name}/mean_per_class_recall"] = np.mean(
+        [(place[labels == k] == 0).mean() for k in set(labels)]
+      )
       continue
     s = images @ texts([row["captions"][0] for row in rows]).T
     if task["kind"] == "retrieval":

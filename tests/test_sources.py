@@ -1,4 +1,6 @@
-"""siglax.data.sources: what is written is read, in any order, and bad files are refused in one line."""
+"""siglax.data.sources: what is written is read, in any order, and bad files are refused in one
+line.
+"""
 
 import concurrent.futures
 import os
@@ -30,8 +32,13 @@ def parquet(path, **fields):
 
 def test_rows_come_back_in_any_order(tmp_path):
   path = write(
-      tmp_path / "a.parquet", image=IMAGE, caption=CAPTIONS, label=pa.array([3, None, 1, 0, 2], pa.int8()),
-      weight=[0.5, 1, 1, None, 2], key=list("vwxyz"), metadata={"classes": "cat, dog,cow,hen"},
+    tmp_path / "a.parquet",
+    image=IMAGE,
+    caption=CAPTIONS,
+    label=pa.array([3, None, 1, 0, 2], pa.int8()),
+    weight=[0.5, 1, 1, None, 2],
+    key=list("vwxyz"),
+    metadata={"classes": "cat, dog,cow,hen"},
   )
   source = parquet(path)
   assert len(source) == ROWS and source.classnames == ("cat", "dog", "cow", "hen")
@@ -48,21 +55,27 @@ def test_rows_come_back_in_any_order(tmp_path):
 def test_lists_of_captions_structs_of_bytes_and_named_columns(tmp_path):
   picture = [{"bytes": b"one", "path": "1.jpg"}, {"bytes": None, "path": "2.jpg"}, None]
   texts = pa.array([["a", "b"], [], [None, "c"]], pa.list_(pa.string()))
-  path = write(tmp_path / "a.parquet", picture=picture, texts=texts, kind=[1, 2, 3], share=[1, 2, 3])
+  path = write(
+    tmp_path / "a.parquet", picture=picture, texts=texts, kind=[1, 2, 3], share=[1, 2, 3]
+  )
   source = parquet(path, image="picture", caption="texts", label="kind", weights="share")
   assert source.classnames is None
   assert [source[i] for i in range(3)] == [
-      {"image": b"one", "captions": ["a", "b"], "label": 1, "weight": 1.0},
-      {"image": None, "captions": [], "label": 2, "weight": 2.0},
-      {"image": None, "captions": ["c"], "label": 3, "weight": 3.0},
+    {"image": b"one", "captions": ["a", "b"], "label": 1, "weight": 1.0},
+    {"image": None, "captions": [], "label": 2, "weight": 2.0},
+    {"image": None, "captions": ["c"], "label": 3, "weight": 3.0},
   ]
 
 
 def test_captions_of_the_other_arrow_types(tmp_path):
   large = pa.array([["a"], ["b", "c"]], pa.large_list(pa.large_string()))
-  path = write(tmp_path / "a.parquet", image=pa.array([b"1", b"2"], pa.large_binary()), captions=large)
+  path = write(
+    tmp_path / "a.parquet", image=pa.array([b"1", b"2"], pa.large_binary()), captions=large
+  )
   assert parquet(path)[1] == {"image": b"2", "captions": ["b", "c"]}
-  path = write(tmp_path / "b.parquet", image=[b"1", b"2"], caption=pa.array(["x", "x"]).dictionary_encode())
+  path = write(
+    tmp_path / "b.parquet", image=[b"1", b"2"], caption=pa.array(["x", "x"]).dictionary_encode()
+  )
   assert parquet(path)[1] == {"image": b"2", "captions": ["x"]}
 
 
@@ -70,14 +83,37 @@ def test_several_files_follow_each_other(tmp_path):
   for name in "ecadb":
     write(tmp_path / f"{name}.parquet", image=[name.encode()] * 2, caption=[f"{name}0", f"{name}1"])
   read = lambda path: [parquet(path)[i]["captions"][0] for i in range(len(parquet(path)))]
-  assert read(f"{tmp_path}/*.parquet") == ["a0", "a1", "b0", "b1", "c0", "c1", "d0", "d1", "e0", "e1"]
-  assert read(f"{tmp_path}/c.parquet, {tmp_path}/[ab].parquet") == ["c0", "c1", "a0", "a1", "b0", "b1"]
+  assert read(f"{tmp_path}/*.parquet") == [
+    "a0",
+    "a1",
+    "b0",
+    "b1",
+    "c0",
+    "c1",
+    "d0",
+    "d1",
+    "e0",
+    "e1",
+  ]
+  assert read(f"{tmp_path}/c.parquet, {tmp_path}/[ab].parquet") == [
+    "c0",
+    "c1",
+    "a0",
+    "a1",
+    "b0",
+    "b1",
+  ]
   assert read((tmp_path / "b.parquet", tmp_path / "a.parquet")) == ["b0", "b1", "a0", "a1"]
 
 
 def test_reads_alike_from_threads_and_after_pickling(tmp_path):
   n = 3000  # more than one batch of rows
-  path = write(tmp_path / "a.parquet", 700, image=[b"%d" % i for i in range(n)], caption=[f"c{i}" for i in range(n)])
+  path = write(
+    tmp_path / "a.parquet",
+    700,
+    image=[b"%d" % i for i in range(n)],
+    caption=[f"c{i}" for i in range(n)],
+  )
   source = parquet(path)
   want = [{"image": b"%d" % i, "captions": [f"c{i}"]} for i in range(n)]
   with concurrent.futures.ThreadPoolExecutor(4) as pool:
@@ -89,7 +125,12 @@ def test_reads_alike_from_threads_and_after_pickling(tmp_path):
 def test_large_data_is_mapped_from_an_arrow_file_written_once(tmp_path, monkeypatch):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
   picture = [{"bytes": b"%d" % i, "path": "x"} for i in range(50)]
-  path = write(tmp_path / "a.parquet", image=picture, caption=[f"c{i}" for i in range(50)], unread=["y" * 99] * 50)
+  path = write(
+    tmp_path / "a.parquet",
+    image=picture,
+    caption=[f"c{i}" for i in range(50)],
+    unread=["y" * 99] * 50,
+  )
   in_memory = parquet(path)
   assert not (tmp_path / "cache").exists()
   monkeypatch.setattr(files_lib, "MEMORY_BYTES", 0)
@@ -105,7 +146,9 @@ def test_large_data_is_mapped_from_an_arrow_file_written_once(tmp_path, monkeypa
 
 def test_memory_is_judged_by_the_columns_read(tmp_path):
   noise = lambda size: [os.urandom(size) for _ in range(20)]
-  path = write(tmp_path / "a.parquet", 20, image=noise(1000), caption=["c"] * 20, imagery=noise(100_000))
+  path = write(
+    tmp_path / "a.parquet", 20, image=noise(1000), caption=["c"] * 20, imagery=noise(100_000)
+  )
   files = {path: pq.ParquetFile(path)}
   assert 20_000 <= sources._Columns(files, "image", None, None, None).bytes(files) <= 25_000
 
@@ -124,7 +167,12 @@ def test_bad_files_are_refused_in_one_line(tmp_path):
   refused(f"use '{tmp_path}/*.parquet'", str(tmp_path))
   refused("must be a file, a glob, or a tuple", 3)
   refused("must be a file, a glob, or a tuple", [good, 3])
-  for url in ("gs://bucket/a.parquet", "s3://b/*.parquet", "https://host/a.parquet", "hdfs://h/a.parquet"):
+  for url in (
+    "gs://bucket/a.parquet",
+    "s3://b/*.parquet",
+    "https://host/a.parquet",
+    "hdfs://h/a.parquet",
+  ):
     refused(f"path='{url}' is a URL; copy the file to a local folder", f"{good},{url}")
     with pytest.raises(ValueError, match="is a URL; copy the file to a local folder"):
       sources.parse_spec(f"{url}:caption=text")
@@ -134,7 +182,10 @@ def test_bad_files_are_refused_in_one_line(tmp_path):
   refused("gone/a.parquet': No such file or directory", f"{tmp_path}/gone/*.parquet")
   (tmp_path / "empty.parquet").write_bytes(b"")
   refused("empty.parquet' is empty (0 bytes)", f"{tmp_path}/empty.parquet")
-  refused("has no rows", write(tmp_path / "rows.parquet", image=IMAGE[:0], caption=pa.array([], pa.string())))
+  refused(
+    "has no rows",
+    write(tmp_path / "rows.parquet", image=IMAGE[:0], caption=pa.array([], pa.string())),
+  )
   data = (tmp_path / "good.parquet").read_bytes()
   for size in (3, len(data) // 2, len(data) - 1):
     (tmp_path / "cut.parquet").write_bytes(data[:size])
@@ -149,7 +200,13 @@ def test_bad_files_are_refused_in_one_line(tmp_path):
 def test_a_flipped_bit_is_noticed_where_pages_have_checksums(tmp_path):
   table = pa.table({"image": [os.urandom(40) for _ in range(50)], "caption": ["c"] * 50})
   for checksums in (True, False):
-    pq.write_table(table, tmp_path / "a.parquet", write_page_checksum=checksums, compression="none", use_dictionary=False)
+    pq.write_table(
+      table,
+      tmp_path / "a.parquet",
+      write_page_checksum=checksums,
+      compression="none",
+      use_dictionary=False,
+    )
     data = bytearray((tmp_path / "a.parquet").read_bytes())
     data[data.index(table["image"][7].as_py())] ^= 1
     (tmp_path / "a.parquet").write_bytes(data)
@@ -160,7 +217,9 @@ def test_a_flipped_bit_is_noticed_where_pages_have_checksums(tmp_path):
 
 
 def test_missing_or_unfit_columns_are_refused_by_field(tmp_path):
-  path = write(tmp_path / "a.parquet", picture=IMAGE, text=CAPTIONS, number=[1] * ROWS, caption=CAPTIONS)
+  path = write(
+    tmp_path / "a.parquet", picture=IMAGE, text=CAPTIONS, number=[1] * ROWS, caption=CAPTIONS
+  )
   refused("config.data.0.image='image': no such column", path)
   refused("but picture, text, number, caption; name one", path)
   refused("image='number': the column of", path, image="number")
@@ -170,7 +229,10 @@ def test_missing_or_unfit_columns_are_refused_by_field(tmp_path):
   refused("label='class': no such column", path, image="picture", label="class")
   refused("it must hold whole numbers", path, image="picture", label="text")
   refused("it must hold numbers", path, image="picture", weights="text")
-  pq.write_table(pa.table([IMAGE, CAPTIONS, CAPTIONS], ["image", "caption", "caption"]), tmp_path / "twice.parquet")
+  pq.write_table(
+    pa.table([IMAGE, CAPTIONS, CAPTIONS], ["image", "caption", "caption"]),
+    tmp_path / "twice.parquet",
+  )
   refused("caption='caption': ", str(tmp_path / "twice.parquet"))
   refused("several columns of that name", str(tmp_path / "twice.parquet"))
   path = write(tmp_path / "b.parquet", image=IMAGE, text=CAPTIONS)
@@ -180,23 +242,31 @@ def test_missing_or_unfit_columns_are_refused_by_field(tmp_path):
 
 def test_files_with_other_classes_are_refused(tmp_path):
   for name, classes in (("a", "cat,dog"), ("b", "dog,cat")):
-    write(tmp_path / f"{name}.parquet", image=IMAGE, caption=CAPTIONS, metadata={"classes": classes})
+    write(
+      tmp_path / f"{name}.parquet", image=IMAGE, caption=CAPTIONS, metadata={"classes": classes}
+    )
   refused("differ in the schema metadata 'classes'", f"{tmp_path}/*.parquet")
 
 
 @pytest.mark.parametrize(
-    "spec, message",
-    [
-        ("shapes", "config.data.0='shapes' must be a dict"),
-        ({}, "config.data.0.source=None is unknown; known are shapes, parquet"),
-        ({"source": "parqet"}, "config.data.0.source='parqet' is unknown; known are shapes, parquet"),
-        ({"source": "parquet"}, "config.data.0.path is missing; source 'parquet' needs it"),
-        ({"source": "parquet", "path": "x", "captions": "y"}, "data.0.captions is unknown; did you mean caption?"),
-        ({"source": "shapes", "path": "x"}, "source 'shapes' has split, examples, image_size"),
-        ({"source": "shapes", "weight": 0}, "config.data.0.weight=0 must be a positive number"),
-        ({"source": "shapes", "weight": "1"}, "weight='1' must be a positive number"),
-        ({"source": "shapes", "max_bad_fraction": 1.5}, "max_bad_fraction=1.5 must be a number from 0 to 1"),
-    ],
+  "spec, message",
+  [
+    ("shapes", "config.data.0='shapes' must be a dict"),
+    ({}, "config.data.0.source=None is unknown; known are shapes, parquet"),
+    ({"source": "parqet"}, "config.data.0.source='parqet' is unknown; known are shapes, parquet"),
+    ({"source": "parquet"}, "config.data.0.path is missing; source 'parquet' needs it"),
+    (
+      {"source": "parquet", "path": "x", "captions": "y"},
+      "data.0.captions is unknown; did you mean caption?",
+    ),
+    ({"source": "shapes", "path": "x"}, "source 'shapes' has split, examples, image_size"),
+    ({"source": "shapes", "weight": 0}, "config.data.0.weight=0 must be a positive number"),
+    ({"source": "shapes", "weight": "1"}, "weight='1' must be a positive number"),
+    (
+      {"source": "shapes", "max_bad_fraction": 1.5},
+      "max_bad_fraction=1.5 must be a number from 0 to 1",
+    ),
+  ],
 )
 def test_specs_are_checked_without_reading(spec, message):
   with pytest.raises(ValueError) as e:
@@ -209,5 +279,7 @@ def test_a_source_s_own_errors_name_the_field():
     open_source({"source": "shapes", "examples": 0}, "config.data.1")
   with pytest.raises(ValueError, match=r"^examples=0 must be"):
     open_source({"source": "shapes", "examples": 0})
-  source = open_source({"source": "shapes", "examples": 3, "weight": 2.0, "max_bad_fraction": 0}, "config.data.1")
+  source = open_source(
+    {"source": "shapes", "examples": 3, "weight": 2.0, "max_bad_fraction": 0}, "config.data.1"
+  )
   assert len(source) == 3 and source.classnames

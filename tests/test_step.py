@@ -26,10 +26,10 @@ import tiny
 def batch(n=16, seed=0):
   rng = np.random.default_rng(seed)
   return {
-      "image": rng.integers(0, 256, (n, 16, 16, 3), np.uint8),
-      "tokens": rng.integers(3, 100, (n, 12), np.int32),
-      "label": np.arange(n, dtype=np.int32),
-      "weight": rng.uniform(0.5, 1.5, n).astype(np.float32),
+    "image": rng.integers(0, 256, (n, 16, 16, 3), np.uint8),
+    "tokens": rng.integers(3, 100, (n, 12), np.int32),
+    "label": np.arange(n, dtype=np.int32),
+    "weight": rng.uniform(0.5, 1.5, n).astype(np.float32),
   }
 
 
@@ -53,27 +53,48 @@ def gradients(mesh, n=64, **fields):
   function = step_lib.make_value_and_grad(c, model, mesh, frozen)
   examples = mesh_lib.to_global(mesh, batch(n))
   with jax.set_mesh(mesh):
-    (loss, _), grads = jax.jit(function)(jax.device_put(params, mesh_lib.replicated(mesh)), examples, jnp.int32(3))
-  forward = flops.count(model.embed_image, params, examples["image"]) + flops.count(model.embed_text, params, examples["tokens"])
-  return float(loss), jax.device_get(grads), flops.count(function, params, examples, jnp.int32(3)), forward
+    (loss, _), grads = jax.jit(function)(
+      jax.device_put(params, mesh_lib.replicated(mesh)), examples, jnp.int32(3)
+    )
+  forward = flops.count(model.embed_image, params, examples["image"]) + flops.count(
+    model.embed_text, params, examples["tokens"]
+  )
+  return (
+    float(loss),
+    jax.device_get(grads),
+    flops.count(function, params, examples, jnp.int32(3)),
+    forward,
+  )
 
 
 @functools.lru_cache(None)
 def by_hand(fields, n=64):
-  """The same loss and gradients: each tower once, with the keys of step 3, and the loss and its gradients in float64."""
+  """The same loss and gradients: each tower once, with the keys of step 3, and the loss and its
+  gradients in float64.
+  """
   c = tiny.get_config()
-  for field, value in {"batch_size": n, "model.image.dropout": 0.3, "model.text.dropout": 0.2, **dict(fields)}.items():
+  for field, value in {
+    "batch_size": n,
+    "model.image.dropout": 0.3,
+    "model.text.dropout": 0.2,
+    **dict(fields),
+  }.items():
     config_lib.override(c, field, str(value))
   c = config_lib.resolve(c, TextProcessor())
   model, examples = models.build(c.model), batch(n)
   params = jax.jit(model.init)(jax.random.key(0))
   of_towers = jax.random.split(jax.random.fold_in(jax.random.key(c.seed), 3))
   keys = [jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(n)) for key in of_towers]
-  embed = lambda params: (model.embed_image(params, examples["image"], keys[0]), model.embed_text(params, examples["tokens"], keys[1]))
+  embed = lambda params: (
+    model.embed_image(params, examples["image"], keys[0]),
+    model.embed_text(params, examples["tokens"], keys[1]),
+  )
   z, pull_back = jax.vjp(jax.jit(embed), params)
   scale, bias = float(jnp.exp(params["log_scale"])), float(params.get("bias", 0))
-  loss, (dimg, dtxt, dscale, *dbias) = getattr(oracles, c.loss.name)(*(np.float64(x) for x in z), scale, bias, np.float64(examples["weight"]))
-  grads, = pull_back((jnp.float32(dimg), jnp.float32(dtxt)))
+  loss, (dimg, dtxt, dscale, *dbias) = getattr(oracles, c.loss.name)(
+    *(np.float64(x) for x in z), scale, bias, np.float64(examples["weight"])
+  )
+  (grads,) = pull_back((jnp.float32(dimg), jnp.float32(dtxt)))
   return loss, jax.device_get(grads) | {"log_scale": dscale * scale} | {"bias": x for x in dbias}
 
 
@@ -88,10 +109,14 @@ def updates(mesh, count=2, **fields):
   ema = c.train.ema is not None
   abstract = state_lib.abstract(model, tx, mesh, ema)
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
-  state = first = jax.jit(lambda key: state_lib.create(model.init(key), tx, ema), out_shardings=shardings)(jax.random.key(0))
+  state = first = jax.jit(
+    lambda key: state_lib.create(model.init(key), tx, ema), out_shardings=shardings
+  )(jax.random.key(0))
   first, history, averages = jax.device_get(first.params), [], []
   with jax.set_mesh(mesh):
-    update = step_lib.jit(step_lib.make(c, model, tx, schedule, mesh, optim.frozen_mask(c, params)), abstract, mesh)
+    update = step_lib.jit(
+      step_lib.make(c, model, tx, schedule, mesh, optim.frozen_mask(c, params)), abstract, mesh
+    )
     for i in range(count):
       state, metrics = update(state, mesh_lib.to_global(mesh, batch(seed=i)))
       history.append(jax.device_get(metrics))
@@ -123,20 +148,29 @@ def test_micro_batched_memory_does_not_grow_with_the_batch():
 def test_eight_devices_with_sharded_parameters_train_as_one(monkeypatch):
   monkeypatch.setattr(mesh_lib, "FSDP_MIN_ELEMENTS", 100)
   _, _, one, _ = updates(one_device(), 20)
-  _, state, eight, _ = updates(mesh_lib.make(2, 4), 20, **{"loss.impl": "ring", "train.microbatch": 1, "train.ema": 0.5})
+  _, state, eight, _ = updates(
+    mesh_lib.make(2, 4), 20, **{"loss.impl": "ring", "train.microbatch": 1, "train.ema": 0.5}
+  )
   for tree in (state.params, state.opt_state, state.ema):
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
       if jax.tree_util.keystr(path).endswith("['fc1']['kernel']"):
         assert leaf.addressable_shards[0].data.size == leaf.size // 4
   for name in set(one[0]) - {"local_accuracy"}:  # which is among fewer on a smaller device
-    np.testing.assert_allclose([m[name] for m in eight], [m[name] for m in one], rtol=1e-5, atol=1e-6, err_msg=name)
+    np.testing.assert_allclose(
+      [m[name] for m in eight], [m[name] for m in one], rtol=1e-5, atol=1e-6, err_msg=name
+    )
 
 
 def test_siglip_b16_is_split_evenly():
   """SigLIP B/16 with AdamW over 8 devices: at most an eighth of the state and 3 % on each."""
   c = config_lib.default()
   c.model.image.variant = c.model.text.variant = "B"
-  c.image.size, c.model.text.vocab_size, c.model.text.eos_id, c.loss.bias_init = 256, 32_000, 1, -10.0
+  c.image.size, c.model.text.vocab_size, c.model.text.eos_id, c.loss.bias_init = (
+    256,
+    32_000,
+    1,
+    -10.0,
+  )
   model = models.build(c.model)
   tx, _ = optim.make(c, jax.eval_shape(model.init, jax.random.key(0)), 100)
   leaves = jax.tree.leaves(state_lib.abstract(model, tx, mesh_lib.make(1, 8)))
@@ -148,37 +182,56 @@ def test_siglip_b16_is_split_evenly():
 
 def test_a_rule_decides_how_a_parameter_is_split():
   mesh = mesh_lib.make(2, 4)
-  shapes = {"params": {"a": {"kernel": jax.ShapeDtypeStruct((8, 512, 1024), jnp.float32)}, "b": jax.ShapeDtypeStruct((6,), jnp.float32)}}
+  shapes = {
+    "params": {
+      "a": {"kernel": jax.ShapeDtypeStruct((8, 512, 1024), jnp.float32)},
+      "b": jax.ShapeDtypeStruct((6,), jnp.float32),
+    }
+  }
   split = lambda rules: mesh_lib.state_shardings(mesh, shapes, rules)["params"]["a"]["kernel"].spec
   assert tuple(split(())) == (None, None, "fsdp")
   assert tuple(split((("a/.*", 1), (".*", None)))) == (None, "fsdp", None)
   assert tuple(split(((".*/kernel", None),))) == ()
-  with pytest.raises(ValueError, match=r"config.mesh.shard.0: dimension 3 of params/a/kernel \(8, 512, 1024\) is not divisible"):
+  with pytest.raises(
+    ValueError,
+    match=r"config.mesh.shard.0: dimension 3 of params/a/kernel \(8, 512, 1024\) is not divisible",
+  ):
     split((("a/kernel", 3),))
 
 
 def test_the_average_follows_the_parameters_and_the_logged_rate_is_that_of_the_update():
   want, _, history, steps = updates(one_device(), 3, **{"train.ema": 0.75})
-  np.testing.assert_allclose([m["lr"] for m in history], 1e-3 * 0.5 * (1 + np.cos(np.pi * np.arange(3) / 50)), rtol=1e-6)
+  np.testing.assert_allclose(
+    [m["lr"] for m in history], 1e-3 * 0.5 * (1 + np.cos(np.pi * np.arange(3) / 50)), rtol=1e-6
+  )
   for params, average in steps:
     want = jax.tree.map(lambda a, p: 0.75 * a + 0.25 * p, want, params)
-    jax.tree.map(lambda got, want: np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-7), average, want)
+    jax.tree.map(
+      lambda got, want: np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-7), average, want
+    )
 
 
 @pytest.mark.parametrize("name", ["sigmoid", "softmax"])
 def test_ring_and_dense_train_alike_on_eight_devices(name):
   curves = [
-      [m["loss"] for m in updates(mesh_lib.make(4, 2), 50, **{"loss.name": name, "loss.impl": impl})[2]]
-      for impl in ("dense", "ring")
+    [
+      m["loss"]
+      for m in updates(mesh_lib.make(4, 2), 50, **{"loss.name": name, "loss.impl": impl})[2]
+    ]
+    for impl in ("dense", "ring")
   ]
   assert curves[0][-1] != curves[0][0]
   np.testing.assert_allclose(*curves, rtol=1e-4)
 
 
-@pytest.mark.parametrize("devices, microbatch, fields", [
-    (1, 8, {"loss.name": "softmax", "loss.impl": "ring"}), (8, 4, {"loss.name": "softmax", "loss.impl": "ring"}),
+@pytest.mark.parametrize(
+  "devices, microbatch, fields",
+  [
+    (1, 8, {"loss.name": "softmax", "loss.impl": "ring"}),
+    (8, 4, {"loss.name": "softmax", "loss.impl": "ring"}),
     (8, 1, {"optim.lr_multipliers": "(('text/.*', None), ('.*', 1.0))"}),
-])
+  ],
+)
 def test_a_micro_batched_step_is_the_full_step(devices, microbatch, fields):
   mesh = one_device() if devices == 1 else mesh_lib.make(2, 4)
   loss, grads, whole, forward = whole_gradients(tuple(fields.items()))
@@ -196,18 +249,28 @@ def test_a_micro_batched_step_is_the_full_step(devices, microbatch, fields):
     errors[name] = [float(np.abs(a - b).max() / size) for a, b in ((x, g), (g, hand))]
   assert np.max(list(errors.values())) <= 3e-6, errors
   if devices == 1:  # on more, the ring is counted per device
-    assert work == whole + forward  # so 4/3 of the towers', which are three times their forward pass
+    assert (
+      work == whole + forward
+    )  # so 4/3 of the towers', which are three times their forward pass
 
 
 def test_a_frozen_tower_stays_and_the_scale_keeps_under_its_cap():
-  fields = {"optim.lr_multipliers": "(('image/.*', None), ('.*', 1.0))", "loss.scale_init": 10.0, "loss.scale_max": 5.0}
+  fields = {
+    "optim.lr_multipliers": "(('image/.*', None), ('.*', 1.0))",
+    "loss.scale_init": 10.0,
+    "loss.scale_max": 5.0,
+  }
   first, state, _, _ = updates(one_device(), **fields)
   after = jax.device_get(state.params)
   jax.tree.map(np.testing.assert_array_equal, first["image"], after["image"])
   assert np.abs(first["text"]["head"]["kernel"] - after["text"]["head"]["kernel"]).max() > 0
   assert 4.9 < np.exp(after["log_scale"]) <= 5.0001  # at 10 before the first update
   moments = sum(x.size for x in jax.tree.leaves(state.opt_state))
-  assert moments < 2 * sum(x.size for x in jax.tree.leaves({k: v for k, v in after.items() if k != "image"})) + 10
+  assert (
+    moments
+    < 2 * sum(x.size for x in jax.tree.leaves({k: v for k, v in after.items() if k != "image"}))
+    + 10
+  )
 
 
 def test_a_loss_by_label_starts_at_the_log_odds_of_a_match(tmp_path):
@@ -225,6 +288,15 @@ def test_a_loss_by_label_starts_at_the_log_odds_of_a_match(tmp_path):
 def test_flops_of_products_convolutions_and_loops():
   a, b = jnp.ones((3, 5)), jnp.ones((5, 7))
   assert flops.count(jnp.dot, a, b) == 2 * 3 * 5 * 7
-  assert flops.count(jax.jit(lambda x: jax.lax.scan(lambda c, _: (c @ jnp.ones((5, 5)), None), x, length=4)[0]), a) == 4 * 2 * 3 * 5 * 5
-  conv = lambda x, k: jax.lax.conv_general_dilated(x, k, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-  assert flops.count(conv, jnp.ones((2, 8, 8, 3)), jnp.ones((2, 2, 3, 6))) == 2 * (2 * 4 * 4 * 6) * (2 * 2 * 3)
+  assert (
+    flops.count(
+      jax.jit(lambda x: jax.lax.scan(lambda c, _: (c @ jnp.ones((5, 5)), None), x, length=4)[0]), a
+    )
+    == 4 * 2 * 3 * 5 * 5
+  )
+  conv = lambda x, k: jax.lax.conv_general_dilated(
+    x, k, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+  )
+  assert flops.count(conv, jnp.ones((2, 8, 8, 3)), jnp.ones((2, 2, 3, 6))) == 2 * (
+    2 * 4 * 4 * 6
+  ) * (2 * 2 * 3)

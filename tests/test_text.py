@@ -19,7 +19,11 @@ CAPTIONS = [c for i in range(200) for c in shapes.Shapes("test", examples=200)[i
 def train(lines, path, **options):
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=iter(lines), model_writer=model, hard_vocab_limit=False, minloglevel=2, **options
+    sentence_iterator=iter(lines),
+    model_writer=model,
+    hard_vocab_limit=False,
+    minloglevel=2,
+    **options,
   )
   path.write_bytes(model.getvalue())
   return path
@@ -48,7 +52,9 @@ def test_tokens_decode_to_the_canonical_text(tmp_path):
 
 def test_every_text_ends_and_is_padded_with_the_end_token():
   text = TextProcessor(length=6)
-  short, exact, long, empty = text(["a red ring", "a red ring above a", "a red ring above a blue star", " .,! "])
+  short, exact, long, empty = text(
+    ["a red ring", "a red ring above a", "a red ring above a blue star", " .,! "]
+  )
   assert np.all(short[3:] == 1) and np.all(short[:3] != 1)
   assert np.array_equal(long, exact) and exact[-1] == 1 and np.all(exact[:-1] != 1)
   assert np.all(empty == 1)
@@ -58,7 +64,10 @@ def test_every_text_ends_and_is_padded_with_the_end_token():
 
 def test_canonical_form():
   text = TextProcessor()
-  assert text.canonicalize("  A Red\tCIRCLE, (above)\n a_blue-square! ") == "a red circle above abluesquare"
+  assert (
+    text.canonicalize("  A Red\tCIRCLE, (above)\n a_blue-square! ")
+    == "a red circle above abluesquare"
+  )
   assert text.canonicalize("Été “naïf” — 3.5€") == "été “naïf” — 35€"  # only ASCII punctuation goes
   plain = TextProcessor(lowercase=False, strip_punctuation=False)
   assert plain.canonicalize(" A  Red, ring!\n") == "A Red, ring!"
@@ -91,7 +100,9 @@ def test_save_writes_the_models_own_bytes(tmp_path):
 
 
 def test_foreign_model_with_its_own_ids(tmp_path):
-  path = train(CAPTIONS, tmp_path / "foreign.model", vocab_size=100, unk_id=0, bos_id=1, eos_id=2, pad_id=3)
+  path = train(
+    CAPTIONS, tmp_path / "foreign.model", vocab_size=100, unk_id=0, bos_id=1, eos_id=2, pad_id=3
+  )
   text = TextProcessor(str(path), length=8)
   assert text.eos_id == 2
   row = text("a red ring")[0]
@@ -99,7 +110,9 @@ def test_foreign_model_with_its_own_ids(tmp_path):
 
 
 def test_a_text_ends_with_the_end_token_before_what_pads_it(tmp_path):
-  path = train(CAPTIONS, tmp_path / "a.model", vocab_size=100, unk_id=0, bos_id=1, eos_id=2, pad_id=3)
+  path = train(
+    CAPTIONS, tmp_path / "a.model", vocab_size=100, unk_id=0, bos_id=1, eos_id=2, pad_id=3
+  )
   model = sentencepiece.SentencePieceProcessor(model_file=str(path))
   for caption in ("a red ring", "", CAPTIONS[0]):
     ids = model.encode(caption)[:11]
@@ -109,7 +122,9 @@ def test_a_text_ends_with_the_end_token_before_what_pads_it(tmp_path):
 
 def test_model_without_end_token(tmp_path):
   path = train(CAPTIONS, tmp_path / "endless.model", vocab_size=100, eos_id=-1)
-  with pytest.raises(ValueError, match=r"config\.text\.tokenizer=.*endless\.model' has no end token"):
+  with pytest.raises(
+    ValueError, match=r"config\.text\.tokenizer=.*endless\.model' has no end token"
+  ):
     TextProcessor(path)
 
 
@@ -119,7 +134,13 @@ def test_training_gives_siglip_ids_and_the_same_bytes_twice(tmp_path):
   assert (tmp_path / "a.model").read_bytes() == (tmp_path / "b.model").read_bytes()
   text = TextProcessor(tmp_path / "a.model", length=16)
   model = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "a.model"))
-  assert (model.pad_id(), model.eos_id(), model.unk_id(), model.bos_id(), text.vocab_size) == (0, 1, 2, -1, 90)
+  assert (model.pad_id(), model.eos_id(), model.unk_id(), model.bos_id(), text.vocab_size) == (
+    0,
+    1,
+    2,
+    -1,
+    90,
+  )
   assert 2 not in text("the quick brown fox")[0]
 
 
@@ -135,7 +156,9 @@ def test_training_canonicalizes(tmp_path):
 
 def test_large_vocabulary_falls_back_to_bytes(tmp_path):
   rng = np.random.default_rng(0)
-  words = ["".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), rng.integers(2, 6))) for _ in range(2500)]
+  words = [
+    "".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), rng.integers(2, 6))) for _ in range(2500)
+  ]
   lines = [" ".join(rng.choice(words, 6)) for _ in range(2500)]
   train_tokenizer(lines, tmp_path / "big.model", 1024)
   text = TextProcessor(tmp_path / "big.model")
@@ -161,7 +184,9 @@ def test_errors_name_path_and_field(tmp_path):
   for content in (b"", b"not a model at all", (tmp_path / "x").write_text("") or b"\x00" * 100):
     path = tmp_path / "bad.model"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"bad\.model.* \(\d+ bytes\) is not a sentencepiece model, or is damaged"):
+    with pytest.raises(
+      ValueError, match=r"bad\.model.* \(\d+ bytes\) is not a sentencepiece model, or is damaged"
+    ):
       TextProcessor(path)
   with pytest.raises(ValueError, match=r"config\.text\.length=1 must be at least 2"):
     TextProcessor(length=1)
@@ -172,7 +197,10 @@ def test_errors_name_path_and_field(tmp_path):
 def test_a_huge_file_is_refused_before_it_is_read(tmp_path):
   with (tmp_path / "a.model").open("wb") as f:
     f.truncate(3 * 2**40)  # a hole
-  with pytest.raises(ValueError, match=r"config\.text\.tokenizer=.*a\.model has 3298534883328 bytes, more than the 67108864"):
+  with pytest.raises(
+    ValueError,
+    match=r"config\.text\.tokenizer=.*a\.model has 3298534883328 bytes, more than the 67108864",
+  ):
     TextProcessor(tmp_path / "a.model")
 
 
@@ -185,9 +213,15 @@ def test_truncated_model_is_damaged(tmp_path):
 
 
 def test_a_word_that_always_stands_before_another_is_kept_whole(tmp_path):
-  """As the colours of captions from a template; sentencepiece by itself fills 48 pieces with these texts, none of them a colour."""
+  """As the colours of captions from a template; sentencepiece by itself fills 48 pieces with these
+  texts, none of them a colour.
+  """
   colours = ["red", "green", "blue", "yellow", "purple", "orange"]
-  captions = [f"a {colour} {shape}" for colour in colours for shape in ("ring", "star", "circle", "square", "triangle")]
+  captions = [
+    f"a {colour} {shape}"
+    for colour in colours
+    for shape in ("ring", "star", "circle", "square", "triangle")
+  ]
   train_tokenizer(captions * 3, tmp_path / "a.model", 53)
   tokens = TextProcessor(tmp_path / "a.model", length=12)(colours)
   assert ((tokens != 1).sum(axis=1) == 1).all()  # one, then the end token
@@ -195,7 +229,11 @@ def test_a_word_that_always_stands_before_another_is_kept_whole(tmp_path):
 
 def test_the_shortest_text_and_a_model_without_a_padding_token(tmp_path):
   assert TextProcessor(length=2)("red ring").tolist() == [[TextProcessor(length=2)("red")[0, 0], 1]]
-  path = train(CAPTIONS, tmp_path / "unpadded.model", vocab_size=60, pad_id=-1, eos_id=1, unk_id=0, bos_id=-1)
+  path = train(
+    CAPTIONS, tmp_path / "unpadded.model", vocab_size=60, pad_id=-1, eos_id=1, unk_id=0, bos_id=-1
+  )
   assert TextProcessor(path, length=4)("red").shape == (1, 4)
-  with pytest.raises(ValueError, match='config.text.pad="pad": .*unpadded.model.* has no padding token; use "eos"'):
+  with pytest.raises(
+    ValueError, match='config.text.pad="pad": .*unpadded.model.* has no padding token; use "eos"'
+  ):
     TextProcessor(path, length=4, pad="pad")

@@ -1,4 +1,6 @@
-"""`siglax classify` and `siglax search` on a tower of random parameters: what they print and write is what numpy finds."""
+"""`siglax classify` and `siglax search` on a tower of random parameters: what they print and write
+is what numpy finds.
+"""
 
 import base64
 import html.parser
@@ -37,7 +39,9 @@ def pictures(tmp_path_factory):
   names += ["<i>below/f & g.png", "<i>below/h.png"]
   for name in names:
     low = rng.integers(0, 256, (3, 4, 3), np.uint8)
-    pixels = cv2.resize(low, (700, 400) if name == "a.png" else (40, 30), interpolation=cv2.INTER_NEAREST)
+    pixels = cv2.resize(
+      low, (700, 400) if name == "a.png" else (40, 30), interpolation=cv2.INTER_NEAREST
+    )
     (there / name).write_bytes(cv2.imencode(os.path.splitext(name)[1].lower(), pixels)[1])
   (there / "broken.jpg").write_bytes(b"no picture")
   (there / "cut.png").write_bytes((there / "a.png").read_bytes()[:200])
@@ -48,7 +52,9 @@ def pictures(tmp_path_factory):
 def embeddings(tower, paths):
   """Unit rows of pictures by the model alone."""
   c = tower.config.image
-  pixels = [images.resize(images.decode(path.read_bytes()), c.size, c.resize, c.fit) for path in paths]
+  pixels = [
+    images.resize(images.decode(path.read_bytes()), c.size, c.resize, c.fit) for path in paths
+  ]
   return np.asarray(jax.jit(tower.model.embed_image)(tower.params, np.stack(pixels)), np.float64)
 
 
@@ -57,7 +63,11 @@ def ztxt(tower, texts):
 
 
 def probabilities(tower, paths, softmax):
-  means = ztxt(tower, [t.format(n) for n in LABELS for t in TEMPLATES]).reshape(len(LABELS), len(TEMPLATES), -1).mean(axis=1)
+  means = (
+    ztxt(tower, [t.format(n) for n in LABELS for t in TEMPLATES])
+    .reshape(len(LABELS), len(TEMPLATES), -1)
+    .mean(axis=1)
+  )
   means /= np.linalg.norm(means, axis=1, keepdims=True)
   x = np.exp(float(tower.params["log_scale"])) * embeddings(tower, paths) @ means.T
   if softmax:
@@ -67,14 +77,18 @@ def probabilities(tower, paths, softmax):
 
 def classify(*words):
   templates = [word for template in TEMPLATES for word in ("--template", template)]
-  return cli.main(["classify", "--from", "run", *map(str, words), "--labels", ",".join(LABELS), *templates])
+  return cli.main(
+    ["classify", "--from", "run", *map(str, words), "--labels", ",".join(LABELS), *templates]
+  )
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
 def test_classify(tower, pictures, loss, monkeypatch, capsys):
   paths = pictures[1][:3]
   params = {k: v for k, v in tower.params.items() if k != "bias" or loss == "sigmoid"}
-  monkeypatch.setattr(tower_lib, "load", lambda _: tower_lib.Tower(tower.config, params, tower.text))
+  monkeypatch.setattr(
+    tower_lib, "load", lambda _: tower_lib.Tower(tower.config, params, tower.text)
+  )
   assert classify(*paths, "--json") == 0
   report = json.loads(capsys.readouterr().out)
   assert report["probability"] == loss and report["templates"] == list(TEMPLATES)
@@ -119,11 +133,31 @@ def test_search(tower, folder, pictures, tmp_path, monkeypatch, capsys):  # noqa
   monkeypatch.setattr(search, "BATCH", 4)
   monkeypatch.setattr(tower_lib.Tower, "embed_images", counted)
   out = tmp_path / "found.html"
-  assert cli.main(["search", "--from", str(folder), "--images", str(there), *queries, "--top", "7", "--out", str(out)]) == 0
+  assert (
+    cli.main(
+      [
+        "search",
+        "--from",
+        str(folder),
+        "--images",
+        str(there),
+        *queries,
+        "--top",
+        "7",
+        "--out",
+        str(out),
+      ]
+    )
+    == 0
+  )
   printed = capsys.readouterr()
   assert sum(batches) == len(paths) and max(batches) <= 4  # never more at once
   named = [line.split(": ")[0] for line in printed.err.splitlines()]
-  assert named == [f"left out {there / 'broken.jpg'}", f"left out {there / 'cut.png'}", "2 of 12 pictures were left out"]
+  assert named == [
+    f"left out {there / 'broken.jpg'}",
+    f"left out {there / 'cut.png'}",
+    "2 of 12 pictures were left out",
+  ]
 
   cosines = embeddings(tower, paths) @ ztxt(tower, queries).T
   best = [np.argsort(-column)[:7] for column in cosines.T]
@@ -134,19 +168,27 @@ def test_search(tower, folder, pictures, tmp_path, monkeypatch, capsys):  # noqa
       assert line == f"  {cosines[i, q]:6.3f}  {paths[i]}"
 
   page = Page(out.read_text())
-  assert page.tags.count("h2") == 2 and page.tags.count("img") == 14 and not {"script", "i", "link"} & set(page.tags)
+  assert (
+    page.tags.count("h2") == 2
+    and page.tags.count("img") == 14
+    and not {"script", "i", "link"} & set(page.tags)
+  )
   assert set(queries) <= set(page.text)
   shown = [value for tag, name, value in page.attributes if (tag, name) == ("img", "alt")]
   assert shown == [str(paths[i].relative_to(there)) for q in (0, 1) for i in best[q]]
   assert set(shown) <= set(page.text) and f"{cosines[best[0][0], 0]:.3f}" in page.text
   sources = [value for _, name, value in page.attributes if name in ("src", "href")]
-  assert len(sources) == 14 and "//" not in out.read_text().replace(";base64,", "").split("<body>")[0]
+  assert (
+    len(sources) == 14 and "//" not in out.read_text().replace(";base64,", "").split("<body>")[0]
+  )
   for source, name in zip(sources, shown):
     kind, _, data = source.partition(";base64,")
     small = images.decode(base64.b64decode(data))
     assert kind == "data:image/jpeg" and max(small.shape) <= 320
     whole = images.decode((there / name).read_bytes())
-    assert small.shape[1] / small.shape[0] == pytest.approx(whole.shape[1] / whole.shape[0], abs=0.02)
+    assert small.shape[1] / small.shape[0] == pytest.approx(
+      whole.shape[1] / whole.shape[0], abs=0.02
+    )
     assert np.abs(small.mean(axis=(0, 1)) - whole.mean(axis=(0, 1))).max() < 4
 
 
@@ -161,20 +203,41 @@ def test_wrong_inputs_are_one_line(folder, pictures, tmp_path, capsys):  # noqa:
   search = lambda *words, source=folder: ["search", "--from", str(source), *map(str, words)]
   named = lambda *words, source=folder: ["classify", "--from", str(source), *map(str, words)]
   empty, bad, below = tmp_path / "empty", tmp_path / "bad", tmp_path / "no" / "x"
-  broken, undecodable = there / "broken.jpg", "the image (10 bytes) cannot be decoded: not an image, cut short, or damaged"
+  broken, undecodable = (
+    there / "broken.jpg",
+    "the image (10 bytes) cannot be decoded: not an image, cut short, or damaged",
+  )
   cases = [
-      (search("--images", empty, "x"), f"--images {empty} has no pictures in it (jpg, jpeg, png, webp, bmp, gif)"),
-      (search("--images", tmp_path / "none", "x"), f"--images {tmp_path / 'none'} is no folder"),
-      (search("--images", bad, "x"), f"--images {bad}: none of its 1 pictures can be read"),
-      (search("--images", there, "x", "--top", 0), "--top 0 must be at least 1"),
-      (search("--images", there, "x", "--out", out), f"--out {out} exists; give a path that does not"),
-      (search("--images", there, "x", "--out", below), f"--out {below}: there is no folder {below.parent}"),
-      (search("--images", there, "x", source=one), "there is no text tower here; load a checkpoint that has one"),
-      (named(paths[0], "--labels", "a,"), "--labels a, has an empty label; write names with commas between them: cat,dog"),
-      (named(paths[0], "--labels", "cat, cat"), "--labels names cat twice"),
-      (named(paths[0], "--labels", "a", "--template", "{x}"), "--template '{x}' must have one {}, where the label goes"),
-      (named(tmp_path / "x.jpg", "--labels", "cat"), f"{tmp_path / 'x.jpg'}: no such file"),
-      (named(broken, "--labels", "cat"), f"{broken}: {undecodable}"),
+    (
+      search("--images", empty, "x"),
+      f"--images {empty} has no pictures in it (jpg, jpeg, png, webp, bmp, gif)",
+    ),
+    (search("--images", tmp_path / "none", "x"), f"--images {tmp_path / 'none'} is no folder"),
+    (search("--images", bad, "x"), f"--images {bad}: none of its 1 pictures can be read"),
+    (search("--images", there, "x", "--top", 0), "--top 0 must be at least 1"),
+    (
+      search("--images", there, "x", "--out", out),
+      f"--out {out} exists; give a path that does not",
+    ),
+    (
+      search("--images", there, "x", "--out", below),
+      f"--out {below}: there is no folder {below.parent}",
+    ),
+    (
+      search("--images", there, "x", source=one),
+      "there is no text tower here; load a checkpoint that has one",
+    ),
+    (
+      named(paths[0], "--labels", "a,"),
+      "--labels a, has an empty label; write names with commas between them: cat,dog",
+    ),
+    (named(paths[0], "--labels", "cat, cat"), "--labels names cat twice"),
+    (
+      named(paths[0], "--labels", "a", "--template", "{x}"),
+      "--template '{x}' must have one {}, where the label goes",
+    ),
+    (named(tmp_path / "x.jpg", "--labels", "cat"), f"{tmp_path / 'x.jpg'}: no such file"),
+    (named(broken, "--labels", "cat"), f"{broken}: {undecodable}"),
   ]
   for words, want in cases:
     assert cli.main(words) == 1

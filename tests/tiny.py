@@ -1,4 +1,6 @@
-"""A run of seconds on the built-in dataset, for tests of the loop: `--config tests/tiny.py:steps=12`."""
+"""A run of seconds on the built-in dataset, for tests of the loop: `--config
+tests/tiny.py:steps=12`.
+"""
 
 from siglax import config as config_lib
 
@@ -19,8 +21,14 @@ def get_config(steps: int = 12):
   config_lib.set_duration(c, "checkpoint.every", steps=4)
   data = {"source": "shapes", "split": "test", "image_size": 16}
   c.eval.tasks = (
-      {"kind": "zero_shot", "name": "classes", "data": {**data, "objects": (1,)}, "examples": 24},
-      {"kind": "retrieval", "name": "captions", "data": data, "examples": 20, "captions_per_image": 1},
-      {"kind": "loss", "name": "test", "data": data, "examples": 20},
+    {"kind": "zero_shot", "name": "classes", "data": {**data, "objects": (1,)}, "examples": 24},
+    {
+      "kind": "retrieval",
+      "name": "captions",
+      "data": data,
+      "examples": 20,
+      "captions_per_image": 1,
+    },
+    {"kind": "loss", "name": "test", "data": data, "examples": 20},
   )
   return c

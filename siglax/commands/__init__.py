@@ -1,4 +1,6 @@
-"""The commands, in the order of `siglax --help`. A new one is a file with a COMMAND, and its line here."""
+"""The commands, in the order of `siglax --help`. A new one is a file with a COMMAND, and its line
+here.
+"""
 
 from siglax.commands import classify
 from siglax.commands import embed

@@ -1,4 +1,6 @@
-"""The command line: `siglax COMMAND`. siglax/commands/__init__.py lists the commands; each has --help."""
+"""The command line: `siglax COMMAND`. siglax/commands/__init__.py lists the commands; each has
+--help.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +46,12 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     )
     command.add_arguments(of_command)
     of_command.add_argument(
-        "--import", dest="imports", action="append", default=[], metavar="FILE.py",
-        help="file, or module, that registers parts of your own, such as a loss; may be repeated",
+      "--import",
+      dest="imports",
+      action="append",
+      default=[],
+      metavar="FILE.py",
+      help="file, or module, that registers parts of your own, such as a loss; may be repeated",
     )
     of_command.set_defaults(command=command)
   return parser.parse_known_args(arguments)
@@ -86,7 +92,9 @@ def _check_paths(arguments):
 
 
 def entry() -> int:
-  """`main` as a program: one that fails ends within END_SECONDS, whatever its threads still wait for."""
+  """`main` as a program: one that fails ends within END_SECONDS, whatever its threads still wait
+  for.
+  """
   code = 1  # of an error that nobody foresaw, whose traceback Python prints
   try:
     code = main()

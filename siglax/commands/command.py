@@ -9,11 +9,14 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-  """`siglax NAME`. A file that declares one imports nothing slow before it runs: `siglax --help` reads them all.
+  """`siglax NAME`. A file that declares one imports nothing slow before it runs: `siglax --help`
+  reads them all.
 
-  help: a line for the list of commands. description, epilog: what its --help says before and after the flags.
-  add_arguments: adds the flags to a parser. run: does the work; it is given the flags, and as `overrides` the fields of the
-  config that were given. It raises ValueError in one line for what is wrong with them.
+  help: a line for the list of commands. description, epilog: what its --help says before and after
+  the flags.
+  add_arguments: adds the flags to a parser. run: does the work; it is given the flags, and as
+  `overrides` the fields of the config that were given. It raises ValueError in one line for what is
+  wrong with them.
   """
 
   name: str

@@ -56,8 +56,10 @@ COMMAND = Command(
   name="embed",
   help="write the embeddings of a dataset's pictures",
   description=(
-    "Embeds every picture of a dataset and writes the embeddings with the captions, to train a text tower "
-    'on them (data source "embeddings") or for other programs. docs/towers.md tells how to read each format.'
+    "Embeds every picture of a dataset and writes the embeddings with the captions, to train a "
+    "text tower "
+    'on them (data source "embeddings") or for other programs. docs/towers.md tells how to read '
+    "each format."
   ),
   add_arguments=_add_arguments,
   run=_run,

@@ -37,8 +37,10 @@ COMMAND = Command(
   help="write the towers in another library's format",
   description=(
     "Writes the towers of a run folder, of a Hugging Face folder or of a big_vision .npz for other "
-    "libraries: hf is a SiglipModel with its preprocessing and tokenizer, hf-vision its image tower alone, big_vision "
-    "an .npz file, open_clip a folder for local-dir:., stablehlo functions that jax runs without siglax."
+    "libraries: hf is a SiglipModel with its preprocessing and tokenizer, hf-vision its image "
+    "tower alone, big_vision "
+    "an .npz file, open_clip a folder for local-dir:., stablehlo functions that jax runs without "
+    "siglax."
   ),
   add_arguments=_add_arguments,
   run=_run,

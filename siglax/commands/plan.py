@@ -42,7 +42,8 @@ COMMAND = Command(
   name="plan",
   help="memory, FLOPs, traffic and the fastest step of a config, without its devices",
   description=(
-    "Compiles the training step for N virtual CPU devices, allocates nothing, and tells what it needs and "
+    "Compiles the training step for N virtual CPU devices, allocates nothing, and tells what it "
+    "needs and "
     "how fast it can be on known chips (docs/plan.md)."
   ),
   epilog="Fields: --config.mesh.fsdp=16 --config.train.remat.image=full",

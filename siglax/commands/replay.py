@@ -34,8 +34,10 @@ COMMAND = Command(
   name="replay",
   help="make one step of a run again",
   description=(
-    "Makes one step of a run again, from the newest good checkpoint before it: prints its loss and gradient norm, "
-    "and the examples of its batch. On the same kind and number of devices the loss is that of metrics.jsonl, bit for bit. "
+    "Makes one step of a run again, from the newest good checkpoint before it: prints its loss and "
+    "gradient norm, "
+    "and the examples of its batch. On the same kind and number of devices the loss is that of "
+    "metrics.jsonl, bit for bit. "
     "Nothing is written."
   ),
   add_arguments=_add_arguments,

@@ -30,7 +30,8 @@ COMMAND = Command(
   name="search",
   help="find pictures by what is on them",
   description=(
-    "Embeds the pictures of a folder and prints those whose embeddings are nearest to each query, with the "
+    "Embeds the pictures of a folder and prints those whose embeddings are nearest to each query, "
+    "with the "
     "cosine between the two."
   ),
   add_arguments=_add_arguments,

@@ -53,7 +53,9 @@ def no_overrides(arguments):
 
 @contextlib.contextmanager
 def uninterrupted():
-  """Holds a SIGINT back while C++ libraries are imported: in the middle of that it crashes them, or is lost."""
+  """Holds a SIGINT back while C++ libraries are imported: in the middle of that it crashes them, or
+  is lost.
+  """
   old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
   try:
     yield
@@ -62,7 +64,9 @@ def uninterrupted():
 
 
 def import_parts(arguments):
-  """Executes the files of --import: before a config is made, and, as they may compute, after jax knows its devices."""
+  """Executes the files of --import: before a config is made, and, as they may compute, after jax
+  knows its devices.
+  """
   from siglax import config
 
   for name in arguments.imports:
@@ -70,8 +74,9 @@ def import_parts(arguments):
 
 
 def setup(arguments):
-  """Logging to stderr, memory kept between steps, compiled programs kept between runs; the processes joined, where
-  there are several; and the files of --import."""
+  """Logging to stderr, memory kept between steps, compiled programs kept between runs; the
+  processes joined, where there are several; and the files of --import.
+  """
   with uninterrupted():
     from siglax.devices import host
     from siglax.runs import quiet

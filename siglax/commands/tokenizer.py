@@ -26,7 +26,9 @@ def _run(arguments):
 
   if not arguments.out.endswith(".model") or os.path.lexists(arguments.out):
     raise ValueError(
-      f"--out {arguments.out} {'exists' if os.path.lexists(arguments.out) else 'must end in .model'}; give a path that does not exist and ends in .model"
+      f"--out {arguments.out} "
+      f"{'exists' if os.path.lexists(arguments.out) else 'must end in .model'}; give a path that "
+      "does not exist and ends in .model"
     )
   spec = sources.parse_spec(arguments.source)
   source = sources.open_source(spec, "--from")

@@ -1,4 +1,5 @@
-"""The config of a run: its fields (fields.py), files and command lines that change them (editing.py), checks (checks.py).
+"""The config of a run: its fields (fields.py), files and command lines that change them
+(editing.py), checks (checks.py).
 
 A config file (`configs/*.py`) defines `get_config(**arguments)`, starts from
 `default()` and changes what it needs. The command line changes single fields:

@@ -1,4 +1,6 @@
-"""What can be checked of a config without reading data or compiling: each raises ValueError in one line, given, needed, field."""
+"""What can be checked of a config without reading data or compiling: each raises ValueError in one
+line, given, needed, field.
+"""
 
 from __future__ import annotations
 
@@ -17,65 +19,75 @@ from siglax.training import optim
 
 # Fields with a fixed set of values.
 CHOICES = {
-    "loss.impl": losses.IMPLS,
-    "loss.positives": ("pair", "label"),
-    "image.resize": ("bilinear", "bicubic"),
-    "image.fit": ("squash", "crop"),
-    "text.pad": ("eos", "pad"),
-    "train.dtype": ("float32", "bfloat16"),
-    "train.remat.image": tuple(transformer.REMAT),
-    "train.remat.text": tuple(transformer.REMAT),
-    "model.image.variant": (*transformer.SIZES, *resnet.SIZES),
-    "model.image.stem": ("patch", "conv"),
-    "model.image.position": ("learned", "sincos"),
-    "model.image.pool": ("map", "mean", "cls"),
-    "model.image.activation": tuple(transformer.ACTIVATIONS),
-    "model.image.head": ("auto", "linear", "linear_no_bias"),
-    "model.text.variant": tuple(transformer.SIZES),
-    "model.text.pool": ("last", "mean", "map", "eos", "argmax"),
-    "model.text.activation": tuple(transformer.ACTIVATIONS),
-    "model.text.head": ("linear", "linear_no_bias"),
-    "optim.name": ("adamw", "adafactor", "lion"),
-    "optim.schedule": ("cosine", "rsqrt", "linear", "constant"),
+  "loss.impl": losses.IMPLS,
+  "loss.positives": ("pair", "label"),
+  "image.resize": ("bilinear", "bicubic"),
+  "image.fit": ("squash", "crop"),
+  "text.pad": ("eos", "pad"),
+  "train.dtype": ("float32", "bfloat16"),
+  "train.remat.image": tuple(transformer.REMAT),
+  "train.remat.text": tuple(transformer.REMAT),
+  "model.image.variant": (*transformer.SIZES, *resnet.SIZES),
+  "model.image.stem": ("patch", "conv"),
+  "model.image.position": ("learned", "sincos"),
+  "model.image.pool": ("map", "mean", "cls"),
+  "model.image.activation": tuple(transformer.ACTIVATIONS),
+  "model.image.head": ("auto", "linear", "linear_no_bias"),
+  "model.text.variant": tuple(transformer.SIZES),
+  "model.text.pool": ("last", "mean", "map", "eos", "argmax"),
+  "model.text.activation": tuple(transformer.ACTIVATIONS),
+  "model.text.head": ("linear", "linear_no_bias"),
+  "optim.name": ("adamw", "adafactor", "lion"),
+  "optim.schedule": ("cosine", "rsqrt", "linear", "constant"),
 }
 MANY = 2**31 - 1  # the most rows that an array is indexed by
 # Fields with a least value and, where more would only fill the memory or hang, a largest one.
 BOUNDS = {
-    "seed": (0, 2**32 - 1),
-    "batch_size": (1, MANY),
-    "eval.batch_size": (1, MANY),
-    "image.size": (1, 2**14),
-    "image.max_pixels": (1, None),
-    "image.max_bytes": (1, None),
-    "image.pad": (0, 2**14),
-    "image.crop_max_aspect": (1, None),
-    "text.length": (2, 2**20),
-    "loss.tile": (1, None),
-    "model.embed_dim": (1, 2**20),
-    "model.image.patch": (1, 2**14),
-    "model.text.vocab_size": (1, MANY),
-    **{
-        f"model.{tower}.{name}": (least, most) for tower in ("image", "text")
-        for name, least, most in (
-            ("width", 1, 2**20), ("depth", 1, 2**10), ("heads", 1, 2**20), ("mlp_dim", 1, 2**24), ("lora_rank", 0, 2**20)
-        )
-    },
-    "loader.threads": (1, 2**10),
-    "loader.workers": (0, 2**10),
-    "loader.buffer": (1, 2**16),
-    "optim.eps": (0, None),
-    "optim.skip_nonfinite": (0, None),
-    "optim.weight_decay": (0, None),
-    "checkpoint.keep_latest": (1, None),
-    "checkpoint.keep_every_steps": (1, None),
-    "checkpoint.keep_one_in": (1, None),
-    "checkpoint.max_failed_saves": (0, None),
-    "mesh.fsdp": (1, None),
+  "seed": (0, 2**32 - 1),
+  "batch_size": (1, MANY),
+  "eval.batch_size": (1, MANY),
+  "image.size": (1, 2**14),
+  "image.max_pixels": (1, None),
+  "image.max_bytes": (1, None),
+  "image.pad": (0, 2**14),
+  "image.crop_max_aspect": (1, None),
+  "text.length": (2, 2**20),
+  "loss.tile": (1, None),
+  "model.embed_dim": (1, 2**20),
+  "model.image.patch": (1, 2**14),
+  "model.text.vocab_size": (1, MANY),
+  **{
+    f"model.{tower}.{name}": (least, most)
+    for tower in ("image", "text")
+    for name, least, most in (
+      ("width", 1, 2**20),
+      ("depth", 1, 2**10),
+      ("heads", 1, 2**20),
+      ("mlp_dim", 1, 2**24),
+      ("lora_rank", 0, 2**20),
+    )
+  },
+  "loader.threads": (1, 2**10),
+  "loader.workers": (0, 2**10),
+  "loader.buffer": (1, 2**16),
+  "optim.eps": (0, None),
+  "optim.skip_nonfinite": (0, None),
+  "optim.weight_decay": (0, None),
+  "checkpoint.keep_latest": (1, None),
+  "checkpoint.keep_every_steps": (1, None),
+  "checkpoint.keep_one_in": (1, None),
+  "checkpoint.max_failed_saves": (0, None),
+  "mesh.fsdp": (1, None),
 }
 # Fields that are above 0.
 POSITIVE = (
-    "optim.lr", "optim.clip_norm", "optim.rsqrt_timescale", "loss.scale_init", "loss.scale_max",
-    "model.image.norm_eps", "model.text.norm_eps",
+  "optim.lr",
+  "optim.clip_norm",
+  "optim.rsqrt_timescale",
+  "loss.scale_init",
+  "loss.scale_max",
+  "model.image.norm_eps",
+  "model.text.norm_eps",
 )
 # Shares, from 0 up to but not including 1.
 SHARES = ("optim.b1", "optim.b2", "train.patch_drop", "model.image.dropout", "model.text.dropout")
@@ -87,13 +99,20 @@ def validate(config: ConfigDict, devices: int):
   """All checks of a training. devices: number of devices over all processes."""
   _validate_fields(config)
   for name, needed in config_lib.DURATIONS.items():
-    given = {f"{name}_{k}": v for k in config_lib.UNITS if (v := config_lib.get(config, f"{name}_{k}")) is not None}
+    given = {
+      f"{name}_{k}": v
+      for k in config_lib.UNITS
+      if (v := config_lib.get(config, f"{name}_{k}")) is not None
+    }
     if len(given) > 1 or needed and not given:
       raise ValueError(
-          f"{' and '.join(given) or 'none'} of config.{name}_{{steps,examples,epochs}} set; set exactly one"
+        f"{' and '.join(given) or 'none'} of config.{name}_{{steps,examples,epochs}} set; set "
+        "exactly one"
       )
     for field, value in given.items():
-      if value < 0 or value == 0 and name not in ("optim.warmup", "optim.cooldown", "train.unmasked"):
+      if (
+        value < 0 or value == 0 and name not in ("optim.warmup", "optim.cooldown", "train.unmasked")
+      ):
         raise ValueError(f"config.{field}={value} must be positive")
   _validate_mesh(config, devices, ("batch_size", "eval.batch_size"))
   validate_train(config, devices)
@@ -106,11 +125,15 @@ def validate(config: ConfigDict, devices: int):
 
 
 def validate_evaluation(config: ConfigDict, devices: int):
-  """The checks of an evaluation alone, which needs no training data, and its batch for the task "loss" only."""
+  """The checks of an evaluation alone, which needs no training data, and its batch for the task
+  "loss" only.
+  """
   _validate_fields(config)
   evals.validate_tasks(config)
   in_batches = any(task.get("kind") == "loss" for task in config.eval.tasks)
-  _validate_mesh(config, devices, ("eval.batch_size", "batch_size") if in_batches else ("eval.batch_size",))
+  _validate_mesh(
+    config, devices, ("eval.batch_size", "batch_size") if in_batches else ("eval.batch_size",)
+  )
   if not config.eval.tasks:
     raise ValueError("config.eval.tasks is empty; the run's config must name what to evaluate")
 
@@ -123,13 +146,18 @@ def _validate_fields(config):
       raise ValueError(f"config.loss.{name}={config_lib.shown(value)} {problem}")
   for field, choices in CHOICES.items():
     if (value := config_lib.get(config, field)) not in choices:
-      raise ValueError(f"config.{field}={config_lib.shown(value)} is unknown; known are {', '.join(choices)}")
+      raise ValueError(
+        f"config.{field}={config_lib.shown(value)} is unknown; known are {', '.join(choices)}"
+      )
   for field, (least, most) in BOUNDS.items():
     if (value := config_lib.get(config, field)) is None:
       continue
     if value < least or most is not None and value > most:
       or_none = ", or None" if config_lib.get(config_lib.default(), field) is None else ""
-      raise ValueError(f"config.{field}={value} must be at {f'least {least}' if value < least else f'most {most:,}'}{or_none}")
+      raise ValueError(
+        f"config.{field}={value} must be at "
+        f"{f'least {least}' if value < least else f'most {most:,}'}{or_none}"
+      )
   for field in POSITIVE:
     if (value := config_lib.get(config, field)) is not None and value <= 0:
       raise ValueError(f"config.{field}={value} must be positive")
@@ -140,21 +168,30 @@ def _validate_fields(config):
     raise ValueError(f"config.image.crop_min_area={config.image.crop_min_area} must lie in (0, 1]")
   if config.loss.lr_multiplier <= 0:
     raise ValueError(
-        f"config.loss.lr_multiplier={config.loss.lr_multiplier} must be positive; config.optim.lr_multipliers freezes with None"
+      f"config.loss.lr_multiplier={config.loss.lr_multiplier} must be positive; "
+      "config.optim.lr_multipliers freezes with None"
     )
   for field in ("image.mean", "image.std"):
     value = config_lib.get(config, field)
-    if len(value) != 3 or not all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in value):
-      raise ValueError(f"config.{field}={config_lib.shown(value)} must be three numbers: of red, green and blue")
+    if len(value) != 3 or not all(
+      isinstance(x, (int, float)) and not isinstance(x, bool) for x in value
+    ):
+      raise ValueError(
+        f"config.{field}={config_lib.shown(value)} must be three numbers: of red, green and blue"
+      )
   if min(config.image.std) <= 0:
-    raise ValueError(f"config.image.std={config.image.std} must be positive: pixels are divided by it")
+    raise ValueError(
+      f"config.image.std={config.image.std} must be positive: pixels are divided by it"
+    )
   for field in ("model.init_from", "text.tokenizer"):
     if (value := config_lib.get(config, field)) is not None:
       config_lib.check_local(f"config.{field}", value)
   for i, rule in enumerate(config.mesh.shard):
     optim.compile_rule(rule, field := f"config.mesh.shard.{i}")
     if rule[1] is not None and not (isinstance(rule[1], int) and rule[1] >= 0):
-      raise ValueError(f"{field}={config_lib.shown(rule)} must end in a dimension from 0 up, or in None")
+      raise ValueError(
+        f"{field}={config_lib.shown(rule)} must end in a dimension from 0 up, or in None"
+      )
   _validate_towers(config)
 
 
@@ -167,7 +204,8 @@ def _validate_mesh(config, devices, sizes):
     raise ValueError(f"config.mesh.fsdp={mesh.fsdp} does not divide the {devices} devices")
   if mesh.data != "rest" and mesh.data * mesh.fsdp != devices:
     raise ValueError(
-        f"config.mesh.data={mesh.data} × config.mesh.fsdp={mesh.fsdp} is {mesh.data * mesh.fsdp}, but there are {devices} devices"
+      f"config.mesh.data={mesh.data} × config.mesh.fsdp={mesh.fsdp} is {mesh.data * mesh.fsdp}, "
+      f"but there are {devices} devices"
     )
   for field in sizes:
     size = config_lib.get(config, field)
@@ -175,7 +213,8 @@ def _validate_mesh(config, devices, sizes):
       below, above = size // devices * devices, -(-size // devices) * devices
       use = f"use {below} or {above}" if below else f"use {above}"
       raise ValueError(
-          f'config.{field}={size} is not divisible by the {devices} devices on mesh axes "data" and "fsdp"; {use}'
+        f'config.{field}={size} is not divisible by the {devices} devices on mesh axes "data" and '
+        f'"fsdp"; {use}'
       )
 
 
@@ -183,14 +222,27 @@ def validate_train(config, devices):
   """Checks config.train and config.profile; a part of `validate`."""
   microbatch, size = config.train.microbatch, config.batch_size // devices
   if microbatch is not None and (microbatch < 1 or size % microbatch):
-    near = sorted({n for d in range(1, math.isqrt(size) + 1) if size % d == 0 for n in (d, size // d)})
-    use = sorted({max((n for n in near if n <= microbatch), default=1), min((n for n in near if n >= microbatch), default=size)})
-    raise ValueError(
-        f"config.train.microbatch={microbatch} does not divide the {size} examples of a device (config.batch_size="
-        f"{config.batch_size} over {devices} devices); use {' or '.join(map(str, use))}"
+    near = sorted(
+      {n for d in range(1, math.isqrt(size) + 1) if size % d == 0 for n in (d, size // d)}
     )
-  if not config.train.patch_drop and any(config_lib.get(config, f"train.unmasked_{k}") for k in config_lib.UNITS):
-    raise ValueError("config.train.unmasked is set, but config.train.patch_drop=0 leaves no patch out; set both or none")
+    use = sorted(
+      {
+        max((n for n in near if n <= microbatch), default=1),
+        min((n for n in near if n >= microbatch), default=size),
+      }
+    )
+    raise ValueError(
+      f"config.train.microbatch={microbatch} does not divide the {size} examples of a device "
+      "(config.batch_size="
+      f"{config.batch_size} over {devices} devices); use {' or '.join(map(str, use))}"
+    )
+  if not config.train.patch_drop and any(
+    config_lib.get(config, f"train.unmasked_{k}") for k in config_lib.UNITS
+  ):
+    raise ValueError(
+      "config.train.unmasked is set, but config.train.patch_drop=0 leaves no patch out; set both "
+      "or none"
+    )
   if config.train.ema is not None and not 0 < config.train.ema < 1:
     raise ValueError(f"config.train.ema={config.train.ema} must lie in (0, 1), or be None")
   profile_steps(config)
@@ -204,7 +256,10 @@ def profile_steps(config) -> tuple[int, int] | None:
   steps = re.fullmatch("([0-9]{1,10}):([0-9]{1,10})", text)
   first, last = map(int, steps.groups()) if steps else (0, 0)
   if not 1 <= first <= last:
-    raise ValueError(f'config.profile.steps={config_lib.shown(text)} must be two steps, the first at least 1, such as "10:15"')
+    raise ValueError(
+      f"config.profile.steps={config_lib.shown(text)} must be two steps, the first at least 1, "
+      'such as "10:15"'
+    )
   return first, last
 
 
@@ -213,15 +268,26 @@ def _validate_towers(config):
   if image.variant in resnet.SIZES:
     _validate_resnet(image)
   elif image.image_size % image.patch:
-    raise ValueError(f"config.image.size={image.image_size} is not divisible by config.model.image.patch={image.patch}")
+    raise ValueError(
+      f"config.image.size={image.image_size} is not divisible by "
+      f"config.model.image.patch={image.patch}"
+    )
   if image.stem == "conv" and not image.patch_bias:
-    raise ValueError('config.model.image.patch_bias=False has no place in config.model.image.stem="conv"; leave it True')
+    raise ValueError(
+      'config.model.image.patch_bias=False has no place in config.model.image.stem="conv"; leave '
+      "it True"
+    )
   if image.stem == "conv" and image.patch & (image.patch - 1):
-    raise ValueError(f'config.model.image.patch={image.patch} must be a power of two for config.model.image.stem="conv"')
+    raise ValueError(
+      f"config.model.image.patch={image.patch} must be a power of two for "
+      'config.model.image.stem="conv"'
+    )
   for name in ("image", "text"):
     tower = config.model[name]
     if not 0 < (decay := config.optim.layer_decay[name]) <= 1:
-      raise ValueError(f"config.optim.layer_decay.{name}={decay} must lie in (0, 1]; 1 decays nothing")
+      raise ValueError(
+        f"config.optim.layer_decay.{name}={decay} must lie in (0, 1]; 1 decays nothing"
+      )
     if tower.variant in transformer.SIZES:
       try:
         transformer.Shape.of(tower)
@@ -234,13 +300,17 @@ def _validate_resnet(image):
     if field not in RESNET_FIELDS and image[field] != initial:
       name = "train.patch_drop" if field == "patch_drop" else f"model.image.{field}"
       raise ValueError(
-          f"config.{name}={image[field]!r} has no place in config.model.image.variant={image.variant!r}; "
-          f"leave it {initial!r}"
+        f"config.{name}={image[field]!r} has no place in "
+        f"config.model.image.variant={image.variant!r}; "
+        f"leave it {initial!r}"
       )
   if image.image_size % resnet.STRIDE:
     raise ValueError(
-        f"config.image.size={image.image_size} is not divisible by {resnet.STRIDE}, the stride of "
-        f"config.model.image.variant={image.variant!r}"
+      f"config.image.size={image.image_size} is not divisible by {resnet.STRIDE}, the stride of "
+      f"config.model.image.variant={image.variant!r}"
     )
   if image.width and image.width % 2:
-    raise ValueError(f"config.model.image.width={image.width} must be even for config.model.image.variant={image.variant!r}")
+    raise ValueError(
+      f"config.model.image.width={image.width} must be even for "
+      f"config.model.image.variant={image.variant!r}"
+    )

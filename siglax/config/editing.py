@@ -28,7 +28,7 @@ from siglax.config.values import unknown
 
 def set_duration(config: ConfigDict, name: str, **unit):
   """Sets one unit of a duration and clears the others: `set_duration(c, "optim.warmup", epochs=1)`."""
-  (chosen, value), = unit.items()
+  ((chosen, value),) = unit.items()
   for k in UNITS:
     _set(config, f"{name}_{k}", value if k == chosen else None)
 
@@ -37,14 +37,17 @@ def load(path: str, overrides: dict[str, str] | None = None) -> ConfigDict:
   """The config of `get_config(**arguments)` in a Python file, with overrides.
 
   path: `configs/x.py` or `configs/x.py:name=value,name=value`, the arguments of get_config.
-  overrides: field → text as given on a command line, e.g. {"optim.lr": "3e-4", "data.0.path": "a.parquet"}.
-  Raises ValueError in one line for a missing file, an unknown argument or field, or a value of the wrong type.
+  overrides: field → text as given on a command line, e.g. {"optim.lr": "3e-4", "data.0.path":
+  "a.parquet"}. Raises ValueError in one line for a missing file, an unknown argument or field, or a
+  value of the wrong type.
   """
   filename, _, arguments = path.partition(":")
   file = pathlib.Path(filename)
   if not file.is_file():
     known = sorted(str(p) for p in pathlib.Path("configs").glob("*.py"))
-    raise ValueError(f"--config {filename}: no such file" + (f"; here are {', '.join(known)}" if known else ""))
+    raise ValueError(
+      f"--config {filename}: no such file" + (f"; here are {', '.join(known)}" if known else "")
+    )
   if file.suffix != ".py":
     raise ValueError(f"--config {filename}: not a Python file")
   module = imports.execute(filename, "--config")
@@ -54,7 +57,9 @@ def load(path: str, overrides: dict[str, str] | None = None) -> ConfigDict:
   with imports.in_one_line("--config", filename):
     config = module.get_config(**arguments)
   if not isinstance(config, ConfigDict):
-    raise ValueError(f"--config {filename}: get_config() returns {shown(config)}; it must return the config")
+    raise ValueError(
+      f"--config {filename}: get_config() returns {shown(config)}; it must return the config"
+    )
   for field, text in (overrides or {}).items():
     override(config, field, text)
   return config
@@ -74,7 +79,9 @@ def override(config: ConfigDict, field: str, text: str):
 
 def to_json(config: ConfigDict) -> str:
   """The resolved config as JSON, with the version of its names; `from_json` reads it back."""
-  return json.dumps({"version": versions.VERSION} | config.copy_and_resolve_references().to_dict(), indent=1)
+  return json.dumps(
+    {"version": versions.VERSION} | config.copy_and_resolve_references().to_dict(), indent=1
+  )
 
 
 def from_json(text: str) -> ConfigDict:
@@ -97,20 +104,29 @@ def from_json(text: str) -> ConfigDict:
 
 
 def read(file) -> ConfigDict:
-  """The config of a run folder's config.json; ValueError that names the file for one that is damaged, or of a newer siglax."""
+  """The config of a run folder's config.json; ValueError that names the file for one that is
+  damaged, or of a newer siglax.
+  """
   try:
     return from_json(pathlib.Path(file).read_text())
   except (OSError, ValueError) as e:
-    raise ValueError(f"{file} is no config of this siglax: {e.strerror if isinstance(e, OSError) else e}") from e
+    raise ValueError(
+      f"{file} is no config of this siglax: {e.strerror if isinstance(e, OSError) else e}"
+    ) from e
 
 
-def differences(first: ConfigDict, second: ConfigDict, where="there", and_where="here") -> list[str]:
+def differences(
+  first: ConfigDict, second: ConfigDict, where="there", and_where="here"
+) -> list[str]:
   """Fields that keep two configs from being the same run, each as "field is A there and B here"."""
   a, b = (flatten(c.copy_and_resolve_references()) for c in (first, second))
   return [
-      f"{k} is {a.get(k)!r} {where} and {b.get(k)!r} {and_where}"
-      for k in sorted(a.keys() | b.keys())
-      if a.get(k) != b.get(k) and not k.startswith(FREE_ON_RESUME) and not k.endswith(FREE_IN_SPECS) and k not in FOLLOWS
+    f"{k} is {a.get(k)!r} {where} and {b.get(k)!r} {and_where}"
+    for k in sorted(a.keys() | b.keys())
+    if a.get(k) != b.get(k)
+    and not k.startswith(FREE_ON_RESUME)
+    and not k.endswith(FREE_IN_SPECS)
+    and k not in FOLLOWS
   ]
 
 
@@ -121,7 +137,9 @@ def _arguments(text: str, function, filename: str) -> dict[str, Any]:
   for part in filter(None, text.split(",")):
     name, equals, value = part.partition("=")
     if name not in known or not equals:
-      raise ValueError(f"--config {filename}:{part}: arguments are {', '.join(f'{k}=…' for k in known) or 'none'}")
+      raise ValueError(
+        f"--config {filename}:{part}: arguments are {', '.join(f'{k}=…' for k in known) or 'none'}"
+      )
     arguments[name] = _parse(value)
   return arguments
 
@@ -132,7 +150,13 @@ def _parse(text: str) -> Any:
     return lowered[text.lower()]
   try:
     return _tuples(ast.literal_eval(text))
-  except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # also what is too deeply nested for Python
+  except (
+    ValueError,
+    SyntaxError,
+    TypeError,
+    MemoryError,
+    RecursionError,
+  ):  # also what is too deeply nested for Python
     return text
 
 

@@ -1,8 +1,10 @@
-"""Files of a user's own, which register parts from outside the package: a loss, a tower, a source of data, and so on.
+"""Files of a user's own, which register parts from outside the package: a loss, a tower, a source
+of data, and so on.
 
-A file is given as `--import my_parts.py`, or `--import package.module`, to a command, or to `import_parts` in a config
-file or in Python; a config file may also register parts itself. It is executed once, from where its user has it: a run
-folder keeps a copy (siglax/runs/imports.py) to be read, which nothing executes.
+A file is given as `--import my_parts.py`, or `--import package.module`, to a command, or to
+`import_parts` in a config file or in Python; a config file may also register parts itself. It is
+executed once, from where its user has it: a run folder keeps a copy (siglax/runs/imports.py) to be
+read, which nothing executes.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ from siglax.config.values import check_local
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-  """A file that was executed: the name it was given by, its content, and (kind, name) of the parts it registered."""
+  """A file that was executed: the name it was given by, its content, and (kind, name) of the parts
+  it registered.
+  """
 
   name: str
   content: bytes
@@ -45,7 +49,8 @@ def imported() -> tuple[Imported, ...]:
 
 
 def import_parts(name: str) -> types.ModuleType:
-  """Executes a file that registers parts, `my_parts.py`, or a module by its name, unless that was done before.
+  """Executes a file that registers parts, `my_parts.py`, or a module by its name, unless that was
+  done before.
 
   Raises ValueError in one line, with file and line, for any error in it.
   """
@@ -56,7 +61,9 @@ def import_parts(name: str) -> types.ModuleType:
   with in_one_line("--import", name):
     spec = importlib.util.find_spec(name)
   if spec is None or not str(spec.origin).endswith(".py"):
-    hint = f"; write --import {name}.py for the file" if pathlib.Path(f"{name}.py").is_file() else ""
+    hint = (
+      f"; write --import {name}.py for the file" if pathlib.Path(f"{name}.py").is_file() else ""
+    )
     raise ValueError(f"--import {name}: no such Python module{hint}")
   with in_one_line("--import", name, spec.origin):
     module = importlib.import_module(name)
@@ -67,7 +74,8 @@ def import_parts(name: str) -> types.ModuleType:
 def execute(path: str, flag: str, always_kept: bool = False) -> types.ModuleType:
   """The module of a Python file. One that has registered parts is not executed again.
 
-  flag: what a message begins with. always_kept: it counts as imported even where it has registered nothing.
+  flag: what a message begins with. always_kept: it counts as imported even where it has registered
+  nothing.
   """
   file = pathlib.Path(path)
   if not file.is_file():
@@ -87,7 +95,9 @@ def execute(path: str, flag: str, always_kept: bool = False) -> types.ModuleType
 
 
 def _since(before: int) -> tuple[tuple[str, str], ...]:
-  """(kind, name) of the parts registered after the first `before`, but for those of a file that was imported meanwhile."""
+  """(kind, name) of the parts registered after the first `before`, but for those of a file that was
+  imported meanwhile.
+  """
   of_others = {part for file in imported() for part in file.parts}
   return tuple(part for part in parts.registered[before:] if part not in of_others)
 
@@ -98,7 +108,9 @@ def _keep(file: Imported):
 
 @contextlib.contextmanager
 def in_one_line(flag: str, name: str, path: str | None = None):
-  """Turns any error of a user's file into one line with its name and the line in it. path: where it is, if not `name`."""
+  """Turns any error of a user's file into one line with its name and the line in it. path: where it
+  is, if not `name`.
+  """
   path = path or name
   try:
     yield
@@ -109,7 +121,9 @@ def in_one_line(flag: str, name: str, path: str | None = None):
       lines = [error.lineno]
     line = f", line {lines[-1]}" if lines else ""
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-    raise ValueError(f"{flag} {name}{line}: {kind}{versions.of_old_key(str(error)) or one_line(error)}") from error
+    raise ValueError(
+      f"{flag} {name}{line}: {kind}{versions.of_old_key(str(error)) or one_line(error)}"
+    ) from error
 
 
 def one_line(error: BaseException) -> str:

@@ -1,8 +1,9 @@
 """What a part declares of itself, and where parts of one kind are found by their names.
 
-A part is a loss, a tower, a source of data, a kind of evaluation, a format, an optimizer or a command: one object, in a
-file of its own, with all that belongs to it. Each room that holds parts has one Registry. A part of a user's own file is
-registered in the same way (siglax/config/imports.py), before a config is made.
+A part is a loss, a tower, a source of data, a kind of evaluation, a format, an optimizer or a
+command: one object, in a file of its own, with all that belongs to it. Each room that holds parts
+has one Registry. A part of a user's own file is registered in the same way
+(siglax/config/imports.py), before a config is made.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ class Field:
 
   default: the value where nobody gives one. doc: one sentence, with the unit.
   kind: the type of its values; needed where the default is None only. optional: it may be None.
-  choices: the names it may have, or a function that returns them. least, most: inclusive bounds of a number; above,
-  below: exclusive ones. resume: a run may go on with another value. evaluation: `siglax evaluate` may change it.
+  choices: the names it may have, or a function that returns them. least, most: inclusive bounds of
+  a number; above,
+  below: exclusive ones. resume: a run may go on with another value. evaluation: `siglax evaluate`
+  may change it.
   """
 
   default: Any
@@ -45,7 +48,9 @@ class Field:
     return self.choices() if callable(self.choices) else self.choices
 
   def problem(self, value) -> str | None:
-    """What is wrong with a value of the right type, in words that follow "name=value "; None for a good one."""
+    """What is wrong with a value of the right type, in words that follow "name=value "; None for a
+    good one.
+    """
     if value is None:
       return None
     if (names := self.names) is not None:
@@ -64,15 +69,16 @@ class Field:
 
 Part = TypeVar("Part")
 
-# (kind, name) of the parts that were added to registries after these were made: a user's own, in the order they came.
+# (kind, name) of the parts that were added to registries after these were made: a user's own, in
+# the order they came.
 registered: list[tuple[str, str]] = []
 
 
 class Registry(Mapping, Generic[Part]):
   """{name: part} of one kind, in the order of registration.
 
-  kind: what a message calls the part, such as "loss". parts: objects with a `name`. merged: the parts' fields stand side
-  by side in one group of the config, so that a name has one declaration.
+  kind: what a message calls the part, such as "loss". parts: objects with a `name`. merged: the
+  parts' fields stand side by side in one group of the config, so that a name has one declaration.
   """
 
   def __init__(self, kind: str, parts: tuple[Part, ...] = (), merged: bool = False):
@@ -82,7 +88,9 @@ class Registry(Mapping, Generic[Part]):
       self._add(part)
 
   def register(self, part: Part) -> Part:
-    """Adds a part of a user's own. ValueError where its name is taken, or where `fields` would raise."""
+    """Adds a part of a user's own. ValueError where its name is taken, or where `fields` would
+    raise.
+    """
     self._add(part)
     try:
       if self._merged:
@@ -121,7 +129,9 @@ class Registry(Mapping, Generic[Part]):
     if name not in self._parts:
       near = difflib.get_close_matches(str(name), self._parts, n=1)
       hint = f"; did you mean {near[0]!r}?" if near else ""
-      raise ValueError(f"{field}={name!r} is no {self.kind}; known are {', '.join(self._parts)}{hint}")
+      raise ValueError(
+        f"{field}={name!r} is no {self.kind}; known are {', '.join(self._parts)}{hint}"
+      )
     return self._parts[name]
 
   def fields(self) -> dict[str, Field]:
@@ -130,5 +140,8 @@ class Registry(Mapping, Generic[Part]):
     for part in self._parts.values():
       for name, field in part.fields.items():
         if merged.setdefault(name, field) != field:
-          raise ValueError(f"{self.kind} {part.name!r} declares the field {name!r} otherwise than another {self.kind}")
+          raise ValueError(
+            f"{self.kind} {part.name!r} declares the field {name!r} otherwise than another "
+            f"{self.kind}"
+          )
     return merged

@@ -1,6 +1,8 @@
-"""What the published recipes in configs/ share: SigLIP's and CLIP's, and how to shrink one to seconds.
+"""What the published recipes in configs/ share: SigLIP's and CLIP's, and how to shrink one to
+seconds.
 
-In the package because a config file is loaded by its path, from any folder, and cannot import the file next to it.
+In the package because a config file is loaded by its path, from any folder, and cannot import the
+file next to it.
 """
 
 from __future__ import annotations
@@ -15,16 +17,20 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def siglip(train: str, tokenizer: str, zero_shot: str = "", examples: int = 40_000_000_000) -> ConfigDict:
+def siglip(
+  train: str, tokenizer: str, zero_shot: str = "", examples: int = 40_000_000_000
+) -> ConfigDict:
   """SigLIP with B towers at 256 pixels: 256 patches and 64 tokens.
 
-  train: Parquet files. tokenizer: a sentencepiece model; the released models' has 32k pieces and was trained on C4.
+  train: Parquet files. tokenizer: a sentencepiece model; the released models' has 32k pieces and
+  was trained on C4.
   zero_shot: Parquet files with labels and class names to evaluate on; none when empty.
-  Sources: Zhai et al., arXiv 2303.15343, section 4: batch 32k, Adafactor with b2 0.95 against spikes at large batches,
-  lr 1e-3, weight decay 1e-4, cosine, scale 10 and bias −10 at the start. Tschannen et al. (SigLIP 2), arXiv 2502.14786,
-  section 2.1: clip norm 1, 20k steps of warmup (here a tenth of the run, if that is less), 40B examples. The first paper's 73.4% (ImageNet zero-shot, B/16, 224
-  pixels, 16 tokens) took 9B examples. Weight decay: big_vision's is not multiplied by the learning rate, ours is, as
-  optax's: its 1e-4 at lr 1e-3 is 0.1 here.
+  Sources: Zhai et al., arXiv 2303.15343, section 4: batch 32k, Adafactor with b2 0.95 against
+  spikes at large batches, lr 1e-3, weight decay 1e-4, cosine, scale 10 and bias −10 at the start.
+  Tschannen et al. (SigLIP 2), arXiv 2502.14786, section 2.1: clip norm 1, 20k steps of warmup (here
+  a tenth of the run, if that is less), 40B examples. The first paper's 73.4% (ImageNet zero-shot,
+  B/16, 224 pixels, 16 tokens) took 9B examples. Weight decay: big_vision's is not multiplied by the
+  learning rate, ours is, as optax's: its 1e-4 at lr 1e-3 is 0.1 here.
   """
   c = config_lib.default()
   c.batch_size = 32_768
@@ -46,15 +52,18 @@ def siglip(train: str, tokenizer: str, zero_shot: str = "", examples: int = 40_0
   return _at_scale(c)
 
 
-def clip(train: str, tokenizer: str, zero_shot: str = "", epochs: float = 32, image: str = "B") -> ConfigDict:
+def clip(
+  train: str, tokenizer: str, zero_shot: str = "", epochs: float = 32, image: str = "B"
+) -> ConfigDict:
   """OpenAI's CLIP with a ViT-B or ResNet image tower at 224 pixels.
 
   image: B, RN50 or RN101.
-  train, tokenizer, zero_shot: as for `siglip`; CLIP's own tokenizer is a byte-pair encoding of 49,408 tokens, whose
-  place a sentencepiece model of up to that size takes.
-  Source: Radford et al., arXiv 2103.00020, section 2.5, tables 18 to 20: batch 32,768, 32 epochs, AdamW, weight decay
-  0.2 on all but gains and biases (times the learning rate, as here), 2000 steps of warmup, cosine, scale 1/0.07 capped
-  at 100. The random crop is OpenCLIP's (at least 0.9 of the area); the paper crops squares. The towers are OpenAI's.
+  train, tokenizer, zero_shot: as for `siglip`; CLIP's own tokenizer is a byte-pair encoding of
+  49,408 tokens, whose place a sentencepiece model of up to that size takes.
+  Source: Radford et al., arXiv 2103.00020, section 2.5, tables 18 to 20: batch 32,768, 32 epochs,
+  AdamW, weight decay 0.2 on all but gains and biases (times the learning rate, as here), 2000 steps
+  of warmup, cosine, scale 1/0.07 capped at 100. The random crop is OpenCLIP's (at least 0.9 of the
+  area); the paper crops squares. The towers are OpenAI's.
   """
   c = config_lib.default()
   c.batch_size = 32_768
@@ -95,7 +104,8 @@ def clip(train: str, tokenizer: str, zero_shot: str = "", epochs: float = 32, im
 
 
 def shrink(c: ConfigDict) -> ConfigDict:
-  """A recipe made to run in seconds on one core: 4 steps of 16 built-in pictures through towers of width 16 (a ResNet's 8).
+  """A recipe made to run in seconds on one core: 4 steps of 16 built-in pictures through towers of
+  width 16 (a ResNet's 8).
 
   What is left of the recipe is its kind: loss, pooling, patch size, optimizer, freezing, dtype.
   """
@@ -128,14 +138,20 @@ def _data(c, train, zero_shot):
   c.data = ({"source": "parquet", "path": train},)
   c.loader.threads = 16
   if zero_shot:
-    c.eval.tasks = ({
-        "kind": "zero_shot", "name": "zero_shot", "data": {"source": "parquet", "path": zero_shot},
+    c.eval.tasks = (
+      {
+        "kind": "zero_shot",
+        "name": "zero_shot",
+        "data": {"source": "parquet", "path": zero_shot},
         "templates": ("a photo of a {}.",),
-    },)
+      },
+    )
 
 
 def _at_scale(c) -> ConfigDict:
-  """What thousands of examples a device need: bfloat16, blocks computed again in the backward pass, rare reports."""
+  """What thousands of examples a device need: bfloat16, blocks computed again in the backward pass,
+  rare reports.
+  """
   c.train.dtype = "bfloat16"
   c.train.remat.image = c.train.remat.text = "full"
   c.eval.batch_size = 2048

@@ -6,11 +6,13 @@ from ml_collections import ConfigDict
 
 
 def resolve(config: ConfigDict, text, same_label=lambda: 0.0) -> ConfigDict:
-  """The config with the defaults that depend on others filled in: what is run, and written to the run folder.
+  """The config with the defaults that depend on others filled in: what is run, and written to the
+  run folder.
 
-  text: a TextProcessor, which gives vocab_size and eos_id. The loss declares whether there is a bias, where it starts,
-  and the cap of the scale (siglax/losses/loss.py).
-  same_label: () → the share of pairs of training examples with equal labels, on which the bias depends where these match.
+  text: a TextProcessor, which gives vocab_size and eos_id. The loss declares whether there is a
+  bias, where it starts, and the cap of the scale (siglax/losses/loss.py).
+  same_label: () → the share of pairs of training examples with equal labels, on which the bias
+  depends where these match.
   """
   from siglax import losses  # which takes the declaration of a field from this package
 
@@ -23,7 +25,8 @@ def resolve(config: ConfigDict, text, same_label=lambda: 0.0) -> ConfigDict:
   if loss.bias_init is None:
     if config.loss.bias_init is not None:
       raise ValueError(
-          f'config.loss.bias_init={config.loss.bias_init} has no place in config.loss.name="{loss.name}"; leave it None'
+        f"config.loss.bias_init={config.loss.bias_init} has no place in "
+        f'config.loss.name="{loss.name}"; leave it None'
       )
   elif config.loss.bias_init is None:
     share = same_label() if config.loss.positives == "label" else 0.0
@@ -38,5 +41,6 @@ def check_vocabulary(config: ConfigDict, text):
   """ValueError when the tokenizer, if there is one, has more tokens than the text tower."""
   if text is not None and config.model.text.vocab_size < text.vocab_size:
     raise ValueError(
-        f"config.model.text.vocab_size={config.model.text.vocab_size} is below the {text.vocab_size} tokens of {text.tokenizer}"
+      f"config.model.text.vocab_size={config.model.text.vocab_size} is below the {text.vocab_size} "
+      f"tokens of {text.tokenizer}"
     )

@@ -21,9 +21,11 @@ MAX_INT, MAX_FLOAT = 2**63 - 1, 3.4e38  # what an int64 and a float32 hold
 
 
 def check_values(config: ConfigDict):
-  """ValueError for a field that is missing, unknown, or of a value that a field of its type cannot have.
+  """ValueError for a field that is missing, unknown, or of a value that a field of its type cannot
+  have.
 
-  That is another type, None where the default is not, a number that is not finite or too large, or what JSON cannot hold.
+  That is another type, None where the default is not, a number that is not finite or too large, or
+  what JSON cannot hold.
   """
   kinds = _kinds()
   for field in kinds.keys() ^ leaves(config).keys():
@@ -33,13 +35,19 @@ def check_values(config: ConfigDict):
   for field, source in FOLLOWS.items():
     if (value := get(config, field)) != get(config, source):
       followed = f"config.{source}={shown(get(config, source))}"
-      raise ValueError(f"config.{field}={shown(value)} is not {followed}, which it follows; set that one")
+      raise ValueError(
+        f"config.{field}={shown(value)} is not {followed}, which it follows; set that one"
+      )
 
 
 def check_value(field: str, value: Any):
   if field not in (kinds := _kinds()):
     inside = [f for f in kinds if f.startswith(f"{field}.")]
-    what = f"a group of fields; set one, such as config.{inside[0]}" if inside else "no field of siglax/config/fields.py"
+    what = (
+      f"a group of fields; set one, such as config.{inside[0]}"
+      if inside
+      else "no field of siglax/config/fields.py"
+    )
     raise ValueError(f"config.{field}={shown(value)}: config.{field} is {what}")
   kind, optional = kinds[field]
   if value is None and optional:
@@ -47,7 +55,9 @@ def check_value(field: str, value: Any):
   kinds_too = {float: (int, float), tuple: (tuple, list)}.get(kind, kind)
   if not isinstance(value, kinds_too) or isinstance(value, bool) and kind in (int, float):
     needed = f"{kind.__name__}{', or None' if optional else ''}"
-    raise ValueError(f"config.{field}={shown(value)} is of type {type(value).__name__}; it needs {needed}")
+    raise ValueError(
+      f"config.{field}={shown(value)} is of type {type(value).__name__}; it needs {needed}"
+    )
   _check_plain(field, value)
 
 
@@ -63,9 +73,14 @@ def _check_plain(field: str, value: Any):
       _check_plain(f"{field}.{i}", inner)
   elif isinstance(value, (int, float)):
     if not abs(value) <= (MAX_INT if isinstance(value, int) else MAX_FLOAT):
-      raise ValueError(f"config.{field}={shown(value)} is not finite, or too large: at most {MAX_INT} or {MAX_FLOAT:g}")
+      raise ValueError(
+        f"config.{field}={shown(value)} is not finite, or too large: at most {MAX_INT} or "
+        f"{MAX_FLOAT:g}"
+      )
   elif not isinstance(value, str | None):
-    raise ValueError(f"config.{field}={shown(value)} is of type {type(value).__name__}, which a config cannot hold")
+    raise ValueError(
+      f"config.{field}={shown(value)} is of type {type(value).__name__}, which a config cannot hold"
+    )
 
 
 def _kinds() -> dict[str, tuple[type, bool]]:
@@ -82,5 +97,8 @@ def _kinds_with(registered: tuple):
   kinds = {}
   for field, value in leaves(config).items():
     head, _, key = field.rpartition(".")
-    kinds[field] = (get(config, head) if head else config).get_type(key), value is None or field in durations
+    kinds[field] = (
+      (get(config, head) if head else config).get_type(key),
+      value is None or field in durations,
+    )
   return kinds

@@ -42,7 +42,11 @@ def leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
   """{field: value}; unlike in `flatten`, a tuple of specs is one value."""
   found = {}
   for key, value in config.items():
-    found |= leaves(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else {f"{prefix}{key}": value}
+    found |= (
+      leaves(value, f"{prefix}{key}.")
+      if isinstance(value, ConfigDict)
+      else {f"{prefix}{key}": value}
+    )
   return found
 
 
@@ -51,7 +55,9 @@ def check_local(name: str, path):
   if not str(path):
     raise ValueError(f"{name}={str(path)!r} is empty; name a local folder or file")
   if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", str(path)):
-    raise ValueError(f"{name}={shown(str(path))} is a URL, which siglax does not open; name a local folder or file")
+    raise ValueError(
+      f"{name}={shown(str(path))} is a URL, which siglax does not open; name a local folder or file"
+    )
 
 
 def shown(value: Any) -> str:

@@ -1,18 +1,21 @@
 """Bytes that a compiled program sends between devices, read from its optimized HLO text.
 
-A collective counts as often as it runs: times the trip counts of the while loops around it (XLA writes
-known_trip_count on each; a loop without one counts once). Of a conditional all branches count. Per device, with g the
-devices of a group and n the payload, the whole of what a group shares, by the algorithms that send least:
+A collective counts as often as it runs: times the trip counts of the while loops around it (XLA
+writes known_trip_count on each; a loop without one counts once). Of a conditional all branches
+count. Per device, with g the devices of a group and n the payload, the whole of what a group
+shares, by the algorithms that send least:
 
     all-gather          n: the result      sent: n·(g − 1)/g
     reduce-scatter      n: the operand     sent: n·(g − 1)/g
-    all-reduce          n: the operand     sent: 2·n·(g − 1)/g    (a reduce-scatter, then an all-gather)
-    all-to-all          n: the operand     sent: n·(g − 1)/g
+    all-reduce          n: the operand     sent: 2·n·(g − 1)/g    (a reduce-scatter, then an
+    all-gather) all-to-all          n: the operand     sent: n·(g − 1)/g
     collective-permute  n: the operand     sent: n
 
-Two habits of XLA's CPU backend are undone, so that the figures are an accelerator's. It has no bfloat16 collective and
-widens the operand to float32: an operand that is nothing but converted from a 16-bit float counts as 16 bits. It makes no
-reduce-scatter: an all-reduce of whose result each device only cuts a slice counts as one.
+Two habits of XLA's CPU backend are undone, so that the figures are an accelerator's. It has no
+bfloat16 collective and
+widens the operand to float32: an operand that is nothing but converted from a 16-bit float counts
+as 16 bits. It makes no reduce-scatter: an all-reduce of whose result each device only cuts a slice
+counts as one.
 """
 
 from __future__ import annotations
@@ -28,14 +31,16 @@ _SLICES = ("slice", "dynamic-slice")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.-]+) = (.+?) ([a-z][\w-]*)\(([^)]*)\)(.*)$")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 _CALLED = re.compile(
-    r"\b(?:calls|to_apply|body|condition|branch_computations|true_computation|false_computation)=(\{[^}]*\}|%?[\w.-]+)"
+  r"\b(?:calls|to_apply|body|condition|branch_computations|true_computation|false_computation)=(\{[^}]*\}|%?[\w.-]+)"
 )
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
 @dataclasses.dataclass
 class Traffic:
-  """Of one kind of collective, per device and run of the program: how many, their payload and what is sent, in bytes."""
+  """Of one kind of collective, per device and run of the program: how many, their payload and what
+  is sent, in bytes.
+  """
 
   count: int = 0
   payload: int = 0
@@ -48,7 +53,9 @@ class Traffic:
 
 
 def read(hlo: str, devices: int) -> dict[str, Traffic]:
-  """Traffic of each of KINDS in the text of a program compiled for so many devices (`compiled.as_text()`)."""
+  """Traffic of each of KINDS in the text of a program compiled for so many devices
+  (`compiled.as_text()`).
+  """
   return _Program(hlo, devices).traffic()
 
 
@@ -90,7 +97,9 @@ class _Program:
       elif match := _INSTRUCTION.match(line):
         root, name, shape, opcode, operands, attributes = match.groups()
         operands = re.findall(r"[\w.-]+", re.sub(r"/\*.*?\*/", "", operands))
-        instruction = computation.instructions[name] = _Instruction(name, shape, opcode, operands, attributes)
+        instruction = computation.instructions[name] = _Instruction(
+          name, shape, opcode, operands, attributes
+        )
         for operand in operands:
           computation.users.setdefault(operand, []).append(instruction)
         if opcode == "parameter":
@@ -114,11 +123,15 @@ class _Program:
     return self._done[name]
 
   def _collective(self, instruction, computation):
-    """(kind, traffic) of a collective; of an all-reduce of several arrays, some may be reduce-scatters."""
+    """(kind, traffic) of a collective; of an all-reduce of several arrays, some may be
+    reduce-scatters.
+    """
     kind, g = instruction.opcode, _group_size(instruction.attributes, self._devices)
     sizes = [self._bytes(operand, computation) for operand in instruction.operands]
     if kind == "all-reduce":
-      scattered = [size for k, size in enumerate(sizes) if self._is_cut(instruction, k, computation, g)]
+      scattered = [
+        size for k, size in enumerate(sizes) if self._is_cut(instruction, k, computation, g)
+      ]
       kept = sum(sizes) - sum(scattered)
       if scattered:
         yield "reduce-scatter", Traffic(1, sum(scattered), sum(scattered) * (g - 1) / g)
@@ -137,19 +150,23 @@ class _Program:
     return size // 2 if shape.startswith("f32") and self._is_widened(name, computation) else size
 
   def _is_widened(self, name, computation, callers=()) -> bool:
-    """Whether a float32 value is a 16-bit float, converted and moved about. callers: the fusions around, outer first."""
+    """Whether a float32 value is a 16-bit float, converted and moved about. callers: the fusions
+    around, outer first.
+    """
     instruction = computation.instructions[name]
     if instruction.opcode == "convert":
       return computation.instructions[instruction.operands[0]].shape.startswith(("bf16", "f16"))
     if instruction.opcode in _MOVES + _SLICES:
       return self._is_widened(instruction.operands[0], computation, callers)
     if instruction.opcode == "fusion":
-      (called, _), = instruction.calls()
+      ((called, _),) = instruction.calls()
       inner = self._computations[called]
       return self._is_widened(inner.root, inner, (*callers, (instruction, computation)))
     if instruction.opcode == "parameter" and callers:
       *outer, (fusion, computation) = callers
-      return self._is_widened(fusion.operands[int(instruction.operands[0])], computation, tuple(outer))
+      return self._is_widened(
+        fusion.operands[int(instruction.operands[0])], computation, tuple(outer)
+      )
     return False
 
   def _is_cut(self, reduce, k, computation, g) -> bool:
@@ -162,17 +179,26 @@ class _Program:
 
   def _is_only_sliced(self, name, computation, g) -> bool:
     uses = computation.users.get(name, [])
-    return name != computation.root and bool(uses) and all(self._slices(use, name, computation, g) for use in uses)
+    return (
+      name != computation.root
+      and bool(uses)
+      and all(self._slices(use, name, computation, g) for use in uses)
+    )
 
   def _slices(self, use, name, computation, g) -> bool:
-    """Whether an instruction cuts a slice of 1/g of an operand, or hands the operand on to what does."""
+    """Whether an instruction cuts a slice of 1/g of an operand, or hands the operand on to what
+    does.
+    """
     if use.opcode == "dynamic-slice":
-      (_, whole), (_, part) = next(_arrays(computation.instructions[name].shape)), next(_arrays(use.shape))
+      (_, whole), (_, part) = (
+        next(_arrays(computation.instructions[name].shape)),
+        next(_arrays(use.shape)),
+      )
       return use.operands[0] == name and _elements(whole) == g * _elements(part)
     if use.opcode == "convert" or use.opcode in _MOVES:
       return self._is_only_sliced(use.name, computation, g)
     if use.opcode == "fusion":
-      (called, _), = use.calls()
+      ((called, _),) = use.calls()
       inner = self._computations[called]
       parameter = inner.parameters[use.operands.index(name)]
       root = inner.instructions[inner.root]
@@ -201,5 +227,7 @@ def _group_size(attributes: str, devices: int) -> int:
   if match := re.search(r"replica_groups=mesh\[([^\]]*)\].*?\{([^}]*)\}", attributes):
     # Axes by name, or a part of one: 'axis_0':(2)4 is 4 devices of axis_0, after the first 2.
     sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
-    return math.prod(int(part or sizes[axis]) for axis, part in re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", match[2]))
+    return math.prod(
+      int(part or sizes[axis]) for axis, part in re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", match[2])
+    )
   return devices

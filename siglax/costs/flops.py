@@ -11,15 +11,19 @@ import jax
 
 
 def count(function, *args) -> int:
-  """Multiply-adds × 2 of all matrix products and convolutions of function(*args); args may be shapes.
+  """Multiply-adds × 2 of all matrix products and convolutions of function(*args); args may be
+  shapes.
 
-  Global view, except inside shard_map, whose body is per device. A while loop of unknown length counts once.
+  Global view, except inside shard_map, whose body is per device. A while loop of unknown length
+  counts once.
   """
   return _count(jax.make_jaxpr(function)(*args).jaxpr, whole_mesh=False)
 
 
 def count_all_devices(jaxpr) -> int:
-  """The same of a jaxpr, with the body of shard_map times the devices of its mesh: all of it in global view."""
+  """The same of a jaxpr, with the body of shard_map times the devices of its mesh: all of it in
+  global view.
+  """
   return _count(jaxpr, whole_mesh=True)
 
 

@@ -1,21 +1,24 @@
-"""What a run needs, told without its accelerators: the real step compiled for virtual CPU devices, nothing allocated.
+"""What a run needs, told without its accelerators: the real step compiled for virtual CPU devices,
+nothing allocated.
 
-Memory, per device, of XLA's memory_analysis: arguments (state and batch) + results − those that reuse donated arguments +
-temporaries (activations, gradients, buffers of collectives). XLA's CPU backend computes bfloat16 in float32, so the
-temporaries of a bfloat16 run are more than an accelerator's. FLOPs are counted over the jaxpr; model FLOPs are three forward
-passes of both towers (one of a frozen tower, none of one whose embeddings are precomputed), executed ones are what the step
+Memory, per device, of XLA's memory_analysis: arguments (state and batch) + results − those that
+reuse donated arguments + temporaries (activations, gradients, buffers of collectives). XLA's CPU
+backend computes bfloat16 in float32, so the temporaries of a bfloat16 run are more than an
+accelerator's. FLOPs are counted over the jaxpr; model FLOPs are three forward passes of both towers
+(one of a frozen tower, none of one whose embeddings are precomputed), executed ones are what the
+step
 does: rematerialisation and the loss too. Collectives: siglax/costs/collectives.py.
 
-The roofline of a chip with peak FLOP/s F, HBM bandwidth H and one-way interconnect bandwidth N, all three perfectly
-overlapped, so that the step is never faster:
+The roofline of a chip with peak FLOP/s F, HBM bandwidth H and one-way interconnect bandwidth N, all
+three perfectly overlapped, so that the step is never faster:
 
     compute = executed FLOPs of a device / F
-    memory  = 2 · bytes of the state of a device / H        (the update reads and writes all but what is frozen)
-    network = bytes a device sends in collectives / N
+    memory  = 2 · bytes of the state of a device / H        (the update reads and writes all but
+    what is frozen) network = bytes a device sends in collectives / N
     step    = max(compute, memory, network)                 MFU ≤ model FLOPs / (devices · F · step)
 
-F is the bf16 peak whatever config.train.dtype is. N is that of all links of a chip at once, TPU's ICI or NVLink; where
-a GPU job spans several NVLink domains, what is between them may be slower.
+F is the bf16 peak whatever config.train.dtype is. N is that of all links of a chip at once, TPU's
+ICI or NVLink; where a GPU job spans several NVLink domains, what is between them may be slower.
 """
 
 from __future__ import annotations
@@ -45,20 +48,24 @@ from siglax.training import state as state_lib
 from siglax.training import step as step_lib
 
 RESOURCES = ("compute", "memory", "network")
-# A state that takes more of a chip than this leaves too little to activations; and so for the loss of all temporaries.
+# A state that takes more of a chip than this leaves too little to activations; and so for the loss
+# of all temporaries.
 STATE_SHARE = LOSS_SHARE = 1 / 4
-# The program, its memory and its collectives are the same; the machine code, which never runs, is made in half the time.
+# The program, its memory and its collectives are the same; the machine code, which never runs, is
+# made in half the time.
 UNOPTIMIZED_CODE = {"xla_backend_optimization_level": 0}
 # The end token where there is no tokenizer to tell; its value changes no shape.
 EOS_ID = 1
 
 
 def plan(config, devices: int, chips=tuple(chips_lib.NAMED)) -> dict:
-  """The figures that `siglax plan` prints, as one dict ready for JSON; bytes and FLOPs are numbers, times are seconds.
+  """The figures that `siglax plan` prints, as one dict ready for JSON; bytes and FLOPs are numbers,
+  times are seconds.
 
-  config: as of `config.load`. Call in a process whose JAX has that many (virtual) devices. chips: names of chips.NAMED.
-  Raises ValueError in one line for a config that does not fit the devices, an unknown chip, durations in epochs of data
-  that are not there, and a tokenizer that is not there while config.model.text.vocab_size is None.
+  config: as of `config.load`. Call in a process whose JAX has that many (virtual) devices. chips:
+  names of chips.NAMED. Raises ValueError in one line for a config that does not fit the devices, an
+  unknown chip, durations in epochs of data that are not there, and a tokenizer that is not there
+  while config.model.text.vocab_size is None.
   """
   chips = [chips_lib.named(name) for name in chips]
   if devices < 1:
@@ -66,7 +73,8 @@ def plan(config, devices: int, chips=tuple(chips_lib.NAMED)) -> dict:
   checks.validate(config, devices)
   if jax.device_count() != devices:
     raise ValueError(
-        f"--devices {devices}, but jax has {jax.device_count()}; set JAX_NUM_CPU_DEVICES={devices} before it starts"
+      f"--devices {devices}, but jax has {jax.device_count()}; set JAX_NUM_CPU_DEVICES={devices} "
+      "before it starts"
     )
   start = time.perf_counter()
   config = config_lib.resolve(config, _text(config))
@@ -76,37 +84,48 @@ def plan(config, devices: int, chips=tuple(chips_lib.NAMED)) -> dict:
     traced = program.update().trace(program.abstract_state, program.abstract_batch())
     compiled = traced.lower().compile(UNOPTIMIZED_CODE)
     largest = compiled
-    if 0 < program.masked_steps < program.total_steps:  # then the end, which sees all patches, has to fit too
-      end = program.update(program.masked_steps).trace(program.abstract_state, program.abstract_batch())
+    if (
+      0 < program.masked_steps < program.total_steps
+    ):  # then the end, which sees all patches, has to fit too
+      end = program.update(program.masked_steps).trace(
+        program.abstract_state, program.abstract_batch()
+      )
       end = end.lower().compile(UNOPTIMIZED_CODE)
       largest = max(compiled, end, key=lambda x: x.memory_analysis().temp_size_in_bytes)
   traffic = collectives.read(compiled.as_text(), devices)
   d = program.model.embed_dim
-  impl, tile = losses.plan(config.loss.impl, config.loss.tile, config.batch_size, d, program.mesh, mesh_lib.BATCH_AXES)
+  impl, tile = losses.plan(
+    config.loss.impl, config.loss.tile, config.batch_size, d, program.mesh, mesh_lib.BATCH_AXES
+  )
   model_flops = program.model_flops()
   report = {
-      "devices": devices,
-      "mesh": dict(program.mesh.shape),
-      "batch_size": config.batch_size,
-      "batch_per_device": config.batch_size // devices,
-      "microbatch": config.train.microbatch,
-      "batch_norm": step_lib.trains_batch_norm(program.model, program.frozen),
-      "total_steps": program.total_steps,
-      "dtype": config.train.dtype,
-      "remat": dict(config.train.remat),
-      "parameters": {name: optim.count(part) for name, part in params.items()},
-      "parameter_bytes": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params)),
-      "bytes_per_device": {
-          **_memory(largest, program),
-          "loss_alone": _loss_alone(config, program, d).memory_analysis().temp_size_in_bytes,
-      },
-      "flops": {
-          "per_example": model_flops / config.batch_size,
-          "per_step": model_flops,
-          "executed_per_device": flops.count_all_devices(traced.jaxpr.jaxpr) / devices,
-      },
-      "collectives": {kind: vars(of) for kind, of in traffic.items()},
-      "loss": {"name": config.loss.name, "impl": impl, "tile": tile, "auto": config.loss.impl == "auto"},
+    "devices": devices,
+    "mesh": dict(program.mesh.shape),
+    "batch_size": config.batch_size,
+    "batch_per_device": config.batch_size // devices,
+    "microbatch": config.train.microbatch,
+    "batch_norm": step_lib.trains_batch_norm(program.model, program.frozen),
+    "total_steps": program.total_steps,
+    "dtype": config.train.dtype,
+    "remat": dict(config.train.remat),
+    "parameters": {name: optim.count(part) for name, part in params.items()},
+    "parameter_bytes": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params)),
+    "bytes_per_device": {
+      **_memory(largest, program),
+      "loss_alone": _loss_alone(config, program, d).memory_analysis().temp_size_in_bytes,
+    },
+    "flops": {
+      "per_example": model_flops / config.batch_size,
+      "per_step": model_flops,
+      "executed_per_device": flops.count_all_devices(traced.jaxpr.jaxpr) / devices,
+    },
+    "collectives": {kind: vars(of) for kind, of in traffic.items()},
+    "loss": {
+      "name": config.loss.name,
+      "impl": impl,
+      "tile": tile,
+      "auto": config.loss.impl == "auto",
+    },
   }
   report["chips"] = {chip.name: _on_chip(report, chip, config, d, program.mesh) for chip in chips}
   report["suggestions"] = suggestions(report, chips)
@@ -116,15 +135,24 @@ def plan(config, devices: int, chips=tuple(chips_lib.NAMED)) -> dict:
 def roofline(chip: chips_lib.Chip, *, executed_flops, state_bytes, sent_bytes, model_flops) -> dict:
   """The least time of a step on a chip, what binds it and the most MFU; per device, see the module."""
   seconds = {
-      "compute": executed_flops / chip.flops, "memory": 2 * state_bytes / chip.bandwidth, "network": sent_bytes / chip.link
+    "compute": executed_flops / chip.flops,
+    "memory": 2 * state_bytes / chip.bandwidth,
+    "network": sent_bytes / chip.link,
   }
   binds = max(RESOURCES, key=seconds.get)
   step = seconds[binds]
-  return {"seconds": seconds, "binds": binds, "step_seconds": step, "mfu_ceiling": model_flops / (chip.flops * step)}
+  return {
+    "seconds": seconds,
+    "binds": binds,
+    "step_seconds": step,
+    "mfu_ceiling": model_flops / (chip.flops * step),
+  }
 
 
 def suggestions(report: dict, chips) -> list[str]:
-  """What to change, each by itself, so that the step fits the smallest of the chips that it does not fit; [] if all do."""
+  """What to change, each by itself, so that the step fits the smallest of the chips that it does
+  not fit; [] if all do.
+  """
   too_small = [chip.memory for chip in chips if report["bytes_per_device"]["total"] > chip.memory]
   if not too_small:
     return []
@@ -132,51 +160,76 @@ def suggestions(report: dict, chips) -> list[str]:
   found = []
   if used["state"] > STATE_SHARE * memory and mesh["fsdp"] < report["devices"]:
     fsdp = _larger_fsdp(report, STATE_SHARE * memory)
-    found.append(f"mesh.fsdp={fsdp}: splits the state, {_gb(used['state'])} a device now, over more devices")
+    found.append(
+      f"mesh.fsdp={fsdp}: splits the state, {_gb(used['state'])} a device now, over more devices"
+    )
   if report["dtype"] == "float32":
     found.append("train.dtype=bfloat16: halves the activations that are kept")
   kept = [name for name, remat in report["remat"].items() if remat != "full"]
-  found += [f"train.remat.{name}=full: keeps one activation a layer and computes the others again" for name in kept]
+  found += [
+    f"train.remat.{name}=full: keeps one activation a layer and computes the others again"
+    for name in kept
+  ]
   if report["loss"]["impl"] != "ring" and used["loss_alone"] > LOSS_SHARE * used["temp"]:
     found.append(f"loss.impl=ring: the loss alone takes {_gb(used['loss_alone'])} of temporaries")
   examples = report["microbatch"] or report["batch_per_device"]
   if examples > 1 and not report["batch_norm"]:
-    fewer = _smaller_microbatch(examples, used["temp"], memory - min(used["state"], STATE_SHARE * memory))
+    fewer = _smaller_microbatch(
+      examples, used["temp"], memory - min(used["state"], STATE_SHARE * memory)
+    )
     found.append(
-        f"train.microbatch={fewer}: the same step with the activations of {fewer} examples at a time instead of {examples}"
+      f"train.microbatch={fewer}: the same step with the activations of {fewer} examples at a time "
+      f"instead of {examples}"
     )
   if report["batch_per_device"] > 1:
-    found.append(f"more devices or a smaller batch_size: a device has {report['batch_per_device']} examples")
+    found.append(
+      f"more devices or a smaller batch_size: a device has {report['batch_per_device']} examples"
+    )
   return found
 
 
 def _larger_fsdp(report, most) -> int:
-  """The smallest number of devices, of which mesh.fsdp is a divisor, that brings the state under `most` bytes; or all."""
-  state, fsdp, devices = report["bytes_per_device"]["state"], report["mesh"]["fsdp"], report["devices"]
+  """The smallest number of devices, of which mesh.fsdp is a divisor, that brings the state under
+  `most` bytes; or all.
+  """
+  state, fsdp, devices = (
+    report["bytes_per_device"]["state"],
+    report["mesh"]["fsdp"],
+    report["devices"],
+  )
   larger = [f for f in range(2 * fsdp, devices + 1, fsdp) if devices % f == 0]
   return next((f for f in larger if state * fsdp / f <= most), devices)
 
 
 def _smaller_microbatch(examples, temp, most) -> int:
-  """The largest proper divisor of the examples whose share of the temporaries is at most `most` bytes; or 1."""
-  return next((n for n in range(examples // 2, 0, -1) if examples % n == 0 and temp * n / examples <= most), 1)
+  """The largest proper divisor of the examples whose share of the temporaries is at most `most`
+  bytes; or 1.
+  """
+  return next(
+    (n for n in range(examples // 2, 0, -1) if examples % n == 0 and temp * n / examples <= most), 1
+  )
 
 
 def _text(config):
-  """The tokenizer; where its file is not there, what `config.resolve` reads of one, of config.model.text.vocab_size."""
+  """The tokenizer; where its file is not there, what `config.resolve` reads of one, of
+  config.model.text.vocab_size.
+  """
   tokenizer, size = config.text.tokenizer, config.model.text.vocab_size
   if tokenizer in text_lib.SHIPPED or pathlib.Path(tokenizer).exists():
     return folder_lib.text_processor(config)
   if size is None:
     raise ValueError(
-        f"config.text.tokenizer={tokenizer!r}: no such file; give one, or set config.model.text.vocab_size, enough for a plan"
+      f"config.text.tokenizer={tokenizer!r}: no such file; give one, or set "
+      "config.model.text.vocab_size, enough for a plan"
     )
   return types.SimpleNamespace(vocab_size=size, eos_id=EOS_ID, tokenizer=tokenizer)
 
 
 def _epoch_examples(config) -> int:
   """Examples of an epoch; the data are opened only where a duration is in epochs."""
-  in_epochs = [name for name in config_lib.DURATIONS if config_lib.get(config, f"{name}_epochs") is not None]
+  in_epochs = [
+    name for name in config_lib.DURATIONS if config_lib.get(config, f"{name}_epochs") is not None
+  ]
   if not in_epochs:
     return 1
   try:
@@ -184,24 +237,31 @@ def _epoch_examples(config) -> int:
   except ValueError as e:
     name = in_epochs[0]
     raise ValueError(
-        f"config.{name}_epochs needs the data, which cannot be opened ({e}); "
-        f"give config.{name}_steps or config.{name}_examples"
+      f"config.{name}_epochs needs the data, which cannot be opened ({e}); "
+      f"give config.{name}_steps or config.{name}_examples"
     ) from e
 
 
 def _memory(compiled, program) -> dict[str, int]:
-  """Bytes per device: of the state and its parameters, exact; of everything else, the compiled program's."""
-  held = lambda tree: sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+  """Bytes per device: of the state and its parameters, exact; of everything else, the compiled
+  program's.
+  """
+  held = lambda tree: sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+  )
   analysis = compiled.memory_analysis()
   arguments, temp = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
-  state, frozen = held(program.abstract_state), state_lib.split(program.abstract_state.params, program.frozen)[1]
+  state, frozen = (
+    held(program.abstract_state),
+    state_lib.split(program.abstract_state.params, program.frozen)[1],
+  )
   return {
-      "parameters": held(program.abstract_state.params),
-      "state": state,
-      "frozen": held(frozen),
-      "batch": arguments - state,
-      "temp": temp,
-      "total": arguments + analysis.output_size_in_bytes - analysis.alias_size_in_bytes + temp,
+    "parameters": held(program.abstract_state.params),
+    "state": state,
+    "frozen": held(frozen),
+    "batch": arguments - state,
+    "temp": temp,
+    "total": arguments + analysis.output_size_in_bytes - analysis.alias_size_in_bytes + temp,
   }
 
 
@@ -213,59 +273,96 @@ def _loss_alone(config, program, d):
   scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
   batch = program.abstract_batch()
   labels = batch["label"] if config.loss.positives == "label" else None
-  value = lambda zimg, ztxt, scale, bias, weights, labels: loss(zimg, ztxt, scale, bias, weights=weights, labels=labels)
-  lowered = jax.jit(jax.value_and_grad(value, (0, 1, 2, 3))).lower(z, z, scalar, scalar, batch["weight"], labels)
+  value = lambda zimg, ztxt, scale, bias, weights, labels: loss(
+    zimg, ztxt, scale, bias, weights=weights, labels=labels
+  )
+  lowered = jax.jit(jax.value_and_grad(value, (0, 1, 2, 3))).lower(
+    z, z, scalar, scalar, batch["weight"], labels
+  )
   return lowered.compile(UNOPTIMIZED_CODE)
 
 
 def _on_chip(report, chip, config, d, mesh) -> dict:
   used = report["bytes_per_device"]
   sent = sum(of["sent"] for of in report["collectives"].values())
-  impl = losses.choose(config.batch_size, d, mesh, mesh_lib.BATCH_AXES, chip.memory) if report["loss"]["auto"] else None
+  impl = (
+    losses.choose(config.batch_size, d, mesh, mesh_lib.BATCH_AXES, chip.memory)
+    if report["loss"]["auto"]
+    else None
+  )
   return {
-      "fits": used["total"] <= chip.memory,
-      "memory": chip.memory,
-      "memory_share": used["total"] / chip.memory,
-      **roofline(
-          chip, executed_flops=report["flops"]["executed_per_device"], sent_bytes=sent,
-          state_bytes=used["state"] - used["frozen"],
-          model_flops=report["flops"]["per_step"] / report["devices"],
-      ),
-      # What auto takes there, where that is not what was compiled: its rule asks for the device's memory.
-      "other_loss_impl": impl if impl not in (None, report["loss"]["impl"]) else None,
+    "fits": used["total"] <= chip.memory,
+    "memory": chip.memory,
+    "memory_share": used["total"] / chip.memory,
+    **roofline(
+      chip,
+      executed_flops=report["flops"]["executed_per_device"],
+      sent_bytes=sent,
+      state_bytes=used["state"] - used["frozen"],
+      model_flops=report["flops"]["per_step"] / report["devices"],
+    ),
+    # What auto takes there, where that is not what was compiled: its rule asks for the device's
+    # memory.
+    "other_loss_impl": impl if impl not in (None, report["loss"]["impl"]) else None,
   }
 
 
 def show(report: dict, title: str):
   """Prints a plan as a table: rich in a terminal, plain text elsewhere."""
-  metrics.print_table(title, [*_rows(report), *(("suggestion", text) for text in report["suggestions"])])
+  metrics.print_table(
+    title, [*_rows(report), *(("suggestion", text) for text in report["suggestions"])]
+  )
 
 
 def _rows(report):
   used, work, loss = report["bytes_per_device"], report["flops"], report["loss"]
   mesh, parameters = report["mesh"], report["parameters"]
   yield "devices", f"{report['devices']}: data {mesh['data']} × fsdp {mesh['fsdp']}"
-  yield "batch", (
-      f"{report['batch_size']:,}, {report['batch_per_device']:,} a device; microbatch {report['microbatch'] or 'none'}; "
+  yield (
+    "batch",
+    (
+      f"{report['batch_size']:,}, {report['batch_per_device']:,} a device; microbatch "
+      f"{report['microbatch'] or 'none'}; "
       f"{report['total_steps']:,} steps"
+    ),
   )
-  yield "activations", f"{report['dtype']}; remat " + ", ".join(f"{name} {remat}" for name, remat in report["remat"].items())
-  yield "parameters", (
-      f"image {parameters['image']:,}, text {parameters['text']:,}; {report['parameter_bytes']:,} bytes, "
+  yield (
+    "activations",
+    f"{report['dtype']}; remat "
+    + ", ".join(f"{name} {remat}" for name, remat in report["remat"].items()),
+  )
+  yield (
+    "parameters",
+    (
+      f"image {parameters['image']:,}, text {parameters['text']:,}; {report['parameter_bytes']:,} "
+      "bytes, "
       f"{used['parameters']:,} a device"
+    ),
   )
   tile = f", tile {loss['tile']}" if loss["tile"] else ""
   yield "loss", f"{loss['name']}, {loss['impl']}{tile}{' (chosen by auto)' if loss['auto'] else ''}"
-  yield "bytes a device", (
-      f"{_gb(used['total'])} = state {_gb(used['state'])} + batch {_gb(used['batch'])} + activations and temporaries "
+  yield (
+    "bytes a device",
+    (
+      f"{_gb(used['total'])} = state {_gb(used['state'])} + batch {_gb(used['batch'])} + "
+      "activations and temporaries "
       f"{_gb(used['temp'])}; loss alone {_gb(used['loss_alone'])}"
+    ),
   )
-  yield "FLOPs", (
+  yield (
+    "FLOPs",
+    (
       f"{_si(work['per_example'])} an example, {_si(work['per_step'])} a step; "
       f"executed {_si(work['executed_per_device'])} a device"
+    ),
   )
   for kind, of in report["collectives"].items():
-    yield kind, f"{of['count']:,} a step, {_gb(of['payload'])}; a device sends {_gb(of['sent'])}" if of["count"] else "none"
+    yield (
+      kind,
+      f"{of['count']:,} a step, {_gb(of['payload'])}; a device sends {_gb(of['sent'])}"
+      if of["count"]
+      else "none",
+    )
   for name, chip in report["chips"].items():
     yield name, _chip_in_words(chip)
 
@@ -273,10 +370,15 @@ def _rows(report):
 def _chip_in_words(chip) -> str:
   fits = "fits" if chip["fits"] else "does not fit"
   times = ", ".join(f"{name} {_time(chip['seconds'][name])}" for name in RESOURCES)
-  other = f"; auto would take loss.impl={chip['other_loss_impl']} there" if chip["other_loss_impl"] else ""
+  other = (
+    f"; auto would take loss.impl={chip['other_loss_impl']} there"
+    if chip["other_loss_impl"]
+    else ""
+  )
   return (
-      f"{fits}: {chip['memory_share']:.0%} of {_gb(chip['memory'])}; step ≥ {_time(chip['step_seconds'])}, "
-      f"MFU ≤ {chip['mfu_ceiling']:.0%}, bound by {chip['binds']} ({times}){other}"
+    f"{fits}: {chip['memory_share']:.0%} of {_gb(chip['memory'])}; step ≥ "
+    f"{_time(chip['step_seconds'])}, "
+    f"MFU ≤ {chip['mfu_ceiling']:.0%}, bound by {chip['binds']} ({times}){other}"
   )
 
 

@@ -23,7 +23,8 @@ from siglax.devices import errors
 MEMORY_BYTES = 4 * 2**30
 # Rows read at a time: bounds what is held besides the data itself.
 READ_ROWS = 1024
-# A file may unpack to this many times its own size: floats and pictures hardly shrink, a bomb by a thousand.
+# A file may unpack to this many times its own size: floats and pictures hardly shrink, a bomb by a
+# thousand.
 MAX_UNPACKED = 16
 # A Parquet file may always unpack to this many bytes: one that repeats a few rows is small on disk.
 SMALL_BYTES = 2**27
@@ -33,7 +34,11 @@ logger = logging.getLogger("siglax")
 def find(path, ending: str = "parquet") -> list[str]:
   """Files of a path, a glob, or several. ending: of the example in the message about a folder."""
   patterns = path.split(",") if isinstance(path, str) else path
-  if not isinstance(patterns, (tuple, list)) or not patterns or not all(isinstance(p, (str, os.PathLike)) for p in patterns):
+  if (
+    not isinstance(patterns, (tuple, list))
+    or not patterns
+    or not all(isinstance(p, (str, os.PathLike)) for p in patterns)
+  ):
     raise ValueError(f"path={path!r} must be a file, a glob, or a tuple of them")
   files = []
   for pattern in map(str.strip, map(os.fsdecode, patterns)):
@@ -44,7 +49,9 @@ def find(path, ending: str = "parquet") -> list[str]:
     if not found:
       raise ValueError(f"path={pattern!r}: no such file")
     if os.path.isdir(pattern):
-      raise ValueError(f"path={pattern!r} is a folder; use {os.path.join(pattern, f'*.{ending}')!r}")
+      raise ValueError(
+        f"path={pattern!r} is a folder; use {os.path.join(pattern, f'*.{ending}')!r}"
+      )
     files += found
   return files
 
@@ -52,7 +59,9 @@ def find(path, ending: str = "parquet") -> list[str]:
 def refuse_url(path: str):
   """ValueError for a path in a bucket or on a server: files are read from disks."""
   if re.match(r"[A-Za-z][\w+.-]*://", path):
-    raise ValueError(f"path={path!r} is a URL; copy the file to a local folder, and give its path there")
+    raise ValueError(
+      f"path={path!r} is a URL; copy the file to a local folder, and give its path there"
+    )
 
 
 def size(file: str) -> int:
@@ -69,11 +78,12 @@ def size(file: str) -> int:
 def npz_headers(file, prefix: str = "") -> tuple[str, dict[str, tuple[tuple[int, ...], np.dtype]]]:
   """(prefix, {name: (shape, dtype)}) of the arrays in an .npz, before any is read.
 
-  prefix: only arrays whose names start with it are listed, and without it. Where no name does, all are listed, and the
-  prefix returned is "".
-  Raises ValueError for what would unpack to more than MAX_UNPACKED times the file's size, for an array that states
-  another size than its member has, and for one of objects: a pickle, which is never read. A file that is no zip, or cut,
-  raises what zipfile does.
+  prefix: only arrays whose names start with it are listed, and without it. Where no name does, all
+  are listed, and the prefix returned is "".
+  Raises ValueError for what would unpack to more than MAX_UNPACKED times the file's size, for an
+  array that states
+  another size than its member has, and for one of objects: a pickle, which is never read. A file
+  that is no zip, or cut, raises what zipfile does.
   """
   with zipfile.ZipFile(file) as z:
     members = [m for m in z.infolist() if m.filename.endswith(".npy")]
@@ -92,10 +102,19 @@ def npz_headers(file, prefix: str = "") -> tuple[str, dict[str, tuple[tuple[int,
 def _npy_header(f, name, size: int):
   try:
     version = np.lib.format.read_magic(f)
-    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+    read_header = {
+      (1, 0): np.lib.format.read_array_header_1_0,
+      (2, 0): np.lib.format.read_array_header_2_0,
+    }[version]
     shape, _, dtype = read_header(f)
     stated, there = math.prod(shape) * dtype.itemsize, size - f.tell()
-  except (ValueError, LookupError, TypeError, SyntaxError, RecursionError) as e:  # what a parser of Python's literals raises
+  except (
+    ValueError,
+    LookupError,
+    TypeError,
+    SyntaxError,
+    RecursionError,
+  ) as e:  # what a parser of Python's literals raises
     raise ValueError(f"{name} is no array: {errors.one_line(e)}") from None
   if dtype.hasobject:
     raise ValueError(f"{name} is a pickle, which is never read; save it as an array of numbers")
@@ -141,7 +160,9 @@ class Columns:
       wanted = tuple(f"{path}." for path in self.paths(file))
       for group in map(file.metadata.row_group, range(file.num_row_groups)):
         columns = map(group.column, range(group.num_columns))
-        total += sum(c.total_uncompressed_size for c in columns if f"{c.path_in_schema}.".startswith(wanted))
+        total += sum(
+          c.total_uncompressed_size for c in columns if f"{c.path_in_schema}.".startswith(wanted)
+        )
     return total
 
   def batches(self, files) -> Iterator[pa.RecordBatch]:
@@ -163,15 +184,18 @@ class Columns:
 def _check_unpacked(path, unpacked: int, limit: int):
   if unpacked > limit:
     raise ValueError(
-        f"path={path!r} ({size(path)} bytes) unpacks to {unpacked} bytes or more, {limit} are allowed; write it again with less "
-        "compression if it is sound"
+      f"path={path!r} ({size(path)} bytes) unpacks to {unpacked} bytes or more, {limit} are "
+      "allowed; write it again with less "
+      "compression if it is sound"
     )
 
 
 def read(files, columns: Columns) -> pa.Table:
-  """The columns of all files, decompressed: in memory, or mapped from disk where they are more than MEMORY_BYTES.
+  """The columns of all files, decompressed: in memory, or mapped from disk where they are more than
+  MEMORY_BYTES.
 
-  Row groups are units of compression, thousands of rows each: too coarse to read for one random row.
+  Row groups are units of compression, thousands of rows each: too coarse to read for one random
+  row.
   """
   needed = columns.bytes(files)
   if needed <= MEMORY_BYTES:
@@ -180,15 +204,24 @@ def read(files, columns: Columns) -> pa.Table:
 
 
 def _mapped(files, columns: Columns, needed: int) -> pa.Table:
-  """The rows as an uncompressed Arrow file in the user's cache, written once, for all processes of the machine."""
+  """The rows as an uncompressed Arrow file in the user's cache, written once, for all processes of
+  the machine.
+  """
   try:
     folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "siglax"
   except RuntimeError as e:
-    raise ValueError(f"path: rows of {needed / 2**30:.1f} GB need a cache folder, and there is no home; set XDG_CACHE_HOME") from e
+    raise ValueError(
+      f"path: rows of {needed / 2**30:.1f} GB need a cache folder, and there is no home; set "
+      "XDG_CACHE_HOME"
+    ) from e
   folder.mkdir(parents=True, exist_ok=True)
   cache = folder / f"{_fingerprint(files, columns)}.arrow"
   if not cache.exists():
-    logger.warning("writing %.1f GB of decompressed rows to %s, once; XDG_CACHE_HOME moves it", needed / 2**30, cache)
+    logger.warning(
+      "writing %.1f GB of decompressed rows to %s, once; XDG_CACHE_HOME moves it",
+      needed / 2**30,
+      cache,
+    )
     handle, unfinished = tempfile.mkstemp(dir=folder, suffix=".unfinished")
     try:
       with os.fdopen(handle, "wb") as out, pa.ipc.new_file(out, columns.schema) as writer:
@@ -202,6 +235,8 @@ def _mapped(files, columns: Columns, needed: int) -> pa.Table:
 
 def _fingerprint(files, columns: Columns) -> str:
   """Names the content: which files, their sizes and times, and the columns read."""
-  stats = [(os.path.abspath(path), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files]
+  stats = [
+    (os.path.abspath(path), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files
+  ]
   paths = [columns.paths(file) for file in files.values()]
   return hashlib.sha256(repr((stats, paths, columns.schema.to_string())).encode()).hexdigest()[:24]

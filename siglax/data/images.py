@@ -17,13 +17,15 @@ cv2.setNumThreads(0)
 # Decoders print on a broken file; the pipeline names it instead.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
-# Formats that OpenCV and Pillow both read. OpenCV decodes; only Pillow tells the size from the header before that.
+# Formats that OpenCV and Pillow both read. OpenCV decodes; only Pillow tells the size from the
+# header before that.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "SUN")
 Image.init()
 RESAMPLERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 # Scans of a progressive JPEG, of which each takes as long as a picture; encoders write about ten.
 MAX_SCANS = 64
-# Pillow holds a pixel in 4 bytes; of a picture with more bytes than this, one channel at a time, which comes to the same.
+# Pillow holds a pixel in 4 bytes; of a picture with more bytes than this, one channel at a time,
+# which comes to the same.
 WHOLE_BYTES = 2**25
 # Shrinking by this much or less, linear interpolation mixes nearly all pixels by itself.
 LINEAR_SHRINK = 1.25
@@ -34,17 +36,20 @@ BLUR_SHRINK = 2.5
 def decode(data: bytes | np.ndarray, config=None) -> np.ndarray:
   """Encoded bytes (JPEG, PNG, WebP, GIF's first frame, …) or a uint8 array to uint8 [H, W, 3] RGB.
 
-  Turned upright by its EXIF orientation; grey is repeated over the channels, alpha is dropped, 16 bits become 8.
-  An array may be [H, W], [H, W, 1], [H, W, 3] or [H, W, 4].
-  config: config.image, of which max_bytes and max_pixels are read, None for pictures that are trusted. Both are compared
+  Turned upright by its EXIF orientation; grey is repeated over the channels, alpha is dropped, 16
+  bits become 8. An array may be [H, W], [H, W, 1], [H, W, 3] or [H, W, 4].
+  config: config.image, of which max_bytes and max_pixels are read, None for pictures that are
+  trusted. Both are compared
   before anything is decoded: 2.6 MB of PNG can hold 2.7 GB of pixels.
-  Raises ValueError for what cannot be decoded, cut-off files included (OpenCV 5 refuses them; 4 would have filled up
-  with grey).
+  Raises ValueError for what cannot be decoded, cut-off files included (OpenCV 5 refuses them; 4
+  would have filled up with grey).
   """
   if isinstance(data, np.ndarray):
     return _from_array(data)
   if not isinstance(data, (bytes, bytearray, memoryview)):
-    raise ValueError(f"the image is {type(data).__name__}; it must be encoded bytes or a uint8 array")
+    raise ValueError(
+      f"the image is {type(data).__name__}; it must be encoded bytes or a uint8 array"
+    )
   if not len(data):
     raise ValueError("the image is empty (0 bytes)")
   if config is not None:
@@ -65,19 +70,26 @@ def read(path, config) -> bytes:
 
 
 def _check_size(data, config):
-  """ValueError for more bytes or pixels than config.image allows, and for bytes without a header that says how many."""
+  """ValueError for more bytes or pixels than config.image allows, and for bytes without a header
+  that says how many.
+  """
   if len(data) > config.max_bytes:
-    raise ValueError(f"the image has more than config.image.max_bytes={config.max_bytes} bytes; shrink it, or raise the field")
+    raise ValueError(
+      f"the image has more than config.image.max_bytes={config.max_bytes} bytes; shrink it, or "
+      "raise the field"
+    )
   header = _header(data)
   width, height = header.size
   if width * height > config.max_pixels:
     raise ValueError(
-        f"the image has {width} × {height} pixels, more than config.image.max_pixels={config.max_pixels}; shrink it, or "
-        "raise the field"
+      f"the image has {width} × {height} pixels, more than "
+      f"config.image.max_pixels={config.max_pixels}; shrink it, or "
+      "raise the field"
     )
   if "progressive" in header.info and (scans := bytes(data).count(b"\xff\xda")) > MAX_SCANS:
     raise ValueError(
-        f"the image ({len(data)} bytes) has {scans} scans, more than the {MAX_SCANS} of any good JPEG; encode it anew"
+      f"the image ({len(data)} bytes) has {scans} scans, more than the {MAX_SCANS} of any good "
+      "JPEG; encode it anew"
     )
 
 
@@ -95,12 +107,17 @@ def _header(data) -> Image.Image:
 
 
 def _undecodable(data) -> ValueError:
-  return ValueError(f"the image ({len(data)} bytes) cannot be decoded: not an image, cut short, or damaged")
+  return ValueError(
+    f"the image ({len(data)} bytes) cannot be decoded: not an image, cut short, or damaged"
+  )
 
 
 def _from_array(image):
   if image.dtype != np.uint8 or image.ndim not in (2, 3) or not image.size:
-    raise ValueError(f"the image is {image.dtype}{list(image.shape)}; an array must be uint8[H, W, 3], and not empty")
+    raise ValueError(
+      f"the image is {image.dtype}{list(image.shape)}; an array must be uint8[H, W, 3], and not "
+      "empty"
+    )
   if image.ndim == 2:
     image = image[..., None]
   channels = image.shape[2]
@@ -109,11 +126,14 @@ def _from_array(image):
   return np.repeat(image, 3, axis=2) if channels == 1 else image[..., :3]
 
 
-def resize(image: np.ndarray, size: int, resample: str = "bilinear", fit: str = "squash") -> np.ndarray:
+def resize(
+  image: np.ndarray, size: int, resample: str = "bilinear", fit: str = "squash"
+) -> np.ndarray:
   """uint8 [H, W, 3] to [size, size, 3] by Pillow's antialiased resampler: bilinear | bicubic.
 
-  fit: "squash" both sides, or "crop": the shorter side to size and the centre cut out of the longer, as CLIP does.
-  The resize of evaluation and of every exported preprocessor. An image of that size is returned as it is.
+  fit: "squash" both sides, or "crop": the shorter side to size and the centre cut out of the
+  longer, as CLIP does. The resize of evaluation and of every exported preprocessor. An image of
+  that size is returned as it is.
   """
   height, width = image.shape[:2]
   if (height, width) == (size, size):
@@ -124,24 +144,30 @@ def resize(image: np.ndarray, size: int, resample: str = "bilinear", fit: str = 
     left, top = (width - size) // 2, (height - size) // 2
   else:
     height = width = size
-  shrink = lambda pixels: np.array(Image.fromarray(pixels).resize((width, height), RESAMPLERS[resample]))
+  shrink = lambda pixels: np.array(
+    Image.fromarray(pixels).resize((width, height), RESAMPLERS[resample])
+  )
   whole = image.nbytes <= WHOLE_BYTES
   resized = shrink(image) if whole else np.stack([shrink(image[..., k]) for k in range(3)], axis=-1)
   return resized[top : top + size, left : left + size]
 
 
 def augment(image: np.ndarray, rng: np.random.Generator, config) -> np.ndarray:
-  """uint8 [H, W, 3] to a random view [size, size, 3] of it; a pure function of the image, rng and config.
+  """uint8 [H, W, 3] to a random view [size, size, 3] of it; a pure function of the image, rng and
+  config.
 
-  config: config.image, of which size, crop_min_area, crop_max_aspect, pad and flip are read. In this order: random
-  resized crop (see `crop_box`), resize, shift by up to `pad` pixels over a reflected border, left-right flip.
-  With all of them off only a resize is left, and an image of that size is returned as it is.
+  config: config.image, of which size, crop_min_area, crop_max_aspect, pad and flip are read. In
+  this order: random resized crop (see `crop_box`), resize, shift by up to `pad` pixels over a
+  reflected border, left-right flip. With all of them off only a resize is left, and an image of
+  that size is returned as it is.
   """
   size, pad = config.size, config.pad
   area, aspect, left, top, shift_x, shift_y, side = rng.random(7).tolist()
   if config.crop_min_area < 1:
     height, width = image.shape[:2]
-    x, y, w, h = crop_box(width, height, config.crop_min_area, config.crop_max_aspect, area, aspect, left, top)
+    x, y, w, h = crop_box(
+      width, height, config.crop_min_area, config.crop_max_aspect, area, aspect, left, top
+    )
     image = image[y : y + h, x : x + w]
   image = fast_resize(image, size)
   if pad:
@@ -154,14 +180,21 @@ def augment(image: np.ndarray, rng: np.random.Generator, config) -> np.ndarray:
 
 
 def crop_box(
-    width: int, height: int, min_area: float, max_aspect: float,
-    area: float, aspect: float, left: float, top: float,
+  width: int,
+  height: int,
+  min_area: float,
+  max_aspect: float,
+  area: float,
+  aspect: float,
+  left: float,
+  top: float,
 ) -> tuple[int, int, int, int]:
   """(x, y, w, h) in pixels of a crop inside width × height, from four uniform draws in [0, 1).
 
-  Its share of the area is uniform in [min_area, 1], its aspect w / h log-uniform in [1 / max_aspect, max_aspect] as
-  far as a crop of that area fits into the image; when none does, as near to it as fits. So there is nothing to
-  reject, and min_area holds for any image. Inception's crop otherwise (Szegedy et al. 2015, section 6).
+  Its share of the area is uniform in [min_area, 1], its aspect w / h log-uniform in [1 /
+  max_aspect, max_aspect] as far as a crop of that area fits into the image; when none does, as near
+  to it as fits. So there is nothing to reject, and min_area holds for any image. Inception's crop
+  otherwise (Szegedy et al. 2015, section 6).
   """
   share = min_area + (1 - min_area) * area
   narrowest, widest = share * width / height, width / (share * height)
@@ -175,9 +208,11 @@ def crop_box(
 
 
 def fast_resize(image: np.ndarray, size: int) -> np.ndarray:
-  """uint8 [H, W, 3] squashed to [size, size, 3], antialiased where it shrinks, at a fraction of Pillow's time.
+  """uint8 [H, W, 3] squashed to [size, size, 3], antialiased where it shrinks, at a fraction of
+  Pillow's time.
 
-  For training only: within a grey level or two of `resize` on average. An image of that size is returned as it is.
+  For training only: within a grey level or two of `resize` on average. An image of that size is
+  returned as it is.
   """
   height, width = image.shape[:2]
   if max(height, width) > BLUR_SHRINK * size:

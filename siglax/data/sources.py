@@ -1,13 +1,15 @@
 """Where examples come from.
 
-A source is a class with `__len__`, `__getitem__(i)` and `classnames` (a tuple, or None). Example i is
-{"image": encoded bytes or uint8 array, "captions": [str, …]}, and optionally "label": int, an index into classnames,
-"weight": float, the example's weight in the loss, and "key": str, its name. Of precomputed embeddings, "image_embedding":
-float32 [d] takes the place of "image". `__getitem__` is random access, safe from many threads, and the same on every
-call; a source can be pickled. Raising from it marks the example as broken: training replaces it.
+A source is a class with `__len__`, `__getitem__(i)` and `classnames` (a tuple, or None). Example i
+is {"image": encoded bytes or uint8 array, "captions": [str, …]}, and optionally "label": int, an
+index into classnames, "weight": float, the example's weight in the loss, and "key": str, its name.
+Of precomputed embeddings, "image_embedding": float32 [d] takes the place of "image". `__getitem__`
+is random access, safe from many threads, and the same on every call; a source can be pickled.
+Raising from it marks the example as broken: training replaces it.
 
-A data spec names a source and gives its constructor's arguments: {"source": "parquet", "path": "a.parquet"}.
-A new source is such a class and its line in SOURCES; its constructor raises ValueErrors that begin with the argument.
+A data spec names a source and gives its constructor's arguments: {"source": "parquet", "path":
+"a.parquet"}. A new source is such a class and its line in SOURCES; its constructor raises
+ValueErrors that begin with the argument.
 """
 
 from __future__ import annotations
@@ -32,19 +34,20 @@ MAX_BAD_FRACTION = 0.01
 
 
 class Parquet:
-  """Rows of Parquet files, in the order of the files: {"image": bytes, "captions": [str, …], "label", "weight",
-  "key"}.
+  """Rows of Parquet files, in the order of the files: {"image": bytes, "captions": [str, …],
+  "label", "weight", "key"}.
 
   path: a file, a glob, a tuple of them, or the same with commas: "train-*.parquet,more.parquet".
   image: column of encoded images: bytes, or a struct with bytes, as Hugging Face datasets write it.
-  caption: column of captions, a string or a list of strings a row; None takes "captions" or "caption".
+  caption: column of captions, a string or a list of strings a row; None takes "captions" or
+  "caption".
   label: column of class indices; None takes "label" if there is one.
   weights: column of weights in the loss; None takes "weight" if there is one.
   key: column of names of the examples; None takes "key" if there is one that holds strings.
   classnames: from the schema's metadata "classes", names with commas between, else None.
 
-  Raises ValueError, beginning with the argument, for a missing, empty or damaged file, or a column that is missing or
-  of another type.
+  Raises ValueError, beginning with the argument, for a missing, empty or damaged file, or a column
+  that is missing or of another type.
   """
 
   def __init__(self, path, image="image", caption=None, label=None, weights=None, key=None):
@@ -84,10 +87,12 @@ SOURCES = {"shapes": Shapes, "parquet": Parquet, "embeddings": Embeddings}
 
 
 def parse_spec(text: str) -> dict:
-  """The spec of a command line's words: `SOURCE:field=value,field=value`, or a file in place of the source.
+  """The spec of a command line's words: `SOURCE:field=value,field=value`, or a file in place of the
+  source.
 
-  "shapes:examples=300" is {"source": "shapes", "examples": 300}; "a.parquet:caption=text" is {"source": "parquet",
-  "path": "a.parquet", "caption": "text"}. Raises ValueError for a part that is no field=value.
+  "shapes:examples=300" is {"source": "shapes", "examples": 300}; "a.parquet:caption=text" is
+  {"source": "parquet", "path": "a.parquet", "caption": "text"}. Raises ValueError for a part that
+  is no field=value.
   """
   files_lib.refuse_url(text)
   head, _, rest = text.partition(":")
@@ -104,7 +109,8 @@ def parse_spec(text: str) -> dict:
 def open_source(spec, field: str = ""):
   """The source of a data spec.
 
-  field: where the spec stands, such as "config.data.0", for the messages. Raises ValueError in one line.
+  field: where the spec stands, such as "config.data.0", for the messages. Raises ValueError in one
+  line.
   """
   validate_spec(spec, field)
   arguments = {name: value for name, value in spec.items() if name not in COMMON_FIELDS}
@@ -135,19 +141,25 @@ def validate_spec(spec, field: str = ""):
       if (new := versions.SPEC.get(key)) in known:
         hint = f"it is called {new} now; "
       shown = key if str(key).isidentifier() else repr(key)
-      raise ValueError(f"{_prefix(field)}{shown} is unknown; {hint}source {name!r} has {', '.join(known)}")
+      raise ValueError(
+        f"{_prefix(field)}{shown} is unknown; {hint}source {name!r} has {', '.join(known)}"
+      )
   for key, argument in arguments.items():
     if argument.default is argument.empty and key not in spec:
       raise ValueError(f"{_prefix(field)}{key} is missing; source {name!r} needs it")
   weight, fraction = spec.get("weight"), spec.get("max_bad_fraction")
   if weight is not None and not (_is_number(weight) and 0 < weight < math.inf):
-    raise ValueError(f"{_prefix(field)}weight={weight!r} must be a positive number, the spec's share of the mix")
+    raise ValueError(
+      f"{_prefix(field)}weight={weight!r} must be a positive number, the spec's share of the mix"
+    )
   if fraction is not None and not (_is_number(fraction) and 0 <= fraction <= 1):
     raise ValueError(f"{_prefix(field)}max_bad_fraction={fraction!r} must be a number from 0 to 1")
 
 
 def _prefix(field):
-  """Before the name of an argument; of a flag of the command line, whose spec is written DATA:argument=value."""
+  """Before the name of an argument; of a flag of the command line, whose spec is written
+  DATA:argument=value.
+  """
   return "" if not field else f"{field} DATA:" if field.startswith("--") else f"{field}."
 
 
@@ -159,7 +171,9 @@ def _classnames(files) -> tuple[str, ...] | None:
   """The files' class names; labels mean nothing when they differ."""
   names = {path: (file.schema_arrow.metadata or {}).get(b"classes") for path, file in files.items()}
   if len(set(names.values())) > 1:
-    raise ValueError("path: the files differ in the schema metadata 'classes'; give them as separate specs")
+    raise ValueError(
+      "path: the files differ in the schema metadata 'classes'; give them as separate specs"
+    )
   path, found = next(iter(names.items()))
   try:
     return tuple(name.strip() for name in found.decode().split(",")) if found else None
@@ -175,7 +189,9 @@ class _Columns(files_lib.Columns):
     if caption is None:
       caption = next((name for name in ("captions", "caption") if name in first.names), None)
       if caption is None:
-        raise ValueError(f"caption=None: no column 'captions' or 'caption' but {', '.join(first.names)}; name one")
+        raise ValueError(
+          f"caption=None: no column 'captions' or 'caption' but {', '.join(first.names)}; name one"
+        )
     label = "label" if label is None and "label" in first.names else label
     weights = "weight" if weights is None and "weight" in first.names else weights
     if key is None and "key" in first.names and pa.types.is_string(first.field("key").type):
@@ -184,29 +200,41 @@ class _Columns(files_lib.Columns):
     self._wanted = {argument: name for argument, name in wanted.items() if name is not None}
     for path, file in files.items():
       self._check(path, file.schema_arrow)
-    listed = pa.types.is_list(first.field(caption).type) or pa.types.is_large_list(first.field(caption).type)
+    listed = pa.types.is_list(first.field(caption).type) or pa.types.is_large_list(
+      first.field(caption).type
+    )
     types = {
-        "image": ("image", pa.binary()),
-        "caption": ("captions", pa.list_(pa.string()) if listed else pa.string()),
-        "label": ("label", pa.int64()),
-        "weights": ("weight", pa.float64()),
-        "key": ("key", pa.string()),
+      "image": ("image", pa.binary()),
+      "caption": ("captions", pa.list_(pa.string()) if listed else pa.string()),
+      "label": ("label", pa.int64()),
+      "weights": ("weight", pa.float64()),
+      "key": ("key", pa.string()),
     }
     super().__init__(pa.schema([types[argument] for argument in self._wanted]))
 
   def _check(self, path, schema):
     for argument, name in self._wanted.items():
       if name not in schema.names:
-        raise ValueError(f"{argument}={name!r}: no such column in {path} but {', '.join(schema.names)}; name one")
+        raise ValueError(
+          f"{argument}={name!r}: no such column in {path} but {', '.join(schema.names)}; name one"
+        )
       if schema.names.count(name) > 1:
-        raise ValueError(f"{argument}={name!r}: {path} has several columns of that name; rename them")
+        raise ValueError(
+          f"{argument}={name!r}: {path} has several columns of that name; rename them"
+        )
       right, needed = _TYPES[argument]
       if not right(kind := schema.field(name).type):
-        raise ValueError(f"{argument}={name!r}: the column of {path} holds {kind}, it must hold {needed}")
+        raise ValueError(
+          f"{argument}={name!r}: the column of {path} holds {kind}, it must hold {needed}"
+        )
 
   def paths(self, file):
     """Names to ask Parquet for: of a struct only its bytes."""
-    structs = [name for name in self._wanted.values() if pa.types.is_struct(file.schema_arrow.field(name).type)]
+    structs = [
+      name
+      for name in self._wanted.values()
+      if pa.types.is_struct(file.schema_arrow.field(name).type)
+    ]
     return [f"{name}.bytes" if name in structs else name for name in self._wanted.values()]
 
   def convert(self, batch):
@@ -234,9 +262,9 @@ def _is_text(kind):
 
 
 _TYPES = {
-    "image": (_is_bytes, "bytes or a struct with bytes"),
-    "caption": (_is_text, "strings or lists of strings"),
-    "label": (pa.types.is_integer, "whole numbers"),
-    "weights": (lambda kind: pa.types.is_floating(kind) or pa.types.is_integer(kind), "numbers"),
-    "key": (lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind), "strings"),
+  "image": (_is_bytes, "bytes or a struct with bytes"),
+  "caption": (_is_text, "strings or lists of strings"),
+  "label": (pa.types.is_integer, "whole numbers"),
+  "weights": (lambda kind: pa.types.is_floating(kind) or pa.types.is_integer(kind), "numbers"),
+  "key": (lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind), "strings"),
 }

@@ -1,8 +1,9 @@
 """Several processes as one run: who they are, that they want the same, and how they end together.
 
-A process group is named on the command line (--coordinator, --processes, --process-id), by the variables
-JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or found under SLURM's srun and on TPU hosts. Without any
-of them there is one process, and nothing to set up. Call `start` before anything asks jax for its devices.
+A process group is named on the command line (--coordinator, --processes, --process-id), by the
+variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or found under SLURM's srun
+and on TPU hosts. Without any of them there is one process, and nothing to set up. Call `start`
+before anything asks jax for its devices.
 """
 
 from __future__ import annotations
@@ -28,15 +29,23 @@ VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 FLAGS = ("--coordinator", "--processes", "--process-id")
 
 
-def start(coordinator: str | None = None, count: int | None = None, index: int | None = None, timeout: int = 300):
+def start(
+  coordinator: str | None = None,
+  count: int | None = None,
+  index: int | None = None,
+  timeout: int = 300,
+):
   """Joins the process group, if there is one.
 
-  coordinator: "host:port" of process 0, which listens there. timeout: seconds to wait for the others.
-  Raises ValueError in one line for a group that is half named, and for a coordinator that cannot be reached.
+  coordinator: "host:port" of process 0, which listens there. timeout: seconds to wait for the
+  others. Raises ValueError in one line for a group that is half named, and for a coordinator that
+  cannot be reached.
   """
   group = _named(coordinator, count, index)
   waits = dict(
-      initialization_timeout=timeout, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=SHUTDOWN_SECONDS
+    initialization_timeout=timeout,
+    heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+    shutdown_timeout_seconds=SHUTDOWN_SECONDS,
   )
   if group is not None:
     coordinator, count, index = group
@@ -45,7 +54,9 @@ def start(coordinator: str | None = None, count: int | None = None, index: int |
     if index > 0:
       _wait_for(coordinator, index, timeout)
     # The devices of a process are all it sees; jax would ask SLURM or MPI for them.
-    jax.distributed.initialize(coordinator, count, index, cluster_detection_method="deactivate", **waits)
+    jax.distributed.initialize(
+      coordinator, count, index, cluster_detection_method="deactivate", **waits
+    )
   elif _under_srun():
     jax.distributed.initialize(cluster_detection_method="slurm", **waits)
   elif _on_tpu():
@@ -53,7 +64,9 @@ def start(coordinator: str | None = None, count: int | None = None, index: int |
 
 
 def check_same_config(config):
-  """Compares the config of all processes. Raises the same ValueError on all where one differs, with its fields."""
+  """Compares the config of all processes. Raises the same ValueError on all where one differs, with
+  its fields.
+  """
   if jax.process_count() == 1:
     return
   text = np.frombuffer(config_lib.to_json(config).encode(), np.uint8)
@@ -63,11 +76,15 @@ def check_same_config(config):
   for i, other in enumerate(others, 1):
     different = config_lib.differences(first, other, "in process 0", f"in process {i}")
     if different:
-      raise ValueError(f"the processes have different configs: {'; '.join(different)}; start all with the same command")
+      raise ValueError(
+        f"the processes have different configs: {'; '.join(different)}; start all with the same "
+        "command"
+      )
 
 
 def on_first(function):
-  """What function() returns, on process 0; None on the others. Where it raises, all raise, ValueError on the others.
+  """What function() returns, on process 0; None on the others. Where it raises, all raise,
+  ValueError on the others.
 
   function: may be None on the others.
   """
@@ -100,7 +117,9 @@ def any_has(*flags: bool) -> list[bool]:
 
 
 def interrupt_all(number, frame):
-  """A signal handler: has all processes save at the same step and end, as SIGTERM to any of them does."""
+  """A signal handler: has all processes save at the same step and end, as SIGTERM to any of them
+  does.
+  """
   del number, frame
   os.kill(os.getpid(), signal.SIGTERM)
 
@@ -114,7 +133,9 @@ def _named(coordinator, count, index):
   if len(missing) == len(given):
     return None
   if missing:
-    raise ValueError(f"{', '.join(missing)} missing; a process group needs all of {', '.join(given)}")
+    raise ValueError(
+      f"{', '.join(missing)} missing; a process group needs all of {', '.join(given)}"
+    )
   coordinator, count, index = given.values()
   (_, count_name, index_name) = given
   try:
@@ -130,7 +151,9 @@ def _named(coordinator, count, index):
 
 
 def _wait_for(coordinator: str, index: int, timeout: int):
-  """Waits for the coordinator's port to open; jax itself would abort the process with a stack trace."""
+  """Waits for the coordinator's port to open; jax itself would abort the process with a stack
+  trace.
+  """
   host, _, port = coordinator.rpartition(":")
   begin, error = time.monotonic(), None
   while time.monotonic() - begin < timeout:
@@ -141,16 +164,22 @@ def _wait_for(coordinator: str, index: int, timeout: int):
       error = e
       time.sleep(0.2)
   raise ValueError(
-      f"process {index} could not reach process 0 at {coordinator} within {timeout} s ({error}); "
-      "start it there, or give its address as --coordinator"
+    f"process {index} could not reach process 0 at {coordinator} within {timeout} s ({error}); "
+    "start it there, or give its address as --coordinator"
   )
 
 
 def _under_srun() -> bool:
   """One of several tasks of a SLURM step; a batch script itself has no step of several tasks."""
-  return int(os.environ.get("SLURM_NTASKS", "1")) > 1 and {"SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NODELIST"} <= os.environ.keys()
+  return (
+    int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    and {"SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NODELIST"} <= os.environ.keys()
+  )
 
 
 def _on_tpu() -> bool:
   """A TPU host; its libtpu knows the others, and of a single one too."""
-  return bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")) and importlib.util.find_spec("libtpu") is not None
+  return (
+    bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
+    and importlib.util.find_spec("libtpu") is not None
+  )

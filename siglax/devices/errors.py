@@ -10,22 +10,53 @@ import time
 logger = logging.getLogger("siglax")
 # Seconds between the attempts of a read, and of the last save of a run.
 RETRY_SECONDS = (0.5, 1, 2, 4)
-# Errors of a path that is not there: damage. All other errors of the operating system are failures to read.
+# Errors of a path that is not there: damage. All other errors of the operating system are failures
+# to read.
 MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
-# What tells of a failure in the text of an error: libraries in C++ pass on the operating system's errors, and their own, so.
+# What tells of a failure in the text of an error: libraries in C++ pass on the operating system's
+# errors, and their own, so.
 FAILURES = (
-    "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED", "PERMISSION_DENIED", "Gloo",
-    *(os.strerror(number) for number in (
-        errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM,
-        errno.EAGAIN, errno.EINTR, errno.ECONNRESET, errno.ECONNREFUSED, errno.EPIPE, errno.EHOSTUNREACH, errno.EREMOTEIO,
-    )),
+  "RESOURCE_EXHAUSTED",
+  "UNAVAILABLE",
+  "DEADLINE_EXCEEDED",
+  "ABORTED",
+  "CANCELLED",
+  "PERMISSION_DENIED",
+  "Gloo",
+  *(
+    os.strerror(number)
+    for number in (
+      errno.EIO,
+      errno.ESTALE,
+      errno.ETIMEDOUT,
+      errno.EMFILE,
+      errno.ENFILE,
+      errno.ENOMEM,
+      errno.EACCES,
+      errno.EPERM,
+      errno.EAGAIN,
+      errno.EINTR,
+      errno.ECONNRESET,
+      errno.ECONNREFUSED,
+      errno.EPIPE,
+      errno.EHOSTUNREACH,
+      errno.EREMOTEIO,
+    )
+  ),
 )
 
 
 def is_failure(error: BaseException) -> bool:
-  """Whether an error tells of a disk, a memory or a network that failed, and so nothing about what is stored."""
+  """Whether an error tells of a disk, a memory or a network that failed, and so nothing about what
+  is stored.
+  """
   while error is not None:
-    if isinstance(error, MemoryError) or isinstance(error, OSError) and error.errno is not None and error.errno not in MISSING:
+    if (
+      isinstance(error, MemoryError)
+      or isinstance(error, OSError)
+      and error.errno is not None
+      and error.errno not in MISSING
+    ):
       return True
     if any(text in str(error) for text in FAILURES):
       return True
@@ -36,20 +67,27 @@ def is_failure(error: BaseException) -> bool:
 
 
 def attempt(read, message: str):
-  """What read() returns, after several attempts where the disk or the memory fails. ValueError after the last of them."""
+  """What read() returns, after several attempts where the disk or the memory fails. ValueError
+  after the last of them.
+  """
   for delay in (*RETRY_SECONDS, None):
     try:
       return read()
-    except Exception as e:  # pylint: disable=broad-exception-caught; those that are no failure are raised again
+    # pylint: disable=broad-exception-caught; those that are no failure are raised again
+    except Exception as e:
       if not is_failure(e):
         raise
       if delay is None:
-        raise ValueError(f"{message}: {one_line(e)}; nothing was changed, start again when it can be read") from e
+        raise ValueError(
+          f"{message}: {one_line(e)}; nothing was changed, start again when it can be read"
+        ) from e
       logger.warning("%s, trying again in %.1f s: %s", message, delay, one_line(e))
     time.sleep(delay)
 
 
 def one_line(error: BaseException) -> str:
-  """An exception's first line, or its type where it says nothing. C++ libraries put the cause at the end of a long one."""
+  """An exception's first line, or its type where it says nothing. C++ libraries put the cause at
+  the end of a long one.
+  """
   line = str(error).strip().partition("\n")[0]
   return (line if len(line) <= 200 else f"{line[:80]} … {line[-120:]}") or type(error).__name__

@@ -25,15 +25,19 @@ FSDP_MIN_ELEMENTS = 2**18
 def make(data: int | str = "rest", fsdp: int = 1) -> jax.sharding.Mesh:
   """The mesh of config.mesh over all devices; "rest" takes those that fsdp leaves.
 
-  jax lays neighbours on the mesh out as neighbours on the links. Between slices of several TPU pods the network is
-  slow, so they split "data" from the outside, and a ring over both axes leaves a slice once a round.
+  jax lays neighbours on the mesh out as neighbours on the links. Between slices of several TPU pods
+  the network is slow, so they split "data" from the outside, and a ring over both axes leaves a
+  slice once a round.
   """
   data = jax.device_count() // fsdp if data == "rest" else data
   slices = len({getattr(device, "slice_index", 0) for device in jax.devices()})
   if slices == 1:
     return jax.make_mesh((data, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
   if data % slices:
-    raise ValueError(f"config.mesh.data={data} is not divisible by the {slices} slices; choose config.mesh.fsdp so that it is")
+    raise ValueError(
+      f"config.mesh.data={data} is not divisible by the {slices} slices; choose config.mesh.fsdp "
+      "so that it is"
+    )
   devices = mesh_utils.create_hybrid_device_mesh((data // slices, fsdp), (slices, 1), jax.devices())
   return jax.sharding.Mesh(devices, BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
 
@@ -48,12 +52,14 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 
 def state_shardings(mesh: jax.sharding.Mesh, state, rules=()):
-  """One rule over the whole train state: a large leaf is split over "fsdp" in its largest divisible dimension.
+  """One rule over the whole train state: a large leaf is split over "fsdp" in its largest divisible
+  dimension.
 
-  state: arrays or jax.ShapeDtypeStruct. The first dimension of a leaf stacked over layers is not split while
-  another one divides, so that the scan over layers slices locally.
-  rules: config.mesh.shard, pairs (pattern, dimension to split, or None to replicate); the first that matches the whole
-  path of a parameter decides for it, its moments and its average. ValueError where that dimension does not divide.
+  state: arrays or jax.ShapeDtypeStruct. The first dimension of a leaf stacked over layers is not
+  split while another one divides, so that the scan over layers slices locally.
+  rules: config.mesh.shard, pairs (pattern, dimension to split, or None to replicate); the first
+  that matches the whole path of a parameter decides for it, its moments and its average. ValueError
+  where that dimension does not divide.
   """
   size = mesh.shape["fsdp"]
 
@@ -65,7 +71,8 @@ def state_shardings(mesh: jax.sharding.Mesh, state, rules=()):
           return dim
         if leaf.ndim > 1:  # what an optimizer keeps of a row or a column follows the shape rule
           raise ValueError(
-              f"config.mesh.shard.{i}: dimension {dim} of {name} {leaf.shape} is not divisible by config.mesh.fsdp={size}"
+            f"config.mesh.shard.{i}: dimension {dim} of {name} {leaf.shape} is not divisible by "
+            f"config.mesh.fsdp={size}"
           )
     if leaf.size <= FSDP_MIN_ELEMENTS:
       return None
@@ -75,15 +82,21 @@ def state_shardings(mesh: jax.sharding.Mesh, state, rules=()):
 
   def sharding(path, leaf):
     split = None if size == 1 else dimension(path, leaf)
-    return NamedSharding(mesh, P() if split is None else P(*("fsdp" if i == split else None for i in range(leaf.ndim))))
+    return NamedSharding(
+      mesh, P() if split is None else P(*("fsdp" if i == split else None for i in range(leaf.ndim)))
+    )
 
   return jax.tree_util.tree_map_with_path(sharding, state)
 
 
 def abstract(mesh: jax.sharding.Mesh, shapes, rules=()):
-  """Shapes (of jax.eval_shape) with the shardings of `state_shardings`: what a checkpoint is restored into."""
+  """Shapes (of jax.eval_shape) with the shardings of `state_shardings`: what a checkpoint is
+  restored into.
+  """
   return jax.tree.map(
-      lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, state_shardings(mesh, shapes, rules)
+    lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+    shapes,
+    state_shardings(mesh, shapes, rules),
   )
 
 
@@ -93,21 +106,33 @@ def constrain(tree, shardings):
 
 
 def split_rows(mesh: jax.sharding.Mesh, x: jax.Array, chunks: int) -> jax.Array:
-  """[B, …] → [chunks, B / chunks, …], each chunk with rows of every device, so that none moves. Global view."""
+  """[B, …] → [chunks, B / chunks, …], each chunk with rows of every device, so that none moves.
+  Global view.
+  """
   B, rest = x.shape[0], x.shape[1:]
-  x = x.reshape(mesh.size, chunks, B // mesh.size // chunks, *rest).swapaxes(0, 1).reshape(chunks, B // chunks, *rest)
+  x = (
+    x.reshape(mesh.size, chunks, B // mesh.size // chunks, *rest)
+    .swapaxes(0, 1)
+    .reshape(chunks, B // chunks, *rest)
+  )
   return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(None, BATCH_AXES)))
 
 
 def join_rows(mesh: jax.sharding.Mesh, x: jax.Array) -> jax.Array:
   """What `split_rows` split, in its first order."""
   chunks, size, *rest = x.shape
-  x = x.reshape(chunks, mesh.size, size // mesh.size, *rest).swapaxes(0, 1).reshape(chunks * size, *rest)
+  x = (
+    x.reshape(chunks, mesh.size, size // mesh.size, *rest)
+    .swapaxes(0, 1)
+    .reshape(chunks * size, *rest)
+  )
   return jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:
-  """Keeps rows of activations on the batch axes of the mesh in use, so that weights are gathered, not activations."""
+  """Keeps rows of activations on the batch axes of the mesh in use, so that weights are gathered,
+  not activations.
+  """
   if jax.sharding.get_abstract_mesh().empty:
     return x
   return jax.lax.with_sharding_constraint(x, P(BATCH_AXES, *(None,) * (x.ndim - 1)))
@@ -120,12 +145,14 @@ def to_global(mesh: jax.sharding.Mesh, batch):
 
 
 def process_indices(mesh: jax.sharding.Mesh, batch_size: int) -> np.ndarray:
-  """Indices in a global batch of the rows that this process provides, in the order that `to_global` takes them.
+  """Indices in a global batch of the rows that this process provides, in the order that `to_global`
+  takes them.
 
-  A mesh may list the devices of several processes in turn, as TPUs' links run; then they are no single block.
+  A mesh may list the devices of several processes in turn, as TPUs' links run; then they are no
+  single block.
   """
   held = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
-  return np.sort(np.concatenate([np.arange(batch_size)[rows] for rows, in held.values()]))
+  return np.sort(np.concatenate([np.arange(batch_size)[rows] for (rows,) in held.values()]))
 
 
 def to_host(x: jax.Array) -> np.ndarray:

@@ -1,4 +1,6 @@
-"""Names of the leaves of a tree of arrays: their keys joined by "/", such as "image/encoder/blocks/0/norm1/scale"."""
+"""Names of the leaves of a tree of arrays: their keys joined by "/", such as
+"image/encoder/blocks/0/norm1/scale".
+"""
 
 from __future__ import annotations
 

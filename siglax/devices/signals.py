@@ -20,17 +20,22 @@ def interrupt():
 
 
 def end_now():
-  """Ends the process, for programs: an exception can be lost in a callback of a library, and threads keep a process."""
-  message = "siglax: interrupted\n" if not sys.stderr.isatty() else "\x1b[?25h\nsiglax: interrupted\n"  # shows the cursor again
+  """Ends the process, for programs: an exception can be lost in a callback of a library, and
+  threads keep a process.
+  """
+  message = (
+    "siglax: interrupted\n" if not sys.stderr.isatty() else "\x1b[?25h\nsiglax: interrupted\n"
+  )  # shows the cursor again
   os.write(2, message.encode())
   os._exit(130)
 
 
 class StopSignals:
-  """Turns SIGINT, SIGTERM and SIGHUP into `requested`, the signal's name; a second one calls `again`.
+  """Turns SIGINT, SIGTERM and SIGHUP into `requested`, the signal's name; a second one calls
+  `again`.
 
-  Among several processes jax itself waits for SIGTERM, and `checkpoint.preempted` tells all of them at which step to end.
-  A SIGHUP that is ignored already (nohup) stays ignored.
+  Among several processes jax itself waits for SIGTERM, and `checkpoint.preempted` tells all of them
+  at which step to end. A SIGHUP that is ignored already (nohup) stays ignored.
   """
 
   def __init__(self, again=interrupt):
@@ -39,7 +44,9 @@ class StopSignals:
   def __enter__(self):
     single = jax.process_count() == 1
     handle = self._handle if single else distributed.interrupt_all
-    handlers = {signal.SIGINT: handle, signal.SIGHUP: handle} | ({signal.SIGTERM: handle} if single else {})
+    handlers = {signal.SIGINT: handle, signal.SIGHUP: handle} | (
+      {signal.SIGTERM: handle} if single else {}
+    )
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
       del handlers[signal.SIGHUP]
     self._previous = {sig: signal.signal(sig, handler) for sig, handler in handlers.items()}

@@ -42,7 +42,9 @@ def say(text: str):
 
 
 def flush(stream):
-  """Flushes a standard stream, or None for one that was closed before the start; one that fails is discarded."""
+  """Flushes a standard stream, or None for one that was closed before the start; one that fails is
+  discarded.
+  """
   try:
     if stream is not None:
       stream.flush()
@@ -51,7 +53,9 @@ def flush(stream):
 
 
 def discard(stream):
-  """Leads a stream to nowhere, with what it still holds: Python flushes it again as it ends, and would fail there."""
+  """Leads a stream to nowhere, with what it still holds: Python flushes it again as it ends, and
+  would fail there.
+  """
   nowhere = os.open(os.devnull, os.O_WRONLY)
   os.dup2(nowhere, stream.fileno())
   os.close(nowhere)
@@ -62,5 +66,7 @@ def is_terminal(stream) -> bool:
 
 
 def shown(value) -> str:
-  """A path or a message as text that any terminal or file takes: bytes of a name that are no UTF-8 are replaced."""
+  """A path or a message as text that any terminal or file takes: bytes of a name that are no UTF-8
+  are replaced.
+  """
   return str(value).encode("utf-8", "surrogateescape").decode("utf-8", "replace")

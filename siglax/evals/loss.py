@@ -12,13 +12,16 @@ LOWER_IS_BETTER = METRICS
 
 
 def evaluate(data, embedder, config, loss, *, examples: int | None = None) -> dict[str, float]:
-  """The loss over blocks of config.batch_size examples, averaged with the examples in each block as weights.
+  """The loss over blocks of config.batch_size examples, averaged with the examples in each block as
+  weights.
 
-  Each block is one training batch: an image, its first caption, and all others of the block as negatives. The last
-  block is padded with examples of weight 0; it and data smaller than a block have fewer negatives, so a lower loss:
-  losses compare between equal `batch/loss` only, the examples of the largest block, which is returned too.
-  loss: (zimg, ztxt, scale, bias, weights=, labels=) → scalar on numpy arrays of batch_size rows; labels are None
-  unless config.loss.positives is "label". examples: the first so many; those without a caption are left out.
+  Each block is one training batch: an image, its first caption, and all others of the block as
+  negatives. The last block is padded with examples of weight 0; it and data smaller than a block
+  have fewer negatives, so a lower loss: losses compare between equal `batch/loss` only, the
+  examples of the largest block, which is returned too.
+  loss: (zimg, ztxt, scale, bias, weights=, labels=) → scalar on numpy arrays of batch_size rows;
+  labels are None unless config.loss.positives is "label". examples: the first so many; those
+  without a caption are left out.
   """
   zimg, rest = ranking.embed_captioned_images(data, ranking.first(data, examples), embedder)
   ztxt = embedder.texts([example["captions"][0] for example in rest])
@@ -30,14 +33,21 @@ def evaluate(data, embedder, config, loss, *, examples: int | None = None) -> di
     pad = lambda x: np.pad(x[block], [(0, config.batch_size - count)] + [(0, 0)] * (x.ndim - 1))
     weights = pad(np.ones(len(zimg), np.float32))
     value = loss(
-        pad(zimg), pad(ztxt), embedder.scale, embedder.bias, weights=weights, labels=None if labels is None else pad(labels)
+      pad(zimg),
+      pad(ztxt),
+      embedder.scale,
+      embedder.bias,
+      weights=weights,
+      labels=None if labels is None else pad(labels),
     )
     total += count * float(jax.device_get(value))
   return {"loss": total / len(zimg), "batch/loss": min(len(zimg), config.batch_size)}
 
 
 def check(data, config, *, examples: int | None = None):
-  """ValueError when no example has a caption, or one of the first has no label while config.loss.positives is "label"."""
+  """ValueError when no example has a caption, or one of the first has no label while
+  config.loss.positives is "label".
+  """
   ranking.check_captions(data, examples)
   if config.loss.positives == "label":
     looked_at = (data[i] for i in ranking.first(data, examples)[: ranking.LOOKED_AT])

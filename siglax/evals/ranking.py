@@ -12,13 +12,17 @@ MAX_SIMILARITIES = 2**24
 LOOKED_AT = 32
 
 
-def ranks(queries: np.ndarray, items: np.ndarray, query_owner: np.ndarray, item_owner: np.ndarray) -> np.ndarray:
-  """The place, from 0, of each query's best own item when all items are sorted by similarity to the query.
+def ranks(
+  queries: np.ndarray, items: np.ndarray, query_owner: np.ndarray, item_owner: np.ndarray
+) -> np.ndarray:
+  """The place, from 0, of each query's best own item when all items are sorted by similarity to the
+  query.
 
-  queries [Q, d], items [N, d]: float32; query_owner [Q], item_owner [N]: ints; an item is a query's own where they
-  are equal, and each query needs at least one. Returns int32 [Q]. Equal similarities are ordered by lowest index,
-  as by a stable sort, so a model whose embeddings are all equal scores chance. NaN counts as −∞.
-  Computed on one device of this process, a few queries at a time; the last ones are padded to compile once.
+  queries [Q, d], items [N, d]: float32; query_owner [Q], item_owner [N]: ints; an item is a query's
+  own where they are equal, and each query needs at least one. Returns int32 [Q]. Equal similarities
+  are ordered by lowest index, as by a stable sort, so a model whose embeddings are all equal scores
+  chance. NaN counts as −∞. Computed on one device of this process, a few queries at a time; the
+  last ones are padded to compile once.
   """
   chunk = max(1, min(len(queries), MAX_SIMILARITIES // len(items)))
   items, item_owner = jax.device_put((items, item_owner))
@@ -39,13 +43,17 @@ def _ranks(queries_qd, owner_q, items_nd, owner_n):
   best_q1 = jnp.max(similarity_qn, axis=1, keepdims=True, where=own_qn, initial=-jnp.inf)
   first_q1 = jnp.argmax(own_qn & (similarity_qn == best_q1), axis=1, keepdims=True)
   earlier_qn = jnp.arange(owner_n.size)[None, :] < first_q1
-  return jnp.sum((similarity_qn > best_q1) | ((similarity_qn == best_q1) & earlier_qn), axis=1, dtype=jnp.int32)
+  return jnp.sum(
+    (similarity_qn > best_q1) | ((similarity_qn == best_q1) & earlier_qn), axis=1, dtype=jnp.int32
+  )
 
 
 def embed_images(examples, indices, embedder) -> tuple[np.ndarray, list[dict]]:
-  """Embeddings [n, d] of the images at these indices, and the rest of each example (captions, label).
+  """Embeddings [n, d] of the images at these indices, and the rest of each example (captions,
+  label).
 
-  The images that this process decodes bring the rest along; for those of other processes it is read here.
+  The images that this process decodes bring the rest along; for those of other processes it is read
+  here.
   """
   rest = {}
 

@@ -11,15 +11,21 @@ METRICS = tuple(f"{wanted}_retrieval_recall@{k}" for wanted in ("text", "image")
 
 
 def evaluate(
-    data, embedder, *, examples: int | None = None, distinct: bool = False, captions_per_image: int | None = None
+  data,
+  embedder,
+  *,
+  examples: int | None = None,
+  distinct: bool = False,
+  captions_per_image: int | None = None,
 ) -> dict[str, float]:
   """{text,image}_retrieval_recall@{1,5,10}, each in 0..1, as CLIP_benchmark defines them.
 
-  text_retrieval_recall@k: share of images with at least one of their captions among the k nearest texts.
-  image_retrieval_recall@k: share of texts whose image is among the k nearest images.
+  text_retrieval_recall@k: share of images with at least one of their captions among the k nearest
+  texts. image_retrieval_recall@k: share of texts whose image is among the k nearest images.
   chance/<metric>: what rankings at random get.
-  examples: evaluates the first so many; distinct: skips an example whose first caption was already taken,
-  since no model can tell the two apart; captions_per_image: uses the first so many. Images without captions are left out.
+  examples: evaluates the first so many; distinct: skips an example whose first caption was already
+  taken, since no model can tell the two apart; captions_per_image: uses the first so many. Images
+  without captions are left out.
   """
   indices = _distinct(data, examples) if distinct else ranking.first(data, examples)
   zimg, rest = ranking.embed_captioned_images(data, indices, embedder)
@@ -28,20 +34,26 @@ def evaluate(
   images = np.arange(len(captions), dtype=np.int32)
   image_of_text = np.repeat(images, [len(texts) for texts in captions])
   rank = {
-      "text": ranking.ranks(zimg, ztxt, images, image_of_text),
-      "image": ranking.ranks(ztxt, zimg, image_of_text, images),
+    "text": ranking.ranks(zimg, ztxt, images, image_of_text),
+    "image": ranking.ranks(ztxt, zimg, image_of_text, images),
   }
-  recall = {f"{wanted}_retrieval_recall@{k}": float(np.mean(rank[wanted] < k)) for wanted in rank for k in RECALL_AT}
+  recall = {
+    f"{wanted}_retrieval_recall@{k}": float(np.mean(rank[wanted] < k))
+    for wanted in rank
+    for k in RECALL_AT
+  }
   counts = np.bincount(image_of_text)
   return recall | {
-      f"chance/{wanted}_retrieval_recall@{k}": _chance(k, own, total)
-      for wanted, own, total in (("text", counts, len(ztxt)), ("image", np.ones(1), len(zimg)))
-      for k in RECALL_AT
+    f"chance/{wanted}_retrieval_recall@{k}": _chance(k, own, total)
+    for wanted, own, total in (("text", counts, len(ztxt)), ("image", np.ones(1), len(zimg)))
+    for k in RECALL_AT
   }
 
 
 def _chance(k: int, own: np.ndarray, total: int) -> float:
-  """Mean share of queries with one of their `own` items among k of `total` drawn without replacement."""
+  """Mean share of queries with one of their `own` items among k of `total` drawn without
+  replacement.
+  """
   drawn = np.arange(min(k, total))[:, None]
   missed = np.prod(np.maximum(total - own - drawn, 0) / (total - drawn), axis=0)
   return float(np.mean(1 - missed))

@@ -12,29 +12,34 @@ MAX_TEXTS = 2**14
 
 
 def evaluate(
-    data, embedder, *, classnames=None, templates=("a photo of a {}.",), examples: int | None = None
+  data, embedder, *, classnames=None, templates=("a photo of a {}.",), examples: int | None = None
 ) -> dict[str, float]:
   """acc1, acc5 and mean_per_class_recall, each in 0..1, as CLIP_benchmark defines them.
 
-  acc1, acc5: share of images whose class is the nearest, or among the nearest five (1 below six classes).
-  mean_per_class_recall: mean over the classes that occur of the share of their images that is right.
-  chance/<metric>: what a guess among all classes gets.
-  classnames: names in the order of the labels, None takes the data's; templates: texts with {} for the name;
-  examples: evaluates the first so many. Raises ValueError without names and for a label that has none.
+  acc1, acc5: share of images whose class is the nearest, or among the nearest five (1 below six
+  classes).
+  mean_per_class_recall: mean over the classes that occur of the share of their images that is
+  right. chance/<metric>: what a guess among all classes gets.
+  classnames: names in the order of the labels, None takes the data's; templates: texts with {} for
+  the name;
+  examples: evaluates the first so many. Raises ValueError without names and for a label that has
+  none.
   """
   names = _names(data, classnames)
   zimg, rest = ranking.embed_images(data, ranking.first(data, examples), embedder)
   labels = np.array([_label(example, i, names) for i, example in enumerate(rest)], np.int32)
-  rank = ranking.ranks(zimg, classifier(embedder, names, templates), labels, np.arange(len(names), dtype=np.int32))
+  rank = ranking.ranks(
+    zimg, classifier(embedder, names, templates), labels, np.arange(len(names), dtype=np.int32)
+  )
   count, right = (np.bincount(labels, weights=w, minlength=len(names)) for w in (None, rank == 0))
   present = count > 0
   return {
-      "acc1": float(np.mean(rank < 1)),
-      "acc5": float(np.mean(rank < 5)),
-      "mean_per_class_recall": float(np.mean(right[present] / count[present])),
-      "chance/acc1": 1 / len(names),
-      "chance/acc5": min(5 / len(names), 1.0),
-      "chance/mean_per_class_recall": 1 / len(names),
+    "acc1": float(np.mean(rank < 1)),
+    "acc5": float(np.mean(rank < 5)),
+    "mean_per_class_recall": float(np.mean(right[present] / count[present])),
+    "chance/acc1": 1 / len(names),
+    "chance/acc5": min(5 / len(names), 1.0),
+    "chance/mean_per_class_recall": 1 / len(names),
   }
 
 
@@ -55,16 +60,22 @@ def _names(data, classnames):
 def _label(example, i: int, names) -> int:
   label = example.get("label")
   if label is None or not 0 <= label < len(names):
-    raise ValueError(f"example {i} has label {label}, but the {len(names)} classnames need 0 to {len(names) - 1}")
+    raise ValueError(
+      f"example {i} has label {label}, but the {len(names)} classnames need 0 to {len(names) - 1}"
+    )
   return label
 
 
 def classifier(embedder, classnames, templates) -> np.ndarray:
-  """Unit rows [classes, d]: a class is the normalised mean over templates of normalised text embeddings."""
+  """Unit rows [classes, d]: a class is the normalised mean over templates of normalised text
+  embeddings.
+  """
   rows, step = [], max(1, MAX_TEXTS // len(templates))
   for start in range(0, len(classnames), step):
     names = classnames[start : start + step]
-    ztxt = embedder.texts([template.replace("{}", name) for name in names for template in templates])
+    ztxt = embedder.texts(
+      [template.replace("{}", name) for name in names for template in templates]
+    )
     mean = ztxt.reshape(len(names), len(templates), -1).mean(axis=1)
     # Texts that cancel out leave a zero row, not a NaN.
     rows.append(mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12))

@@ -1,7 +1,8 @@
 """Towers in and out of other libraries' checkpoints.
 
-`find` opens what is not a run of siglax: a Hugging Face folder, a big_vision .npz, a folder of open_clip. Each format is
-a table of names (layout.py) and its config; reading and writing arrays are the same for all.
+`find` opens what is not a run of siglax: a Hugging Face folder, a big_vision .npz, a folder of
+open_clip. Each format is a table of names (layout.py) and its config; reading and writing arrays
+are the same for all.
 """
 
 from __future__ import annotations
@@ -23,17 +24,18 @@ from siglax.models import resnet
 from siglax.models import transformer
 
 ONE_TOWER = {"img": ("image",), "txt": ("text",)}
-# What must be the same where parameters come from and where they go. A position embedding has its own rule, and
-# dropout, scan and the like change no parameter.
+# What must be the same where parameters come from and where they go. A position embedding has its
+# own rule, and dropout, scan and the like change no parameter.
 FIELDS = {
-    "image": ("patch", "stem", "position", "pool", "pre_norm", "patch_bias"),
-    "text": ("vocab_size", "length", "pool", "causal"),
+  "image": ("patch", "stem", "position", "pool", "pre_norm", "patch_bias"),
+  "text": ("vocab_size", "length", "pool", "causal"),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-  """A checkpoint of another library. config: a siglax config that describes its towers and their preprocessing.
+  """A checkpoint of another library. config: a siglax config that describes its towers and their
+  preprocessing.
 
   towers: those to read, of those it has. tokenizer: path of its sentencepiece model, or None.
   """
@@ -63,20 +65,29 @@ class Checkpoint:
       raise e if self.arrays.name in str(e) else ValueError(f"{self.arrays.name}: {e}") from None
 
   def check_sizes(self):
-    """ValueError when its config claims a size that the parameters of its file cannot have, before any shape is made of it."""
+    """ValueError when its config claims a size that the parameters of its file cannot have, before
+    any shape is made of it.
+    """
     limit = sum(math.prod(shape) for shape in self.arrays.shapes.values())
     claimed = fields.describing(self.config, self.towers)
     if "image" in self.towers:
       size, patch = claimed.pop("image.size"), self.config.model.image.patch
       if size < patch and self.config.model.image.variant not in resnet.SIZES:
-        raise ValueError(f"{self.arrays.name} claims config.image.size={size}, less than config.model.image.patch={patch}")
+        raise ValueError(
+          f"{self.arrays.name} claims config.image.size={size}, less than "
+          f"config.model.image.patch={patch}"
+        )
       claimed["(image.size/model.image.patch)²"] = (size // patch) ** 2
     for field, value in claimed.items():
       if type(value) is int and value > limit:
-        raise ValueError(f"{self.arrays.name} claims config.{field}={value}, and its file has {limit} parameters in all")
+        raise ValueError(
+          f"{self.arrays.name} claims config.{field}={value}, and its file has {limit} parameters "
+          "in all"
+        )
 
   def read_into(self, model, mesh) -> dict:
-    """Its parameters for another model; positions are resized, and a scale or bias that one of them lacks is left out.
+    """Its parameters for another model; positions are resized, and a scale or bias that one of them
+    lacks is left out.
 
     Raises ValueError that lists each field of config.model in which the two differ.
     """
@@ -87,26 +98,38 @@ class Checkpoint:
 def split(path) -> tuple[pathlib.Path, tuple[str, ...]]:
   """(path, towers) of `path`, `path:img` or `path:txt`."""
   start, colon, end = str(path).rpartition(":")
-  return (pathlib.Path(start), ONE_TOWER[end]) if colon and end in ONE_TOWER else (pathlib.Path(path), models.TOWERS)
+  return (
+    (pathlib.Path(start), ONE_TOWER[end])
+    if colon and end in ONE_TOWER
+    else (pathlib.Path(path), models.TOWERS)
+  )
 
 
 def find(path) -> Checkpoint | None:
-  """The checkpoint of another library at a path, with ":img" or ":txt" behind it for one of its towers; None for a run.
+  """The checkpoint of another library at a path, with ":img" or ":txt" behind it for one of its
+  towers; None for a run.
 
-  Raises ValueError in one line when there is nothing, or it is none of the formats that siglax reads.
+  Raises ValueError in one line when there is nothing, or it is none of the formats that siglax
+  reads.
   """
   file, wanted = split(path)
   if file.is_file():
     if file.suffix != ".npz":
-      raise ValueError(f"{file} is no checkpoint; siglax reads folders of runs, Hugging Face and open_clip, and .npz files")
+      raise ValueError(
+        f"{file} is no checkpoint; siglax reads folders of runs, Hugging Face and open_clip, and "
+        ".npz files"
+      )
     arrays, form, config, towers, tokenizer = big_vision.open_file(file)
   elif not file.is_dir():
     raise ValueError(f"{file}: no such file or folder")
   elif (file / "config.json").is_file() and "model_type" in files.read_json(file / "config.json"):
     arrays, form, config, towers, tokenizer = huggingface.open_folder(file)
-  elif (file / "config.json").is_file() and files.read_json(file / "config.json").get("format") == stablehlo.FORMAT:
+  elif (file / "config.json").is_file() and files.read_json(file / "config.json").get(
+    "format"
+  ) == stablehlo.FORMAT:
     raise ValueError(
-        f"{file} was written by --format stablehlo, which siglax does not read back; give what it was exported from"
+      f"{file} was written by --format stablehlo, which siglax does not read back; give what it "
+      "was exported from"
     )
   elif (file / open_clip.CONFIG).is_file():
     arrays, form, config, towers, tokenizer = open_clip.open_folder(file)
@@ -121,25 +144,30 @@ def find(path) -> Checkpoint | None:
 
 
 def check_same(there, here, towers, name):
-  """ValueError that lists each field of config.model in which two models differ, but for what can be resized."""
+  """ValueError that lists each field of config.model in which two models differ, but for what can
+  be resized.
+  """
   ours = dict(_fields(here, towers))
   different = [
-      f"config.model.{field} is {a!r} there and {ours[field]!r} here"
-      for field, a in _fields(there, towers) if field in ours and a != ours[field]
+    f"config.model.{field} is {a!r} there and {ours[field]!r} here"
+    for field, a in _fields(there, towers)
+    if field in ours and a != ours[field]
   ]
   if different:
     raise ValueError(f"config.model.init_from={name} holds other towers: {'; '.join(different)}")
 
 
 def changes(there, here, towers) -> list[str]:
-  """What pictures and texts of these towers went through there and do not here, each "config.FIELD is A there and B here".
+  """What pictures and texts of these towers went through there and do not here, each "config.FIELD
+  is A there and B here".
 
   The tokenizer, whose path says little, is not compared.
   """
   now = fields.preprocessing(here, towers)
   return [
-      f"config.{field} is {value!r} there and {now[field]!r} here"
-      for field, value in fields.preprocessing(there, towers).items() if field != "text.tokenizer" and value != now[field]
+    f"config.{field} is {value!r} there and {now[field]!r} here"
+    for field, value in fields.preprocessing(there, towers).items()
+    if field != "text.tokenizer" and value != now[field]
   ]
 
 
@@ -159,4 +187,7 @@ def _fields(model, towers):
     for field in FIELDS[name]:
       yield f"{name}.{field}", config[field]
     linear = name == "text" or config.head != "auto" or model.embed_dim != shape.width
-    yield f"{name}.head", ("linear_no_bias" if config.head == "linear_no_bias" else "linear") if linear else "auto"
+    yield (
+      f"{name}.head",
+      ("linear_no_bias" if config.head == "linear_no_bias" else "linear") if linear else "auto",
+    )

@@ -1,4 +1,5 @@
-"""big_vision .npz checkpoints, with their blocks in a loop or scanned; the file says all sizes by its shapes.
+"""big_vision .npz checkpoints, with their blocks in a loop or scanned; the file says all sizes by
+its shapes.
 
 Names: big_vision's models/vit.py, models/proj/image_text/{two_towers,text_transformer}.py.
 """
@@ -30,63 +31,69 @@ _OUT_OF_HEADS = {"names": _NAMES, "views": (View(heads=0), layout.SAME)}
 def _attention_and_mlp(ours: str, theirs: str) -> tuple[Row, ...]:
   attention = f"{theirs}/MultiHeadDotProductAttention_0"
   return (
-      *(
-          row for name in ("query", "key", "value")
-          for row in linear(f"{ours}/attention/{name}", f"{attention}/{name}/", **_INTO_HEADS)
-      ),
-      *linear(f"{ours}/attention/out", f"{attention}/out/", **_OUT_OF_HEADS),
-      *linear(f"{ours}/mlp/fc1", f"{theirs}/MlpBlock_0/Dense_0/", **_PLAIN),
-      *linear(f"{ours}/mlp/fc2", f"{theirs}/MlpBlock_0/Dense_1/", **_PLAIN),
+    *(
+      row
+      for name in ("query", "key", "value")
+      for row in linear(f"{ours}/attention/{name}", f"{attention}/{name}/", **_INTO_HEADS)
+    ),
+    *linear(f"{ours}/attention/out", f"{attention}/out/", **_OUT_OF_HEADS),
+    *linear(f"{ours}/mlp/fc1", f"{theirs}/MlpBlock_0/Dense_0/", **_PLAIN),
+    *linear(f"{ours}/mlp/fc2", f"{theirs}/MlpBlock_0/Dense_1/", **_PLAIN),
   )
 
 
 def _encoder(ours: str, theirs: str) -> tuple[Row, ...]:
   block, layer = f"{ours}/encoder/blocks/{{i}}", f"{theirs}/encoderblock_{{i}}"
   return (
-      *norm(f"{block}/norm1", f"{layer}/LayerNorm_0/", scale="scale"),
-      *norm(f"{block}/norm2", f"{layer}/LayerNorm_1/", scale="scale"),
-      *_attention_and_mlp(block, layer),
-      *norm(f"{ours}/norm", f"{theirs}/encoder_norm/", scale="scale"),
+    *norm(f"{block}/norm1", f"{layer}/LayerNorm_0/", scale="scale"),
+    *norm(f"{block}/norm2", f"{layer}/LayerNorm_1/", scale="scale"),
+    *_attention_and_mlp(block, layer),
+    *norm(f"{ours}/norm", f"{theirs}/encoder_norm/", scale="scale"),
   )
 
 
 def _map_head(ours: str, theirs: str) -> tuple[Row, ...]:
   return (
-      Row(f"{ours}/pool/probe", f"{theirs}/MAPHead_0/probe"),
-      *norm(f"{ours}/pool/norm", f"{theirs}/MAPHead_0/LayerNorm_0/", scale="scale"),
-      *_attention_and_mlp(f"{ours}/pool", f"{theirs}/MAPHead_0"),
+    Row(f"{ours}/pool/probe", f"{theirs}/MAPHead_0/probe"),
+    *norm(f"{ours}/pool/norm", f"{theirs}/MAPHead_0/LayerNorm_0/", scale="scale"),
+    *_attention_and_mlp(f"{ours}/pool", f"{theirs}/MAPHead_0"),
   )
 
 
 FORMAT = layout.Format(
-    (
-        *linear("image/stem/embedding", "img/embedding/", **_PLAIN),
-        Row("image/pos_embedding", "img/pos_embedding", LEAD),
-        *_encoder("image", "img/Transformer"),
-        *_map_head("image", "img"),
-        *linear("image/head", "img/head/", **_PLAIN),
-        Row("text/embedding", "txt/Embed_0/embedding"),
-        Row("text/pos_embedding", "txt/pos_embedding", LEAD),
-        *_encoder("text", "txt/Encoder_0"),
-        *_map_head("text", "txt"),
-        *linear("text/head", "txt/head/", **_PLAIN),
-        Row("log_scale", "t", LEAD),
-        Row("bias", "b", LEAD),
-    ),
-    {"image": ("img/",), "text": ("txt/",)},
+  (
+    *linear("image/stem/embedding", "img/embedding/", **_PLAIN),
+    Row("image/pos_embedding", "img/pos_embedding", LEAD),
+    *_encoder("image", "img/Transformer"),
+    *_map_head("image", "img"),
+    *linear("image/head", "img/head/", **_PLAIN),
+    Row("text/embedding", "txt/Embed_0/embedding"),
+    Row("text/pos_embedding", "txt/pos_embedding", LEAD),
+    *_encoder("text", "txt/Encoder_0"),
+    *_map_head("text", "txt"),
+    *linear("text/head", "txt/head/", **_PLAIN),
+    Row("log_scale", "t", LEAD),
+    Row("bias", "b", LEAD),
+  ),
+  {"image": ("img/",), "text": ("txt/",)},
 )
 
 
 def open_file(file: pathlib.Path):
   """(arrays, format, config, towers, tokenizer) of an .npz; it carries no tokenizer.
 
-  The file cannot say how the text was pooled: without an attention head it is from the last position, as in SigLIP.
-  Raises ValueError when it holds no such towers.
+  The file cannot say how the text was pooled: without an attention head it is from the last
+  position, as in SigLIP. Raises ValueError when it holds no such towers.
   """
   arrays = files.Npz(file, PREFIX)
-  towers = tuple(t for t, name in zip(models.TOWERS, ("img", "txt")) if f"{name}/pos_embedding" in arrays.shapes)
+  towers = tuple(
+    t for t, name in zip(models.TOWERS, ("img", "txt")) if f"{name}/pos_embedding" in arrays.shapes
+  )
   if not towers:
-    raise ValueError(f"{file} holds no towers of big_vision: it has neither img/pos_embedding nor txt/pos_embedding")
+    raise ValueError(
+      f"{file} holds no towers of big_vision: it has neither img/pos_embedding nor "
+      "txt/pos_embedding"
+    )
   config = config_lib.default()
   if "image" in towers:
     _image_tower(config, arrays)
@@ -123,53 +130,62 @@ def _tower(arrays, tower, encoder):
   scanned = any(name.startswith(f"{encoder}/encoderblock/") for name in arrays.shapes)
   first = f"{encoder}/encoderblock" if scanned else f"{encoder}/encoderblock_0"
   *depth, tower.width, tower.heads, _ = _shape(
-      arrays, f"{first}/MultiHeadDotProductAttention_0/query/kernel", 3 + scanned
+    arrays, f"{first}/MultiHeadDotProductAttention_0/query/kernel", 3 + scanned
   )
   *_, tower.mlp_dim = _shape(arrays, f"{first}/MlpBlock_0/Dense_0/kernel", 2 + scanned)
   last = "/MlpBlock_0/Dense_0/kernel"
-  blocks = [name for name in arrays.shapes if name.startswith(f"{encoder}/encoderblock_") and name.endswith(last)]
+  blocks = [
+    name
+    for name in arrays.shapes
+    if name.startswith(f"{encoder}/encoderblock_") and name.endswith(last)
+  ]
   tower.depth = depth[0] if scanned else len(blocks)
 
 
 def _shape(arrays, name, rank) -> tuple[int, ...]:
   shape = arrays.shapes.get(name)
   if shape is None or len(shape) != rank:
-    found = "is missing" if shape is None else f"has the shape {list(shape)}; it must have {rank} dimensions"
+    found = (
+      "is missing"
+      if shape is None
+      else f"has the shape {list(shape)}; it must have {rank} dimensions"
+    )
     raise ValueError(f"{arrays.name}: {name} {found}")
   return shape
 
 
-# What two_towers.py with models.vit and text_transformer is, and its value_range(-1, 1) and resize. The .npz has no place
-# for other values of these fields, nor for a tokenizer; `open_file` reads it as what it means here.
+# What two_towers.py with models.vit and text_transformer is, and its value_range(-1, 1) and resize.
+# The .npz has no place for other values of these fields, nor for a tokenizer; `open_file` reads it
+# as what it means here.
 CARRIES = {
-    **fields.any_value("model.embed_dim", "model.image.patch", "image.size"),
-    **fields.sizes("image"),
-    "model.image.variant": tuple(transformer.SIZES),
-    "model.image.stem": ("patch",),
-    "model.image.patch_bias": (True,),
-    "model.image.position": ("learned",),
-    "model.image.pre_norm": (False,),
-    "model.image.pool": ("map", "mean"),
-    "model.image.activation": ("gelu_tanh",),
-    "model.image.norm_eps": (1e-6,),
-    "model.image.head": ("auto", "linear"),
-    "image.mean": ((0.5, 0.5, 0.5),),
-    "image.std": ((0.5, 0.5, 0.5),),
-    "image.resize": ("bilinear",),
-    "image.fit": ("squash",),
+  **fields.any_value("model.embed_dim", "model.image.patch", "image.size"),
+  **fields.sizes("image"),
+  "model.image.variant": tuple(transformer.SIZES),
+  "model.image.stem": ("patch",),
+  "model.image.patch_bias": (True,),
+  "model.image.position": ("learned",),
+  "model.image.pre_norm": (False,),
+  "model.image.pool": ("map", "mean"),
+  "model.image.activation": ("gelu_tanh",),
+  "model.image.norm_eps": (1e-6,),
+  "model.image.head": ("auto", "linear"),
+  "image.mean": ((0.5, 0.5, 0.5),),
+  "image.std": ((0.5, 0.5, 0.5),),
+  "image.resize": ("bilinear",),
+  "image.fit": ("squash",),
 }
 TEXT_CARRIES = {
-    **fields.any_value("model.text.vocab_size", "text.length"),
-    **fields.sizes("text"),
-    "model.text.variant": tuple(transformer.SIZES),
-    "model.text.eos_id": (1,),
-    "model.text.pool": ("last", "map"),
-    "model.text.causal": (False,),
-    "model.text.activation": ("gelu_tanh",),
-    "model.text.norm_eps": (1e-6,),
-    "model.text.head": ("linear",),
-    "text.tokenizer": fields.LEFT_OUT,
-    "text.lowercase": (True,),
-    "text.strip_punctuation": (True,),
-    "text.pad": ("eos",),
+  **fields.any_value("model.text.vocab_size", "text.length"),
+  **fields.sizes("text"),
+  "model.text.variant": tuple(transformer.SIZES),
+  "model.text.eos_id": (1,),
+  "model.text.pool": ("last", "map"),
+  "model.text.causal": (False,),
+  "model.text.activation": ("gelu_tanh",),
+  "model.text.norm_eps": (1e-6,),
+  "model.text.head": ("linear",),
+  "text.tokenizer": fields.LEFT_OUT,
+  "text.lowercase": (True,),
+  "text.strip_punctuation": (True,),
+  "text.pad": ("eos",),
 }

@@ -1,4 +1,6 @@
-"""Arrays in files of other libraries: safetensors and npz, read one at a time. Nothing here executes a pickle."""
+"""Arrays in files of other libraries: safetensors and npz, read one at a time. Nothing here
+executes a pickle.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,10 @@ from siglax.devices import errors
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
-TOKENIZERS = ("spiece.model", "tokenizer.model")  # sentencepiece models, as SigLIP's and Gemma's folders call them
+TOKENIZERS = (
+  "spiece.model",
+  "tokenizer.model",
+)  # sentencepiece models, as SigLIP's and Gemma's folders call them
 JSON_BYTES = 64 * 2**20  # of one file; the largest index of a checkpoint has a few MiB
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -27,7 +32,9 @@ class Arrays:
   shapes: dict[str, tuple[int, ...]]
 
   def read(self, name: str, part: slice = slice(None)) -> np.ndarray:
-    """One array, or a range of its first axis, as float32. ValueError when it is damaged or not finite."""
+    """One array, or a range of its first axis, as float32. ValueError when it is damaged or not
+    finite.
+    """
     x = np.asarray(self._read(name, part), np.float32)
     if x.size and not (math.isfinite(x.min()) and math.isfinite(x.max())):
       raise ValueError(f"{self.name}: {name} holds values that are not finite")
@@ -38,9 +45,11 @@ class Arrays:
 
 
 class Safetensors(Arrays):
-  """One file, or the shards of an index; mapped into memory while an array is read, and let go after it.
+  """One file, or the shards of an index; mapped into memory while an array is read, and let go
+  after it.
 
-  A mapping that stays counts every page it has touched to the process: twice the checkpoint in the end.
+  A mapping that stays counts every page it has touched to the process: twice the checkpoint in the
+  end.
   """
 
   def __init__(self, folder: pathlib.Path, weights: str = WEIGHTS):
@@ -50,13 +59,17 @@ class Safetensors(Arrays):
       with _open(file) as f:
         present = set(f.keys())
         if names is not None and names - present:
-          raise ValueError(f"{file} lacks {sorted(names - present)[0]}, which {INDEX} says is in it")
+          raise ValueError(
+            f"{file} lacks {sorted(names - present)[0]}, which {INDEX} says is in it"
+          )
         for name in present if names is None else names:
           piece = f.get_slice(name)
           if piece.get_dtype() not in FLOATS:
             if name.endswith(("position_ids", "num_batches_tracked")):
               continue
-            raise ValueError(f"{file}: {name} is of type {piece.get_dtype()}; parameters are {', '.join(FLOATS)}")
+            raise ValueError(
+              f"{file}: {name} is of type {piece.get_dtype()}; parameters are {', '.join(FLOATS)}"
+            )
           self.shapes[name], self._files[name] = tuple(piece.get_shape()), file
 
   def _read(self, name, part):
@@ -70,7 +83,9 @@ def _shards(folder, weights) -> dict[pathlib.Path, set[str] | None]:
     return {folder / weights: None}
   if not (folder / INDEX).is_file():
     pickles = [file.name for file in folder.glob("*.bin")]
-    hint = f"; {pickles[0]} is a pickle, which is never read: save it as safetensors" if pickles else ""
+    hint = (
+      f"; {pickles[0]} is a pickle, which is never read: save it as safetensors" if pickles else ""
+    )
     raise ValueError(f"{folder} has no {weights}{hint}")
   index = read_json(folder / INDEX).get("weight_map")
   if not isinstance(index, dict) or not index:
@@ -92,11 +107,14 @@ def _open(file: pathlib.Path):
   try:
     return safetensors.safe_open(file, framework="numpy")
   except (safetensors.SafetensorError, OSError) as e:
-    raise ValueError(f"{file} is no safetensors file, or is damaged: {errors.one_line(e)}") from None
+    raise ValueError(
+      f"{file} is no safetensors file, or is damaged: {errors.one_line(e)}"
+    ) from None
 
 
 class Npz(Arrays):
-  """A .npz whose arrays are read one at a time, always without pickle. prefix: what names start with, left out here.
+  """A .npz whose arrays are read one at a time, always without pickle. prefix: what names start
+  with, left out here.
 
   Arrays outside the prefix are not parameters (big_vision's optimizer state) and are not read.
   """
@@ -119,7 +137,9 @@ class Npz(Arrays):
       with np.load(self.name, allow_pickle=False) as z:
         x = z[self._prefix + name]
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, zlib.error, RuntimeError) as e:
-      raise ValueError(f"{self.name}: {name} cannot be read, the file is damaged: {errors.one_line(e)}") from None
+      raise ValueError(
+        f"{self.name}: {name} cannot be read, the file is damaged: {errors.one_line(e)}"
+      ) from None
     if x.dtype.kind == "V":  # numpy stores bfloat16 as two bytes without a name
       import ml_dtypes
 
@@ -128,9 +148,11 @@ class Npz(Arrays):
 
 
 def write_safetensors(file: pathlib.Path, arrays):
-  """Writes (name, function that makes the array) pairs, one at a time: the library's own writer wants all at once.
+  """Writes (name, function that makes the array) pairs, one at a time: the library's own writer
+  wants all at once.
 
-  The header comes first and needs the sizes of all, so its room is kept free and filled in at the end.
+  The header comes first and needs the sizes of all, so its room is kept free and filled in at the
+  end.
   """
   arrays = list(arrays)
   room = 64 + sum(len(json.dumps(name)) + 200 for name, _ in arrays) // 8 * 8
@@ -169,7 +191,8 @@ def read_json(file: pathlib.Path) -> dict:
 
 
 def checked(file: pathlib.Path, name: str, value, like):
-  """A value of a JSON file, of the type of `like`: ints are positive, floats finite and positive. ValueError that names both.
+  """A value of a JSON file, of the type of `like`: ints are positive, floats finite and positive.
+  ValueError that names both.
 
   None is like an int.
   """
@@ -177,15 +200,24 @@ def checked(file: pathlib.Path, name: str, value, like):
   if kind is float and type(value) is int:
     value = float(value)
   if type(value) is not kind or kind in (int, float) and not 0 < value < math.inf:
-    wanted = {int: "a positive int", float: "a positive number", list: "a list", dict: "a JSON object"}
+    wanted = {
+      int: "a positive int",
+      float: "a positive number",
+      list: "a list",
+      dict: "a JSON object",
+    }
     raise ValueError(f"{file}: {name}={value!r} is not {wanted.get(kind, f'a {kind.__name__}')}")
   return value
 
 
-def channels(file: pathlib.Path, name: str, value, positive: bool = False) -> tuple[float, float, float]:
+def channels(
+  file: pathlib.Path, name: str, value, positive: bool = False
+) -> tuple[float, float, float]:
   """A number for each of red, green and blue, of a JSON file. ValueError that names both."""
   numbers = value if isinstance(value, (list, tuple)) else ()
   fits = lambda x: type(x) in (int, float) and math.isfinite(x) and (x > 0 or not positive)
   if len(numbers) != 3 or not all(map(fits, numbers)):
-    raise ValueError(f"{file}: {name}={value!r} is no list of three {'positive ' if positive else ''}numbers")
+    raise ValueError(
+      f"{file}: {name}={value!r} is no list of three {'positive ' if positive else ''}numbers"
+    )
   return tuple(map(float, numbers))

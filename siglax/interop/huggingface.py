@@ -1,7 +1,8 @@
-"""Hugging Face folders: SiglipModel, SiglipVisionModel and CLIPModel as config.json and safetensors.
+"""Hugging Face folders: SiglipModel, SiglipVisionModel and CLIPModel as config.json and
+safetensors.
 
-SigLIP 2 at fixed resolution is a SiglipModel with a larger vocabulary. Names: transformers' modeling_siglip.py and
-modeling_clip.py.
+SigLIP 2 at fixed resolution is a SiglipModel with a larger vocabulary. Names: transformers'
+modeling_siglip.py and modeling_clip.py.
 """
 
 from __future__ import annotations
@@ -26,22 +27,39 @@ ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "quick_gelu": "
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 # What transformers takes for a field that config.json leaves out.
-_TOWER = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+_TOWER = {
+  "hidden_size": 768,
+  "intermediate_size": 3072,
+  "num_hidden_layers": 12,
+  "num_attention_heads": 12,
+}
 _VISION = {**_TOWER, "image_size": 224, "num_channels": 3}
 _SIGLIP = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
 _CLIP = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
 DEFAULTS = {
-    "siglip": {
-        "vision": {**_VISION, **_SIGLIP, "patch_size": 16, "vision_use_head": True},
-        "text": {**_TOWER, **_SIGLIP, "max_position_embeddings": 64, "vocab_size": 32_000, "projection_size": None},
+  "siglip": {
+    "vision": {**_VISION, **_SIGLIP, "patch_size": 16, "vision_use_head": True},
+    "text": {
+      **_TOWER,
+      **_SIGLIP,
+      "max_position_embeddings": 64,
+      "vocab_size": 32_000,
+      "projection_size": None,
     },
-    "clip": {
-        "vision": {**_VISION, **_CLIP, "patch_size": 32},
-        "text": {
-            **_TOWER, **_CLIP, "hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8,
-            "max_position_embeddings": 77, "vocab_size": 49_408, "eos_token_id": 49_407,
-        },
+  },
+  "clip": {
+    "vision": {**_VISION, **_CLIP, "patch_size": 32},
+    "text": {
+      **_TOWER,
+      **_CLIP,
+      "hidden_size": 512,
+      "intermediate_size": 2048,
+      "num_attention_heads": 8,
+      "max_position_embeddings": 77,
+      "vocab_size": 49_408,
+      "eos_token_id": 49_407,
     },
+  },
 }
 
 
@@ -50,66 +68,76 @@ def _encoder(ours: str, theirs: str) -> tuple[Row, ...]:
   layer = f"{theirs}.encoder.layers.{{i}}"
   attention = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
   return (
-      *norm(f"{block}/norm1", f"{layer}.layer_norm1."),
-      *norm(f"{block}/norm2", f"{layer}.layer_norm2."),
-      *(row for a, b in attention.items() for row in linear(f"{block}/attention/{a}", f"{layer}.self_attn.{b}.")),
-      *linear(f"{block}/mlp/fc1", f"{layer}.mlp.fc1."),
-      *linear(f"{block}/mlp/fc2", f"{layer}.mlp.fc2."),
+    *norm(f"{block}/norm1", f"{layer}.layer_norm1."),
+    *norm(f"{block}/norm2", f"{layer}.layer_norm2."),
+    *(
+      row
+      for a, b in attention.items()
+      for row in linear(f"{block}/attention/{a}", f"{layer}.self_attn.{b}.")
+    ),
+    *linear(f"{block}/mlp/fc1", f"{layer}.mlp.fc1."),
+    *linear(f"{block}/mlp/fc2", f"{layer}.mlp.fc2."),
   )
 
 
 _SHARED = (
-    Row("image/stem/embedding/kernel", "vision_model.embeddings.patch_embedding.weight", CONV),
-    Row("image/stem/embedding/bias", "vision_model.embeddings.patch_embedding.bias"),
-    Row("image/pos_embedding", "vision_model.embeddings.position_embedding.weight"),
-    *_encoder("image", "vision_model"),
-    *norm("image/norm", "vision_model.post_layernorm."),
-    Row("text/embedding", "text_model.embeddings.token_embedding.weight"),
-    Row("text/pos_embedding", "text_model.embeddings.position_embedding.weight"),
-    *_encoder("text", "text_model"),
-    *norm("text/norm", "text_model.final_layer_norm."),
+  Row("image/stem/embedding/kernel", "vision_model.embeddings.patch_embedding.weight", CONV),
+  Row("image/stem/embedding/bias", "vision_model.embeddings.patch_embedding.bias"),
+  Row("image/pos_embedding", "vision_model.embeddings.position_embedding.weight"),
+  *_encoder("image", "vision_model"),
+  *norm("image/norm", "vision_model.post_layernorm."),
+  Row("text/embedding", "text_model.embeddings.token_embedding.weight"),
+  Row("text/pos_embedding", "text_model.embeddings.position_embedding.weight"),
+  *_encoder("text", "text_model"),
+  *norm("text/norm", "text_model.final_layer_norm."),
 )
 _IN_PROJ = ("in_proj_weight", "in_proj_bias")
 SIGLIP = layout.Format(
-    (
-        *_SHARED,
-        Row("image/pool/probe", "vision_model.head.probe"),
-        *(
-            row for part, name in enumerate(("query", "key", "value"))
-            for row in linear(
-                f"image/pool/attention/{name}", "vision_model.head.attention.", names=_IN_PROJ, part=part, parts=3
-            )
-        ),
-        *linear("image/pool/attention/out", "vision_model.head.attention.out_proj."),
-        *norm("image/pool/norm", "vision_model.head.layernorm."),
-        *linear("image/pool/mlp/fc1", "vision_model.head.mlp.fc1."),
-        *linear("image/pool/mlp/fc2", "vision_model.head.mlp.fc2."),
-        *linear("text/head", "text_model.head."),
-        Row("log_scale", "logit_scale", LEAD),
-        Row("bias", "logit_bias", LEAD),
+  (
+    *_SHARED,
+    Row("image/pool/probe", "vision_model.head.probe"),
+    *(
+      row
+      for part, name in enumerate(("query", "key", "value"))
+      for row in linear(
+        f"image/pool/attention/{name}",
+        "vision_model.head.attention.",
+        names=_IN_PROJ,
+        part=part,
+        parts=3,
+      )
     ),
-    {"image": ("vision_model.",), "text": ("text_model.",)},
+    *linear("image/pool/attention/out", "vision_model.head.attention.out_proj."),
+    *norm("image/pool/norm", "vision_model.head.layernorm."),
+    *linear("image/pool/mlp/fc1", "vision_model.head.mlp.fc1."),
+    *linear("image/pool/mlp/fc2", "vision_model.head.mlp.fc2."),
+    *linear("text/head", "text_model.head."),
+    Row("log_scale", "logit_scale", LEAD),
+    Row("bias", "logit_bias", LEAD),
+  ),
+  {"image": ("vision_model.",), "text": ("text_model.",)},
 )
 CLIP = layout.Format(
-    (
-        *_SHARED,
-        Row("image/cls", "vision_model.embeddings.class_embedding"),
-        *norm("image/pre_norm", "vision_model.pre_layrnorm."),  # sic
-        Row("image/head/kernel", "visual_projection.weight", TRANSPOSED),
-        Row("text/head/kernel", "text_projection.weight", TRANSPOSED),
-        Row("log_scale", "logit_scale"),
-    ),
-    {"image": ("vision_model.", "visual_projection."), "text": ("text_model.", "text_projection.")},
+  (
+    *_SHARED,
+    Row("image/cls", "vision_model.embeddings.class_embedding"),
+    *norm("image/pre_norm", "vision_model.pre_layrnorm."),  # sic
+    Row("image/head/kernel", "visual_projection.weight", TRANSPOSED),
+    Row("text/head/kernel", "text_projection.weight", TRANSPOSED),
+    Row("log_scale", "logit_scale"),
+  ),
+  {"image": ("vision_model.", "visual_projection."), "text": ("text_model.", "text_projection.")},
 )
 MODELS = {
-    "siglip": ("siglip", SIGLIP, models.TOWERS),
-    "siglip_vision_model": ("siglip", SIGLIP, ("image",)),
-    "clip": ("clip", CLIP, models.TOWERS),
+  "siglip": ("siglip", SIGLIP, models.TOWERS),
+  "siglip_vision_model": ("siglip", SIGLIP, ("image",)),
+  "clip": ("clip", CLIP, models.TOWERS),
 }
 
 
 def open_folder(folder: pathlib.Path):
-  """(arrays, format, config, towers, tokenizer) of a folder; the config describes the towers and their preprocessing.
+  """(arrays, format, config, towers, tokenizer) of a folder; the config describes the towers and
+  their preprocessing.
 
   Raises ValueError for another architecture, or a field that siglax has no equal for.
   """
@@ -117,7 +145,9 @@ def open_folder(folder: pathlib.Path):
   hf = files.read_json(file)
   kind = hf.get("model_type")
   if not isinstance(kind, str) or kind not in MODELS:
-    raise ValueError(f"{file}: model_type={kind!r} is none that siglax reads; it reads {', '.join(MODELS)}")
+    raise ValueError(
+      f"{file}: model_type={kind!r} is none that siglax reads; it reads {', '.join(MODELS)}"
+    )
   family, form, towers = MODELS[kind]
   vision, text = _sections(file, hf, family, towers)
   arrays = files.Safetensors(folder)
@@ -126,10 +156,14 @@ def open_folder(folder: pathlib.Path):
   if "text" in towers:
     _text_tower(config, text, family, file)
   if family == "clip":
-    config.model.embed_dim = files.checked(file, "projection_dim", hf.get("projection_dim", 512), 512)
+    config.model.embed_dim = files.checked(
+      file, "projection_dim", hf.get("projection_dim", 512), 512
+    )
     config.loss.name = "softmax"
   else:
-    config.model.embed_dim = (text["projection_size"] or text["hidden_size"]) if text else vision["hidden_size"]
+    config.model.embed_dim = (
+      (text["projection_size"] or text["hidden_size"]) if text else vision["hidden_size"]
+    )
     config.loss.bias_init = -10.0  # there is a bias; its value is in the file
   _preprocessing(config, folder, family)
   tokenizer = next((folder / name for name in files.TOKENIZERS if (folder / name).is_file()), None)
@@ -140,7 +174,10 @@ def open_folder(folder: pathlib.Path):
 
 def _sections(file, hf, family, towers):
   """The vision and text sections with their defaults, each value of the type of its default."""
-  given = {"vision": hf if towers == ("image",) else hf.get("vision_config", {}), "text": hf.get("text_config", {})}
+  given = {
+    "vision": hf if towers == ("image",) else hf.get("vision_config", {}),
+    "text": hf.get("text_config", {}),
+  }
   found = []
   for name, defaults in DEFAULTS[family].items():
     if not isinstance(given[name], dict):
@@ -156,7 +193,9 @@ def _sections(file, hf, family, towers):
 def _tower(tower, section, file):
   """The fields that both towers have."""
   if section["hidden_act"] not in ACTIVATIONS:
-    raise ValueError(f"{file}: hidden_act={section['hidden_act']!r} is unknown; known are {', '.join(ACTIVATIONS)}")
+    raise ValueError(
+      f"{file}: hidden_act={section['hidden_act']!r} is unknown; known are {', '.join(ACTIVATIONS)}"
+    )
   tower.width, tower.depth = section["hidden_size"], section["num_hidden_layers"]
   tower.heads, tower.mlp_dim = section["num_attention_heads"], section["intermediate_size"]
   tower.activation, tower.norm_eps = ACTIVATIONS[section["hidden_act"]], section["layer_norm_eps"]
@@ -171,7 +210,9 @@ def _image_tower(config, vision, family, file):
   if family == "clip":
     image.pool, image.pre_norm, image.patch_bias, image.head = "cls", True, False, "linear_no_bias"
   elif not vision["vision_use_head"]:
-    image.pool = "mean"  # transformers pools nothing then; its classifier takes the mean of the patches
+    image.pool = (
+      "mean"  # transformers pools nothing then; its classifier takes the mean of the patches
+    )
 
 
 def _text_tower(config, text, family, file):
@@ -181,7 +222,9 @@ def _text_tower(config, text, family, file):
   tower.eos_id = 1
   if family == "clip":
     tower.causal, tower.head, tower.eos_id = True, "linear_no_bias", text["eos_token_id"]
-    tower.pool = "argmax" if text["eos_token_id"] == 2 else "eos"  # as transformers reads the configs of before 2023
+    tower.pool = (
+      "argmax" if text["eos_token_id"] == 2 else "eos"
+    )  # as transformers reads the configs of before 2023
 
 
 def _preprocessing(config, folder, family):
@@ -196,13 +239,17 @@ def _preprocessing(config, folder, family):
   given = files.read_json(file)
   resample = given.get("resample", 3)
   if type(resample) is not int or resample not in RESAMPLE:
-    raise ValueError(f"{file}: resample={resample!r} is none that siglax has; it has 2, bilinear, and 3, bicubic")
+    raise ValueError(
+      f"{file}: resample={resample!r} is none that siglax has; it has 2, bilinear, and 3, bicubic"
+    )
   image.resize = RESAMPLE[resample]
   for key in ("do_resize", "do_rescale", "do_normalize"):
     if given.get(key, True) is not True:
       raise ValueError(f"{file}: {key}={given[key]!r} is none that siglax has; it has true")
   if (factor := given.get("rescale_factor", 1 / 255)) != 1 / 255:
-    raise ValueError(f"{file}: rescale_factor={factor!r} is none that siglax has; it has 1/255, {1 / 255!r}")
+    raise ValueError(
+      f"{file}: rescale_factor={factor!r} is none that siglax has; it has 1/255, {1 / 255!r}"
+    )
   image.mean = files.channels(file, "image_mean", given.get("image_mean", image.mean))
   image.std = files.channels(file, "image_std", given.get("image_std", image.std), positive=True)
   if isinstance(size := given.get("size"), dict):
@@ -210,40 +257,48 @@ def _preprocessing(config, folder, family):
 
 
 def _tokenization(config, folder, tokenizer):
-  """config.text of tokenizer_config.json. SigLIP's tokenizer drops punctuation; SigLIP 2's only lower-cases."""
+  """config.text of tokenizer_config.json. SigLIP's tokenizer drops punctuation; SigLIP 2's only
+  lower-cases.
+  """
   file = folder / "tokenizer_config.json"
   given = files.read_json(file) if file.is_file() else {}
   first = str(given.get("tokenizer_class", "SiglipTokenizer")).startswith("SiglipTokenizer")
   token = lambda name: t.get("content") if isinstance(t := given.get(name, "</s>"), dict) else t
   config.text.tokenizer = str(tokenizer)
-  config.text.lowercase = files.checked(file, "do_lower_case", given.get("do_lower_case", True), True)
+  config.text.lowercase = files.checked(
+    file, "do_lower_case", given.get("do_lower_case", True), True
+  )
   config.text.strip_punctuation = first
   config.text.pad = "eos" if token("pad_token") == token("eos_token") else "pad"
 
 
 # What a SiglipModel is, and its preprocessor and tokenizer (fields.py).
 CARRIES = {
-    **fields.any_value("model.embed_dim", "model.image.patch", "model.image.norm_eps", "model.image.activation"),
-    **fields.any_value("model.image.head", "image.size", "image.mean", "image.std", "image.resize"),
-    **fields.sizes("image"),
-    "model.image.variant": tuple(transformer.SIZES),
-    "model.image.stem": ("patch",),
-    "model.image.patch_bias": (True,),
-    "model.image.position": ("learned",),
-    "model.image.pre_norm": (False,),
-    "model.image.pool": ("map",),
-    "image.fit": ("squash",),
+  **fields.any_value(
+    "model.embed_dim", "model.image.patch", "model.image.norm_eps", "model.image.activation"
+  ),
+  **fields.any_value("model.image.head", "image.size", "image.mean", "image.std", "image.resize"),
+  **fields.sizes("image"),
+  "model.image.variant": tuple(transformer.SIZES),
+  "model.image.stem": ("patch",),
+  "model.image.patch_bias": (True,),
+  "model.image.position": ("learned",),
+  "model.image.pre_norm": (False,),
+  "model.image.pool": ("map",),
+  "image.fit": ("squash",),
 }
 TEXT_CARRIES = {
-    **fields.any_value("model.text.vocab_size", "model.text.eos_id", "model.text.norm_eps", "model.text.activation"),
-    **fields.any_value("text.tokenizer", "text.length", "text.lowercase"),
-    **fields.sizes("text"),
-    "model.text.variant": tuple(transformer.SIZES),
-    "model.text.pool": ("last",),
-    "model.text.causal": (False,),
-    "model.text.head": ("linear",),
-    "text.strip_punctuation": (True,),
-    "text.pad": ("eos",),
+  **fields.any_value(
+    "model.text.vocab_size", "model.text.eos_id", "model.text.norm_eps", "model.text.activation"
+  ),
+  **fields.any_value("text.tokenizer", "text.length", "text.lowercase"),
+  **fields.sizes("text"),
+  "model.text.variant": tuple(transformer.SIZES),
+  "model.text.pool": ("last",),
+  "model.text.causal": (False,),
+  "model.text.head": ("linear",),
+  "text.strip_punctuation": (True,),
+  "text.pad": ("eos",),
 }
 
 
@@ -251,48 +306,77 @@ def config_json(tower, dtype: str, vision_only: bool) -> dict:
   """config.json of a SiglipModel, or of its image tower alone."""
   text, c = tower.text, tower.config
   vision = {
-      "model_type": "siglip_vision_model", **_sizes(tower, "image"), "image_size": c.image.size,
-      "patch_size": c.model.image.patch, "num_channels": 3, "vision_use_head": True,
+    "model_type": "siglip_vision_model",
+    **_sizes(tower, "image"),
+    "image_size": c.image.size,
+    "patch_size": c.model.image.patch,
+    "num_channels": 3,
+    "vision_use_head": True,
   }
   if vision_only:
     return {"architectures": ["SiglipVisionModel"], **vision, "dtype": dtype}
   eos = c.model.text.eos_id if text is None else text.eos_id
   words = {
-      "model_type": "siglip_text_model", **_sizes(tower, "text"), "vocab_size": c.model.text.vocab_size,
-      "max_position_embeddings": c.text.length, "projection_size": tower.model.embed_dim,
-      "bos_token_id": None, "eos_token_id": eos, "pad_token_id": eos,
+    "model_type": "siglip_text_model",
+    **_sizes(tower, "text"),
+    "vocab_size": c.model.text.vocab_size,
+    "max_position_embeddings": c.text.length,
+    "projection_size": tower.model.embed_dim,
+    "bos_token_id": None,
+    "eos_token_id": eos,
+    "pad_token_id": eos,
   }
   return {
-      "architectures": ["SiglipModel"], "model_type": "siglip", "initializer_factor": 1.0,
-      "text_config": words, "vision_config": vision, "dtype": dtype,
+    "architectures": ["SiglipModel"],
+    "model_type": "siglip",
+    "initializer_factor": 1.0,
+    "text_config": words,
+    "vision_config": vision,
+    "dtype": dtype,
   }
 
 
 def _sizes(tower, name) -> dict:
   shape = transformer.Shape.of(tower.model.config[name])
   return {
-      "hidden_size": shape.width, "num_hidden_layers": shape.depth, "num_attention_heads": shape.heads,
-      "intermediate_size": shape.mlp_dim, "layer_norm_eps": shape.norm_eps, "attention_dropout": 0.0,
-      "hidden_act": {ours: theirs for theirs, ours in ACTIVATIONS.items()}[shape.activation],
+    "hidden_size": shape.width,
+    "num_hidden_layers": shape.depth,
+    "num_attention_heads": shape.heads,
+    "intermediate_size": shape.mlp_dim,
+    "layer_norm_eps": shape.norm_eps,
+    "attention_dropout": 0.0,
+    "hidden_act": {ours: theirs for theirs, ours in ACTIVATIONS.items()}[shape.activation],
   }
 
 
 def preprocessor_json(config) -> dict:
   """preprocessor_config.json: the resize of evaluation, and the mean and std of the model."""
   return {
-      "image_processor_type": "SiglipImageProcessor",
-      "do_convert_rgb": True,
-      "do_resize": True, "size": {"height": config.image.size, "width": config.image.size},
-      "resample": {name: number for number, name in RESAMPLE.items()}[config.image.resize],
-      "do_rescale": True, "rescale_factor": 1 / 255,
-      "do_normalize": True, "image_mean": list(config.image.mean), "image_std": list(config.image.std),
+    "image_processor_type": "SiglipImageProcessor",
+    "do_convert_rgb": True,
+    "do_resize": True,
+    "size": {"height": config.image.size, "width": config.image.size},
+    "resample": {name: number for number, name in RESAMPLE.items()}[config.image.resize],
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": list(config.image.mean),
+    "image_std": list(config.image.std),
   }
 
 
 def tokenizer_json(text) -> dict:
-  """tokenizer_config.json of a SiglipTokenizer. It gives no attention mask: SigLIP attends to padding too."""
+  """tokenizer_config.json of a SiglipTokenizer. It gives no attention mask: SigLIP attends to
+  padding too.
+  """
   end, unknown = text.piece(text.eos_id), text.piece(text.unk_id)
   return {
-      "tokenizer_class": "SiglipTokenizer", "model_input_names": ["input_ids"], "model_max_length": text.length,
-      "do_lower_case": text.lowercase, "padding_side": "right", "eos_token": end, "pad_token": end, "unk_token": unknown,
+    "tokenizer_class": "SiglipTokenizer",
+    "model_input_names": ["input_ids"],
+    "model_max_length": text.length,
+    "do_lower_case": text.lowercase,
+    "padding_side": "right",
+    "eos_token": end,
+    "pad_token": end,
+    "unk_token": unknown,
   }

@@ -1,7 +1,9 @@
-"""Where a parameter of ours lies in another library's checkpoint: tables of rows, read in both directions.
+"""Where a parameter of ours lies in another library's checkpoint: tables of rows, read in both
+directions.
 
-A row names our parameter, theirs, and how their array is a view of ours; import and export walk the same rows. A table
-holds the rows of every option its format knows; those that the towers at hand do not have are passed over.
+A row names our parameter, theirs, and how their array is a view of ours; import and export walk the
+same rows. A table holds the rows of every option its format knows; those that the towers at hand do
+not have are passed over.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ logger = logging.getLogger("siglax")
 
 @dataclasses.dataclass(frozen=True)
 class View:
-  """Theirs is ours with its axes permuted, one axis cut into (heads, width / heads), and `lead` axes of 1 in front."""
+  """Theirs is ours with its axes permuted, one axis cut into (heads, width / heads), and `lead`
+  axes of 1 in front.
+  """
 
   axes: tuple[int, ...] | None = None
   heads: int | None = None  # the axis that is cut
@@ -57,7 +61,9 @@ LEAD = View(lead=1)
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One parameter. In a name {i} is the layer; of a fused array of theirs ours is `part` of `parts` along axis 0."""
+  """One parameter. In a name {i} is the layer; of a fused array of theirs ours is `part` of `parts`
+  along axis 0.
+  """
 
   ours: str
   theirs: str
@@ -80,11 +86,13 @@ class Row:
     return self.ours == "image/pos_embedding"
 
 
-def linear(ours: str, theirs: str, names=("weight", "bias"), views=(TRANSPOSED, SAME), **parts) -> tuple[Row, Row]:
+def linear(
+  ours: str, theirs: str, names=("weight", "bias"), views=(TRANSPOSED, SAME), **parts
+) -> tuple[Row, Row]:
   """The rows of a linear map; theirs ends before the name of the array."""
   return (
-      Row(f"{ours}/kernel", theirs + names[0], views[0], **parts),
-      Row(f"{ours}/bias", theirs + names[1], views[1], **parts),
+    Row(f"{ours}/kernel", theirs + names[0], views[0], **parts),
+    Row(f"{ours}/bias", theirs + names[1], views[1], **parts),
   )
 
 
@@ -107,9 +115,13 @@ class Format:
 
 
 class Layout:
-  """The rows of a format that some towers have. stacked: towers whose layers are one array there, an axis in front."""
+  """The rows of a format that some towers have. stacked: towers whose layers are one array there,
+  an axis in front.
+  """
 
-  def __init__(self, form: Format, model, towers: tuple[str, ...], stacked: frozenset[str] = frozenset()):
+  def __init__(
+    self, form: Format, model, towers: tuple[str, ...], stacked: frozenset[str] = frozenset()
+  ):
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     both = LOGITS if set(towers) == set(models.TOWERS) else ()
     self.tree = {k: v for k, v in shapes.items() if k in (*towers, *both)}
@@ -120,7 +132,9 @@ class Layout:
     transformers = [name for name in towers if name == "text" or not model.has_batch_norm]
     self._sizes = {name: transformer.Shape.of(model.config[name]) for name in transformers}
     self.rows = [row for row in form.rows if self.path(row, 0) in self.leaves]
-    self.unmapped = set(self.leaves) - {self.path(row, i) for row in self.rows for i in self.layers(row)}
+    self.unmapped = set(self.leaves) - {
+      self.path(row, i) for row in self.rows for i in self.layers(row)
+    }
 
   def is_stacked(self, row: Row) -> bool:
     """Whether the layers of ours are one leaf, as in an encoder with scan."""
@@ -171,19 +185,25 @@ class Layout:
       else:
         x = source.read(name, part)
       if row.is_position:
-        x = positions.resize(x.reshape(-1, shape[-1]), shape[0], self._extra_positions, f"{source.name}: {name}")
+        x = positions.resize(
+          x.reshape(-1, shape[-1]), shape[0], self._extra_positions, f"{source.name}: {name}"
+        )
       yield row.view.ours(x, shape)
 
 
 def read(source, form: Format, model, mesh, towers: tuple[str, ...], fresh: bool = False) -> dict:
   """The parameters of some towers of `model`, read leaf by leaf straight into their shards.
 
-  Global view: every process reads the arrays and keeps its shards; the host holds one leaf of ours at a time.
-  source: a files.Arrays. fresh: for a model of another config: resize positions to it, leave out a scale or bias that the
-  source or the model does not have, and say so.
-  Raises ValueError that names the file and each array that is missing, left over or of a wrong shape.
+  Global view: every process reads the arrays and keeps its shards; the host holds one leaf of ours
+  at a time.
+  source: a files.Arrays. fresh: for a model of another config: resize positions to it, leave out a
+  scale or bias that the source or the model does not have, and say so.
+  Raises ValueError that names the file and each array that is missing, left over or of a wrong
+  shape.
   """
-  stacked = frozenset(row.tower for row in form.rows if row.is_layer and _stack(row.theirs) in source.shapes)
+  stacked = frozenset(
+    row.tower for row in form.rows if row.is_layer and _stack(row.theirs) in source.shapes
+  )
   layout = Layout(form, model, towers, stacked)
   rows = _check_names(source, form, layout, towers, fresh)
   for row in rows:
@@ -206,7 +226,8 @@ def read(source, form: Format, model, mesh, towers: tuple[str, ...], fresh: bool
 
 
 def arrays(form: Format, model, params: dict, towers: tuple[str, ...]):
-  """Yields (name, function that makes it) of each of their arrays: what `read` reads, so one is on the host at a time.
+  """Yields (name, function that makes it) of each of their arrays: what `read` reads, so one is on
+  the host at a time.
 
   Raises ValueError when the format has no place for a parameter.
   """
@@ -220,7 +241,9 @@ def arrays(form: Format, model, params: dict, towers: tuple[str, ...]):
 
   def one(row, i):
     leaf = leaves[layout.path(row, i)]
-    return row.view.theirs(np.asarray(jax.device_get(leaf[i] if layout.is_stacked(row) else leaf)), layout.heads(row))
+    return row.view.theirs(
+      np.asarray(jax.device_get(leaf[i] if layout.is_stacked(row) else leaf)), layout.heads(row)
+    )
 
   def make(parts):
     made = [one(*part) for part in sorted(parts, key=lambda part: part[0].part)]
@@ -233,16 +256,22 @@ def arrays(form: Format, model, params: dict, towers: tuple[str, ...]):
 def some(names, limit: int = 8) -> str:
   """The names in one line, the first few of many."""
   names = sorted(names)
-  return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+  return ", ".join(names[:limit]) + (
+    f" and {len(names) - limit} more" if len(names) > limit else ""
+  )
 
 
 def _stack(name: str) -> str:
-  """The name of all layers in one array: "blocks/{i}/" → "blocks/", "encoderblock_{i}/" → "encoderblock/"."""
+  """The name of all layers in one array: "blocks/{i}/" → "blocks/", "encoderblock_{i}/" →
+  "encoderblock/".
+  """
   return name.replace("/{i}", "").replace("_{i}", "")
 
 
 def _check_names(source, form, layout, towers, fresh) -> list[Row]:
-  """The rows to read: every array of the file that belongs to these towers is in one, and the other way round."""
+  """The rows to read: every array of the file that belongs to these towers is in one, and the other
+  way round.
+  """
   rows, names = list(layout.rows), set(source.shapes)
   if others := [name for name in models.TOWERS if name not in towers]:
     passed = tuple(prefix for name in others for prefix in form.prefixes[name])
@@ -258,7 +287,11 @@ def _check_names(source, form, layout, towers, fresh) -> list[Row]:
         names.remove(row.theirs)
     unmapped -= LOGITS
   expected = {layout.name(row, i) for row in rows for i in layout.layers(row)}
-  problems = [("it has no place for", unmapped), ("it lacks", expected - names), ("unused are", names - expected)]
+  problems = [
+    ("it has no place for", unmapped),
+    ("it lacks", expected - names),
+    ("unused are", names - expected),
+  ]
   if problems := [f"{what} {some(found)}" for what, found in problems if found]:
     raise ValueError(f"{source.name} does not fit these towers: {'; '.join(problems)}")
   return rows
@@ -272,7 +305,9 @@ def _check_shapes(source, layout, row, fresh):
     if fresh and row.is_position and len(shape) == len(need):
       need = (*need[:-2], shape[-2], need[-1])  # any number of positions can be resized
     if shape != need and not (need in ((), (1,)) and shape in ((), (1,))):
-      raise ValueError(f"{source.name}: {name} has the shape {list(shape)}; these towers need {list(need)}")
+      raise ValueError(
+        f"{source.name}: {name} has the shape {list(shape)}; these towers need {list(need)}"
+      )
 
 
 def _place(x: np.ndarray, sharding) -> jax.Array:

@@ -9,8 +9,11 @@ import numpy as np
 CUBIC = -0.75  # torch's bicubic; transformers interpolates position embeddings with it
 
 
-def resize(positions: np.ndarray, count: int, extra: int = 0, name: str = "position embedding") -> np.ndarray:
-  """Positions [extra + rows², d] of a square grid → [count, d] of another; the first `extra` are no patches and stay.
+def resize(
+  positions: np.ndarray, count: int, extra: int = 0, name: str = "position embedding"
+) -> np.ndarray:
+  """Positions [extra + rows², d] of a square grid → [count, d] of another; the first `extra` are no
+  patches and stay.
 
   Raises ValueError when one of them is no square grid.
   """
@@ -18,19 +21,28 @@ def resize(positions: np.ndarray, count: int, extra: int = 0, name: str = "posit
     return positions
   old, new = (math.isqrt(max(n - extra, 0)) for n in (len(positions), count))
   if old * old != len(positions) - extra or new * new != count - extra or not old:
-    raise ValueError(f"{name} has {len(positions)} positions and {count} are needed; only square grids can be resized")
+    raise ValueError(
+      f"{name} has {len(positions)} positions and {count} are needed; only square grids can be "
+      "resized"
+    )
   return np.concatenate([positions[:extra], resize_grid(positions[extra:], (old, old), (new, new))])
 
 
 def resize_grid(grid: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
-  """[rows·columns, d] → [new rows·new columns, d] by bicubic interpolation, edges repeated (align_corners=False).
+  """[rows·columns, d] → [new rows·new columns, d] by bicubic interpolation, edges repeated
+  (align_corners=False).
 
-  Growing, it is torch's `interpolate(mode="bicubic")` and so transformers' `interpolate_pos_encoding`. Shrinking, the
-  kernel is widened by the ratio (antialiased), which those leave out.
+  Growing, it is torch's `interpolate(mode="bicubic")` and so transformers'
+  `interpolate_pos_encoding`. Shrinking, the kernel is widened by the ratio (antialiased), which
+  those leave out.
   """
   rows, columns = (weights(a, b) for a, b in zip(old, new))
   x = grid.reshape(*old, -1).astype(np.float64)
-  return np.einsum("ai,bj,ijd->abd", rows, columns, x, optimize=True).reshape(-1, x.shape[-1]).astype(np.float32)
+  return (
+    np.einsum("ai,bj,ijd->abd", rows, columns, x, optimize=True)
+    .reshape(-1, x.shape[-1])
+    .astype(np.float32)
+  )
 
 
 def weights(old: int, new: int) -> np.ndarray:

@@ -1,7 +1,9 @@
-"""Towers as StableHLO: what jax.export serialises, which jax runs without siglax, on any platform and batch size.
+"""Towers as StableHLO: what jax.export serialises, which jax runs without siglax, on any platform
+and batch size.
 
-A function's parameters are its first argument, beside it in an .npz for each tower: two functions share them, nothing of
-them is compiled as a constant, and numpy still reads them when jax no longer reads the function.
+A function's parameters are its first argument, beside it in an .npz for each tower: two functions
+share them, nothing of them is compiled as a constant, and numpy still reads them when jax no longer
+reads the function.
 """
 
 from __future__ import annotations
@@ -23,16 +25,29 @@ FUNCTIONS = {"embed_image": "image", "image_tokens": "image", "embed_text": "tex
 SUFFIX = ".jax_export"
 PLATFORMS = ("cpu", "cuda", "tpu")
 TOKENIZER = "tokenizer.model"
-# The functions are the model, whatever its options; config.json and the README tell what comes before them (fields.py).
+# The functions are the model, whatever its options; config.json and the README tell what comes
+# before them (fields.py).
 CARRIES = fields.any_value(
-    "model.*", "image.size", "image.mean", "image.std", "image.resize", "image.fit",
-    "text.tokenizer", "text.length", "text.lowercase", "text.strip_punctuation", "text.pad",
+  "model.*",
+  "image.size",
+  "image.mean",
+  "image.std",
+  "image.resize",
+  "image.fit",
+  "text.tokenizer",
+  "text.length",
+  "text.lowercase",
+  "text.strip_punctuation",
+  "text.pad",
 )
 
 
 def params(tower, name: str, dtype) -> dict[str, np.ndarray]:
   """The parameters of one tower, {"encoder/blocks/norm1/scale": array}."""
-  return {k: np.asarray(jax.device_get(x)).astype(dtype) for k, x in paths.flatten(tower.params[name]).items()}
+  return {
+    k: np.asarray(jax.device_get(x)).astype(dtype)
+    for k, x in paths.flatten(tower.params[name]).items()
+  }
 
 
 @contextlib.contextmanager
@@ -51,20 +66,25 @@ def _without_paths():
 def functions(tower, dtype) -> dict[str, jax_export.Exported]:
   """embed_image, image_tokens and embed_text, as far as there are towers for them.
 
-  Each takes the parameters of its tower (see `params`) and uint8 pixels [b, S, S, 3] or int32 tokens [b, L] for any b,
-  on one device or with b split over many. Shapes alone are traced, outside of any mesh.
+  Each takes the parameters of its tower (see `params`) and uint8 pixels [b, S, S, 3] or int32
+  tokens [b, L] for any b, on one device or with b split over many. Shapes alone are traced, outside
+  of any mesh.
   """
   config = tower.config
-  b, = jax_export.symbolic_shape("b")
+  (b,) = jax_export.symbolic_shape("b")
   inputs = {
-      "image": jax.ShapeDtypeStruct((b, config.image.size, config.image.size, 3), jnp.uint8),
-      "text": jax.ShapeDtypeStruct((b, config.model.text.length), jnp.int32),
+    "image": jax.ShapeDtypeStruct((b, config.image.size, config.image.size, 3), jnp.uint8),
+    "text": jax.ShapeDtypeStruct((b, config.model.text.length), jnp.int32),
   }
   exported = {}
   for name, of in FUNCTIONS.items():
     if of in tower.params:
-      shapes = {k: jax.ShapeDtypeStruct(x.shape, dtype) for k, x in paths.flatten(tower.params[of]).items()}
-      exported[name] = jax_export.export(jax.jit(_function(tower.model, name)), platforms=PLATFORMS)(shapes, inputs[of])
+      shapes = {
+        k: jax.ShapeDtypeStruct(x.shape, dtype) for k, x in paths.flatten(tower.params[of]).items()
+      }
+      exported[name] = jax_export.export(
+        jax.jit(_function(tower.model, name)), platforms=PLATFORMS
+      )(shapes, inputs[of])
   return exported
 
 
@@ -83,11 +103,17 @@ def serialize(function: jax_export.Exported) -> bytes:
 
 
 def config_json(tower, exported: dict, dtype: str) -> dict:
-  """config.json: the functions and their shapes, scale and bias, and what pictures and texts go through before."""
+  """config.json: the functions and their shapes, scale and bias, and what pictures and texts go
+  through before.
+  """
   c, text = tower.config, tower.text
   config = {
-      "format": FORMAT, "siglax_version": siglax.__version__, "jax_version": jax.__version__,
-      "platforms": list(PLATFORMS), "dtype": dtype, "embed_dim": tower.model.embed_dim,
+    "format": FORMAT,
+    "siglax_version": siglax.__version__,
+    "jax_version": jax.__version__,
+    "platforms": list(PLATFORMS),
+    "dtype": dtype,
+    "embed_dim": tower.model.embed_dim,
   }
   if "log_scale" in tower.params:
     scale, bias = models.scale_and_bias(tower.params)
@@ -95,22 +121,35 @@ def config_json(tower, exported: dict, dtype: str) -> dict:
   if "image" in tower.params:
     patches, width = exported["image_tokens"].out_avals[0].shape[1:]
     config["image"] = {
-        "size": c.image.size, "resize": c.image.resize, "fit": c.image.fit,
-        "mean": list(c.image.mean), "std": list(c.image.std), "patches": patches, "width": width,
+      "size": c.image.size,
+      "resize": c.image.resize,
+      "fit": c.image.fit,
+      "mean": list(c.image.mean),
+      "std": list(c.image.std),
+      "patches": patches,
+      "width": width,
     }
   if "text" in tower.params:
-    config["text"] = {"length": c.model.text.length, "vocab_size": c.model.text.vocab_size, "tokenizer": text and TOKENIZER}
+    config["text"] = {
+      "length": c.model.text.length,
+      "vocab_size": c.model.text.vocab_size,
+      "tokenizer": text and TOKENIZER,
+    }
     if text is not None:
       config["text"] |= {
-          "lowercase": text.lowercase, "strip_punctuation": text.strip_punctuation,
-          "eos_id": text.eos_id, "pad_id": text.pad_id,
+        "lowercase": text.lowercase,
+        "strip_punctuation": text.strip_punctuation,
+        "eos_id": text.eos_id,
+        "pad_id": text.pad_id,
       }
   config["functions"] = {
-      name: {
-          "file": name + SUFFIX, "params": f"{FUNCTIONS[name]}.npz",
-          "from": str(function.in_avals[-1]), "to": str(function.out_avals[0]),
-      }
-      for name, function in exported.items()
+    name: {
+      "file": name + SUFFIX,
+      "params": f"{FUNCTIONS[name]}.npz",
+      "from": str(function.in_avals[-1]),
+      "to": str(function.out_avals[0]),
+    }
+    for name, function in exported.items()
   }
   return config
 
@@ -135,12 +174,12 @@ _OPEN = """  picture = ImageOps.exif_transpose(Image.open(file))
   picture = picture.convert("RGB")
 """
 _PICTURES = {
-    "squash": """from PIL import Image, ImageOps
+  "squash": """from PIL import Image, ImageOps
 
 def pixels(file):
 {open}  return np.asarray(picture.resize(({size}, {size}), Image.Resampling.{resample}))
 """,
-    "crop": """from PIL import Image, ImageOps
+  "crop": """from PIL import Image, ImageOps
 
 def pixels(file):
 {open}  width, height = ({size} * side // min(picture.size) for side in picture.size)
@@ -170,31 +209,59 @@ def readme(config: dict, name: str) -> str:
   if image:
     pixels = f"np.zeros((2, {image['size']}, {image['size']}, 3), np.uint8)"
     use.append(f'zimg = load("embed_image")({pixels})  # unit rows {row}')
-    use.append(f'patches = load("image_tokens")({pixels})  # [2, {image["patches"]}, {image["width"]}]')
-    picture = _PICTURES[image["fit"]].format(open=_OPEN, size=image["size"], resample=image["resize"].upper())
-    inputs += ["", "## Pictures", "", "The mean and std are inside the functions. For pixels:", "", *_python(picture)]
+    use.append(
+      f'patches = load("image_tokens")({pixels})  # [2, {image["patches"]}, {image["width"]}]'
+    )
+    picture = _PICTURES[image["fit"]].format(
+      open=_OPEN, size=image["size"], resample=image["resize"].upper()
+    )
+    inputs += [
+      "",
+      "## Pictures",
+      "",
+      "The mean and std are inside the functions. For pixels:",
+      "",
+      *_python(picture),
+    ]
   if text:
-    use.append(f'ztxt = load("embed_text")(np.zeros((2, {text["length"]}), np.int32))  # unit rows {row}')
+    use.append(
+      f'ztxt = load("embed_text")(np.zeros((2, {text["length"]}), np.int32))  # unit rows {row}'
+    )
     inputs += ["", "## Texts", "", *_texts(text)]
   if "scale" in config:
     use.append('logits = config["scale"] * zimg @ ztxt.T + config["bias"]')
   towers = " and ".join(tower for tower in models.TOWERS if tower in config)
-  return "\n".join([
-      f"# {name}", "",
-      f"The {towers} tower of siglax as functions that jax runs on {', '.join(PLATFORMS)}, for any number of rows, without "
-      "siglax: `pip install jax flatbuffers`.", "",
-      *_python("\n".join(use)), "",
-      "`load` in two halves, `export.deserialize(…).call(params, x)`, is differentiable once in both, and takes rows that "
-      "are split over devices.", "",
-      f"Written by jax {config['jax_version']}. jax promises that its versions of the next six months read the functions; "
-      "export again for later ones. The .npz files do not age.",
-      *inputs,
-  ]) + "\n"
+  return (
+    "\n".join(
+      [
+        f"# {name}",
+        "",
+        f"The {towers} tower of siglax as functions that jax runs on {', '.join(PLATFORMS)}, for "
+        "any number of rows, without "
+        "siglax: `pip install jax flatbuffers`.",
+        "",
+        *_python("\n".join(use)),
+        "",
+        "`load` in two halves, `export.deserialize(…).call(params, x)`, is differentiable once in "
+        "both, and takes rows that "
+        "are split over devices.",
+        "",
+        f"Written by jax {config['jax_version']}. jax promises that its versions of the next six "
+        "months read the functions; "
+        "export again for later ones. The .npz files do not age.",
+        *inputs,
+      ]
+    )
+    + "\n"
+  )
 
 
 def _texts(text) -> list[str]:
   if text["tokenizer"] is None:
-    return [f"int32 tokens [N, {text['length']}] below {text['vocab_size']}, of the tower's own tokenizer."]
+    return [
+      f"int32 tokens [N, {text['length']}] below {text['vocab_size']}, of the tower's own "
+      "tokenizer."
+    ]
   steps, imports = "", "re"
   if text["lowercase"]:
     steps += "\n    text = text.lower()"

@@ -1,18 +1,21 @@
 """Contrastive losses over a global batch of unit embeddings.
 
-zimg, ztxt: [B, d], rows sharded over `axis` (a name or a tuple of names) of `mesh`; scale is exp(t'); the result is
-a float32 scalar, differentiable in zimg, ztxt, scale and bias. Call under jax.jit.
-weights: float [B], at least 0, of any size: an example of weight 0 is absent, as row and as column, whatever its
-embeddings hold; a batch of which all are absent has no loss: 0, and so are its gradients. labels: int [B], pairs of equal
-labels match.
-impl: "dense" makes the B×B logits in plain jnp, sharded as XLA decides; "ring" passes the texts from device to device
-and keeps memory at O(b·d), b = B / devices; "gather" fetches all texts at once, O(B·d); "auto" is `choose`'s.
+zimg, ztxt: [B, d], rows sharded over `axis` (a name or a tuple of names) of `mesh`; scale is
+exp(t'); the result is a float32 scalar, differentiable in zimg, ztxt, scale and bias. Call under
+jax.jit.
+weights: float [B], at least 0, of any size: an example of weight 0 is absent, as row and as column,
+whatever its embeddings hold; a batch of which all are absent has no loss: 0, and so are its
+gradients. labels: int [B], pairs of equal labels match.
+impl: "dense" makes the B×B logits in plain jnp, sharded as XLA decides; "ring" passes the texts
+from device to device and keeps memory at O(b·d), b = B / devices; "gather" fetches all texts at
+once, O(B·d); "auto" is `choose`'s.
 tile: examples per tile of ring and gather, None is `default_tile`'s; the dense one has none.
-All raise ValueError in one line for shapes that differ, a batch that the devices do not divide, an unknown impl or
-axis, a tile below 1, labels that are not integers. docs/losses.md has the maths and the figures.
+All raise ValueError in one line for shapes that differ, a batch that the devices do not divide, an
+unknown impl or axis, a tile below 1, labels that are not integers. docs/losses.md has the maths and
+the figures.
 
-A loss is a file with a `LOSS` (loss.py says what that declares) and its line in LOSSES. `pairwise` registers a loss
-of one's own from outside the package.
+A loss is a file with a `LOSS` (loss.py says what that declares) and its line in LOSSES. `pairwise`
+registers a loss of one's own from outside the package.
 """
 
 from __future__ import annotations
@@ -38,15 +41,25 @@ from siglax.losses.layout import plan
 from siglax.losses.loss import Loss
 
 LOSSES: Registry[Loss] = Registry(
-    "loss", (sigmoid.LOSS, softmax.LOSS, focal.LOSS, hinge.LOSS), merged=True
+  "loss", (sigmoid.LOSS, softmax.LOSS, focal.LOSS, hinge.LOSS), merged=True
 )
 
 
 def sigmoid_loss(
-    zimg, ztxt, scale, bias, *, mesh=None, axis="data", impl="auto", tile=None, weights=None,
-    labels=None,
+  zimg,
+  ztxt,
+  scale,
+  bias,
+  *,
+  mesh=None,
+  axis="data",
+  impl="auto",
+  tile=None,
+  weights=None,
+  labels=None,
 ) -> jax.Array:
-  """SigLIP: (1/Σw) Σ_ij w_i w_j [softplus(x_ij) − p_ij x_ij], x = scale·zimg·ztxtᵀ + bias. Global view.
+  """SigLIP: (1/Σw) Σ_ij w_i w_j [softplus(x_ij) − p_ij x_ij], x = scale·zimg·ztxtᵀ + bias. Global
+  view.
 
   See the module for arguments and errors. Source: arXiv 2303.15343, Algorithm 1.
   """
@@ -55,9 +68,10 @@ def sigmoid_loss(
 
 
 def softmax_loss(
-    zimg, ztxt, scale, *, mesh=None, axis="data", impl="auto", tile=None, weights=None, labels=None
+  zimg, ztxt, scale, *, mesh=None, axis="data", impl="auto", tile=None, weights=None, labels=None
 ) -> jax.Array:
-  """CLIP: ½ Σ over both directions of (1/Σw) Σ_i w_i [log Σ_j w_j exp(x_ij) − Σ_j q_ij x_ij], x = scale·zimg·ztxtᵀ.
+  """CLIP: ½ Σ over both directions of (1/Σw) Σ_i w_i [log Σ_j w_j exp(x_ij) − Σ_j q_ij x_ij], x =
+  scale·zimg·ztxtᵀ.
 
   q_ij = p_ij w_j / Σ_k p_ik w_k. Global view; see the module for arguments and errors.
   Source: arXiv 2103.00020, figure 3.
@@ -67,42 +81,68 @@ def softmax_loss(
 
 
 def focal_loss(
-    zimg, ztxt, scale, bias, *, gamma=2.0, mesh=None, axis="data", impl="auto", tile=None,
-    weights=None, labels=None,
+  zimg,
+  ztxt,
+  scale,
+  bias,
+  *,
+  gamma=2.0,
+  mesh=None,
+  axis="data",
+  impl="auto",
+  tile=None,
+  weights=None,
+  labels=None,
 ) -> jax.Array:
-  """The sigmoid loss with each pair weighted by (1 − p)^gamma, p the probability of its right answer. Global view.
+  """The sigmoid loss with each pair weighted by (1 − p)^gamma, p the probability of its right
+  answer. Global view.
 
-  See the module for arguments and errors. Source: Lin et al., arXiv 1708.02002; for image-text pairs RO-ViT,
-  arXiv 2305.07011, and MaMMUT, arXiv 2303.16839.
+  See the module for arguments and errors. Source: Lin et al., arXiv 1708.02002; for image-text
+  pairs RO-ViT, arXiv 2305.07011, and MaMMUT, arXiv 2303.16839.
   """
   batch, layout = Batch(zimg, ztxt, weights, labels), Layout(mesh, axis, impl, tile)
   return _compute(focal.LOSS, batch, (scale, bias), layout, gamma=gamma)
 
 
 def hinge_loss(
-    zimg, ztxt, *, margin=0.2, negatives="all", mesh=None, axis="data", impl="auto", tile=None,
-    weights=None, labels=None,
+  zimg,
+  ztxt,
+  *,
+  margin=0.2,
+  negatives="all",
+  mesh=None,
+  axis="data",
+  impl="auto",
+  tile=None,
+  weights=None,
+  labels=None,
 ) -> jax.Array:
-  """VSE++: (1/Σw) Σ_i w_i [N_j (margin + s_ij − s_ii)₊ + N_j (margin + s_ji − s_ii)₊] over j that do not match i.
+  """VSE++: (1/Σw) Σ_i w_i [N_j (margin + s_ij − s_ii)₊ + N_j (margin + s_ji − s_ii)₊] over j that
+  do not match i.
 
-  s = zimg·ztxtᵀ, no scale and no bias; N is Σ_j w_j for negatives="all" and the maximum for "hardest". Global view;
-  see the module for arguments and errors. Source: arXiv 1707.05612, section 3.
+  s = zimg·ztxtᵀ, no scale and no bias; N is Σ_j w_j for negatives="all" and the maximum for
+  "hardest". Global view; see the module for arguments and errors. Source: arXiv 1707.05612, section
+  3.
   """
   batch, layout = Batch(zimg, ztxt, weights, labels), Layout(mesh, axis, impl, tile)
   return _compute(hinge.LOSS, batch, (), layout, margin=margin, negatives=negatives)
 
 
 def pairwise(name: str, formula, doc: str = "A loss of one's own.", fields=None) -> Loss:
-  """Makes and registers a loss of one's own, (1/Σw) Σ_ij w_i w_j l(x_ij, p_ij) with x = scale·zimg·ztxtᵀ + bias.
+  """Makes and registers a loss of one's own, (1/Σw) Σ_ij w_i w_j l(x_ij, p_ij) with x =
+  scale·zimg·ztxtᵀ + bias.
 
-  formula: (x, p) → l, element by element, of arrays of one shape: x float32, p bool, whether a pair matches. It is
-  written in jax.numpy; its derivative is jax's, taken a tile at a time, so that memory stays at O(b·d).
-  fields: {name: siglax.config.parts.Field}: config.loss gets them, and the formula their values as keywords.
+  formula: (x, p) → l, element by element, of arrays of one shape: x float32, p bool, whether a pair
+  matches. It is written in jax.numpy; its derivative is jax's, taken a tile at a time, so that
+  memory stays at O(b·d).
+  fields: {name: siglax.config.parts.Field}: config.loss gets them, and the formula their values as
+  keywords.
 
       losses.pairwise("square", lambda x, p: jnp.square(x - p))      # --config.loss.name=square
 
-  The bias starts at the log-odds of a match, as that of the sigmoid loss does. Raises ValueError in one line for a name
-  or a field that is taken, and for a formula that does not give one loss of each pair from its own logit alone.
+  The bias starts at the log-odds of a match, as that of the sigmoid loss does. Raises ValueError in
+  one line for a name or a field that is taken, and for a formula that does not give one loss of
+  each pair from its own logit alone.
   """
   loss = pairs.loss(name, doc, formula, fields=fields)
   pairs.check_elementwise(loss, formula)
@@ -131,7 +171,7 @@ def _compute(loss: Loss, batch: Batch, scalars: tuple, layout: Layout, **options
       raise ValueError(f"{name}={value!r} {problem} (config.loss.{name})")
   layout = layout.chosen(*batch.zimg.shape)
   zimg, ztxt = (
-      z.astype(jnp.float32) if z.dtype == jnp.float64 else z for z in (batch.zimg, batch.ztxt)
+    z.astype(jnp.float32) if z.dtype == jnp.float64 else z for z in (batch.zimg, batch.ztxt)
   )
   scalars = tuple(jnp.asarray(x, jnp.float32) for x in scalars)
   weights, factors = batch.weights, ()
@@ -142,7 +182,7 @@ def _compute(loss: Loss, batch: Batch, scalars: tuple, layout: Layout, **options
     value = loss.dense(*present, *scalars, weights, batch.labels, **options)
   else:
     value = ring.differentiable(loss.per_device(**options), layout)(
-        zimg, ztxt, scalars, weights, batch.labels
+      zimg, ztxt, scalars, weights, batch.labels
     )
   if weights is None:
     return value

@@ -1,7 +1,8 @@
-"""The focal contrastive loss of MaMMUT (arXiv 2303.16839) and RO-ViT (arXiv 2305.07011): maths, no devices.
+"""The focal contrastive loss of MaMMUT (arXiv 2303.16839) and RO-ViT (arXiv 2305.07011): maths, no
+devices.
 
-The sigmoid loss with each pair weighted by (1 − p)^γ, p the probability given to the right answer: easy pairs, which
-are most of B², fade.
+The sigmoid loss with each pair weighted by (1 − p)^γ, p the probability given to the right answer:
+easy pairs, which are most of B², fade.
 """
 
 from __future__ import annotations
@@ -34,10 +35,13 @@ def with_derivative(x_tt, p_tt, gamma):
 
 
 LOSS = pairs.loss(
-    "focal", "The sigmoid loss with easy pairs weighted down.", formula, with_derivative,
-    fields={
-        "gamma": Field(
-            2.0, "A pair weighs (1 − p)^gamma, p the probability of its right answer.", least=0
-        ),
-    },
+  "focal",
+  "The sigmoid loss with easy pairs weighted down.",
+  formula,
+  with_derivative,
+  fields={
+    "gamma": Field(
+      2.0, "A pair weighs (1 − p)^gamma, p the probability of its right answer.", least=0
+    ),
+  },
 )

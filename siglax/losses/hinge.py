@@ -1,8 +1,11 @@
-"""The hinge loss with in-batch negatives of VSE++ (Faghri et al., arXiv 1707.05612): maths, no devices.
+"""The hinge loss with in-batch negatives of VSE++ (Faghri et al., arXiv 1707.05612): maths, no
+devices.
 
-A negative counts when its similarity is above that of the pair, s_ii, less the margin α. negatives="all" sums over
-all negatives in one trip of the texts, 6·b·B·d FLOPs a device. "hardest" takes the most similar text of each image and
-the most similar image of each text, which a trip of its own finds: 8·b·B·d. There is neither scale nor bias.
+A negative counts when its similarity is above that of the pair, s_ii, less the margin α.
+negatives="all" sums over all negatives in one trip of the texts, 6·b·B·d FLOPs a device. "hardest"
+takes the most similar text of each image and
+the most similar image of each text, which a trip of its own finds: 8·b·B·d. There is neither scale
+nor bias.
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ from siglax.losses.loss import Loss
 
 
 def dense(zimg_Bd, ztxt_Bd, weights_B, labels_B, margin, negatives) -> jax.Array:
-  """L = (1/Σw) Σ_i w_i [N_j (α + s_ij − s_ii)₊ + N_j (α + s_ji − s_ii)₊] over j that do not match i.
+  """L = (1/Σw) Σ_i w_i [N_j (α + s_ij − s_ii)₊ + N_j (α + s_ji − s_ii)₊] over j that do not match
+  i.
 
   N is Σ_j w_j for negatives="all", and the largest over w_j > 0 for "hardest".
   """
@@ -28,7 +32,9 @@ def dense(zimg_Bd, ztxt_Bd, weights_B, labels_B, margin, negatives) -> jax.Array
   total = 0
   for x_BB in (s_BB, s_BB.T):
     over_BB = jnp.where(negative_BB, jax.nn.relu(margin + x_BB - jnp.diag(s_BB)[:, None]), 0)
-    total += jnp.sum(over_BB * weights_B, axis=1) if negatives == "all" else jnp.max(over_BB, axis=1)
+    total += (
+      jnp.sum(over_BB * weights_B, axis=1) if negatives == "all" else jnp.max(over_BB, axis=1)
+    )
   return jnp.sum(weights_B * total) / pairs.dense_total(weights_B)
 
 
@@ -118,21 +124,28 @@ def _harder(a, b):
 
 
 def _rescale(loss, c, margin, negatives):
-  """Over all negatives the loss is linear in the weights; the hardest one counts alike whatever its weight."""
+  """Over all negatives the loss is linear in the weights; the hardest one counts alike whatever its
+  weight.
+  """
   del margin
   return loss * c if negatives == "all" else loss
 
 
 LOSS = Loss(
-    "hinge", "VSE++'s: a negative counts where it is not less similar than the pair by a margin.",
-    dense, _per_device, has_scale=False, rescale=_rescale,
-    fields={
-        "margin": Field(
-            0.2, "A negative counts where its cosine is above the pair's less this.", least=0
-        ),
-        "negatives": Field(
-            "all", "all: the sum over all negatives; hardest: the most similar one alone.",
-            choices=("all", "hardest"),
-        ),
-    },
+  "hinge",
+  "VSE++'s: a negative counts where it is not less similar than the pair by a margin.",
+  dense,
+  _per_device,
+  has_scale=False,
+  rescale=_rescale,
+  fields={
+    "margin": Field(
+      0.2, "A negative counts where its cosine is above the pair's less this.", least=0
+    ),
+    "negatives": Field(
+      "all",
+      "all: the sum over all negatives; hardest: the most similar one alone.",
+      choices=("all", "hardest"),
+    ),
+  },
 )

@@ -1,4 +1,6 @@
-"""What a loss is given, and how it is computed: on which devices, through which transport, in tiles of which size."""
+"""What a loss is given, and how it is computed: on which devices, through which transport, in tiles
+of which size.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ DEVICE_MEMORY = 16 * 2**30  # bytes, where a device does not tell
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-  """Embeddings zimg and ztxt [B, d] with weights float [B] and labels int [B], each None where not given.
+  """Embeddings zimg and ztxt [B, d] with weights float [B] and labels int [B], each None where not
+  given.
 
   In the global view; within a transport, the rows of one device.
   """
@@ -34,7 +37,7 @@ class Batch:
     """ValueError in one line for shapes that differ, and for labels that are not integers."""
     if self.zimg.ndim != 2 or self.zimg.shape != self.ztxt.shape:
       raise ValueError(
-          f"zimg {self.zimg.shape} and ztxt {self.ztxt.shape} must have the same shape [B, d]"
+        f"zimg {self.zimg.shape} and ztxt {self.ztxt.shape} must have the same shape [B, d]"
       )
     size = self.zimg.shape[:1]
     for name, x in (("weights", self.weights), ("labels", self.labels)):
@@ -48,8 +51,9 @@ class Batch:
 class Layout:
   """Where the rows of a batch lie, and how all images meet all texts.
 
-  mesh: None for one device. axis: the mesh axis, or the axes, that split the batch. impl: one of IMPLS. tile: examples
-  of a tile; None takes `default_tile`, and so does "dense", which has no tiles.
+  mesh: None for one device. axis: the mesh axis, or the axes, that split the batch. impl: one of
+  IMPLS. tile: examples of a tile; None takes `default_tile`, and so does "dense", which has no
+  tiles.
   """
 
   mesh: Any = None
@@ -68,20 +72,22 @@ class Layout:
     return axis_size(self.mesh, self.axis)
 
   def check(self, B: int):
-    """ValueError in one line for an unknown impl or axis, a tile below 1, a batch of B that the devices do not divide."""
+    """ValueError in one line for an unknown impl or axis, a tile below 1, a batch of B that the
+    devices do not divide.
+    """
     if self.impl not in IMPLS:
       raise ValueError(
-          f"impl={self.impl!r} is unknown; known are {', '.join(IMPLS)} (config.loss.impl)"
+        f"impl={self.impl!r} is unknown; known are {', '.join(IMPLS)} (config.loss.impl)"
       )
     if self.tile is not None and self.tile <= 0:
       raise ValueError(f"tile={self.tile} must be positive")
     if self.mesh is not None and not set(self.axes) <= set(self.mesh.axis_names):
       raise ValueError(
-          f"axis={self.axis!r} is not of the mesh, whose axes are {', '.join(self.mesh.axis_names)}"
+        f"axis={self.axis!r} is not of the mesh, whose axes are {', '.join(self.mesh.axis_names)}"
       )
     if B % self.devices:
       raise ValueError(
-          f"a batch of {B} is not divisible by the {self.devices} devices of axis={self.axis!r}"
+        f"a batch of {B} is not divisible by the {self.devices} devices of axis={self.axis!r}"
       )
 
   def chosen(self, B: int, d: int) -> Layout:
@@ -98,9 +104,10 @@ def axis_size(mesh, axis) -> int:
 def choose(B: int, d: int, mesh=None, axis="data", memory: int | None = None) -> str:
   """What impl="auto" takes for a global batch of B embeddings of width d.
 
-  dense: the logits of a device are at most DENSE_PAIRS. gather: b < RING_EXAMPLES, where hops would take longer than
-  the work on them, and the texts of all devices and two copies of their gradients, 12·B·d bytes, are at most
-  GATHER_SHARE of a device's memory (bytes; None asks the device). ring: everything else.
+  dense: the logits of a device are at most DENSE_PAIRS. gather: b < RING_EXAMPLES, where hops would
+  take longer than the work on them, and the texts of all devices and two copies of their gradients,
+  12·B·d bytes, are at most GATHER_SHARE of a device's memory (bytes; None asks the device). ring:
+  everything else.
   """
   size = axis_size(mesh, axis)
   b = B // size
@@ -113,9 +120,11 @@ def choose(B: int, d: int, mesh=None, axis="data", memory: int | None = None) ->
 
 
 def default_tile(b: int, d: int) -> int:
-  """Examples of a tile: √(b·d/6), within 256 and 1024, in steps of 128, so that the memory of a tile is small beside b·d.
+  """Examples of a tile: √(b·d/6), within 256 and 1024, in steps of 128, so that the memory of a
+  tile is small beside b·d.
 
-  The largest such number that divides b is taken where it is at least half of that, so that no work is done twice.
+  The largest such number that divides b is taken where it is at least half of that, so that no work
+  is done twice.
   """
   most = min(max(int(math.sqrt(b * d / 6)) // 128 * 128, 256), 1024)
   even = [t for t in range(most, most // 2 - 1, -128) if b % t == 0]
@@ -123,7 +132,7 @@ def default_tile(b: int, d: int) -> int:
 
 
 def plan(
-    impl: str, tile: int | None, B: int, d: int, mesh=None, axis="data"
+  impl: str, tile: int | None, B: int, d: int, mesh=None, axis="data"
 ) -> tuple[str, int | None]:
   """The impl and the tile that a loss takes, "auto" and None filled in; "dense" has no tile."""
   if impl == "auto":

@@ -23,12 +23,14 @@ class Loss:
   """A contrastive loss: its maths, and what a config, a model and the docs need to know of it.
 
   name: in config.loss.name. doc: one sentence.
-  dense: (zimg [B, d], ztxt [B, d], *scalars, weights [B] or None, labels [B] or None, **options) → scalar, the formula
-  in plain jnp. The largest weight is 1.
+  dense: (zimg [B, d], ztxt [B, d], *scalars, weights [B] or None, labels [B] or None, **options) →
+  scalar, the formula in plain jnp. The largest weight is 1.
   per_device: (**options) → the same on one device, as `ring.differentiable` takes it.
   fields: those of config.loss that are this loss's own; their values are the options.
-  has_scale: the cosines are multiplied by a scale that is trained. scale_max: its cap where config.loss.scale_max is None.
-  bias_init: (batch size, share of the other pairs that match) → the bias at the start; None where there is no bias.
+  has_scale: the cosines are multiplied by a scale that is trained. scale_max: its cap where
+  config.loss.scale_max is None.
+  bias_init: (batch size, share of the other pairs that match) → the bias at the start; None where
+  there is no bias.
   rescale: (loss, c, **options) → the loss where all weights are c times as large.
   """
 
@@ -50,8 +52,8 @@ class Loss:
 def matched_prior(batch_size: int, share: float) -> float:
   """The log-odds that a pair of a batch matches.
 
-  That is log(1 / B), −10 near a batch of 22k as in SigLIP; with a share of other pairs that match too,
-  log(p / (1 − p)) with p = 1/B + (1 − 1/B)·share.
+  That is log(1 / B), −10 near a batch of 22k as in SigLIP; with a share of other pairs that match
+  too, log(p / (1 − p)) with p = 1/B + (1 − 1/B)·share.
   """
   B = batch_size
   match, other = 1 / B + (1 - 1 / B) * share, (1 - 1 / B) * (1 - share)

@@ -17,7 +17,9 @@ LOWEST = -1e30  # below every logit, and finite, so that differences of two are
 def matmul(a, b, contract) -> jax.Array:
   """a·b over one dimension of each, in float32; float32 operands are not rounded on any device."""
   precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-  return lax.dot_general(a, b, (contract, ((), ())), precision=precision, preferred_element_type=jnp.float32)
+  return lax.dot_general(
+    a, b, (contract, ((), ())), precision=precision, preferred_element_type=jnp.float32
+  )
 
 
 def similarity(zimg_nd, ztxt_md) -> jax.Array:
@@ -26,16 +28,19 @@ def similarity(zimg_nd, ztxt_md) -> jax.Array:
 
 
 def positives(labels_B, B: int) -> jax.Array:
-  """Which pairs match, [B, B]: the diagonal or, with labels, those of equal labels (UniCL, arXiv 2204.03610)."""
+  """Which pairs match, [B, B]: the diagonal or, with labels, those of equal labels (UniCL, arXiv
+  2204.03610).
+  """
   return jnp.eye(B, dtype=bool) if labels_B is None else labels_B[:, None] == labels_B[None, :]
 
 
 def scaled(weights_B) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Weights divided by the largest: (w / max w, a, b), where a·b = max w.
 
-  The largest is then 1, so that a product of two weights underflows only where it is too small to matter. A weight
-  above 0 stays above 0. Devices treat subnormal floats as 0, so a weight is compared with 0 by its bits, and weights that are
-  all below 2⁻⁶⁰ are multiplied by 2⁶⁴ before the division; b = 2⁻⁶⁴ undoes that.
+  The largest is then 1, so that a product of two weights underflows only where it is too small to
+  matter. A weight above 0 stays above 0. Devices treat subnormal floats as 0, so a weight is
+  compared with 0 by its bits, and weights that are all below 2⁻⁶⁰ are multiplied by 2⁶⁴ before the
+  division; b = 2⁻⁶⁴ undoes that.
   """
   weights_B = weights_B.astype(jnp.float32)
   bits_B = lax.bitcast_convert_type(weights_B, jnp.int32)
@@ -61,7 +66,11 @@ def inner(a_bd, b_bd, weights_b) -> jax.Array:
 
 def log_weights(weights_t, axis) -> jax.Array | float:
   """log w, LOWEST for 0, as a column (axis 1) or a row (0) of a tile."""
-  return 0.0 if weights_t is None else jnp.expand_dims(jnp.where(weights_t > 0, jnp.log(weights_t), LOWEST), axis)
+  return (
+    0.0
+    if weights_t is None
+    else jnp.expand_dims(jnp.where(weights_t > 0, jnp.log(weights_t), LOWEST), axis)
+  )
 
 
 def dense_mean(losses_BB, weights_B):
@@ -78,7 +87,9 @@ def sides(batch) -> tuple[dict, dict]:
 
 
 def matches(row, col) -> jax.Array:
-  """p [t, t] of two tiles; without labels none match away from the own pairs, which XLA then leaves out."""
+  """p [t, t] of two tiles; without labels none match away from the own pairs, which XLA then leaves
+  out.
+  """
   if row["label"] is None and not row["paired"]:
     return jnp.zeros((len(row["index"]), len(col["index"])), bool)
   a, b = (row["index"], col["index"]) if row["label"] is None else (row["label"], col["label"])
@@ -87,7 +98,9 @@ def matches(row, col) -> jax.Array:
 
 def _weights(row, col) -> list[jax.Array]:
   """Of two tiles, [t, 1] and [1, t], those that there are."""
-  return [jnp.expand_dims(side["w"], axis) for side, axis in ((row, 1), (col, 0)) if side["w"] is not None]
+  return [
+    jnp.expand_dims(side["w"], axis) for side, axis in ((row, 1), (col, 0)) if side["w"] is not None
+  ]
 
 
 def weigh(row, col, x_tt) -> jax.Array:
@@ -112,7 +125,9 @@ def total_weight(transport, batch) -> jax.Array:
 def add_gradients(row, col, g_tt, dimg_td, dtxt_td):
   """(dimg, dtxt) with those of a tile's embeddings added; g_tt is dL/d(similarity) [t, t]."""
   g_tt = g_tt.astype(row["z"].dtype)
-  return dimg_td + matmul(g_tt, col["z"], ((1,), (0,))), dtxt_td + matmul(g_tt, row["z"], ((0,), (0,)))
+  return dimg_td + matmul(g_tt, col["z"], ((1,), (0,))), dtxt_td + matmul(
+    g_tt, row["z"], ((0,), (0,))
+  )
 
 
 def add(a, b):
@@ -121,10 +136,12 @@ def add(a, b):
 
 
 def loss(name: str, doc: str, formula, with_derivative=None, fields=None) -> Loss:
-  """A loss that is a sum over pairs: (1/Σw) Σ_ij w_i w_j l(x_ij, p_ij) with x = scale·zimg·ztxtᵀ + bias.
+  """A loss that is a sum over pairs: (1/Σw) Σ_ij w_i w_j l(x_ij, p_ij) with x = scale·zimg·ztxtᵀ +
+  bias.
 
-  formula: (x, p, **options) → l, of arrays of one shape, element by element; p bool. with_derivative: the same
-  function with dl/dx beside l; None derives the formula by autodiff, a tile at a time.
+  formula: (x, p, **options) → l, of arrays of one shape, element by element; p bool.
+  with_derivative: the same function with dl/dx beside l; None derives the formula by autodiff, a
+  tile at a time.
   """
   with_derivative = with_derivative or functools.partial(_with_derivative, formula)
 
@@ -135,15 +152,14 @@ def loss(name: str, doc: str, formula, with_derivative=None, fields=None) -> Los
   def per_device(**options):
     return _per_device(functools.partial(with_derivative, **options))
 
-  return Loss(
-      name, doc, dense, per_device, fields=dict(fields or {}), bias_init=matched_prior
-  )
+  return Loss(name, doc, dense, per_device, fields=dict(fields or {}), bias_init=matched_prior)
 
 
 def check_elementwise(loss: Loss, formula):
   """ValueError in one line for a formula of which a loss depends on more than its own pair.
 
-  On a tile of 2×3 it must give what it gives on each of the six pairs as a tile of its own. Options: the fields' defaults.
+  On a tile of 2×3 it must give what it gives on each of the six pairs as a tile of its own.
+  Options: the fields' defaults.
   """
   given = f"the formula of the loss {loss.name!r}"
   if not loss.name.isidentifier():
@@ -155,8 +171,9 @@ def check_elementwise(loss: Loss, formula):
   shape, dtype = getattr(tile, "shape", None), getattr(tile, "dtype", None)
   if shape != x_23.shape or dtype != jnp.float32:
     raise ValueError(
-        f"{given} gives {dtype or type(tile).__name__} {'' if shape is None else shape} of logits float32 {x_23.shape}; it "
-        "must give the loss of each pair, in the same shape and type"
+      f"{given} gives {dtype or type(tile).__name__} {'' if shape is None else shape} of logits "
+      f"float32 {x_23.shape}; it "
+      "must give the loss of each pair, in the same shape and type"
     )
   whole = formula(x_23, p_23, **options)
   single = jax.vmap(jax.vmap(lambda x, p: formula(x[None, None], p[None, None], **options)[0, 0]))
@@ -167,16 +184,17 @@ def check_elementwise(loss: Loss, formula):
 def _with_derivative(formula, x_tt, p_tt, **options):
   """formula(x, p) and its derivative, of which each element depends on its own x alone."""
   loss_tt, transpose = jax.vjp(lambda x_tt: formula(x_tt, p_tt, **options), x_tt)
-  dx_tt, = transpose(jnp.ones_like(loss_tt))
+  (dx_tt,) = transpose(jnp.ones_like(loss_tt))
   return loss_tt, dx_tt
 
 
 def _per_device(with_derivative):
-  """The program of a sum over pairs, for `ring.differentiable`: one trip of the texts, 6·b·B·d FLOPs a device.
+  """The program of a sum over pairs, for `ring.differentiable`: one trip of the texts, 6·b·B·d
+  FLOPs a device.
 
-  Each pair adds to the loss on its own, so the gradient is made in the pass that makes the loss. Sums of the loss and
-  of dbias are kept by row, so that they stay exact over millions of columns; dscale, Σ_ij dL/dx_ij s_ij, is
-  Σ_i zimg_i·(Σ_j dL/dx_ij ztxt_j), from the gradients of the images.
+  Each pair adds to the loss on its own, so the gradient is made in the pass that makes the loss.
+  Sums of the loss and of dbias are kept by row, so that they stay exact over millions of columns;
+  dscale, Σ_ij dL/dx_ij s_ij, is Σ_i zimg_i·(Σ_j dL/dx_ij ztxt_j), from the gradients of the images.
   """
 
   def per_device(transport, batch, scalars, grad):

@@ -1,13 +1,14 @@
 """Tiles and hops, no maths: how every image of a sharded batch meets every text in flat memory.
 
-Images stay where they are, texts go round. A transport brings the texts of the other devices: `Ring` passes them on
-from device to device, `Gather` fetches all at once. `sweep` pairs the images of a device with the texts at hand, a tile
-of images with a tile of texts at a time.
-A loss gives a function `visit`, which says what one pair of tiles adds to the sums that are kept for its images
-(`row_state`) and to those kept for its texts (`col_state`), which travel with the texts. The program of a loss
-(`_per_device` in pairs.py, `per_device` in softmax.py and hinge.py) sends one or two visits round and makes the loss
-and its gradients of the sums; `differentiable` makes of it a function of global arrays. As the program itself gives the
-gradients, no tile is kept for a backward pass.
+Images stay where they are, texts go round. A transport brings the texts of the other devices:
+`Ring` passes them on from device to device, `Gather` fetches all at once. `sweep` pairs the images
+of a device with the texts at hand, a tile of images with a tile of texts at a time.
+A loss gives a function `visit`, which says what one pair of tiles adds to the sums that are kept
+for its images (`row_state`) and to those kept for its texts (`col_state`), which travel with the
+texts. The program of a loss (`_per_device` in pairs.py, `per_device` in softmax.py and hinge.py)
+sends one or two visits round and makes the loss and its gradients of the sums; `differentiable`
+makes of it a function of global arrays. As the program itself gives the gradients, no tile is kept
+for a backward pass.
 
 Shapes: B global batch, b examples per device, D devices, t examples of a tile.
 """
@@ -35,8 +36,8 @@ def present_rows(z_bd, weights_b) -> jax.Array:
 class Side:
   """The images or the texts of a sweep, per device.
 
-  arrays: {name: [b, …]}, among them "z", the embeddings, and "w", the weights or None. first: global index of the first
-  example. state: sums that are kept for each example, arrays [b, …].
+  arrays: {name: [b, …]}, among them "z", the embeddings, and "w", the weights or None. first:
+  global index of the first example. state: sums that are kept for each example, arrays [b, …].
   """
 
   arrays: dict
@@ -45,10 +46,12 @@ class Side:
 
 
 def sweep(visit, tile: int, rows: Side, cols: Side, paired: bool = True):
-  """Calls visit(row, col, row_state, col_state) → states on all pairs of tiles; returns both states. Per device.
+  """Calls visit(row, col, row_state, col_state) → states on all pairs of tiles; returns both
+  states. Per device.
 
-  row, col: dicts of at most `tile` examples [t, …] with their "index" [t] and "paired", whether examples of one index
-  may be among the two. A last tile that would not be full begins earlier, at b − t, and those of its examples that were in
+  row, col: dicts of at most `tile` examples [t, …] with their "index" [t] and "paired", whether
+  examples of one index may be among the two. A last tile that would not be full begins earlier, at
+  b − t, and those of its examples that were in
   the tile before get the weight 0: nothing is padded or copied. "z" is 0 where the weight is.
   """
   row_tiles, col_tiles = _Tiles(rows, tile, paired), _Tiles(cols, tile, paired)
@@ -69,7 +72,9 @@ def sweep(visit, tile: int, rows: Side, cols: Side, paired: bool = True):
 
 
 class _Tiles:
-  """One side seen as `count` tiles of t examples; t ≤ tile, and the tiles overlap as little as they can."""
+  """One side seen as `count` tiles of t examples; t ≤ tile, and the tiles overlap as little as they
+  can.
+  """
 
   def __init__(self, side: Side, tile: int, paired: bool):
     self.arrays, self.index, self.paired = side.arrays, side.first, paired
@@ -88,10 +93,15 @@ class _Tiles:
   def put(self, tree, part, i):
     if self.count == 1:
       return part
-    return jax.tree.map(lambda x, y: lax.dynamic_update_slice_in_dim(x, y, self.start(i), 0), tree, part)
+    return jax.tree.map(
+      lambda x, y: lax.dynamic_update_slice_in_dim(x, y, self.start(i), 0), tree, part
+    )
 
   def take(self, i):
-    tile, position = self.cut(self.arrays, i), jnp.int32(self.start(i)) + jnp.arange(self.t, dtype=jnp.int32)
+    tile, position = (
+      self.cut(self.arrays, i),
+      jnp.int32(self.start(i)) + jnp.arange(self.t, dtype=jnp.int32),
+    )
     w = tile["w"]
     if self.count * self.t > self.b:
       w = jnp.where(position >= i * self.t, jnp.float32(1) if w is None else w, 0)
@@ -106,8 +116,9 @@ def _loop(count, body, carry):
 class Ring:
   """Texts go round the devices of one or several mesh axes, flattened; per device.
 
-  A device meets the texts of its neighbours first. Its own come last, when their state has returned after D − 1 hops.
-  While a device works on the texts at hand, the next ones and the state of those before are on their way.
+  A device meets the texts of its neighbours first. Its own come last, when their state has returned
+  after D − 1 hops. While a device works on the texts at hand, the next ones and the state of those
+  before are on their way.
   """
 
   def __init__(self, axes, size, tile):
@@ -123,7 +134,8 @@ class Ring:
     return lax.pcast(tree, self.axes, to="varying") if self.axes else tree
 
   def around(self, visit, rows, cols, row_state, col_state, merge):
-    """Sweeps this device's images and the texts of all devices; returns the states of its own images and texts.
+    """Sweeps this device's images and the texts of all devices; returns the states of its own
+    images and texts.
 
     merge(a, b): the col_state of some texts, of what two sets of images added to it.
     """
@@ -185,10 +197,12 @@ TRANSPORTS = {"ring": Ring, "gather": Gather}
 
 
 def differentiable(program, layout: Layout):
-  """loss(zimg, ztxt, scalars, weights, labels) → float32 scalar with gradients in the first three. Global view.
+  """loss(zimg, ztxt, scalars, weights, labels) → float32 scalar with gradients in the first three.
+  Global view.
 
-  program(transport, batch, scalars, grad) → (loss, grads), per device: the loss of all devices, and, if grad,
-  d loss / d (zimg, ztxt, scalars) in float32, else None. layout: its impl and tile are filled in.
+  program(transport, batch, scalars, grad) → (loss, grads), per device: the loss of all devices,
+  and, if grad, d loss / d (zimg, ztxt, scalars) in float32, else None. layout: its impl and tile
+  are filled in.
   """
 
   def run(grad, *args):

@@ -9,7 +9,8 @@ from siglax.losses import pairs
 
 
 def formula(x, p) -> jax.Array:
-  """softplus(x) − p·x: −log σ(x) for a pair that matches, −log σ(−x) for another; no ±1 matrix is made.
+  """softplus(x) − p·x: −log σ(x) for a pair that matches, −log σ(−x) for another; no ±1 matrix is
+  made.
 
   The paper prints its formula with the wrong sign of the bias; this is its Algorithm 1.
   """
@@ -24,4 +25,6 @@ def with_derivative(x_tt, p_tt):
   return loss_tt, sigmoid_tt - p_tt
 
 
-LOSS = pairs.loss("sigmoid", "SigLIP's: each pair alone is a match or none.", formula, with_derivative)
+LOSS = pairs.loss(
+  "sigmoid", "SigLIP's: each pair alone is a match or none.", formula, with_derivative
+)

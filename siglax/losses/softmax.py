@@ -1,9 +1,11 @@
 """The softmax loss of CLIP (Radford et al., arXiv 2103.00020): maths, no devices.
 
-The texts make two trips. The first gives the normalisers of rows and columns, the second computes the logits again for
-the gradient: 2 + 6 = 8·b·B·d FLOPs a device. The normaliser of a row, Σ_j w_j exp(x_ij), is kept as two numbers: m, the
-largest x_ij + log w_j, and s = Σ_j w_j exp(x_ij − m). Its logarithm, m + log s, alone would lose the digits that a scale of 100
-needs. The two weights of a pair are never multiplied: in a row, only those of the texts count, and in a column only those of the images.
+The texts make two trips. The first gives the normalisers of rows and columns, the second computes
+the logits again for
+the gradient: 2 + 6 = 8·b·B·d FLOPs a device. The normaliser of a row, Σ_j w_j exp(x_ij), is kept as
+two numbers: m, the largest x_ij + log w_j, and s = Σ_j w_j exp(x_ij − m). Its logarithm, m + log s,
+alone would lose the digits that a scale of 100 needs. The two weights of a pair are never
+multiplied: in a row, only those of the texts count, and in a column only those of the images.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from siglax.losses.loss import Loss
 
 
 def dense(zimg_Bd, ztxt_Bd, scale, weights_B, labels_B) -> jax.Array:
-  """L = ½ Σ over both directions of (1/Σw) Σ_i w_i [log Σ_j w_j exp(x_ij) − Σ_j q_ij x_ij], x = scale·zimg·ztxtᵀ.
+  """L = ½ Σ over both directions of (1/Σw) Σ_i w_i [log Σ_j w_j exp(x_ij) − Σ_j q_ij x_ij], x =
+  scale·zimg·ztxtᵀ.
 
   The target q_ij = p_ij w_j / Σ_k p_ik w_k is uniform over the positives of i, by weight.
   """
@@ -32,7 +35,8 @@ def dense(zimg_Bd, ztxt_Bd, scale, weights_B, labels_B) -> jax.Array:
       target_B = jnp.sum(jnp.where(p_BB, x_BB, 0), axis=axis)
     else:
       mass_BB = jnp.where(p_BB, jnp.expand_dims(weights_B, 1 - axis), 0)
-      # A row of weight 0 may have no positives left; its target is never used, so its sum may be anything but 0.
+      # A row of weight 0 may have no positives left; its target is never used, so its sum may be
+      # anything but 0.
       mass_B = jnp.maximum(jnp.sum(mass_BB, axis=axis), jnp.finfo(jnp.float32).tiny)
       target_B = jnp.sum(mass_BB * x_BB, axis=axis) / mass_B
     excess_B += 0.5 * (lse_B - target_B)
@@ -42,11 +46,11 @@ def dense(zimg_Bd, ztxt_Bd, scale, weights_B, labels_B) -> jax.Array:
 def _per_device(transport, batch, scalars, grad):
   """The same on one device, for `ring.differentiable`; scalars is (scale,).
 
-  With m_i, s_i the normaliser of row i, m'_j, s'_j that of column j, and mass_i = Σ_j p_ij w_j, which is the same for
-  all examples of a label:
+  With m_i, s_i the normaliser of row i, m'_j, s'_j that of column j, and mass_i = Σ_j p_ij w_j,
+  which is the same for all examples of a label:
   dL/dx_ij = ½ w_i w_j / Σw · [exp(x_ij − m_i) / s_i + exp(x_ij − m'_j) / s'_j − 2 p_ij / mass_i].
   """
-  scale, = scalars
+  (scale,) = scalars
   total = pairs.total_weight(transport, batch)
   rows, cols = pairs.sides(batch)
   weights_b, b = batch.weights, len(batch.zimg)
@@ -57,11 +61,11 @@ def _per_device(transport, batch, scalars, grad):
     x_tt, present_tt = scale * pairs.similarity(row["z"], col["z"]), pairs.present(row, col)
     w_tt = jnp.where(pairs.matches(row, col) & present_tt, 1.0 if col["w"] is None else col["w"], 0)
     positive = {
-        "target": row_state["target"] + jnp.sum(w_tt * x_tt, axis=1),
-        "mass": row_state["mass"] + jnp.sum(w_tt, axis=1),
+      "target": row_state["target"] + jnp.sum(w_tt * x_tt, axis=1),
+      "mass": row_state["mass"] + jnp.sum(w_tt, axis=1),
     }
-    # x + log w_i + log w_j is largest in a row where x + log w_j is, and in a column where x + log w_i is: one matrix
-    # serves both, and `_add` subtracts the log w that does not belong there.
+    # x + log w_i + log w_j is largest in a row where x + log w_j is, and in a column where x + log
+    # w_i is: one matrix serves both, and `_add` subtracts the log w that does not belong there.
     both_tt = x_tt + pairs.log_weights(row["w"], 1) + pairs.log_weights(col["w"], 0)
     both_tt = jnp.where(present_tt, both_tt, pairs.LOWEST)
     add = functools.partial(_add, x_tt, both_tt, present_tt)
@@ -70,7 +74,9 @@ def _per_device(transport, batch, scalars, grad):
   row_state = none | {"target": zeros_b, "mass": zeros_b}
   row_b, col_b = transport.around(normalise, rows, cols, row_state, none, _merge)
   target_b = row_b["target"] / row_b["mass"]
-  lse_b = 0.5 * (row_b["m"] - target_b + col_b["m"] - target_b + jnp.log(row_b["s"]) + jnp.log(col_b["s"]))
+  lse_b = 0.5 * (
+    row_b["m"] - target_b + col_b["m"] - target_b + jnp.log(row_b["s"]) + jnp.log(col_b["s"])
+  )
   if weights_b is not None:
     lse_b = jnp.where(weights_b > 0, weights_b * lse_b, 0)
   loss = transport.sum(jnp.sum(lse_b)) / total
@@ -111,7 +117,9 @@ def _add(x_tt, both_tt, present_tt, state, own, others, axis):
 
 
 def _exp(x_tt, m_t, others, axis):
-  """w exp(x − m) with the weights of the `others`; it is finite, as x + log w ≤ m and w is no subnormal float."""
+  """w exp(x − m) with the weights of the `others`; it is finite, as x + log w ≤ m and w is no
+  subnormal float.
+  """
   e_tt = jnp.exp(x_tt - jnp.expand_dims(m_t, axis))
   return e_tt if others["w"] is None else jnp.expand_dims(others["w"], 1 - axis) * e_tt
 
@@ -128,6 +136,10 @@ def _rescale(loss, c):
 
 
 LOSS = Loss(
-    "softmax", "CLIP's: the text of an image among all texts, and the image of a text among all images.",
-    dense, lambda: _per_device, scale_max=100.0, rescale=_rescale,
+  "softmax",
+  "CLIP's: the text of an image among all texts, and the image of a text among all images.",
+  dense,
+  lambda: _per_device,
+  scale_max=100.0,
+  rescale=_rescale,
 )

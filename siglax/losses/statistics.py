@@ -14,12 +14,17 @@ BLOCK = 64  # examples that are told apart by local_accuracy
 def logit_means(zimg_Bd, ztxt_Bd, scale, bias, weights_B) -> tuple[jax.Array, jax.Array]:
   """Weighted means of the logits of an example's own pair and of all others.
 
-  Σ_ij w_i w_j zimg_i·ztxt_j = (Σ_i w_i zimg_i)·(Σ_j w_j ztxt_j), from which the pairs are taken away.
+  Σ_ij w_i w_j zimg_i·ztxt_j = (Σ_i w_i zimg_i)·(Σ_j w_j ztxt_j), from which the pairs are taken
+  away.
   """
   weights_B, *_ = pairs.scaled(weights_B)
-  zimg_Bd, ztxt_Bd = (ring.present_rows(z_Bd, weights_B).astype(jnp.float32) for z_Bd in (zimg_Bd, ztxt_Bd))
+  zimg_Bd, ztxt_Bd = (
+    ring.present_rows(z_Bd, weights_B).astype(jnp.float32) for z_Bd in (zimg_Bd, ztxt_Bd)
+  )
   pair_B = jnp.sum(zimg_Bd * ztxt_Bd, axis=1)
-  mean_img_d, mean_txt_d = (pairs.matmul(weights_B, z_Bd, ((0,), (0,))) for z_Bd in (zimg_Bd, ztxt_Bd))
+  mean_img_d, mean_txt_d = (
+    pairs.matmul(weights_B, z_Bd, ((0,), (0,))) for z_Bd in (zimg_Bd, ztxt_Bd)
+  )
   all_pairs = jnp.sum(mean_img_d * mean_txt_d)
   total, squares = pairs.dense_total(weights_B), jnp.sum(weights_B**2)
   pos = jnp.sum(weights_B * pair_B) / total
@@ -28,10 +33,12 @@ def logit_means(zimg_Bd, ztxt_Bd, scale, bias, weights_B) -> tuple[jax.Array, ja
 
 
 def local_accuracy(zimg_Bd, ztxt_Bd, weights_B, labels_B=None, devices: int = 1) -> jax.Array:
-  """Weighted share of images whose nearest text, of the BLOCK around their own, is their own or one of its label.
+  """Weighted share of images whose nearest text, of the BLOCK around their own, is their own or one
+  of its label.
 
-  A device's b = B / devices examples are cut into blocks of k = min(b, BLOCK), those that fill no block left out:
-  2·k·b·d FLOPs a device and no communication. Examples of weight 0 are no candidates. Chance is 1/k.
+  A device's b = B / devices examples are cut into blocks of k = min(b, BLOCK), those that fill no
+  block left out: 2·k·b·d FLOPs a device and no communication. Examples of weight 0 are no
+  candidates. Chance is 1/k.
   """
   weights_B, *_ = pairs.scaled(weights_B)
   b = len(zimg_Bd) // devices

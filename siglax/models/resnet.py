@@ -1,7 +1,9 @@
 """The image tower: CLIP's ResNets (Radford et al., arXiv 2103.00020, section 2.4).
 
-ResNets of bottlenecks (He et al., arXiv 1512.03385) with three convolutions for a stem, average pools for strides, and
-attention pooling: the mean of the last feature map asks an attention layer over all of it. Feature maps are [n, h, w, c].
+ResNets of bottlenecks (He et al., arXiv 1512.03385) with three convolutions for a stem, average
+pools for strides, and
+attention pooling: the mean of the last feature map asks an attention layer over all of it. Feature
+maps are [n, h, w, c].
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ from siglax.models import transformer
 
 # Width of the stem, bottlenecks of each stage, width of the shared space.
 SIZES = {
-    "RN50": (64, (3, 4, 6, 3), 1024),
-    "RN101": (64, (3, 4, 23, 3), 512),
+  "RN50": (64, (3, 4, 6, 3), 1024),
+  "RN101": (64, (3, 4, 23, 3), 512),
 }
 STRIDE = 32  # pixels of one place of the last feature map
 EXPANSION = 4  # features that leave a bottleneck, of those inside of it
@@ -44,10 +46,12 @@ class Shape:
 
 
 class BatchNorm(nnx.Module):
-  """(x − mean) / √(var + ε) · scale + bias by feature, in float32 (Ioffe & Szegedy, arXiv 1502.03167).
+  """(x − mean) / √(var + ε) · scale + bias by feature, in float32 (Ioffe & Szegedy, arXiv
+  1502.03167).
 
-  Global view. In training mode (`nnx.Module.train`) mean and var are those of all examples on all devices, and the
-  running ones become 0.9·running + 0.1·batch, of the unbiased variance as in PyTorch. Otherwise they are the running ones.
+  Global view. In training mode (`nnx.Module.train`) mean and var are those of all examples on all
+  devices, and the running ones become 0.9·running + 0.1·batch, of the unbiased variance as in
+  PyTorch. Otherwise they are the running ones.
   """
 
   def __init__(self, features: int, scale: float = 1.0):
@@ -65,16 +69,34 @@ class BatchNorm(nnx.Module):
       mean, var = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
       self.mean[...] = MOMENTUM * self.mean[...] + (1 - MOMENTUM) * mean
       self.var[...] = MOMENTUM * self.var[...] + (1 - MOMENTUM) * var * (count / max(count - 1, 1))
-    return ((x - mean) * (jax.lax.rsqrt(var + EPSILON) * self.scale[...]) + self.bias[...]).astype(dtype)
+    return ((x - mean) * (jax.lax.rsqrt(var + EPSILON) * self.scale[...]) + self.bias[...]).astype(
+      dtype
+    )
 
 
 class ConvNorm(nnx.Module):
   """A convolution without a bias, then batch norm."""
 
-  def __init__(self, inputs: int, features: int, size: int, dtype, rngs: nnx.Rngs, stride: int = 1, scale: float = 1.0):
+  def __init__(
+    self,
+    inputs: int,
+    features: int,
+    size: int,
+    dtype,
+    rngs: nnx.Rngs,
+    stride: int = 1,
+    scale: float = 1.0,
+  ):
     self.conv = nnx.Conv(
-        inputs, features, (size, size), (stride, stride), padding=size // 2, use_bias=False, dtype=dtype,
-        kernel_init=nnx.initializers.zeros, rngs=rngs,  # see draw_kernels
+      inputs,
+      features,
+      (size, size),
+      (stride, stride),
+      padding=size // 2,
+      use_bias=False,
+      dtype=dtype,
+      kernel_init=nnx.initializers.zeros,
+      rngs=rngs,  # see draw_kernels
     )
     self.norm = BatchNorm(features, scale)
 
@@ -83,7 +105,9 @@ class ConvNorm(nnx.Module):
 
 
 class Stem(nnx.Module):
-  """Three 3×3 convolutions, the first of stride 2, then an average pool: [n, H, W, 3] → [n, H/4, W/4, width]."""
+  """Three 3×3 convolutions, the first of stride 2, then an average pool: [n, H, W, 3] → [n, H/4,
+  W/4, width].
+  """
 
   def __init__(self, width: int, dtype, rngs: nnx.Rngs):
     self.conv1 = ConvNorm(3, width // 2, 3, dtype, rngs, stride=2)
@@ -97,9 +121,11 @@ class Stem(nnx.Module):
 
 
 class Bottleneck(nnx.Module):
-  """relu(shortcut(x) + conv3(pool(relu(conv2(relu(conv1(x)))))): 1×1, 3×3, 1×1; the pool, not a convolution, has the stride.
+  """relu(shortcut(x) + conv3(pool(relu(conv2(relu(conv1(x)))))): 1×1, 3×3, 1×1; the pool, not a
+  convolution, has the stride.
 
-  The shortcut is x, or a 1×1 convolution of its pool where the shape changes. The last norm starts at 0, so the block at x.
+  The shortcut is x, or a 1×1 convolution of its pool where the shape changes. The last norm starts
+  at 0, so the block at x.
   """
 
   def __init__(self, inputs: int, width: int, stride: int, dtype, rngs: nnx.Rngs):
@@ -120,7 +146,9 @@ class Bottleneck(nnx.Module):
 
 
 class ResNet(nnx.Module):
-  """Images [n, H, W, 3], normalised → tokens [n, H/32·W/32, 32·width] and pooled vectors [n, embed_dim]."""
+  """Images [n, H, W, 3], normalised → tokens [n, H/32·W/32, 32·width] and pooled vectors [n,
+  embed_dim].
+  """
 
   def __init__(self, config, embed_dim: int, rngs: nnx.Rngs):
     shape, dtype = Shape.of(config), jnp.dtype(config.dtype)
@@ -135,9 +163,14 @@ class ResNet(nnx.Module):
       stages.append(nnx.List(blocks))
     self.stages = nnx.List(stages)
     positions = (config.image_size // STRIDE) ** 2 + 1
-    self.pos_embedding = nnx.Param(nnx.initializers.normal(features**-0.5)(rngs.params(), (positions, features)))
+    self.pos_embedding = nnx.Param(
+      nnx.initializers.normal(features**-0.5)(rngs.params(), (positions, features))
+    )
     self.pool = transformer.Attention(features, shape.width // 2, dtype, rngs, embed_dim)
-    draw_kernels([module for _, module in nnx.iter_modules(self) if isinstance(module, nnx.Conv)], rngs.params())
+    draw_kernels(
+      [module for _, module in nnx.iter_modules(self) if isinstance(module, nnx.Conv)],
+      rngs.params(),
+    )
 
   def tokens(self, images):
     """The last feature map before the attention pool, row by row, [n, H/32·W/32, 32·width]."""
@@ -158,7 +191,8 @@ class ResNet(nnx.Module):
 def draw_kernels(convs: list[nnx.Conv], key: jax.Array):
   """Kernels uniform in ±1/√fan_in: PyTorch's default, from which CLIP's were trained.
 
-  One draw for all: XLA compiles each draw anew, and for a CPU fifty of them take longer than the training step.
+  One draw for all: XLA compiles each draw anew, and for a CPU fifty of them take longer than the
+  training step.
   """
   sizes = [conv.kernel.size for conv in convs]
   draws = jax.random.uniform(key, (sum(sizes),), minval=-1, maxval=1)

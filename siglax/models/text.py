@@ -1,4 +1,6 @@
-"""The text tower: a transformer over sentencepiece tokens (SigLIP, arXiv 2303.15343; causal with eos pooling as CLIP's)."""
+"""The text tower: a transformer over sentencepiece tokens (SigLIP, arXiv 2303.15343; causal with
+eos pooling as CLIP's).
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ class TextTransformer(nnx.Module):
     self.norm = transformer.layer_norm(width, shape.norm_eps, rngs)
     if config.pool == "map":
       self.pool = transformer.MapHead(shape, dtype, rngs)
-    self.head = nnx.Linear(width, embed_dim, use_bias=config.head != "linear_no_bias", dtype=dtype, rngs=rngs)
+    self.head = nnx.Linear(
+      width, embed_dim, use_bias=config.head != "linear_no_bias", dtype=dtype, rngs=rngs
+    )
 
   def encode(self, tokens, keys=None):
     """All positions after the last norm, [n, l, d]."""
@@ -32,7 +36,8 @@ class TextTransformer(nnx.Module):
 
   def __call__(self, tokens, keys=None):
     x = self.encode(tokens, keys)
-    # argmax finds the first end of sentence; a text without one ends at position 0 of argmax, so use the last.
+    # argmax finds the first end of sentence; a text without one ends at position 0 of argmax, so
+    # use the last.
     is_eos = tokens == self.config.eos_id
     end = jnp.where(is_eos.any(axis=1), is_eos.argmax(axis=1), tokens.shape[1] - 1)
     if self.config.pool == "map":

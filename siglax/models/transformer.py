@@ -1,6 +1,8 @@
-"""Pre-LN transformer shared by the towers (Dosovitskiy et al., arXiv 2010.11929; Zhai et al., arXiv 2303.15343).
+"""Pre-LN transformer shared by the towers (Dosovitskiy et al., arXiv 2010.11929; Zhai et al., arXiv
+2303.15343).
 
-Parameters are float32; activations have `dtype`; layer norms and the attention softmax are computed in float32.
+Parameters are float32; activations have `dtype`; layer norms and the attention softmax are computed
+in float32.
 Shapes: n examples, l positions, d width, h heads.
 """
 
@@ -15,29 +17,30 @@ import jax.numpy as jnp
 
 from siglax.devices import mesh as mesh_lib
 
-# width, depth, heads, mlp_dim. So400m is shape-optimised (arXiv 2305.13035); g-opt is SigLIP 2's (arXiv 2502.14786).
+# width, depth, heads, mlp_dim. So400m is shape-optimised (arXiv 2305.13035); g-opt is SigLIP 2's
+# (arXiv 2502.14786).
 SIZES = {
-    "Ti": (192, 12, 3, 768),
-    "S": (384, 12, 6, 1536),
-    "B": (768, 12, 12, 3072),
-    "L": (1024, 24, 16, 4096),
-    "So400m": (1152, 27, 16, 4304),
-    "g-opt": (1536, 40, 16, 6144),
+  "Ti": (192, 12, 3, 768),
+  "S": (384, 12, 6, 1536),
+  "B": (768, 12, 12, 3072),
+  "L": (1024, 24, 16, 4096),
+  "So400m": (1152, 27, 16, 4304),
+  "g-opt": (1536, 40, 16, 6144),
 }
 # What the backward pass keeps of a block; the rest is computed again.
 REMAT = {
-    "none": jax.checkpoint_policies.everything_saveable,
-    "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        lambda primitive, *_, **__: primitive is jax.lax.conv_general_dilated_p,
-    ),
-    "full": jax.checkpoint_policies.nothing_saveable,
+  "none": jax.checkpoint_policies.everything_saveable,
+  "dots": jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    lambda primitive, *_, **__: primitive is jax.lax.conv_general_dilated_p,
+  ),
+  "full": jax.checkpoint_policies.nothing_saveable,
 }
 # SigLIP's is the tanh approximation; OpenAI's CLIP has x·σ(1.702x), and later CLIPs the exact form.
 ACTIVATIONS = {
-    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+  "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+  "gelu": functools.partial(jax.nn.gelu, approximate=False),
+  "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
 }
 
 
@@ -63,7 +66,10 @@ class Shape:
     sizes = (width, config.depth or depth, config.heads or heads, config.mlp_dim or mlp_dim)
     shape = cls(*sizes, config.activation, config.norm_eps)
     if shape.width % shape.heads:
-      raise ValueError(f"width={shape.width} is not divisible by heads={shape.heads}; change one of them in config.model")
+      raise ValueError(
+        f"width={shape.width} is not divisible by heads={shape.heads}; change one of them in "
+        "config.model"
+      )
     return shape
 
 
@@ -74,7 +80,8 @@ def layer_norm(width: int, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
 def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
   """Zeroes a share of the activations and scales the rest up; keys of None keep all.
 
-  keys: [n], one for each example, so that what is dropped does not depend on which examples are computed together.
+  keys: [n], one for each example, so that what is dropped does not depend on which examples are
+  computed together.
   """
   if keys is None or not rate:
     return x
@@ -92,8 +99,11 @@ class Mlp(nnx.Module):
 
   def __init__(self, shape: Shape, dtype, rngs: nnx.Rngs):
     linear = functools.partial(
-        nnx.Linear, dtype=dtype, kernel_init=nnx.initializers.xavier_uniform(),
-        bias_init=nnx.initializers.normal(1e-6), rngs=rngs,
+      nnx.Linear,
+      dtype=dtype,
+      kernel_init=nnx.initializers.xavier_uniform(),
+      bias_init=nnx.initializers.normal(1e-6),
+      rngs=rngs,
     )
     self.fc1 = linear(shape.width, shape.mlp_dim)
     self.fc2 = linear(shape.mlp_dim, shape.width)
@@ -104,15 +114,30 @@ class Mlp(nnx.Module):
 
 
 class Attention(nnx.Module):
-  """Multi-head attention of queries [n, q, d] over inputs [n, l, d]; out_width: of what comes out, d when None.
+  """Multi-head attention of queries [n, q, d] over inputs [n, l, d]; out_width: of what comes out,
+  d when None.
 
-  lora_rank: r > 0 adds x·A·B with A [d, r], B [r, d] to each of its four maps, nothing at the start, as B is 0
-  (LoRA: Hu et al., arXiv 2106.09685, section 4.1, with α = r).
+  lora_rank: r > 0 adds x·A·B with A [d, r], B [r, d] to each of its four maps, nothing at the
+  start, as B is 0 (LoRA: Hu et al., arXiv 2106.09685, section 4.1, with α = r).
   """
 
-  def __init__(self, width: int, heads: int, dtype, rngs: nnx.Rngs, out_width: int | None = None, lora_rank: int = 0):
-    make = functools.partial(nnx.LoRALinear, lora_rank=lora_rank, lora_dtype=dtype) if lora_rank else nnx.Linear
-    linear = functools.partial(make, width, dtype=dtype, kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs)
+  def __init__(
+    self,
+    width: int,
+    heads: int,
+    dtype,
+    rngs: nnx.Rngs,
+    out_width: int | None = None,
+    lora_rank: int = 0,
+  ):
+    make = (
+      functools.partial(nnx.LoRALinear, lora_rank=lora_rank, lora_dtype=dtype)
+      if lora_rank
+      else nnx.Linear
+    )
+    linear = functools.partial(
+      make, width, dtype=dtype, kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs
+    )
     self.query, self.key, self.value = linear(width), linear(width), linear(width)
     self.out = linear(out_width or width)
     self.heads = heads
@@ -122,7 +147,10 @@ class Attention(nnx.Module):
       return x.reshape(*x.shape[:-1], self.heads, -1)
 
     y = jax.nn.dot_product_attention(
-        split(self.query(queries)), split(self.key(inputs)), split(self.value(inputs)), is_causal=causal
+      split(self.query(queries)),
+      split(self.key(inputs)),
+      split(self.value(inputs)),
+      is_causal=causal,
     )
     return self.out(y.reshape(queries.shape[0], queries.shape[1], -1))
 
@@ -145,7 +173,8 @@ class Block(nnx.Module):
 
 
 def stacked(make, depth: int, rngs: nnx.Rngs):
-  """`depth` modules as one, their parameters stacked: the same numbers as of make(rngs), called so many times.
+  """`depth` modules as one, their parameters stacked: the same numbers as of make(rngs), called so
+  many times.
 
   A seed then stands for one model, whether its layers are scanned or not.
   """
@@ -164,11 +193,18 @@ def stacked(make, depth: int, rngs: nnx.Rngs):
 
 
 class Encoder(nnx.Module):
-  """A stack of blocks; with scan, their parameters are stacked over depth and one block is compiled."""
+  """A stack of blocks; with scan, their parameters are stacked over depth and one block is
+  compiled.
+  """
 
   def __init__(self, shape: Shape, config, rngs: nnx.Rngs):
     dtype = jnp.dtype(config.dtype)
-    self.depth, self.rate, self.scan, self.remat = shape.depth, config.dropout, config.scan, config.remat
+    self.depth, self.rate, self.scan, self.remat = (
+      shape.depth,
+      config.dropout,
+      config.scan,
+      config.remat,
+    )
     make = functools.partial(Block, shape, config.lora_rank, dtype)
     if config.scan:
       self.blocks = stacked(make, shape.depth, rngs)
@@ -180,7 +216,9 @@ class Encoder(nnx.Module):
 
     def block(x, layer):
       params, depth = layer
-      return nnx.merge(graphdef, params)(x, fold_in(keys, depth), causal=causal, rate=self.rate), None
+      return nnx.merge(graphdef, params)(
+        x, fold_in(keys, depth), causal=causal, rate=self.rate
+      ), None
 
     if self.remat != "none":
       block = jax.checkpoint(block, policy=REMAT[self.remat], prevent_cse=not self.scan)
@@ -192,7 +230,9 @@ class Encoder(nnx.Module):
 
 
 class MapHead(nnx.Module):
-  """Multi-head attention pooling: one learned probe attends to all positions (arXiv 2106.04560, section 3.3)."""
+  """Multi-head attention pooling: one learned probe attends to all positions (arXiv 2106.04560,
+  section 3.3).
+  """
 
   def __init__(self, shape: Shape, dtype, rngs: nnx.Rngs):
     self.probe = nnx.Param(nnx.initializers.xavier_uniform()(rngs.params(), (1, 1, shape.width)))

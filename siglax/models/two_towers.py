@@ -1,8 +1,10 @@
 """Both towers with their scale and bias as pure functions over one plain dict of parameters.
 
-NNX modules describe the towers; they are split once, so that a step sees a plain nested dict under jax.jit:
+NNX modules describe the towers; they are split once, so that a step sees a plain nested dict under
+jax.jit:
     {"image": {…}, "text": {…}, "log_scale": (), "bias": ()}       bias only where the loss has one
-The running statistics of batch norm (siglax/models/resnet.py) are leaves among them, "…/norm/mean" and "…/norm/var".
+The running statistics of batch norm (siglax/models/resnet.py) are leaves among them, "…/norm/mean"
+and "…/norm/var".
 """
 
 from __future__ import annotations
@@ -26,15 +28,17 @@ TOWERS = ("image", "text")
 class TwoTowers:
   """An image tower and a text tower into one unit sphere. Global view; every method is traceable.
 
-  config: `config.model`, with `text.vocab_size` and `text.eos_id` filled in. towers: those that are there; a
-  checkpoint of one tower has one, and then neither scale nor bias.
+  config: `config.model`, with `text.vocab_size` and `text.eos_id` filled in. towers: those that are
+  there; a checkpoint of one tower has one, and then neither scale nor bias.
   """
 
   def __init__(self, config: ConfigDict, towers: tuple[str, ...] = TOWERS):
     config = FrozenConfigDict(config.copy_and_resolve_references())
     for field in ("vocab_size", "eos_id"):
       if "text" in towers and config.text[field] is None:
-        raise ValueError(f"config.model.text.{field} is None; siglax.config.resolve takes it from the tokenizer")
+        raise ValueError(
+          f"config.model.text.{field} is None; siglax.config.resolve takes it from the tokenizer"
+        )
     self.config = config
     self.towers = towers
     is_resnet = config.image.variant in resnet.SIZES
@@ -45,20 +49,25 @@ class TwoTowers:
     else:
       self.embed_dim = config.embed_dim or transformer.Shape.of(config.image).width
       image = lambda rngs: vit.VisionTransformer(config.image, config.embed_dim, rngs)
-    # Rows of the image's position embedding in front of those of its grid: a class token, or a ResNet's mean token.
+    # Rows of the image's position embedding in front of those of its grid: a class token, or a
+    # ResNet's mean token.
     self.extra_positions = int(is_resnet or config.image.pool == "cls")
     self._builders = {
-        "image": image,
-        "text": lambda rngs: text_lib.TextTransformer(config.text, self.embed_dim, rngs),
+      "image": image,
+      "text": lambda rngs: text_lib.TextTransformer(config.text, self.embed_dim, rngs),
     }
     self._builders = {name: self._builders[name] for name in towers}
-    self._graphdefs = {k: nnx.split(nnx.eval_shape(lambda b=b: b(nnx.Rngs(0))))[0] for k, b in self._builders.items()}
+    self._graphdefs = {
+      k: nnx.split(nnx.eval_shape(lambda b=b: b(nnx.Rngs(0))))[0] for k, b in self._builders.items()
+    }
 
   def init(self, key: jax.Array) -> dict:
-    """Fresh float32 parameters, initialised as SigLIP's, a ResNet's as CLIP's; log_scale is t' = log(scale)."""
+    """Fresh float32 parameters, initialised as SigLIP's, a ResNet's as CLIP's; log_scale is t' =
+    log(scale).
+    """
     params = {
-        name: _rename(nnx.to_pure_dict(nnx.state(build(nnx.Rngs(k)))), str)
-        for (name, build), k in zip(self._builders.items(), jax.random.split(key))
+      name: _rename(nnx.to_pure_dict(nnx.state(build(nnx.Rngs(k)))), str)
+      for (name, build), k in zip(self._builders.items(), jax.random.split(key))
     }
     if len(params) < len(TOWERS):
       return params
@@ -70,23 +79,33 @@ class TwoTowers:
   def _tower(self, params: dict, name: str) -> nnx.Module:
     if name not in self._graphdefs:
       raise ValueError(f"there is no {name} tower here; load a checkpoint that has one")
-    return nnx.merge(self._graphdefs[name], _rename(params[name], lambda k: int(k) if k.isdigit() else k))
+    return nnx.merge(
+      self._graphdefs[name], _rename(params[name], lambda k: int(k) if k.isdigit() else k)
+    )
 
   def normalize(self, images: jax.Array) -> jax.Array:
     """uint8 pixels → (pixels / 255 − mean) / std; floats are taken as already normalised."""
     if images.dtype != jnp.uint8:
       return images
-    mean, std = (jnp.asarray(x, jnp.float32) for x in (self.config.image.mean, self.config.image.std))
+    mean, std = (
+      jnp.asarray(x, jnp.float32) for x in (self.config.image.mean, self.config.image.std)
+    )
     return (images.astype(jnp.float32) / 255 - mean) / std
 
-  def embed_image(self, params: dict, images: jax.Array, keys: jax.Array | None = None) -> jax.Array:
-    """images [N, H, W, 3], uint8 or normalised float → unit rows [N, d] in float32. Random keys [N] turn dropout on."""
+  def embed_image(
+    self, params: dict, images: jax.Array, keys: jax.Array | None = None
+  ) -> jax.Array:
+    """images [N, H, W, 3], uint8 or normalised float → unit rows [N, d] in float32. Random keys [N]
+    turn dropout on.
+    """
     return transformer.unit(self._tower(params, "image")(self.normalize(images), keys))
 
   def embed_image_in_training(self, params: dict, images: jax.Array, keys: jax.Array | None = None):
-    """As embed_image, with batch norm by the statistics of these images: (unit rows, the running statistics after them).
+    """As embed_image, with batch norm by the statistics of these images: (unit rows, the running
+    statistics after them).
 
-    The statistics are a part of params, {"image": {…}}, without leaves where there is no batch norm.
+    The statistics are a part of params, {"image": {…}}, without leaves where there is no batch
+    norm.
     """
     tower = self._tower(params, "image")
     tower.train()
@@ -98,7 +117,9 @@ class TwoTowers:
     return transformer.unit(self._tower(params, "text")(tokens, keys))
 
   def image_tokens(self, params: dict, images: jax.Array) -> jax.Array:
-    """images [N, H, W, 3] → tokens [N, places, width] of the last layer, before pooling: patches, or a ResNet's last map."""
+    """images [N, H, W, 3] → tokens [N, places, width] of the last layer, before pooling: patches,
+    or a ResNet's last map.
+    """
     return self._tower(params, "image").tokens(self.normalize(images))
 
 
@@ -111,13 +132,17 @@ def without_lora(model: TwoTowers) -> TwoTowers:
 
 
 def stack_blocks(params: dict, config) -> dict:
-  """The same parameters with the blocks of each tower stacked over depth or apart, as `config` (config.model) scans them."""
+  """The same parameters with the blocks of each tower stacked over depth or apart, as `config`
+  (config.model) scans them.
+  """
   stacked = {}
   for name, tower in params.items():
     if "encoder" in (tower if isinstance(tower, dict) else ()):
       blocks, scan = tower["encoder"]["blocks"], config[name].scan
       if scan and "0" in blocks:
-        blocks = jax.tree.map(lambda *layers: jnp.stack(layers), *(blocks[str(i)] for i in range(len(blocks))))
+        blocks = jax.tree.map(
+          lambda *layers: jnp.stack(layers), *(blocks[str(i)] for i in range(len(blocks)))
+        )
       elif not scan and "0" not in blocks:
         depth = len(jax.tree.leaves(blocks)[0])
         blocks = {str(i): jax.tree.map(lambda x: x[i], blocks) for i in range(depth)}
@@ -127,7 +152,9 @@ def stack_blocks(params: dict, config) -> dict:
 
 
 def merge_lora(params: dict) -> dict:
-  """The parameters of the same towers without LoRA: each kernel plus A·B. Traceable; [depth, …] stacks too."""
+  """The parameters of the same towers without LoRA: each kernel plus A·B. Traceable; [depth, …]
+  stacks too.
+  """
   if not isinstance(params, dict):
     return params
   merged = {name: merge_lora(value) for name, value in params.items() if name != "lora"}
@@ -137,7 +164,9 @@ def merge_lora(params: dict) -> dict:
 
 
 def scale_and_bias(params: dict) -> tuple[jax.Array, jax.Array]:
-  """exp(t') and the bias, 0 where the loss has none. ValueError for the parameters of one tower alone."""
+  """exp(t') and the bias, 0 where the loss has none. ValueError for the parameters of one tower
+  alone.
+  """
   if "log_scale" not in params:
     raise ValueError("one tower alone has neither a scale nor a bias; load a checkpoint of both")
   return jnp.exp(params["log_scale"]), params.get("bias", jnp.float32(0))

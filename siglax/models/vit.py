@@ -18,7 +18,14 @@ class PatchStem(nnx.Module):
   def __init__(self, config, shape: transformer.Shape, dtype, rngs: nnx.Rngs):
     patch = (config.patch, config.patch)
     self.embedding = nnx.Conv(
-        3, shape.width, patch, patch, padding="VALID", use_bias=config.patch_bias, dtype=dtype, rngs=rngs
+      3,
+      shape.width,
+      patch,
+      patch,
+      padding="VALID",
+      use_bias=config.patch_bias,
+      dtype=dtype,
+      rngs=rngs,
     )
 
   def __call__(self, x):
@@ -26,19 +33,25 @@ class PatchStem(nnx.Module):
 
 
 class ConvStem(nnx.Module):
-  """3×3 convolutions of stride 2, widths doubling up to d, each with a norm and GELU, then a 1×1 map.
+  """3×3 convolutions of stride 2, widths doubling up to d, each with a norm and GELU, then a 1×1
+  map.
 
-  As early convolutions of Xiao et al., arXiv 2106.14881, with layer norms over the channels. At small sizes and
-  short schedules shapes are learned several times sooner than from one linear patch embedding.
+  As early convolutions of Xiao et al., arXiv 2106.14881, with layer norms over the channels. At
+  small sizes and short schedules shapes are learned several times sooner than from one linear patch
+  embedding.
   """
 
   def __init__(self, config, shape: transformer.Shape, dtype, rngs: nnx.Rngs):
     width, strides = shape.width, config.patch.bit_length() - 1
     widths = [3] + [max(width >> (strides - 1 - i), 16) for i in range(strides)]
-    self.convs = nnx.List([
-        nnx.Conv(a, b, (3, 3), (2, 2), padding=((1, 1), (1, 1)), use_bias=False, dtype=dtype, rngs=rngs)
+    self.convs = nnx.List(
+      [
+        nnx.Conv(
+          a, b, (3, 3), (2, 2), padding=((1, 1), (1, 1)), use_bias=False, dtype=dtype, rngs=rngs
+        )
         for a, b in zip(widths, widths[1:])
-    ])
+      ]
+    )
     self.norms = nnx.List([transformer.layer_norm(w, shape.norm_eps, rngs) for w in widths[1:]])
     self.embedding = nnx.Linear(widths[-1], width, dtype=dtype, rngs=rngs)
 
@@ -49,12 +62,15 @@ class ConvStem(nnx.Module):
 
 
 def sincos_2d(rows: int, columns: int, width: int, temperature: float = 10_000.0) -> np.ndarray:
-  """Fixed position embedding [rows·columns, width]: sin and cos of both coordinates (MoCo v3, arXiv 2104.02057).
+  """Fixed position embedding [rows·columns, width]: sin and cos of both coordinates (MoCo v3, arXiv
+  2104.02057).
 
   Raises ValueError when the width is not a multiple of 4.
   """
   if width % 4:
-    raise ValueError(f'width={width} must be a multiple of 4 for config.model.image.position="sincos"')
+    raise ValueError(
+      f'width={width} must be a multiple of 4 for config.model.image.position="sincos"'
+    )
   y, x = np.mgrid[:rows, :columns]
   frequency = temperature ** -(np.arange(width // 4) / max(width // 4 - 1, 1))
   angles = [np.outer(axis.ravel(), frequency) for axis in (x, y)]
@@ -62,7 +78,8 @@ def sincos_2d(rows: int, columns: int, width: int, temperature: float = 10_000.0
 
 
 def drop_patches(x: jax.Array, share: float, keys: jax.Array) -> jax.Array:
-  """Keeps a random (1 − share) of the patches [n, l, d] of each example, in their order, by its key [n].
+  """Keeps a random (1 − share) of the patches [n, l, d] of each example, in their order, by its key
+  [n].
 
   Source: FLIP, Li et al., arXiv 2212.00794, section 3.
   """
@@ -100,16 +117,24 @@ class VisionTransformer(nnx.Module):
     if self.config.position == "learned":
       return self.pos_embedding[...]
     fixed = sincos_2d(rows, columns, width)
-    return np.concatenate([np.zeros((1, width), np.float32), fixed]) if self.config.pool == "cls" else fixed
+    return (
+      np.concatenate([np.zeros((1, width), np.float32), fixed])
+      if self.config.pool == "cls"
+      else fixed
+    )
 
   def encode(self, images, keys=None):
-    """All positions after the last norm, [n, positions, d]; the class token, where there is one, comes first.
+    """All positions after the last norm, [n, positions, d]; the class token, where there is one,
+    comes first.
 
     Random keys [n], given in training, turn dropout and config.patch_drop on.
     """
     x = self.stem(images.astype(self.dtype))
     n, rows, columns, width = x.shape
-    x, positions = x.reshape(n, rows * columns, width), jnp.asarray(self._positions(rows, columns, width), x.dtype)
+    x, positions = (
+      x.reshape(n, rows * columns, width),
+      jnp.asarray(self._positions(rows, columns, width), x.dtype),
+    )
     cls_token = int(self.config.pool == "cls")
     x = x + positions[cls_token:]
     if keys is not None and self.config.patch_drop:

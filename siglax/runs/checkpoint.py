@@ -1,13 +1,15 @@
 """Checkpoints of a run: state, data position, config and digest, written and read by orbax.
 
-A save runs in the background and appears whole or not at all. Orbax keeps no checksum, so a flipped byte would be restored
-silently as wrong numbers. Each checkpoint therefore carries a digest of its state and one of its metadata; `restore` starts
-at the newest checkpoint and walks back to the newest one that matches both. Three rules keep what is good:
+A save runs in the background and appears whole or not at all. Orbax keeps no checksum, so a flipped
+byte would be restored silently as wrong numbers. Each checkpoint therefore carries a digest of its
+state and one of its metadata; `restore` starts at the newest checkpoint and walks back to the
+newest one that matches both. Three rules keep what is good:
 
 - A state that is not finite is never saved.
-- A failure to read (a disk that does not answer, too many open files) is no damage: it is tried again, and then the start
-  ends with one line. Nothing on disk changes.
-- A damaged checkpoint is never deleted. It is moved aside, to damaged-<step>, once a later save has succeeded.
+- A failure to read (a disk that does not answer, too many open files) is no damage: it is tried
+  again, and then the start ends with one line. Nothing on disk changes.
+- A damaged checkpoint is never deleted. It is moved aside, to damaged-<step>, once a later save has
+  succeeded.
 """
 
 from __future__ import annotations
@@ -44,8 +46,9 @@ CLOSE_SECONDS = 15
 VERIFY_BYTES = 2**28
 # What a message about a state that is not finite advises.
 ADVICE = (
-    "set config.optim.skip_nonfinite to leave such updates out and start again, or lower config.optim.lr or set "
-    "config.optim.clip_norm in a new --workdir"
+  "set config.optim.skip_nonfinite to leave such updates out and start again, or lower "
+  "config.optim.lr or set "
+  "config.optim.clip_norm in a new --workdir"
 )
 
 
@@ -56,9 +59,10 @@ class Damaged(Exception):
 class Checkpoints:
   """The checkpoints of one run folder. Global view: all processes call every method together.
 
-  folder: the run folder. config: `config.checkpoint`, which says what is kept; with None nothing is written. every: steps
-  between two saves, or None. lower_is_better: whether the best checkpoint is the one with the lowest value of the metric
-  config.checkpoint.keep_best. Only one process group may write into a folder at a time (siglax/runs/lock.py).
+  folder: the run folder. config: `config.checkpoint`, which says what is kept; with None nothing is
+  written. every: steps between two saves, or None. lower_is_better: whether the best checkpoint is
+  the one with the lowest value of the metric config.checkpoint.keep_best. Only one process group
+  may write into a folder at a time (siglax/runs/lock.py).
   """
 
   def __init__(self, folder, config=None, every: int | None = None, lower_is_better: bool = False):
@@ -66,7 +70,9 @@ class Checkpoints:
     self._config, self._every, self._sign = config, every, -1 if lower_is_better else 1
     self._damaged: list[int] = []
     self._aside = None  # where a damaged checkpoint of the step that is being saved has gone
-    self._pending = self._saved = None  # step of the save that is under way, and the shapes of its state
+    self._pending = self._saved = (
+      None  # step of the save that is under way, and the shapes of its state
+    )
     self._last = 0  # step of the last save that succeeded, or of what was restored
     self._again = False  # the last save failed and has not been tried again
     self._failed = 0  # saves in a row that failed, their second attempts included
@@ -74,14 +80,20 @@ class Checkpoints:
     self._deleting, self._next_poll = None, 0.0
     if config is not None:
       distributed.on_first(self._prepare)
-      handler = ocp.CompositeCheckpointHandler(state=ocp.PyTreeCheckpointHandler(), meta=ocp.JsonCheckpointHandler())
+      handler = ocp.CompositeCheckpointHandler(
+        state=ocp.PyTreeCheckpointHandler(), meta=ocp.JsonCheckpointHandler()
+      )
       # Folders made in the background would leave a failed mkdir waiting for SAVE_SECONDS.
-      options = ocp.options.AsyncOptions(timeout_secs=SAVE_SECONDS, create_directories_asynchronously=False)
+      options = ocp.options.AsyncOptions(
+        timeout_secs=SAVE_SECONDS, create_directories_asynchronously=False
+      )
       self._saver = ocp.AsyncCheckpointer(handler, async_options=options)
 
   @property
   def steps(self) -> list[int]:
-    """Steps on disk, oldest first; a save that is under way is not among them. OSError where that cannot be read."""
+    """Steps on disk, oldest first; a save that is under way is not among them. OSError where that
+    cannot be read.
+    """
     return steps_in(self._path)
 
   @property
@@ -91,7 +103,9 @@ class Checkpoints:
 
   @property
   def newest(self) -> int:
-    """The step that was saved or restored last, 0 for none; its save may still be under way. The same on all processes."""
+    """The step that was saved or restored last, 0 for none; its save may still be under way. The
+    same on all processes.
+    """
     return self._pending or self._last
 
   @property
@@ -100,28 +114,38 @@ class Checkpoints:
     return self._last
 
   def newest_meta(self) -> dict | None:
-    """Metadata of the newest checkpoint that has them whole; None for none. ValueError where the disk fails."""
+    """Metadata of the newest checkpoint that has them whole; None for none. ValueError where the
+    disk fails.
+    """
     for step in reversed(errors.attempt(lambda: self.steps, f"{self._path} cannot be read")):
       try:
-        return errors.attempt(lambda: self.meta(step), f"the metadata of step {step} in {self._path} cannot be read")
+        return errors.attempt(
+          lambda: self.meta(step), f"the metadata of step {step} in {self._path} cannot be read"
+        )
       except (Damaged, OSError, ValueError) as e:
         if errors.is_failure(e):
           raise
     return None
 
   def save(self, step: int, state, meta: dict, metrics: dict | None = None, *, last: bool = False):
-    """Saves in the background. meta: what JSON can hold. metrics: of an evaluation of this state, for keep_best.
+    """Saves in the background. meta: what JSON can hold. metrics: of an evaluation of this state,
+    for keep_best.
 
-    last: returns when the checkpoint is on disk, after a few attempts. Without it a save that fails is logged, and
-    `poll` asks for it again. Raises FloatingPointError for a state that is not finite, and ValueError when more than
-    config.checkpoint.max_failed_saves saves in a row have failed, or the last one.
+    last: returns when the checkpoint is on disk, after a few attempts. Without it a save that fails
+    is logged, and `poll` asks for it again. Raises FloatingPointError for a state that is not
+    finite, and ValueError when more than config.checkpoint.max_failed_saves saves in a row have
+    failed, or the last one.
     """
     self._settle()
     self._ending = last
-    self._saved = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    self._saved = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
     sums, bad = digest_lib.inspect(state)
     if bad is not None:
-      raise FloatingPointError(f"{bad} is not finite after step {step}; {self.last_good()}; {ADVICE}")
+      raise FloatingPointError(
+        f"{bad} is not finite after step {step}; {self.last_good()}; {ADVICE}"
+      )
     meta = {**meta, "step": step, "digest": sums, "metrics": metrics}
     meta["sha256"] = _sha256(meta)
     for delay in (*errors.RETRY_SECONDS[1:], None) if last else (None,):
@@ -131,29 +155,38 @@ class Checkpoints:
       if not last or self._last == step:
         return
       if delay is None:
-        raise ValueError(f"the checkpoint of step {step} could not be saved; {self.last_good()}; make room on the disk")
+        raise ValueError(
+          f"the checkpoint of step {step} could not be saved; {self.last_good()}; make room on the "
+          "disk"
+        )
       time.sleep(delay)
 
   def poll(self) -> bool:
-    """Notes how the save in the background has ended; whether it failed and is to be made again. Ask at every step."""
+    """Notes how the save in the background has ended; whether it failed and is to be made again.
+    Ask at every step.
+    """
     if self._pending is not None and time.monotonic() >= self._next_poll:
       self._next_poll = time.monotonic() + POLL_SECONDS
       try:
         self._saver.check_for_errors()
-      except Exception as e:  # pylint: disable=broad-exception-caught; orbax passes on whatever a disk raises
+      # pylint: disable=broad-exception-caught; orbax passes on whatever a disk raises
+      except Exception as e:
         self._fail(e)
       else:
-        if os.path.exists(self._path / str(self._pending)):  # False where the disk does not answer now
+        if os.path.exists(
+          self._path / str(self._pending)
+        ):  # False where the disk does not answer now
           self._committed()
     return self._again
 
   def restore(self, abstract_state, before: int | None = None):
     """(state, meta) of the newest good checkpoint, or None when there is none at all.
 
-    abstract_state: jax.ShapeDtypeStruct leaves with the shardings to restore to, of any mesh; a dict of some of the
-    state's fields, such as {"params": …}, reads those alone. before: considers steps below it only. A damaged checkpoint
-    is named in the log and passed over. Raises ValueError in one line when one cannot be read for another reason, and
-    when there are checkpoints and none is good.
+    abstract_state: jax.ShapeDtypeStruct leaves with the shardings to restore to, of any mesh; a
+    dict of some of the state's fields, such as {"params": …}, reads those alone. before: considers
+    steps below it only. A damaged checkpoint is named in the log and passed over. Raises ValueError
+    in one line when one cannot be read for another reason, and when there are checkpoints and none
+    is good.
     """
     damaged = {}
     while (step := self._newest_but(damaged, before)) is not None:
@@ -167,7 +200,9 @@ class Checkpoints:
       return state, meta
     if damaged:
       step, reason = next(iter(damaged.items()))
-      raise ValueError(f"no checkpoint in {self._path} is good; the newest, of step {step}: {reason}")
+      raise ValueError(
+        f"no checkpoint in {self._path} is good; the newest, of step {step}: {reason}"
+      )
     return None
 
   def last_good(self) -> str:
@@ -178,7 +213,9 @@ class Checkpoints:
       good = self.good
     except OSError as e:
       return f"{self._path} cannot be read now: {e.strerror}"
-    return f"the last good checkpoint is of step {good[-1]}" if good else "there is no good checkpoint"
+    return (
+      f"the last good checkpoint is of step {good[-1]}" if good else "there is no good checkpoint"
+    )
 
   def wait(self):
     """Returns when what was saved is on disk, or has failed and that is logged."""
@@ -188,7 +225,9 @@ class Checkpoints:
       logger.warning("%s", e)
 
   def close(self):
-    """Waits for what runs in the background: a save at most SAVE_SECONDS, after one that failed at most CLOSE_SECONDS."""
+    """Waits for what runs in the background: a save at most SAVE_SECONDS, after one that failed at
+    most CLOSE_SECONDS.
+    """
     if self._config is None:
       return
     closing = threading.Thread(target=self._close, daemon=True)
@@ -199,7 +238,8 @@ class Checkpoints:
     self.wait()
     try:
       self._saver.close()
-    except Exception as e:  # pylint: disable=broad-exception-caught; a run that ends has been told of it
+    # pylint: disable=broad-exception-caught; a run that ends has been told of it
+    except Exception as e:
       logger.warning("closing the checkpoints: %s", errors.one_line(e))
     if self._deleting is not None:
       self._deleting.join()
@@ -210,26 +250,39 @@ class Checkpoints:
       self._path.mkdir(parents=True, exist_ok=True)
       self._sweep()
     except OSError as e:
-      raise ValueError(f"{self._path} cannot be written: {e.strerror}; use another --workdir") from e
+      raise ValueError(
+        f"{self._path} cannot be written: {e.strerror}; use another --workdir"
+      ) from e
 
   def _sweep(self, step: int | None = None):
-    """Removes what was left unfinished: of a step's save, or all, where no other process may be at work."""
+    """Removes what was left unfinished: of a step's save, or all, where no other process may be at
+    work.
+    """
     for p in self._path.iterdir():
       unfinished = p.name.partition(".orbax-checkpoint-tmp")
-      if unfinished[1] and step in (None, int(unfinished[0])) or step is None and p.name.startswith(".deleting-"):
+      if (
+        unfinished[1]
+        and step in (None, int(unfinished[0]))
+        or step is None
+        and p.name.startswith(".deleting-")
+      ):
         shutil.rmtree(p, ignore_errors=True)
 
   def _start(self, step, state, meta):
-    """One attempt of a save. A damaged checkpoint of the same step moves aside first, and back where the attempt fails."""
+    """One attempt of a save. A damaged checkpoint of the same step moves aside first, and back
+    where the attempt fails.
+    """
     self._again, self._pending = False, step
     try:
       if step in self._damaged and jax.process_index() == 0:
         self._aside = self._move_aside(step)
       if self._config.verify and distributed.of_first((self._path / str(step)).exists()):
-        return  # the attempt before is on the disk but could not be read back: only that is tried again
+        # the attempt before is on the disk but could not be read back: only that is tried again
+        return
       items = {"state": ocp.args.PyTreeSave(state), "meta": ocp.args.JsonSave(meta)}
       self._saver.save(self._path / str(step), args=ocp.args.Composite(**items))
-    except Exception as e:  # pylint: disable=broad-exception-caught; orbax passes on whatever a disk raises
+    # pylint: disable=broad-exception-caught; orbax passes on whatever a disk raises
+    except Exception as e:
       self._fail(e)
 
   def _settle(self):
@@ -238,13 +291,16 @@ class Checkpoints:
       return
     try:
       self._saver.wait_until_finished()
-    except Exception as e:  # pylint: disable=broad-exception-caught; orbax passes on whatever a disk raises
+    # pylint: disable=broad-exception-caught; orbax passes on whatever a disk raises
+    except Exception as e:
       self._fail(e)
     else:
       self._committed()
 
   def _fail(self, error):
-    """Counts a save that failed. `poll` asks for it again at the next step; the save after that is the next one due."""
+    """Counts a save that failed. `poll` asks for it again at the next step; the save after that is
+    the next one due.
+    """
     step, self._pending = self._pending, None
     with contextlib.suppress(OSError):
       if self._aside is not None and not (self._path / str(step)).exists():
@@ -253,24 +309,33 @@ class Checkpoints:
     self._failed += 1
     self._again = self._failed % 2 == 1
     if jax.process_count() > 1:  # the others wait for this process in the middle of the same save
-      raise ValueError(f"the checkpoint of step {step} failed: {errors.one_line(error)}; {self.last_good()}") from error
+      raise ValueError(
+        f"the checkpoint of step {step} failed: {errors.one_line(error)}; {self.last_good()}"
+      ) from error
     with contextlib.suppress(OSError):
       self._sweep(step)
     logger.warning(
-        "the checkpoint of step %d failed, attempt %d in a row: %s; %s%s",
-        step, self._failed, errors.one_line(error), self.last_good(), "" if self._ending else "; training goes on",
+      "the checkpoint of step %d failed, attempt %d in a row: %s; %s%s",
+      step,
+      self._failed,
+      errors.one_line(error),
+      self.last_good(),
+      "" if self._ending else "; training goes on",
     )
     saves, most = self._failed // 2, self._config.max_failed_saves
     if saves > most and not self._ending:
       raise ValueError(
-          f"{saves} saves in a row have failed, each tried twice, more than config.checkpoint.max_failed_saves={most}: "
-          f"{errors.one_line(error)}; {self.last_good()}"
+        f"{saves} saves in a row have failed, each tried twice, more than "
+        f"config.checkpoint.max_failed_saves={most}: "
+        f"{errors.one_line(error)}; {self.last_good()}"
       )
 
   def _committed(self):
-    """Called once a save is on disk: damaged checkpoints move aside, and those that no rule keeps are deleted.
+    """Called once a save is on disk: damaged checkpoints move aside, and those that no rule keeps
+    are deleted.
 
-    With config.checkpoint.verify the checkpoint is read back first; one that cannot be, or is damaged, is a save that failed.
+    With config.checkpoint.verify the checkpoint is read back first; one that cannot be, or is
+    damaged, is a save that failed.
     """
     try:
       if self._config.verify:
@@ -283,7 +348,13 @@ class Checkpoints:
           self._damaged.append(self._pending)  # the next save that succeeds moves it
       self._fail(e)
       return
-    self._last, self._pending, self._aside, self._again, self._failed = self._pending, None, None, False, 0
+    self._last, self._pending, self._aside, self._again, self._failed = (
+      self._pending,
+      None,
+      None,
+      False,
+      0,
+    )
     damaged, self._damaged = [step for step in self._damaged if step != self._last], []
     if jax.process_index() > 0:
       return
@@ -296,7 +367,9 @@ class Checkpoints:
       return
     if self._deleting is not None:
       self._deleting.join()
-    self._deleting = threading.Thread(target=lambda: [shutil.rmtree(p, ignore_errors=True) for p in gone], daemon=True)
+    self._deleting = threading.Thread(
+      target=lambda: [shutil.rmtree(p, ignore_errors=True) for p in gone], daemon=True
+    )
     self._deleting.start()
 
   def _unneeded(self) -> list[int]:
@@ -313,8 +386,9 @@ class Checkpoints:
     return [step for step in steps if step not in kept]
 
   def _score(self, step) -> float | None:
-    """The metric of config.checkpoint.keep_best, or its negative where lower is better. −inf for a step that was not
-    evaluated, None for one that cannot be read."""
+    """The metric of config.checkpoint.keep_best, or its negative where lower is better. −inf for a
+    step that was not evaluated, None for one that cannot be read.
+    """
     try:
       metrics = self.meta(step).get("metrics")
       # Where siglax 0.1 put them.
@@ -344,14 +418,19 @@ class Checkpoints:
 
     def find():
       found = errors.attempt(lambda: self.steps, f"{self._path} cannot be read")
-      return max((step for step in found if step not in damaged and (before is None or step < before)), default=None)
+      return max(
+        (step for step in found if step not in damaged and (before is None or step < before)),
+        default=None,
+      )
 
     return distributed.of_first(distributed.on_first(find))
 
   def _read(self, step, abstract_state):
-    """(state, meta) of one checkpoint. Damaged when it is; ValueError after several attempts that failed otherwise.
+    """(state, meta) of one checkpoint. Damaged when it is; ValueError after several attempts that
+    failed otherwise.
 
-    All processes read their own parts and then agree on how it went. Damage is believed when it is seen twice.
+    All processes read their own parts and then agree on how it went. Damage is believed when it is
+    seen twice.
     """
     seen, begin = 0, time.monotonic()
     for delay in (*errors.RETRY_SECONDS, None):
@@ -359,13 +438,18 @@ class Checkpoints:
       try:
         meta = self.meta(step)
         state = self._read_state(step, abstract_state)
-      except Exception as e:  # pylint: disable=broad-exception-caught; damage shows as many kinds of errors
+      # pylint: disable=broad-exception-caught; damage shows as many kinds of errors
+      except Exception as e:
         error = e
-      failed, damaged = distributed.any_has(error is not None and errors.is_failure(error), error is not None)
+      failed, damaged = distributed.any_has(
+        error is not None and errors.is_failure(error), error is not None
+      )
       if not damaged:
         error = self._compare(step, state, meta)
         if not any(distributed.any_has(error is not None)):
-          state = {k: state[k] for k in abstract_state} if isinstance(abstract_state, dict) else state
+          state = (
+            {k: state[k] for k in abstract_state} if isinstance(abstract_state, dict) else state
+          )
           return state, meta
       reason = "another process could not read it" if error is None else errors.one_line(error)
       if not failed:
@@ -374,11 +458,17 @@ class Checkpoints:
           raise Damaged(reason)
       if delay is None:
         raise ValueError(
-            f"the checkpoint of step {step} in {self._path} cannot be read, tried for {time.monotonic() - begin:.0f} s: {reason}; "
-            "nothing was changed, start again when it can be read"
+          f"the checkpoint of step {step} in {self._path} cannot be read, tried for "
+          f"{time.monotonic() - begin:.0f} s: {reason}; "
+          "nothing was changed, start again when it can be read"
         ) from error
       if failed:
-        logger.warning("reading the checkpoint of step %d failed, trying again in %.1f s: %s", step, delay, reason)
+        logger.warning(
+          "reading the checkpoint of step %d failed, trying again in %.1f s: %s",
+          step,
+          delay,
+          reason,
+        )
       time.sleep(delay if failed else 0)
 
   def meta(self, step: int) -> dict:
@@ -393,11 +483,19 @@ class Checkpoints:
   def _read_state(self, step, abstract_state):
     if isinstance(abstract_state, dict) and "step" not in abstract_state:
       sharding = jax.tree.leaves(abstract_state)[0].sharding
-      whole = jax.sharding.NamedSharding(sharding.mesh, jax.P()) if hasattr(sharding, "mesh") else sharding
-      abstract_state = {**abstract_state, "step": jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)}
+      whole = (
+        jax.sharding.NamedSharding(sharding.mesh, jax.P())
+        if hasattr(sharding, "mesh")
+        else sharding
+      )
+      abstract_state = {
+        **abstract_state,
+        "step": jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
+      }
     restore_args = ocp.checkpoint_utils.construct_restore_args(abstract_state)
     args = ocp.args.PyTreeRestore(abstract_state, restore_args=restore_args, partial_restore=True)
-    # The handler, unlike orbax's managers, waits for no other process: one that fails would keep the rest waiting.
+    # The handler, unlike orbax's managers, waits for no other process: one that fails would keep
+    # the rest waiting.
     state = ocp.PyTreeCheckpointHandler().restore(self._path / str(step) / "state", args=args)
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
       if isinstance(leaf, jax.ShapeDtypeStruct):  # orbax leaves it as it is given
@@ -405,14 +503,21 @@ class Checkpoints:
     return jax.tree.map(lambda x: None if x is ocp.PLACEHOLDER else x, state)
 
   def _compare(self, step, state, meta) -> Damaged | None:
-    """What does not fit: the folder's name, the metadata's step, the state's, or the state's digest."""
-    wrong = [name for name, value in digest_lib.digest(state).items() if value != meta["digest"].get(name)]
+    """What does not fit: the folder's name, the metadata's step, the state's, or the state's
+    digest.
+    """
+    wrong = [
+      name for name, value in digest_lib.digest(state).items() if value != meta["digest"].get(name)
+    ]
     if wrong:
       return Damaged(f"{wrong[0]} does not match its digest")
     of_state = state["step"] if isinstance(state, dict) else state.step
     of_state = step if of_state is None else int(of_state)  # None in a part that is read back
     if not step == meta.get("step") == of_state:
-      return Damaged(f"the folder is of step {step}, its metadata of step {meta.get('step')}, its state of step {of_state}")
+      return Damaged(
+        f"the folder is of step {step}, its metadata of step {meta.get('step')}, its state of step "
+        f"{of_state}"
+      )
     return None
 
   def _verify(self, step):
@@ -425,20 +530,32 @@ class Checkpoints:
         groups, size = [*groups, []], leaf.size * leaf.dtype.itemsize
       groups[-1].append(i)
     for group in groups:
-      self._read(step, jax.tree.unflatten(tree, [leaf if i in group else ocp.PLACEHOLDER for i, leaf in enumerate(leaves)]))
+      self._read(
+        step,
+        jax.tree.unflatten(
+          tree, [leaf if i in group else ocp.PLACEHOLDER for i, leaf in enumerate(leaves)]
+        ),
+      )
 
 
 def steps_in(path: str | os.PathLike) -> list[int]:
-  """Steps of the checkpoints in a folder, oldest first; none where it does not exist. OSError where it cannot be read:
-  a run that took such a folder for an empty one would start from scratch."""
+  """Steps of the checkpoints in a folder, oldest first; none where it does not exist. OSError where
+  it cannot be read: a run that took such a folder for an empty one would start from scratch.
+  """
   try:
-    return sorted(int(name) for name in os.listdir(path) if name.isdecimal() and len(name) < 11 and name == str(int(name)))
+    return sorted(
+      int(name)
+      for name in os.listdir(path)
+      if name.isdecimal() and len(name) < 11 and name == str(int(name))
+    )
   except (FileNotFoundError, NotADirectoryError):
     return []
 
 
 def preempted(step: int) -> bool:
-  """Whether the processes have agreed to end at this step, after a SIGTERM to one of them; ask at every step."""
+  """Whether the processes have agreed to end at this step, after a SIGTERM to one of them; ask at
+  every step.
+  """
   return multihost_utils.reached_preemption_sync_point(step)
 
 

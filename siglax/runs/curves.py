@@ -12,17 +12,22 @@ from siglax.runs import files
 from siglax.runs import metrics
 
 FILE = "curves.png"
-# The headlines of the evaluations by panel, and how their curves are called; the other metrics are in metrics.jsonl.
+# The headlines of the evaluations by panel, and how their curves are called; the other metrics are
+# in metrics.jsonl.
 HEADLINES = {
-    "Zero-shot accuracy, %": {"acc1": ""},
-    "Retrieval R@1, %": {"text_retrieval_recall@1": " image → text", "image_retrieval_recall@1": " text → image"},
+  "Zero-shot accuracy, %": {"acc1": ""},
+  "Retrieval R@1, %": {
+    "text_retrieval_recall@1": " image → text",
+    "image_retrieval_recall@1": " text → image",
+  },
 }
 # Okabe and Ito's colours, told apart with every kind of colour vision; black is the training loss.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 TRAIN_COLOUR = "#000000"
 # Of the labels, as a share of the panel's height.
 LINE_HEIGHT = 0.065
-# Of an axis beyond its data, as a share of their range; and how far off chance may lie to be shown too.
+# Of an axis beyond its data, as a share of their range; and how far off chance may lie to be shown
+# too.
 MARGIN, CHANCE_REACH = 0.05, 1.0
 
 
@@ -42,7 +47,8 @@ def plot(run_folder: str | os.PathLike) -> pathlib.Path:
 
   A ring marks the best value of an evaluation, a dashed line what chance gets, where that is near.
   Needs matplotlib. A panel without a value in metrics.jsonl is left out.
-  Raises ValueError when there is no metrics.jsonl, or nothing to draw in it, and OSError where it cannot be written.
+  Raises ValueError when there is no metrics.jsonl, or nothing to draw in it, and OSError where it
+  cannot be written.
   """
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
@@ -50,12 +56,17 @@ def plot(run_folder: str | os.PathLike) -> pathlib.Path:
   folder = pathlib.Path(run_folder)
   panels = [(title, curves) for title, curves in _panels(metrics.read(folder)) if curves]
   if not panels:
-    raise ValueError(f"{folder / metrics.FILE} holds no loss and no evaluation to draw; train for at least log.every_steps")
+    raise ValueError(
+      f"{folder / metrics.FILE} holds no loss and no evaluation to draw; train for at least "
+      "log.every_steps"
+    )
   columns = 2 if len(panels) == 4 else len(panels)
   rows = len(panels) // columns
   figure = Figure(figsize=(5.2 * columns, 3.6 * rows), layout="constrained")
   FigureCanvasAgg(figure)
-  for axes, (title, curves) in zip(figure.subplots(rows, columns, sharex=True, squeeze=False).flat, panels):
+  for axes, (title, curves) in zip(
+    figure.subplots(rows, columns, sharex=True, squeeze=False).flat, panels
+  ):
     _draw(axes, title, curves)
   picture = io.BytesIO()
   figure.savefig(picture, dpi=150)
@@ -68,16 +79,29 @@ def _panels(records) -> list[tuple[str, list[Curve]]]:
   facts = {k: v for r in records for k, v in r.items() if metrics.is_fact(k)}
   evaluations = metrics.evaluations(records)
   losses = {k: k.split("/")[1] for k in evaluations if k.endswith("/loss")}
-  panels = [("Loss", _curves(records, {"loss": "training"}, [TRAIN_COLOUR]) + _evaluated(evaluations, losses, facts))]
+  panels = [
+    (
+      "Loss",
+      _curves(records, {"loss": "training"}, [TRAIN_COLOUR])
+      + _evaluated(evaluations, losses, facts),
+    )
+  ]
   for title, names in HEADLINES.items():
-    labels = {k: k.split("/")[1] + names[k.split("/")[2]] for k in evaluations if k.split("/")[2] in names}
+    labels = {
+      k: k.split("/")[1] + names[k.split("/")[2]] for k in evaluations if k.split("/")[2] in names
+    }
     panels.append((title, _evaluated(evaluations, labels, facts, 100)))
-  return [*panels, ("Mean logit", _curves(records, {"logit_pos": "pairs", "logit_neg": "non-pairs"}, COLOURS))]
+  return [
+    *panels,
+    ("Mean logit", _curves(records, {"logit_pos": "pairs", "logit_neg": "non-pairs"}, COLOURS)),
+  ]
 
 
 def _curves(records, labels: dict[str, str], colours) -> list[Curve]:
   points = {k: [(r["step"], r[k]) for r in records if r.get(k) is not None] for k in labels}
-  return [Curve(labels[k], colour, *zip(*points[k])) for k, colour in zip(labels, colours) if points[k]]
+  return [
+    Curve(labels[k], colour, *zip(*points[k])) for k, colour in zip(labels, colours) if points[k]
+  ]
 
 
 def _evaluated(evaluations, labels: dict[str, str], facts, unit: float = 1) -> list[Curve]:
@@ -87,9 +111,15 @@ def _evaluated(evaluations, labels: dict[str, str], facts, unit: float = 1) -> l
       task, _, metric = k.rpartition("/")
       chance = facts.get(f"{task}/chance/{metric}")
       points = [(step, unit * value) for step, value in evaluations[k] if not math.isnan(value)]
-      curves.append(Curve(
-          label, COLOURS[i % len(COLOURS)], *zip(*points), chance and unit * chance, (best[0][0], unit * best[0][1])
-      ))
+      curves.append(
+        Curve(
+          label,
+          COLOURS[i % len(COLOURS)],
+          *zip(*points),
+          chance and unit * chance,
+          (best[0][0], unit * best[0][1]),
+        )
+      )
   return curves
 
 
@@ -98,7 +128,11 @@ def _limits(curves: list[Curve]) -> tuple[float, float]:
   values = [value for curve in curves for value in curve.values]
   low, high = min(values), max(values)
   reach = CHANCE_REACH * (high - low)
-  near = [curve.chance for curve in curves if curve.chance is not None and low - reach <= curve.chance <= high + reach]
+  near = [
+    curve.chance
+    for curve in curves
+    if curve.chance is not None and low - reach <= curve.chance <= high + reach
+  ]
   low, high = min([low, *near]), max([high, *near])
   margin = MARGIN * ((high - low) or abs(high) or 1.0)
   return low - margin, high + margin
@@ -108,11 +142,20 @@ def _draw(axes, title, curves):
   for curve in curves:
     # Few points are measurements worth seeing one by one.
     marker = {"marker": "o", "markersize": 4} if len(curve.steps) < 20 else {}
-    axes.plot(curve.steps, curve.values, color=curve.colour, linewidth=1.5, label=curve.label, **marker)
+    axes.plot(
+      curve.steps, curve.values, color=curve.colour, linewidth=1.5, label=curve.label, **marker
+    )
     if curve.chance is not None:
       axes.axhline(curve.chance, color=curve.colour, linewidth=1, linestyle="--", alpha=0.7)
     if curve.best is not None:
-      axes.plot(*curve.best, "o", markersize=9, markerfacecolor="none", markeredgecolor=curve.colour, clip_on=False)
+      axes.plot(
+        *curve.best,
+        "o",
+        markersize=9,
+        markerfacecolor="none",
+        markeredgecolor=curve.colour,
+        clip_on=False,
+      )
   axes.set_title(title, loc="left", fontsize=11)
   low, high = _limits(curves)
   seen = any(curve.chance is not None and low <= curve.chance <= high for curve in curves)
@@ -133,8 +176,15 @@ def _label_ends(axes, curves):
   curves = sorted(curves, key=lambda curve: curve.values[-1])
   for curve, y in zip(curves, _apart([curve.values[-1] for curve in curves], *axes.get_ylim())):
     axes.annotate(
-        curve.label, (1, y), xycoords=axes.get_yaxis_transform(), xytext=(4, 0), textcoords="offset points",
-        color=curve.colour, fontsize=9, va="center", annotation_clip=False,
+      curve.label,
+      (1, y),
+      xycoords=axes.get_yaxis_transform(),
+      xytext=(4, 0),
+      textcoords="offset points",
+      color=curve.colour,
+      fontsize=9,
+      va="center",
+      annotation_clip=False,
     )
 
 

@@ -1,4 +1,6 @@
-"""Digests: of a state, which tell whether a checkpoint holds what was saved and is finite, and of an image tower."""
+"""Digests: of a state, which tell whether a checkpoint holds what was saved and is finite, and of
+an image tower.
+"""
 
 from __future__ import annotations
 
@@ -23,16 +25,22 @@ def digest(state) -> dict[str, int]:
 
 
 def inspect(state) -> tuple[dict[str, int], str | None]:
-  """(`digest` of a state, path of its first leaf with an element that is not finite or None), in one pass on the devices."""
+  """(`digest` of a state, path of its first leaf with an element that is not finite or None), in
+  one pass on the devices.
+  """
   leaves = jax.tree_util.tree_leaves_with_path(state)
   sums, finite = jax.device_get(_inspect([leaf for _, leaf in leaves]))
   names = [paths.name(path) for path, _ in leaves]
-  return dict(zip(names, sums.tolist())), next((name for name, good in zip(names, finite) if not good), None)
+  return dict(zip(names, sums.tolist())), next(
+    (name for name, good in zip(names, finite) if not good), None
+  )
 
 
 @jax.jit
 def _inspect(leaves):
-  finite = lambda x: jnp.all(jnp.isfinite(x)) if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.bool_(True)
+  finite = lambda x: (
+    jnp.all(jnp.isfinite(x)) if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.bool_(True)
+  )
   # Two arrays: a transfer for each of hundreds of leaves takes longer than the work on them.
   return jnp.stack([leaf_digest(x) for x in leaves]), jnp.stack([finite(x) for x in leaves])
 
@@ -49,19 +57,27 @@ def leaf_digest(x: jax.Array) -> jax.Array:
 
 
 def image_tower(model, params, mesh) -> str:
-  """Names an image tower: its parameters, to the bit, and what it makes of them; preprocessing is no part of it.
+  """Names an image tower: its parameters, to the bit, and what it makes of them; preprocessing is
+  no part of it.
 
-  Global view: all processes call together. The same whether layers are stacked (config.model.image.scan) or not.
+  Global view: all processes call together. The same whether layers are stacked
+  (config.model.image.scan) or not.
   """
   leaves = paths.flatten(params["image"])
   stacked = {name for name in leaves if re.search(r"(^|/)blocks/(?!\d+/)", name)}
   of_layers = jax.vmap(leaf_digest)
-  digests = lambda leaves: {k: of_layers(x) if k in stacked else leaf_digest(x) for k, x in leaves.items()}
+  digests = lambda leaves: {
+    k: of_layers(x) if k in stacked else leaf_digest(x) for k, x in leaves.items()
+  }
   sums = {}
-  for name, value in jax.device_get(jax.jit(digests, out_shardings=mesh_lib.replicated(mesh))(leaves)).items():
+  for name, value in jax.device_get(
+    jax.jit(digests, out_shardings=mesh_lib.replicated(mesh))(leaves)
+  ).items():
     if name in stacked:
       sums |= {name.replace("blocks/", f"blocks/{i}/"): int(x) for i, x in enumerate(value)}
     else:
       sums[name] = int(value)
-  options = {name: model.config.image[name] for name in ("activation", "norm_eps", "pool", "position")}
+  options = {
+    name: model.config.image[name] for name in ("activation", "norm_eps", "pool", "position")
+  }
   return hashlib.sha256(json.dumps([options, sums], sort_keys=True).encode()).hexdigest()[:16]

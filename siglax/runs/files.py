@@ -1,4 +1,6 @@
-"""Files of a run folder: replaced in one move, or grown line by line. No failure leaves half of one."""
+"""Files of a run folder: replaced in one move, or grown line by line. No failure leaves half of
+one.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,13 @@ logger = logging.getLogger("siglax")
 
 
 def write_atomic(path: str | os.PathLike, content: bytes):
-  """Replaces a file in one move; it is on disk when this returns. A failure leaves the old file and no other."""
+  """Replaces a file in one move; it is on disk when this returns. A failure leaves the old file and
+  no other.
+  """
   path = pathlib.Path(path)
-  temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")  # no other process's, on whatever host
+  temporary = path.with_name(
+    f".{path.name}.{secrets.token_hex(8)}"
+  )  # no other process's, on whatever host
   try:
     with temporary.open("wb") as file:
       file.write(content)
@@ -41,7 +47,9 @@ def encode(record: dict) -> bytes:
 
 
 def read_records(path: pathlib.Path, key: str) -> list[dict]:
-  """The JSON objects whose `key` is a whole number in a file of lines; what a kill tore is left out."""
+  """The JSON objects whose `key` is a whole number in a file of lines; what a kill tore is left
+  out.
+  """
   records = map(_parse, path.read_bytes().splitlines())
   return [record for record in records if record is not None and type(record.get(key)) is int]
 
@@ -60,10 +68,13 @@ def _parse(line: bytes) -> dict | None:
 
 
 class Lines:
-  """Records appended to a file, one a line, each flushed at once: kill -9 tears at most the last line.
+  """Records appended to a file, one a line, each flushed at once: kill -9 tears at most the last
+  line.
 
-  While the file cannot be written, as on a full disk, the newest `keep` records wait in memory, and each new one tries
-  them all again: a warning says that it begins, a line that it is over. Raises OSError where the file cannot be opened.
+  While the file cannot be written, as on a full disk, the newest `keep` records wait in memory, and
+  each new one tries
+  them all again: a warning says that it begins, a line that it is over. Raises OSError where the
+  file cannot be opened.
   """
 
   def __init__(self, path: pathlib.Path, keep: int):
@@ -77,7 +88,11 @@ class Lines:
       self._write_waiting()
     except OSError as e:
       if not self._failing:
-        logger.warning("%s cannot be written (%s): its lines wait in memory, and the training goes on", self._path, e.strerror)
+        logger.warning(
+          "%s cannot be written (%s): its lines wait in memory, and the training goes on",
+          self._path,
+          e.strerror,
+        )
       self._failing = True
     else:
       if self._failing:
@@ -89,7 +104,9 @@ class Lines:
     try:
       self._write_waiting()
     except OSError as e:
-      logger.warning("%s lacks its last lines, %d of them (%s)", self._path, len(self._waiting), e.strerror)
+      logger.warning(
+        "%s lacks its last lines, %d of them (%s)", self._path, len(self._waiting), e.strerror
+      )
       with contextlib.suppress(OSError):
         self._file.truncate(self._size)
     with contextlib.suppress(OSError):

@@ -21,16 +21,22 @@ CONFIG = "config.json"
 
 
 def read_config(folder):
-  """The resolved config of a run folder. ValueError when there is none, or when it needs what was not imported."""
+  """The resolved config of a run folder. ValueError when there is none, or when it needs what was
+  not imported.
+  """
   file = pathlib.Path(folder) / CONFIG
   if not file.is_file():
-    raise ValueError(f"{folder} is no run folder: it has no {CONFIG}; give the --workdir of siglax train")
+    raise ValueError(
+      f"{folder} is no run folder: it has no {CONFIG}; give the --workdir of siglax train"
+    )
   imports.check(folder)
   return config_lib.read(file)
 
 
 def write(folder, config, text: text_lib.TextProcessor):
-  """Writes the resolved config, the tokenizer and what was imported into a run folder. OSError where the disk fails."""
+  """Writes the resolved config, the tokenizer and what was imported into a run folder. OSError
+  where the disk fails.
+  """
   imports.write(folder)
   files.write_atomic(folder / CONFIG, config_lib.to_json(config).encode())
   files.write_atomic(folder / TOKENIZER, text.model)
@@ -41,16 +47,17 @@ def text_processor(config, folder=None) -> text_lib.TextProcessor:
   copy = pathlib.Path(folder or ".") / TOKENIZER
   tokenizer = copy if folder is not None and copy.is_file() else config.text.tokenizer
   return text_lib.TextProcessor(
-      tokenizer,
-      length=config.text.length,
-      lowercase=config.text.lowercase,
-      strip_punctuation=config.text.strip_punctuation,
-      pad=config.text.pad,
+    tokenizer,
+    length=config.text.length,
+    lowercase=config.text.lowercase,
+    strip_punctuation=config.text.strip_punctuation,
+    pad=config.text.pad,
   )
 
 
 def read_params(folder, model, mesh, towers: tuple[str, ...] = models.TOWERS) -> dict:
-  """Parameters of the newest good checkpoint of a run folder, sharded over the mesh: their average, if the run kept one.
+  """Parameters of the newest good checkpoint of a run folder, sharded over the mesh: their average,
+  if the run kept one.
 
   ValueError when there is no good checkpoint. towers: one tower alone comes without scale and bias.
   """
@@ -59,9 +66,15 @@ def read_params(folder, model, mesh, towers: tuple[str, ...] = models.TOWERS) ->
     raise ValueError(missing)
   config, shapes = read_config(folder), jax.eval_shape(model.init, jax.random.key(0))
   wanted = {"params": shapes}
-  if config.train.ema is not None:  # of the frozen parameters there is none; the patterns are those of both towers
-    frozen = optim.frozen_mask(config, jax.eval_shape(models.build(config.model).init, jax.random.key(0)))
-    wanted["ema"], wanted["params"] = state_lib.split(shapes, {name: frozen[name] for name in shapes})
+  if (
+    config.train.ema is not None
+  ):  # of the frozen parameters there is none; the patterns are those of both towers
+    frozen = optim.frozen_mask(
+      config, jax.eval_shape(models.build(config.model).init, jax.random.key(0))
+    )
+    wanted["ema"], wanted["params"] = state_lib.split(
+      shapes, {name: frozen[name] for name in shapes}
+    )
   if towers != models.TOWERS:
     wanted = {field: {name: tree[name] for name in towers} for field, tree in wanted.items()}
   abstract = mesh_lib.abstract(mesh, wanted)

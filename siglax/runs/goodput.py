@@ -1,11 +1,14 @@
-"""Where the wall time of a run goes: the share of each phase, of which only the steps are worth paying for."""
+"""Where the wall time of a run goes: the share of each phase, of which only the steps are worth
+paying for.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import time
 
-# init: opening data, making or restoring the state. compile: the first step. step: all else between two batches.
+# init: opening data, making or restoring the state. compile: the first step. step: all else between
+# two batches.
 PHASES = ("init", "compile", "data_wait", "step", "evaluation", "checkpoint")
 
 

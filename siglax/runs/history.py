@@ -1,9 +1,12 @@
-"""The starts of a run: when and where each began, how far it came, how it ended, and where its time went.
+"""The starts of a run: when and where each began, how far it came, how it ended, and where its time
+went.
 
-A run folder's starts.jsonl has records {start: its number, host, pid, time: when it began, first_step: what it began at,
-last_step: the last one logged, saved: the step of the last checkpoint, seconds: in each phase of `goodput`, ended: "finished", the name of a signal, an error,
-"killed", or null of a start that runs}. A start appends its record again and again; the last one counts, so that SIGKILL
-costs only what was not logged. The end of a start, or the next one, leaves one line of each.
+A run folder's starts.jsonl has records {start: its number, host, pid, time: when it began,
+first_step: what it began at,
+last_step: the last one logged, saved: the step of the last checkpoint, seconds: in each phase of
+`goodput`, ended: "finished", the name of a signal, an error, "killed", or null of a start that
+runs}. A start appends its record again and again; the last one counts, so that SIGKILL costs only
+what was not logged. The end of a start, or the next one, leaves one line of each.
 """
 
 from __future__ import annotations
@@ -26,36 +29,51 @@ from siglax.runs import lock
 logger = logging.getLogger("siglax")
 
 FILE = "starts.jsonl"
-# Phases whose time is lost with the steps that are computed again. The others, such as init, are overhead of their start.
+# Phases whose time is lost with the steps that are computed again. The others, such as init, are
+# overhead of their start.
 WORK = ("data_wait", "step")
 LOST = "lost"
 
 
 class History:
-  """Records one start. Only process 0 writes, and a file that fails is no reason to stop: it is left with a warning.
+  """Records one start. Only process 0 writes, and a file that fails is no reason to stop: it is
+  left with a warning.
 
-  step: what the start begins at. saved: () → the step of the last checkpoint on the disk. As a context manager it notes an
-  error that ends the start, but for the loss of the folder to another process, whose records these then are.
+  step: what the start begins at. saved: () → the step of the last checkpoint on the disk. As a
+  context manager it notes an error that ends the start, but for the loss of the folder to another
+  process, whose records these then are.
   """
 
-  def __init__(self, workdir: str | os.PathLike, *, step: int, goodput: goodput_lib.Goodput, saved=lambda: 0):
-    self._goodput, self._saved, self._lines, self._ended, self._step = goodput, saved, None, False, step
+  def __init__(
+    self, workdir: str | os.PathLike, *, step: int, goodput: goodput_lib.Goodput, saved=lambda: 0
+  ):
+    self._goodput, self._saved, self._lines, self._ended, self._step = (
+      goodput,
+      saved,
+      None,
+      False,
+      step,
+    )
     if jax.process_index() != 0:
       return
     self._path = pathlib.Path(workdir) / FILE
     try:
-      starts = [start if start["ended"] else {**start, "ended": "killed"} for start in read(workdir)]
+      starts = [
+        start if start["ended"] else {**start, "ended": "killed"} for start in read(workdir)
+      ]
       self._rewrite(starts)
       self._lines = files.Lines(self._path, keep=1)
     except OSError as e:
-      logger.warning("%s cannot be written (%s): this start will be in no report", self._path, e.strerror)
+      logger.warning(
+        "%s cannot be written (%s): this start will be in no report", self._path, e.strerror
+      )
       return
     self._record = {
-        "start": starts[-1]["start"] + 1 if starts else 1,
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "first_step": step,
+      "start": starts[-1]["start"] + 1 if starts else 1,
+      "host": socket.gethostname(),
+      "pid": os.getpid(),
+      "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+      "first_step": step,
     }
     self.update(step)
 
@@ -77,7 +95,15 @@ class History:
     self._step = step
     if self._lines is not None:
       seconds = {phase: round(s, 3) for phase, s in self._goodput.totals().items()}
-      self._lines.append({**self._record, "last_step": step, "saved": self._saved(), "seconds": seconds, "ended": ended})
+      self._lines.append(
+        {
+          **self._record,
+          "last_step": step,
+          "saved": self._saved(),
+          "seconds": seconds,
+          "ended": ended,
+        }
+      )
 
   def _rewrite(self, starts):
     files.write_atomic(self._path, b"".join(map(files.encode, starts)))
@@ -103,15 +129,26 @@ def _is_whole(record: dict) -> bool:
   """Whether a record has what reports read, of the right types; damage leaves others."""
   steps = all(type(record.get(name)) is int for name in ("first_step", "last_step"))
   seconds = record.get("seconds")
-  return steps and "ended" in record and isinstance(seconds, dict) and all(isinstance(s, (int, float)) for s in seconds.values())
+  return (
+    steps
+    and "ended" in record
+    and isinstance(seconds, dict)
+    and all(isinstance(s, (int, float)) for s in seconds.values())
+  )
 
 
 def account(starts: list[dict]) -> tuple[int, dict[str, float]]:
-  """Steps that stops made be computed again, and the seconds of all starts in each phase, with those steps' as "lost".
+  """Steps that stops made be computed again, and the seconds of all starts in each phase, with
+  those steps' as "lost".
 
-  A step is lost when a later start begins before it. Of what followed a start's last line in the log, nothing is known.
+  A step is lost when a later start begins before it. Of what followed a start's last line in the
+  log, nothing is known.
   """
-  steps, seconds, redone_from = 0, collections.Counter(dict.fromkeys((*goodput_lib.PHASES, LOST), 0.0)), math.inf
+  steps, seconds, redone_from = (
+    0,
+    collections.Counter(dict.fromkeys((*goodput_lib.PHASES, LOST), 0.0)),
+    math.inf,
+  )
   for start in reversed(starts):
     first, last = start["first_step"], start["last_step"]
     lost = last - min(max(redone_from, first), last)

@@ -1,6 +1,8 @@
-"""The imported files that a run needs: their names and digests in imports.json, and a copy of each to read.
+"""The imported files that a run needs: their names and digests in imports.json, and a copy of each
+to read.
 
-The copies are for people: siglax executes no file of a run folder unless its user names it with --import.
+The copies are for people: siglax executes no file of a run folder unless its user names it with
+--import.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ FILE, FOLDER = "imports.json", "imports"
 
 def write(folder: pathlib.Path):
   """Records in a run folder what this process has imported. OSError where the disk fails."""
-  given = {record["sha256"]: record["name"] for record in _read(folder / FILE)}  # not that of a copy
+  given = {
+    record["sha256"]: record["name"] for record in _read(folder / FILE)
+  }  # not that of a copy
   records, names = [], set()
   for file in imports.imported():
     name = pathlib.Path(file.module.__file__).name
@@ -28,18 +32,24 @@ def write(folder: pathlib.Path):
     names.add(name)
     (folder / FOLDER).mkdir(exist_ok=True)
     files.write_atomic(folder / FOLDER / name, file.content)
-    records.append({
-        "name": given.get(file.digest, file.name), "sha256": file.digest, "copy": f"{FOLDER}/{name}", "parts": file.parts,
-    })
+    records.append(
+      {
+        "name": given.get(file.digest, file.name),
+        "sha256": file.digest,
+        "copy": f"{FOLDER}/{name}",
+        "parts": file.parts,
+      }
+    )
   if records or (folder / FILE).exists():  # of an earlier start, without checkpoints
     files.write_atomic(folder / FILE, json.dumps(records, indent=1).encode())
 
 
 def check(folder, same: bool = False):
-  """ValueError in one line where a run folder needs a file that was not imported; it says where the copy lies.
+  """ValueError in one line where a run folder needs a file that was not imported; it says where the
+  copy lies.
 
-  same: the file must have the content that the run began with, as the steps before were made with that. Otherwise
-  another one that registers the same parts gives a warning.
+  same: the file must have the content that the run began with, as the steps before were made with
+  that. Otherwise another one that registers the same parts gives a warning.
   """
   folder = pathlib.Path(folder)
   here = {file.digest for file in imports.imported()}
@@ -49,15 +59,20 @@ def check(folder, same: bool = False):
     name, copy = record["name"], folder / record["copy"]
     there = [tuple(part) for part in record["parts"]]
     if not there or not set(there) <= set(parts.registered):
-      adds = ", ".join(f"the {kind} {part!r}" for kind, part in there) or "what the run was made with"
-      raise ValueError(
-          f"{folder} needs {name}, which adds {adds}: give --import {name} (in Python: "
-          f"siglax.config.import_parts); its copy is {copy}"
+      adds = (
+        ", ".join(f"the {kind} {part!r}" for kind, part in there) or "what the run was made with"
       )
-    changed = f"{name} is not the file that the run in {folder} was made with, of which {copy} is a copy"
+      raise ValueError(
+        f"{folder} needs {name}, which adds {adds}: give --import {name} (in Python: "
+        f"siglax.config.import_parts); its copy is {copy}"
+      )
+    changed = (
+      f"{name} is not the file that the run in {folder} was made with, of which {copy} is a copy"
+    )
     if same:
       raise ValueError(
-          f"{changed}; its steps would follow other rules: give --import {copy}, or use another --workdir"
+        f"{changed}; its steps would follow other rules: give --import {copy}, or use another "
+        "--workdir"
       )
     logger.warning("%s; what it registers now is used", changed)
 

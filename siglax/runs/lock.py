@@ -1,10 +1,11 @@
 """One writer at a time in a run folder.
 
-The file lock.json in the run folder names its holder: host, process, and the time it started. The holder touches the file
-every HEARTBEAT_SECONDS. A lock is taken over when its holder is dead: on this host the process table tells; of another
-host, or of another container, the lock's age does, once it is above STALE_SECONDS. A holder that was stopped for so long
-(SIGSTOP, a suspended machine) finds the lock in other hands and saves nothing more. Ages are told by the clock of the
-file system, so the hosts' clocks may differ.
+The file lock.json in the run folder names its holder: host, process, and the time it started. The
+holder touches the file every HEARTBEAT_SECONDS. A lock is taken over when its holder is dead: on
+this host the process table tells; of another host, or of another container, the lock's age does,
+once it is above STALE_SECONDS. A holder that was stopped for so long (SIGSTOP, a suspended machine)
+finds the lock in other hands and saves nothing more. Ages are told by the clock of the file system,
+so the hosts' clocks may differ.
 """
 
 from __future__ import annotations
@@ -37,15 +38,19 @@ class Lost(ValueError):
 class Lock:
   """The lock on a run folder; a context manager.
 
-  Raises ValueError in one line when another process holds it and lives, and OSError when the folder cannot be written.
+  Raises ValueError in one line when another process holds it and lives, and OSError when the folder
+  cannot be written.
   """
 
   def __init__(self, folder: str | os.PathLike):
     self._file = pathlib.Path(folder) / FILE
     self._me = {
-        "host": socket.gethostname(), "process": os.getpid(), "process_started": _process_started(os.getpid()),
-        "processes_of": _process_table(), "time": datetime.datetime.now().isoformat(timespec="seconds"),
-        "key": secrets.token_hex(8),
+      "host": socket.gethostname(),
+      "process": os.getpid(),
+      "process_started": _process_started(os.getpid()),
+      "processes_of": _process_table(),
+      "time": datetime.datetime.now().isoformat(timespec="seconds"),
+      "key": secrets.token_hex(8),
     }
     self._released = threading.Event()
     self._take()
@@ -63,8 +68,8 @@ class Lock:
   def check(self):
     """Raises Lost when another process has taken the folder over.
 
-    A lock that somebody deleted is taken again. One that cannot be read now proves nothing, and the save that follows
-    will tell.
+    A lock that somebody deleted is taken again. One that cannot be read now proves nothing, and the
+    save that follows will tell.
     """
     try:
       with _guard(self._file.parent):
@@ -77,12 +82,15 @@ class Lock:
       return
     if other.get("key") != self._me["key"]:
       raise Lost(
-          f"{self._file} is no longer this process's: process {other.get('process')} on {other.get('host')} has taken the run "
-          "folder over; this process saves nothing more"
+        f"{self._file} is no longer this process's: process {other.get('process')} on "
+        f"{other.get('host')} has taken the run "
+        "folder over; this process saves nothing more"
       )
 
   def release(self):
-    """Lets the next one in. On a disk that fails now the lock stays, and is taken over as that of a dead holder."""
+    """Lets the next one in. On a disk that fails now the lock stays, and is taken over as that of a
+    dead holder.
+    """
     self._released.set()
     with contextlib.suppress(OSError), _guard(self._file.parent):
       if self.held():
@@ -95,31 +103,41 @@ class Lock:
     self.release()
 
   def _take(self):
-    """Takes the lock. A holder that is not in this process table is waited for: a touch of the lock tells that it lives, and
-    none for STALE_SECONDS that it is dead."""
+    """Takes the lock. A holder that is not in this process table is waited for: a touch of the lock
+    tells that it lives, and none for STALE_SECONDS that it is dead.
+    """
     touched, since = None, time.monotonic()
     while True:
       with _guard(self._file.parent):
         holder = self._read()
         age = 0.0 if holder is None or _same_processes(holder) else self._age()
-        silent = 0.0 if touched is None else time.monotonic() - since  # by this process's clock, whatever that of the disk
+        silent = (
+          0.0 if touched is None else time.monotonic() - since
+        )  # by this process's clock, whatever that of the disk
         if holder is None or _dead(holder, max(age, silent)):
           if holder is not None:
             logger.warning(
-                "%s: its holder, process %s on %s, is dead; taking it over", self._file, holder.get("process"), holder.get("host")
+              "%s: its holder, process %s on %s, is dead; taking it over",
+              self._file,
+              holder.get("process"),
+              holder.get("host"),
             )
           self._write()
           return
         last = self._file.stat().st_mtime_ns
       if _same_processes(holder) or touched is not None and last != touched:
         raise ValueError(
-            f"--workdir {self._file.parent} is in use: process {holder.get('process')} on {holder.get('host')} trains there "
-            f"since {holder.get('time')}; end it, or use another --workdir"
+          f"--workdir {self._file.parent} is in use: process {holder.get('process')} on "
+          f"{holder.get('host')} trains there "
+          f"since {holder.get('time')}; end it, or use another --workdir"
         )
       if touched is None:
         logger.warning(
-            "%s: process %s on %s may hold the run folder; waiting up to %d s for a sign of it",
-            self._file, holder.get("process"), holder.get("host"), STALE_SECONDS,
+          "%s: process %s on %s may hold the run folder; waiting up to %d s for a sign of it",
+          self._file,
+          holder.get("process"),
+          holder.get("host"),
+          STALE_SECONDS,
         )
         touched, since = last, time.monotonic()
       time.sleep(1)
@@ -149,13 +167,17 @@ class Lock:
 
   def _beat(self):
     while not self._released.wait(HEARTBEAT_SECONDS):
-      with contextlib.suppress(OSError):  # a disk that fails for a while; `check` tells who has the lock
+      with contextlib.suppress(
+        OSError
+      ):  # a disk that fails for a while; `check` tells who has the lock
         if self.held():
           os.utime(self._file)
 
 
 def sees(folder, key: str, seconds: float = 10) -> bool:
-  """Whether the lock with this key is in the folder, for a process on another machine; network file systems are late."""
+  """Whether the lock with this key is in the folder, for a process on another machine; network file
+  systems are late.
+  """
   deadline = time.monotonic() + seconds
   while True:
     with contextlib.suppress(OSError, ValueError):
@@ -176,11 +198,17 @@ def _dead(holder: dict, age: float) -> bool:
 def _same_processes(holder: dict) -> bool:
   """Whether the holder's process would be in this machine's, or this container's, process table."""
   table = _process_table()
-  return table is not None and holder.get("host") == socket.gethostname() and holder.get("processes_of") == table
+  return (
+    table is not None
+    and holder.get("host") == socket.gethostname()
+    and holder.get("processes_of") == table
+  )
 
 
 def _process_started(process) -> str | None:
-  """When a process started, in ticks since boot; None when there is none, or only its exit code is left (a zombie)."""
+  """When a process started, in ticks since boot; None when there is none, or only its exit code is
+  left (a zombie).
+  """
   try:
     # The name, in parentheses, may hold spaces.
     state, *fields = pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
@@ -200,7 +228,8 @@ def _process_table() -> str | None:
 
 @contextlib.contextmanager
 def _guard(folder):
-  """Lets one starter at a time of this machine look at the lock, where the file system can lock a folder.
+  """Lets one starter at a time of this machine look at the lock, where the file system can lock a
+  folder.
 
   One that was stopped in here (SIGSTOP) is waited for no longer than GUARD_SECONDS.
   """

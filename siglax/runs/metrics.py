@@ -1,11 +1,14 @@
-"""What a run reports, and where: metrics.jsonl, TensorBoard, Weights & Biases, a progress line and a summary.
+"""What a run reports, and where: metrics.jsonl, TensorBoard, Weights & Biases, a progress line and
+a summary.
 
-A run folder's metrics.jsonl has one JSON object a line, with non-decreasing "step". A training line carries step,
-examples, loss, scale, bias, logit_pos, logit_neg, grad_norm, lr, examples_per_sec, examples_per_sec_per_device, mfu
-(absent where the device's peak is unknown), data_wait and step_time (seconds). An evaluation line carries step, examples
-and eval/<name>/<metric>. The first one of a task, and one after a change, also carries what is known whatever the model:
-eval/<name>/chance/<metric>, what guessing gets, and eval/<name>/batch/loss, the examples of a batch. The last line of a
-start carries goodput/<phase>, shares of its wall time. A value that is not finite is null.
+A run folder's metrics.jsonl has one JSON object a line, with non-decreasing "step". A training line
+carries step, examples, loss, scale, bias, logit_pos, logit_neg, grad_norm, lr, examples_per_sec,
+examples_per_sec_per_device, mfu (absent where the device's peak is unknown), data_wait and
+step_time (seconds). An evaluation line carries step, examples and eval/<name>/<metric>. The first
+one of a task, and one after a change, also carries what is known whatever the model:
+eval/<name>/chance/<metric>, what guessing gets, and eval/<name>/batch/loss, the examples of a
+batch. The last line of a start carries goodput/<phase>, shares of its wall time. A value that is
+not finite is null.
 """
 
 from __future__ import annotations
@@ -37,20 +40,27 @@ FILE = "metrics.jsonl"
 LINES_KEPT = 10_000
 # Seconds after which TensorBoard's events reach the disk: what kill -9 may lose there.
 EVENTS_FLUSH_SECONDS = 10
-# A validation loss that is above its lowest by this share, this many evaluations later, has risen for more than noise.
+# A validation loss that is above its lowest by this share, this many evaluations later, has risen
+# for more than noise.
 RISE, RISE_EVALUATIONS = 0.01, 2
 
 
 class RunMetrics:
-  """Sends each record of a run to all of its writers. Only process 0 writes; on others every method does nothing.
+  """Sends each record of a run to all of its writers. Only process 0 writes; on others every method
+  does nothing.
 
-  A writer that fails is dropped with a warning, and the training goes on; metrics.jsonl is tried again at each record.
-  folder: the run folder. step: the step that training resumes from; later records of an earlier attempt are dropped.
-  total_steps: for the progress line. Use as a context manager, so that the terminal is restored after an error.
-  Raises ValueError when config.log.wandb is set and wandb is not installed, and for a metrics.jsonl that cannot be written.
+  A writer that fails is dropped with a warning, and the training goes on; metrics.jsonl is tried
+  again at each record.
+  folder: the run folder. step: the step that training resumes from; later records of an earlier
+  attempt are dropped.
+  total_steps: for the progress line. Use as a context manager, so that the terminal is restored
+  after an error. Raises ValueError when config.log.wandb is set and wandb is not installed, and for
+  a metrics.jsonl that cannot be written.
   """
 
-  def __init__(self, folder: str | os.PathLike, config: ConfigDict, *, total_steps: int, step: int = 0):
+  def __init__(
+    self, folder: str | os.PathLike, config: ConfigDict, *, total_steps: int, step: int = 0
+  ):
     self._folder, self._config = pathlib.Path(folder), config
     self._writers = []
     if jax.process_index() != 0:
@@ -64,16 +74,23 @@ class RunMetrics:
       self._open(TensorBoard, self._folder, step)
     self._writers.append(lines)
     if sys.stderr is not None:
-      self._open(TerminalProgress if streams.is_terminal(sys.stderr) else PlainProgress, total_steps, config.batch_size, step)
+      self._open(
+        TerminalProgress if streams.is_terminal(sys.stderr) else PlainProgress,
+        total_steps,
+        config.batch_size,
+        step,
+      )
 
   def write(self, step: int, values: dict):
-    """Records training metrics or "eval/…" metrics of a step. values: name → number, array of one, or None for unknown.
+    """Records training metrics or "eval/…" metrics of a step. values: name → number, array of one,
+    or None for unknown.
 
     What is known of an evaluation task (`is_fact`) is written when it is new.
     """
     if not self._writers:
       return
-    # One explicit transfer, which jax.transfer_guard allows. It sorts the names; a record keeps their order.
+    # One explicit transfer, which jax.transfer_guard allows. It sorts the names; a record keeps
+    # their order.
     fetched = jax.device_get(values)
     values = {k: _number(fetched[k]) for k in values if fetched[k] is not None}
     facts = {k: v for k, v in values.items() if is_fact(k)}
@@ -104,7 +121,9 @@ class RunMetrics:
       self._drop(kind.NAME, e)
 
   def _guard(self, writer, call, *arguments):
-    """Calls a writer's method; a writer that fails, whatever its library raises, is closed and dropped."""
+    """Calls a writer's method; a writer that fails, whatever its library raises, is closed and
+    dropped.
+    """
     try:
       call(*arguments)
     except Exception as e:
@@ -115,7 +134,12 @@ class RunMetrics:
       self._drop(writer.NAME, e)
 
   def _drop(self, name, error):
-    logger.warning("%s is dropped, and the training goes on without it: %s: %s", name, type(error).__name__, error)
+    logger.warning(
+      "%s is dropped, and the training goes on without it: %s: %s",
+      name,
+      type(error).__name__,
+      error,
+    )
 
   def __enter__(self):
     return self
@@ -136,7 +160,9 @@ class JsonLines:
       drop_after(path, step)
       self._lines = files.Lines(path, LINES_KEPT)
     except OSError as e:
-      raise ValueError(f"{path} cannot be written: {e.strerror or e}; move it away, or use another --workdir") from e
+      raise ValueError(
+        f"{path} cannot be written: {e.strerror or e}; move it away, or use another --workdir"
+      ) from e
 
   def write(self, record):
     self._lines.append({k: v if math.isfinite(v) else None for k, v in record.items()})
@@ -146,10 +172,11 @@ class JsonLines:
 
 
 class TensorBoard:
-  """Event files in the run folder; events after the step that training resumes from are hidden by TensorBoard.
+  """Event files in the run folder; events after the step that training resumes from are hidden by
+  TensorBoard.
 
-  tensorboardX's SummaryWriter writes in a thread, behind a queue that blocks for ever once a full disk has ended the
-  thread. So the events, one a record, are written here.
+  tensorboardX's SummaryWriter writes in a thread, behind a queue that blocks for ever once a full
+  disk has ended the thread. So the events, one a record, are written here.
   """
 
   NAME = "TensorBoard"
@@ -160,7 +187,10 @@ class TensorBoard:
 
     self._events = event_pb2
     # The suffix keeps two starts in one second from sharing a file's name.
-    self._file, self._flushed = event_file_writer.EventsWriter(str(folder / "events"), f".{step}"), 0.0
+    self._file, self._flushed = (
+      event_file_writer.EventsWriter(str(folder / "events"), f".{step}"),
+      0.0,
+    )
     # TensorBoard purges the steps from here on.
     self._add(step=step + 1, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
 
@@ -189,18 +219,19 @@ class Wandb:
       import wandb
     except ImportError as e:
       raise ValueError(
-          f"config.log.wandb={config.log.wandb!r} needs the package wandb: pip install siglax[wandb], or set config.log.wandb=None"
+        f"config.log.wandb={config.log.wandb!r} needs the package wandb: pip install "
+        "siglax[wandb], or set config.log.wandb=None"
       ) from e
     file = folder / "wandb_id.txt"
     if not file.exists():
       files.write_atomic(file, secrets.token_hex(4).encode())
     self._run = wandb.init(
-        project=config.log.wandb,
-        id=file.read_text(),
-        name=folder.name,
-        dir=str(folder),
-        resume="allow",
-        config=config.copy_and_resolve_references().to_dict(),
+      project=config.log.wandb,
+      id=file.read_text(),
+      name=folder.name,
+      dir=str(folder),
+      resume="allow",
+      config=config.copy_and_resolve_references().to_dict(),
     )
 
   def write(self, record):
@@ -251,11 +282,13 @@ class TerminalProgress(PlainProgress):
     from rich import progress
 
     self._progress = progress.Progress(
-        progress.BarColumn(bar_width=24),
-        progress.TextColumn("{task.description}", markup=False),
-        console=console.Console(stderr=True),
+      progress.BarColumn(bar_width=24),
+      progress.TextColumn("{task.description}", markup=False),
+      console=console.Console(stderr=True),
     )
-    self._task = self._progress.add_task(f"step {step}/{total_steps}", total=total_steps, completed=step)
+    self._task = self._progress.add_task(
+      f"step {step}/{total_steps}", total=total_steps, completed=step
+    )
     self._progress.start()
 
   def _show(self, record):
@@ -272,7 +305,9 @@ class TerminalProgress(PlainProgress):
 
 
 def read(folder: str | os.PathLike) -> list[dict]:
-  """The records of a run folder's metrics.jsonl in order; a torn line is left out. ValueError when there is no file."""
+  """The records of a run folder's metrics.jsonl in order; a torn line is left out. ValueError when
+  there is no file.
+  """
   path = pathlib.Path(folder) / FILE
   if not path.is_file():
     raise ValueError(f"{path}: no such file; give the folder of a run (--workdir of siglax train)")
@@ -284,9 +319,13 @@ def _are_numbers(record: dict) -> bool:
 
 
 def drop_after(path: pathlib.Path, step: int):
-  """Drops torn lines and lines of later steps from a metrics.jsonl; the new file replaces the old in one move."""
+  """Drops torn lines and lines of later steps from a metrics.jsonl; the new file replaces the old
+  in one move.
+  """
   if path.is_file():
-    kept = b"".join(files.encode(record) for record in files.read_records(path, "step") if record["step"] <= step)
+    kept = b"".join(
+      files.encode(record) for record in files.read_records(path, "step") if record["step"] <= step
+    )
     if kept != path.read_bytes():
       files.write_atomic(path, kept)
 
@@ -302,8 +341,9 @@ def is_fact(key: str) -> bool:
 
 
 def evaluations(records: list[dict]) -> dict[str, list[tuple[int, float]]]:
-  """{"eval/<name>/<metric>": [(step, value)]} in the order of the last evaluation, which is that of config.eval.tasks
-  and of each kind's METRICS; NaN where a value is not finite."""
+  """{"eval/<name>/<metric>": [(step, value)]} in the order of the last evaluation, which is that of
+  config.eval.tasks and of each kind's METRICS; NaN where a value is not finite.
+  """
   found = {}
   for record in reversed(records):
     for k, v in record.items():
@@ -315,38 +355,61 @@ def evaluations(records: list[dict]) -> dict[str, list[tuple[int, float]]]:
 def best(name: str, points: list[tuple[int, float]]) -> list[tuple[int, float]]:
   """The first (step, value) of a metric's best value; none where no value is finite."""
   sign = 1 if evals.lower_is_better(name) else -1
-  return sorted((point for point in points if not math.isnan(point[1])), key=lambda point: sign * point[1])[:1]
+  return sorted(
+    (point for point in points if not math.isnan(point[1])), key=lambda point: sign * point[1]
+  )[:1]
 
 
 def fact_in_words(name: str, facts: dict) -> str:
-  """", chance 0.1000" or ", batch 128" of a metric with such a fact, else ""."""
+  """ ", chance 0.1000" or ", batch 128" of a metric with such a fact, else ""."""
   task, _, metric = name.rpartition("/")
   chance, batch = facts.get(f"{task}/chance/{metric}"), facts.get(f"{task}/batch/{metric}")
-  return f", chance {chance:.4f}" if chance is not None else f", batch {batch:,}" if batch is not None else ""
+  return (
+    f", chance {chance:.4f}"
+    if chance is not None
+    else f", batch {batch:,}"
+    if batch is not None
+    else ""
+  )
 
 
 def summary(folder: str | os.PathLike, config: ConfigDict) -> list[tuple[str, str]]:
-  """Rows (name, value) of a run's outcome, from its metrics.jsonl and starts.jsonl. Losses come with their batch size,
-  without which they compare with nothing."""
+  """Rows (name, value) of a run's outcome, from its metrics.jsonl and starts.jsonl. Losses come
+  with their batch size, without which they compare with nothing.
+  """
   records, starts = read(folder), history.read(folder)
   rows = []
   if records:
-    rows = [("steps", f"{records[-1]['step']:,}"), ("examples", f"{records[-1]['step'] * config.batch_size:,}")]
+    rows = [
+      ("steps", f"{records[-1]['step']:,}"),
+      ("examples", f"{records[-1]['step'] * config.batch_size:,}"),
+    ]
   if starts:
     lost, seconds = history.account(starts)
     total = sum(seconds.values())
-    again = f" over {len(starts)} starts, with {lost:,} steps lost to stops" if len(starts) > 1 else ""
+    again = (
+      f" over {len(starts)} starts, with {lost:,} steps lost to stops" if len(starts) > 1 else ""
+    )
     rows.append(("time", _duration(total) + again))
   if rates := [r["examples_per_sec"] for r in records if r.get("examples_per_sec")]:
     rows.append(("examples/s (median)", f"{statistics.median(rates):,.4g}"))
   if train := [r["loss"] for r in records if r.get("loss") is not None]:
     rows.append(("final loss", f"{train[-1]:.4f}, batch {config.batch_size:,}"))
   if starts and total:
-    rows.append(("goodput", "  ".join(f"{phase} {s / total:.1%}" for phase, s in seconds.items() if s or phase != history.LOST)))
+    rows.append(
+      (
+        "goodput",
+        "  ".join(
+          f"{phase} {s / total:.1%}" for phase, s in seconds.items() if s or phase != history.LOST
+        ),
+      )
+    )
   facts = {k: v for r in records for k, v in r.items() if is_fact(k)}
   for name, points in evaluations(records).items():
     step, last = points[-1]
-    values = [f"{last:.4f} at step {step:,}" if math.isfinite(last) else f"not finite at step {step:,}"]
+    values = [
+      f"{last:.4f} at step {step:,}" if math.isfinite(last) else f"not finite at step {step:,}"
+    ]
     values += [f"best {value:.4f} at step {step:,}" for step, value in best(name, points)]
     rows.append((name, ", ".join(values) + fact_in_words(name, facts)))
   return [*rows, *_rises(records), ("files", str(folder))]
@@ -357,7 +420,11 @@ def _rises(records):
     for step, lowest in best(name, points) if evals.lower_is_better(name) else ():
       last, since = points[-1][1], sum(s > step for s, _ in points)
       if since >= RISE_EVALUATIONS and last - lowest > RISE * abs(lowest):
-        yield name, f"the validation loss has risen since step {step:,} (best {lowest:.4f}, now {last:.4f}): the model overfits"
+        yield (
+          name,
+          f"the validation loss has risen since step {step:,} (best {lowest:.4f}, now "
+          f"{last:.4f}): the model overfits",
+        )
 
 
 def print_table(title: str, rows):
@@ -383,7 +450,9 @@ def _table(title: str, rows) -> str:
 
 
 def peak_flops(device: jax.Device) -> float | None:
-  """Peak dense bf16 FLOP/s of one JAX device; None where it is not known, as on CPUs and slices of a GPU."""
+  """Peak dense bf16 FLOP/s of one JAX device; None where it is not known, as on CPUs and slices of
+  a GPU.
+  """
   chip = None if device.platform == "cpu" else chips.find(device.device_kind)
   return chip and chip.flops
 
@@ -394,7 +463,11 @@ def _number(value) -> int | float:
 
 def _grouped(record) -> dict:
   """Names for dashboards: train/loss next to eval/<name>/<metric>."""
-  return {k if k.startswith(("eval/", "goodput/")) else f"train/{k}": v for k, v in record.items() if k != "step"}
+  return {
+    k if k.startswith(("eval/", "goodput/")) else f"train/{k}": v
+    for k, v in record.items()
+    if k != "step"
+  }
 
 
 def _duration(seconds: float) -> str:

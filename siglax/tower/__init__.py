@@ -1,7 +1,7 @@
 """A trained model in use: pictures and texts to embeddings.
 
-`siglax.load` makes a Tower of a run folder or of a checkpoint of another library. `Embedder` runs the towers on all
-devices of a mesh; evaluations use it too.
+`siglax.load` makes a Tower of a run folder or of a checkpoint of another library. `Embedder` runs
+the towers on all devices of a mesh; evaluations use it too.
 """
 
 from siglax.tower.embedder import Embedder

@@ -1,4 +1,6 @@
-"""`siglax embed`: the embeddings of a dataset's pictures, made once, to train a text tower on or to search in."""
+"""`siglax embed`: the embeddings of a dataset's pictures, made once, to train a text tower on or to
+search in.
+"""
 
 from __future__ import annotations
 
@@ -27,16 +29,29 @@ logger = logging.getLogger("siglax")
 REPORT_SECONDS = 10
 
 
-def embed(source, spec: dict, out, *, texts=False, tokens=False, batch_size: int | None = None, dtype="float32") -> dict:
-  """Embeds every picture of a dataset with the image tower at `source` into the file `out`; returns its description.
+def embed(
+  source,
+  spec: dict,
+  out,
+  *,
+  texts=False,
+  tokens=False,
+  batch_size: int | None = None,
+  dtype="float32",
+) -> dict:
+  """Embeds every picture of a dataset with the image tower at `source` into the file `out`; returns
+  its description.
 
-  source: as of siglax.load. spec: a data spec. texts: also the captions' embeddings; tokens: also the image tokens.
-  batch_size: pictures at a time over all devices; None takes that of evaluation. dtype: what is stored.
-  Pictures are prepared as in evaluation. The description is {"siglax": version, "tower": source, "digest": the image
-  tower's (siglax/runs/digest.py), "width": d, "dtype", "tokens": [patches, width] or None, "image": {size, mean, std, resize,
-  fit}, "classnames": list or None, "examples", "skipped"}; siglax/data/embeddings.py tells how the file holds it.
-  Nothing is there until all is written. Raises ValueError in one line for an `out` that exists or cannot hold the dtype,
-  a tower or a tokenizer that is not there, and more broken pictures than the spec's max_bad_fraction.
+  source: as of siglax.load. spec: a data spec. texts: also the captions' embeddings; tokens: also
+  the image tokens.
+  batch_size: pictures at a time over all devices; None takes that of evaluation. dtype: what is
+  stored. Pictures are prepared as in evaluation. The description is {"siglax": version, "tower":
+  source, "digest": the image tower's (siglax/runs/digest.py), "width": d, "dtype", "tokens":
+  [patches, width] or None, "image": {size, mean, std, resize, fit}, "classnames": list or None,
+  "examples", "skipped"}; siglax/data/embeddings.py tells how the file holds it. Nothing is there
+  until all is written. Raises ValueError in one line for an `out` that exists or cannot hold the
+  dtype, a tower or a tokenizer that is not there, and more broken pictures than the spec's
+  max_bad_fraction.
   """
   out = pathlib.Path(out)
   make_writer = _writer(out, dtype)
@@ -50,9 +65,13 @@ def embed(source, spec: dict, out, *, texts=False, tokens=False, batch_size: int
     raise ValueError(f"--from {source} has no image tower")
   if texts and ("text" not in tower.params or tower.text is None):
     lacking = "tokenizer" if "text" in tower.params else "text tower"
-    raise ValueError(f"--texts needs the captions' embeddings, but --from {source} has no {lacking}")
+    raise ValueError(
+      f"--texts needs the captions' embeddings, but --from {source} has no {lacking}"
+    )
   limit = spec.get("max_bad_fraction")
-  sound = Sound(dataset, tower.config.image, sources_lib.MAX_BAD_FRACTION if limit is None else limit)
+  sound = Sound(
+    dataset, tower.config.image, sources_lib.MAX_BAD_FRACTION if limit is None else limit
+  )
   temporary = out.with_name(f".{out.stem}.{os.getpid()}{out.suffix}")
   try:
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -64,8 +83,10 @@ def embed(source, spec: dict, out, *, texts=False, tokens=False, batch_size: int
     if first is None:
       raise ValueError(f"--data: all {len(dataset)} examples are broken")
     description = {
-        **_description(tower, source, dtype, first), "classnames": dataset.classnames and list(dataset.classnames),
-        "examples": progress.done, "skipped": sound.bad,
+      **_description(tower, source, dtype, first),
+      "classnames": dataset.classnames and list(dataset.classnames),
+      "examples": progress.done,
+      "skipped": sound.bad,
     }
     writer.close(description)
     os.replace(temporary, out)
@@ -84,8 +105,8 @@ def _writer(out: pathlib.Path, dtype: str):
   if dtype not in make_writer.dtypes:
     able = [ending for ending, writer in embeddings.WRITERS.items() if dtype in writer.dtypes]
     raise ValueError(
-        f"--dtype {dtype} has no place in {out.suffix}, which holds {', '.join(make_writer.dtypes)}"
-        + (f"; {', '.join(able)} does" if able else "")
+      f"--dtype {dtype} has no place in {out.suffix}, which holds {', '.join(make_writer.dtypes)}"
+      + (f"; {', '.join(able)} does" if able else "")
     )
   if out.exists():
     raise ValueError(f"--out {out} exists; give a path that does not")
@@ -95,16 +116,22 @@ def _writer(out: pathlib.Path, dtype: str):
 def _description(tower, source, dtype, row) -> dict:
   image = tower.config.image
   return {
-      "siglax": siglax.__version__, "tower": str(source), "dtype": dtype,
-      "digest": digest.image_tower(tower.model, tower.params, tower.mesh),
-      "width": row["image_embedding"].shape[0],
-      "tokens": list(row["image_tokens"].shape) if "image_tokens" in row else None,
-      "image": {name: list(x) if isinstance(x := image[name], tuple) else x for name in embeddings.PICTURE_FIELDS},
+    "siglax": siglax.__version__,
+    "tower": str(source),
+    "dtype": dtype,
+    "digest": digest.image_tower(tower.model, tower.params, tower.mesh),
+    "width": row["image_embedding"].shape[0],
+    "tokens": list(row["image_tokens"].shape) if "image_tokens" in row else None,
+    "image": {
+      name: list(x) if isinstance(x := image[name], tuple) else x
+      for name in embeddings.PICTURE_FIELDS
+    },
   }
 
 
 class Sound:
-  """The sound examples of a source, in order, their pictures prepared as in evaluation; broken ones are named and skipped.
+  """The sound examples of a source, in order, their pictures prepared as in evaluation; broken ones
+  are named and skipped.
 
   bad: how many were skipped. Raises ValueError when they are more than `limit` of all.
   """
@@ -117,12 +144,16 @@ class Sound:
     return len(self._source)
 
   def batches(self, size: int) -> Iterator[list[dict]]:
-    """Lists of `size` examples, fewer in the last, read ahead by threads: {"image": uint8 [S, S, 3], "captions", …}."""
+    """Lists of `size` examples, fewer in the last, read ahead by threads: {"image": uint8 [S, S,
+    3], "captions", …}.
+    """
     threads = os.cpu_count() or 1
     pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="siglax-embed")
     try:
       batch, pending, indices = [], collections.deque(), iter(range(len(self._source)))
-      read_ahead = lambda count: pending.extend((i, pool.submit(self._read, i)) for i in itertools.islice(indices, count))
+      read_ahead = lambda count: pending.extend(
+        (i, pool.submit(self._read, i)) for i in itertools.islice(indices, count)
+      )
       read_ahead(2 * size)
       while pending:
         batch += self._sound(*pending.popleft())
@@ -140,7 +171,9 @@ class Sound:
     image = images_lib.resize(images_lib.decode(example["image"], c), c.size, c.resize, c.fit)
     row = {"image": image, "captions": list(example["captions"])}
     kinds = {"label": int, "weight": float, "key": str}
-    return row | {name: kind(example[name]) for name, kind in kinds.items() if example.get(name) is not None}
+    return row | {
+      name: kind(example[name]) for name, kind in kinds.items() if example.get(name) is not None
+    }
 
   def _sound(self, i, future) -> list[dict]:
     try:
@@ -151,8 +184,10 @@ class Sound:
     logger.warning("--data: example %d is broken and skipped: %s", i, reason)
     if self.bad > self._limit * len(self._source):
       raise ValueError(
-          f"--data: {self.bad} of the first {i + 1} examples are broken, the last, example {i}: {reason}; repair the data, "
-          f"or raise max_bad_fraction={self._limit} (of {len(self._source)}) in --data DATA:max_bad_fraction=0.1"
+        f"--data: {self.bad} of the first {i + 1} examples are broken, the last, example {i}: "
+        f"{reason}; repair the data, "
+        f"or raise max_bad_fraction={self._limit} (of {len(self._source)}) in --data "
+        "DATA:max_bad_fraction=0.1"
       )
     return []
 
@@ -177,7 +212,11 @@ def _rows(tower, sound: Sound, texts, tokens, batch_size, dtype) -> Iterator[lis
         row[name] = value
     if texts:
       captions = [row["captions"] for row in rows]
-      ztxt = tower.embed_texts(list(itertools.chain(*captions)), size).astype(dtype).reshape(-1, model.embed_dim)
+      ztxt = (
+        tower.embed_texts(list(itertools.chain(*captions)), size)
+        .astype(dtype)
+        .reshape(-1, model.embed_dim)
+      )
       for row, part in zip(rows, np.split(ztxt, np.cumsum([len(c) for c in captions])[:-1])):
         row["text_embeddings"] = part
     return rows
@@ -185,7 +224,9 @@ def _rows(tower, sound: Sound, texts, tokens, batch_size, dtype) -> Iterator[lis
   before = None
   for examples in sound.batches(size):
     # The last batch repeats its last example up to the full size, so that one program serves all.
-    images = np.stack([example["image"] for example in examples + examples[-1:] * (size - len(examples))])
+    images = np.stack(
+      [example["image"] for example in examples + examples[-1:] * (size - len(examples))]
+    )
     with jax.set_mesh(mesh):
       found = run(tower.params, mesh_lib.to_global(mesh, images))
     if before:
@@ -207,4 +248,9 @@ class Progress:
     now = time.perf_counter()
     if now - self._reported > REPORT_SECONDS:
       self._reported = now
-      logger.info("%s of %s, %.0f a second", f"{self.done:,}", f"{self._total:,}", self.done / (now - self._start))
+      logger.info(
+        "%s of %s, %.0f a second",
+        f"{self.done:,}",
+        f"{self._total:,}",
+        self.done / (now - self._start),
+      )

@@ -27,8 +27,8 @@ class ScaleAndBias:
 class Embedder(ScaleAndBias):
   """Both towers over all devices, a fixed number of examples at a time, so that each compiles once.
 
-  Global view: all processes call together; each reads its rows of a batch, and all get every embedding.
-  params may be replaced between calls, by those of the next evaluation.
+  Global view: all processes call together; each reads its rows of a batch, and all get every
+  embedding. params may be replaced between calls, by those of the next evaluation.
   """
 
   def __init__(self, model, params, text, mesh, *, batch_size: int, threads: int = 2):
@@ -45,7 +45,9 @@ class Embedder(ScaleAndBias):
 
   def texts(self, texts: list[str]) -> np.ndarray:
     """Unit rows float32 [len(texts), d]."""
-    return self._run(self._embed_text, lambda rows: self._text([texts[i] for i in rows]), len(texts))
+    return self._run(
+      self._embed_text, lambda rows: self._text([texts[i] for i in rows]), len(texts)
+    )
 
   def _run(self, embed, read, count):
     done, mine = [], mesh_lib.process_indices(self._mesh, self._batch_size)

@@ -1,4 +1,6 @@
-"""Towers out: what `siglax export` writes. Each format's table (layout.py) is the one that import reads."""
+"""Towers out: what `siglax export` writes. Each format's table (layout.py) is the one that import
+reads.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +32,13 @@ DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
 
 def export(source, form: str, out, dtype: str = "float32") -> pathlib.Path:
-  """Writes the towers at `source` (see siglax.load) in the format `form` to the folder or file `out`; returns its path.
+  """Writes the towers at `source` (see siglax.load) in the format `form` to the folder or file
+  `out`; returns its path.
 
-  form: hf | hf-vision | big_vision | open_clip | stablehlo. dtype: of the parameters; float32 is bit for bit what was
-  trained. Nothing is there until all is written. Raises ValueError in one line that names the field which the format cannot
-  express, what it needs and the formats that carry the tower, or an `out` that exists.
+  form: hf | hf-vision | big_vision | open_clip | stablehlo. dtype: of the parameters; float32 is
+  bit for bit what was trained. Nothing is there until all is written. Raises ValueError in one line
+  that names the field which the format cannot express, what it needs and the formats that carry the
+  tower, or an `out` that exists.
   """
   if form not in FORMATS:
     raise ValueError(f"--format {form} is unknown; known are {', '.join(FORMATS)}")
@@ -45,8 +49,12 @@ def export(source, form: str, out, dtype: str = "float32") -> pathlib.Path:
     raise ValueError(f"--out {out} exists; give a path that does not")
   tower = tower_lib.load(source)
   _check(form, tower)
-  if tower.text and fields.carried(FORMATS[form].carries(tower), "text.tokenizer") == fields.LEFT_OUT:
-    logger.warning("--format %s has no place for the tokenizer: keep %s, whose texts need it", form, source)
+  if (
+    tower.text and fields.carried(FORMATS[form].carries(tower), "text.tokenizer") == fields.LEFT_OUT
+  ):
+    logger.warning(
+      "--format %s has no place for the tokenizer: keep %s, whose texts need it", form, source
+    )
   temporary = out.with_name(f".{out.name}.{os.getpid()}")
   try:
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +68,9 @@ def export(source, form: str, out, dtype: str = "float32") -> pathlib.Path:
 
 
 def _check(form: str, tower):
-  """ValueError that names the first thing which the format has no place for, and the formats that have."""
+  """ValueError that names the first thing which the format has no place for, and the formats that
+  have.
+  """
   needed = FORMATS[form].towers
   if lacking := [name for name in needed if name not in tower.params]:
     raise ValueError(f"--format {form} needs the {lacking[0]} tower, which is not there")
@@ -68,10 +78,15 @@ def _check(form: str, tower):
     return
   towers = set(needed) or set(models.TOWERS) & tower.params.keys()
   able = [
-      other for other, kind in FORMATS.items()
-      if set(kind.towers) <= tower.params.keys() and towers <= set(kind.towers or models.TOWERS) and not _problem(other, tower)
+    other
+    for other, kind in FORMATS.items()
+    if set(kind.towers) <= tower.params.keys()
+    and towers <= set(kind.towers or models.TOWERS)
+    and not _problem(other, tower)
   ]
-  raise ValueError(f"--format {form} cannot express {problem}; formats that carry it: {', '.join(able)}")
+  raise ValueError(
+    f"--format {form} cannot express {problem}; formats that carry it: {', '.join(able)}"
+  )
 
 
 def _problem(form: str, tower) -> str | None:
@@ -105,7 +120,9 @@ def _siglip(tower, folder, dtype, source, form):
     arrays.setdefault("logit_bias", lambda: np.zeros(1, DTYPES[dtype]))
   folder.mkdir()
   files.write_safetensors(folder / files.WEIGHTS, arrays.items())
-  _write_json(folder / "config.json", huggingface.config_json(tower, dtype, vision_only=form == "hf-vision"))
+  _write_json(
+    folder / "config.json", huggingface.config_json(tower, dtype, vision_only=form == "hf-vision")
+  )
   _write_json(folder / "preprocessor_config.json", huggingface.preprocessor_json(tower.config))
   if form == "hf":
     _save_tokenizer(tower, folder)
@@ -117,8 +134,9 @@ def _head(tower) -> str | None:
   if "head" not in tower.params["image"]:
     return None
   return (
-      f"config.model.embed_dim={tower.model.embed_dim} with a head on an image tower of width "
-      f"{transformer.Shape.of(tower.model.config.image).width}; it needs the two to be the same, and no head"
+    f"config.model.embed_dim={tower.model.embed_dim} with a head on an image tower of width "
+    f"{transformer.Shape.of(tower.model.config.image).width}; it needs the two to be the same, and "
+    "no head"
   )
 
 
@@ -159,7 +177,8 @@ def _stablehlo(tower, folder, dtype, source):
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-  """write(tower, path, dtype, source). carries(tower): its table (fields.py). towers: those it needs; () takes what is there.
+  """write(tower, path, dtype, source). carries(tower): its table (fields.py). towers: those it
+  needs; () takes what is there.
 
   problem(tower): what else it cannot express, or None.
   """
@@ -171,22 +190,25 @@ class Form:
 
 
 FORMATS = {
-    "hf": Form(_hf, lambda _: huggingface.CARRIES | huggingface.TEXT_CARRIES, models.TOWERS, _head),
-    "hf-vision": Form(_hf_vision, lambda _: huggingface.CARRIES, ("image",), _head),
-    "big_vision": Form(_big_vision, lambda _: big_vision.CARRIES | big_vision.TEXT_CARRIES),
-    "open_clip": Form(
-        _open_clip, open_clip.carries, models.TOWERS, lambda tower: _head(tower) or open_clip.trunk_problem(tower)
-    ),
-    "stablehlo": Form(_stablehlo, lambda _: stablehlo.CARRIES),
+  "hf": Form(_hf, lambda _: huggingface.CARRIES | huggingface.TEXT_CARRIES, models.TOWERS, _head),
+  "hf-vision": Form(_hf_vision, lambda _: huggingface.CARRIES, ("image",), _head),
+  "big_vision": Form(_big_vision, lambda _: big_vision.CARRIES | big_vision.TEXT_CARRIES),
+  "open_clip": Form(
+    _open_clip,
+    open_clip.carries,
+    models.TOWERS,
+    lambda tower: _head(tower) or open_clip.trunk_problem(tower),
+  ),
+  "stablehlo": Form(_stablehlo, lambda _: stablehlo.CARRIES),
 }
 
 _USE = {
-    "hf": """import torch
+  "hf": """import torch
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 model, images, texts = (auto.from_pretrained(".") for auto in (AutoModel, AutoImageProcessor, AutoTokenizer))
 tokens = texts(["a caption"], padding="max_length", truncation=True, return_tensors="pt")
 print(torch.sigmoid(model(**images(picture, return_tensors="pt"), **tokens).logits_per_image))""",
-    "hf-vision": """from transformers import AutoImageProcessor, AutoModel
+  "hf-vision": """from transformers import AutoImageProcessor, AutoModel
 model, images = (auto.from_pretrained(".") for auto in (AutoModel, AutoImageProcessor))
 out = model(**images(picture, return_tensors="pt"))
 out.pooler_output      # embedding, not yet normalised
@@ -199,22 +221,39 @@ def _card(tower, form, source) -> str:
   c = tower.config
   task = "zero-shot-image-classification" if form == "hf" else "image-feature-extraction"
   lines = [
-      "---", "library_name: transformers", f"pipeline_tag: {task}",
-      "tags: [siglip, siglax]", "---", "", f"# {source.resolve().name}", "",
-      f"{'Image and text towers' if form == 'hf' else 'Image tower'} trained with siglax ({c.loss.name} loss).", "",
-      "```python", *_USE[form].splitlines(), "```", "", "## Preprocessing", "",
-      f"Pictures: squashed to {c.image.size}×{c.image.size} ({c.image.resize}, antialiased), of pixels in 0..1 minus "
-      f"{tuple(c.image.mean)}, divided by {tuple(c.image.std)}.",
+    "---",
+    "library_name: transformers",
+    f"pipeline_tag: {task}",
+    "tags: [siglip, siglax]",
+    "---",
+    "",
+    f"# {source.resolve().name}",
+    "",
+    f"{'Image and text towers' if form == 'hf' else 'Image tower'} trained with siglax "
+    f"({c.loss.name} loss).",
+    "",
+    "```python",
+    *_USE[form].splitlines(),
+    "```",
+    "",
+    "## Preprocessing",
+    "",
+    f"Pictures: squashed to {c.image.size}×{c.image.size} ({c.image.resize}, antialiased), of "
+    "pixels in 0..1 minus "
+    f"{tuple(c.image.mean)}, divided by {tuple(c.image.std)}.",
   ]
   if form == "hf":
     case = "lower-cased, " if c.text.lowercase else ""
     lines.append(
-        f"Texts: {case}ASCII punctuation removed, cut and padded to {c.text.length} tokens with the end token; "
-        "no attention mask."
+      f"Texts: {case}ASCII punctuation removed, cut and padded to {c.text.length} tokens with the "
+      "end token; "
+      "no attention mask."
     )
   if evaluated := _last_evaluation(source):
     lines += ["", "## Evaluation", "", "| metric | value |", "|---|---|"]
-    lines += [f"| {name.removeprefix('eval/')} | {value:.4g} |" for name, value in evaluated.items()]
+    lines += [
+      f"| {name.removeprefix('eval/')} | {value:.4g} |" for name, value in evaluated.items()
+    ]
   return "\n".join(lines) + "\n"
 
 
@@ -222,5 +261,8 @@ def _last_evaluation(source) -> dict[str, float]:
   """The newest eval/… metrics of a run folder; none for other sources."""
   if not (source / "metrics.jsonl").is_file():
     return {}
-  found = ({k: v for k, v in line.items() if k.startswith("eval/")} for line in reversed(metrics_lib.read(source)))
+  found = (
+    {k: v for k, v in line.items() if k.startswith("eval/")}
+    for line in reversed(metrics_lib.read(source))
+  )
   return next(filter(None, found), {})

@@ -24,11 +24,15 @@ BATCH = 256  # pictures decoded and embedded at a time
 THUMBNAIL = 320  # pixels of its longer side
 
 
-def search(source, folder, queries: list[str], top: int = 20, out=None) -> list[list[tuple[float, pathlib.Path]]]:
-  """(cosine, path) of the `top` pictures in a folder nearest to each query; prints them, and writes them as a page to `out`.
+def search(
+  source, folder, queries: list[str], top: int = 20, out=None
+) -> list[list[tuple[float, pathlib.Path]]]:
+  """(cosine, path) of the `top` pictures in a folder nearest to each query; prints them, and writes
+  them as a page to `out`.
 
-  Of all pictures only embeddings and paths are kept. Broken ones are named in the log, counted and left out.
-  Raises ValueError in one line for a folder without pictures, an `out` that exists, or a tower without texts.
+  Of all pictures only embeddings and paths are kept. Broken ones are named in the log, counted and
+  left out. Raises ValueError in one line for a folder without pictures, an `out` that exists, or a
+  tower without texts.
   """
   if top < 1:
     raise ValueError(f"--top {top} must be at least 1")
@@ -43,7 +47,10 @@ def search(source, folder, queries: list[str], top: int = 20, out=None) -> list[
   if not readable:
     raise ValueError(f"--images {folder}: none of its {len(paths)} pictures can be read")
   cosines = zimg @ ztxt.T
-  found = [[(float(row[i]), readable[i]) for i in np.argsort(-row, kind="stable")[:top]] for row in cosines.T]
+  found = [
+    [(float(row[i]), readable[i]) for i in np.argsort(-row, kind="stable")[:top]]
+    for row in cosines.T
+  ]
   for query, matches in zip(queries, found):
     print(shown(query))
     for cosine, path in matches:
@@ -59,16 +66,22 @@ def find(folder) -> list[pathlib.Path]:
   if not os.path.isdir(folder):
     raise ValueError(f"--images {folder} is no folder")
   paths = sorted(
-      pathlib.Path(parent, name) for parent, _, names in os.walk(folder) for name in names
-      if name.lower().endswith(SUFFIXES)
+    pathlib.Path(parent, name)
+    for parent, _, names in os.walk(folder)
+    for name in names
+    if name.lower().endswith(SUFFIXES)
   )
   if not paths:
-    raise ValueError(f"--images {folder} has no pictures in it ({', '.join(s[1:] for s in SUFFIXES)})")
+    raise ValueError(
+      f"--images {folder} has no pictures in it ({', '.join(s[1:] for s in SUFFIXES)})"
+    )
   return paths
 
 
 def embed(tower, paths: list[pathlib.Path]) -> tuple[np.ndarray, list[pathlib.Path]]:
-  """(unit rows float32 [N, d], their N paths) of those pictures that can be read; the others are named in the log."""
+  """(unit rows float32 [N, d], their N paths) of those pictures that can be read; the others are
+  named in the log.
+  """
   from rich import console
   from rich import progress
 
@@ -80,8 +93,11 @@ def embed(tower, paths: list[pathlib.Path]) -> tuple[np.ndarray, list[pathlib.Pa
 
   zimg, readable = [], []
   starts = progress.track(
-      range(0, len(paths), BATCH), "embedding", console=console.Console(stderr=True), transient=True,
-      disable=not sys.stderr.isatty(),
+    range(0, len(paths), BATCH),
+    "embedding",
+    console=console.Console(stderr=True),
+    transient=True,
+    disable=not sys.stderr.isatty(),
   )
   with futures.ThreadPoolExecutor() as pool:
     for start in starts:
@@ -142,7 +158,11 @@ def page(folder: pathlib.Path, count: int, queries: list[str], found: list) -> s
       name = html.escape(shown(path.relative_to(folder)))
       caption = f"<figcaption><b>{cosine:.3f}</b>{name}</figcaption>"
       figures.append(f'<figure><img src="{thumbnails[path]}" alt="{name}">{caption}</figure>')
-    sections.append(f'<h2>{html.escape(shown(query))}</h2>\n<div class="grid">\n' + "\n".join(figures) + "\n</div>")
+    sections.append(
+      f'<h2>{html.escape(shown(query))}</h2>\n<div class="grid">\n'
+      + "\n".join(figures)
+      + "\n</div>"
+    )
   title = f"Nearest of {count:,} pictures in {shown(folder)}, with their cosines"
   return _PAGE.format(title=html.escape(title), sections="\n".join(sections))
 

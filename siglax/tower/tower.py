@@ -21,14 +21,16 @@ from siglax.tower.embedder import ScaleAndBias
 class Tower(ScaleAndBias):
   """A trained model with its preprocessing: raw pictures and strings to unit embeddings.
 
-  model, params: see siglax.models. config: the run's resolved config, or one that describes a checkpoint of another
-  library; the model is built of it unless given. text: a TextProcessor; None where there is no tokenizer.
-  scale = exp(t'), bias: floats.
+  model, params: see siglax.models. config: the run's resolved config, or one that describes a
+  checkpoint of another library; the model is built of it unless given. text: a TextProcessor; None
+  where there is no tokenizer. scale = exp(t'), bias: floats.
   """
 
   def __init__(self, config, params, text, mesh=None, model=None):
     self.config, self.params, self.text = config, params, text
-    self.model = model or models.build(config.model, tuple(name for name in models.TOWERS if name in params))
+    self.model = model or models.build(
+      config.model, tuple(name for name in models.TOWERS if name in params)
+    )
     self.mesh = mesh or mesh_lib.make()
     self._embedders = {}
 
@@ -39,17 +41,22 @@ class Tower(ScaleAndBias):
     # Rounded up, so that any batch size runs on any number of devices.
     size = -(-size // devices) * devices
     if size not in self._embedders:
-      self._embedders[size] = Embedder(self.model, self.params, self.text, self.mesh, batch_size=size)
+      self._embedders[size] = Embedder(
+        self.model, self.params, self.text, self.mesh, batch_size=size
+      )
     return self._embedders[size]
 
   def embed_images(self, images, batch_size: int | None = None) -> np.ndarray:
-    """Unit rows float32 [N, d] of N pictures: uint8 arrays [H, W, 3], encoded bytes, or paths, of any size.
+    """Unit rows float32 [N, d] of N pictures: uint8 arrays [H, W, 3], encoded bytes, or paths, of
+    any size.
 
-    Resized as in evaluation, to config.image.size by config.image.resize and .fit. batch_size: pictures at a time.
-    Raises ValueError that names the picture which cannot be read.
+    Resized as in evaluation, to config.image.size by config.image.resize and .fit. batch_size:
+    pictures at a time. Raises ValueError that names the picture which cannot be read.
     """
     _check_list("images", images, (str, bytes, pathlib.Path))
-    return self._embedder(batch_size, len(images)).images(lambda i: self.pixels(images[i], f"images[{i}]"), len(images))
+    return self._embedder(batch_size, len(images)).images(
+      lambda i: self.pixels(images[i], f"images[{i}]"), len(images)
+    )
 
   def embed_texts(self, texts: list[str], batch_size: int | None = None) -> np.ndarray:
     """Unit rows float32 [N, d] of N strings, canonicalised and tokenized as in training."""
@@ -57,17 +64,20 @@ class Tower(ScaleAndBias):
       raise ValueError("there is no text tower here; load a checkpoint that has one")
     if self.text is None:
       raise ValueError(
-          "this checkpoint has no sentencepiece tokenizer (spiece.model or tokenizer.model in its folder); "
-          "give tokens to tower.model.embed_text(tower.params, tokens)"
+        "this checkpoint has no sentencepiece tokenizer (spiece.model or tokenizer.model in its "
+        "folder); "
+        "give tokens to tower.model.embed_text(tower.params, tokens)"
       )
     _check_list("texts", texts)
     texts = list(texts)
     return self._embedder(batch_size, len(texts)).texts(texts)
 
   def pixels(self, image, name: str = "the image") -> np.ndarray:
-    """uint8 [S, S, 3], what the image tower sees of a picture: a uint8 array [H, W, 3], encoded bytes, or a path.
+    """uint8 [S, S, 3], what the image tower sees of a picture: a uint8 array [H, W, 3], encoded
+    bytes, or a path.
 
-    Resized as in evaluation. Raises ValueError that starts with the path, or else with `name`, when it cannot be read.
+    Resized as in evaluation. Raises ValueError that starts with the path, or else with `name`, when
+    it cannot be read.
     """
     c = self.config.image
     try:
@@ -83,25 +93,32 @@ class Tower(ScaleAndBias):
     return self.scale * zimg @ ztxt.T + self.bias
 
   def zero_shot(self, images, classnames, templates=("a photo of a {}.",)) -> np.ndarray:
-    """Logits [N, classes] of pictures against class names, each the normalised mean over the templates."""
+    """Logits [N, classes] of pictures against class names, each the normalised mean over the
+    templates.
+    """
     _check_list("classnames", classnames)
     _check_list("templates", templates)
     texts = [template.replace("{}", name) for name in classnames for template in templates]
     ztxt = self.embed_texts(texts).reshape(len(classnames), len(templates), -1).mean(axis=1)
-    return self.logits(self.embed_images(images), ztxt / np.linalg.norm(ztxt, axis=1, keepdims=True))
+    return self.logits(
+      self.embed_images(images), ztxt / np.linalg.norm(ztxt, axis=1, keepdims=True)
+    )
 
 
 def _check_list(name: str, given, single=(str,)):
-  """ValueError for one text or picture in place of a list of them, which Python would take letter by letter."""
+  """ValueError for one text or picture in place of a list of them, which Python would take letter
+  by letter.
+  """
   if isinstance(given, single):
     raise ValueError(f"{name} is one {type(given).__name__}; give a list: [{given!r:.60}]")
 
 
 def load(path) -> Tower:
-  """The towers at a path: a run folder (its newest good checkpoint), a Hugging Face folder or a big_vision .npz.
+  """The towers at a path: a run folder (its newest good checkpoint), a Hugging Face folder or a
+  big_vision .npz.
 
-  ":img" or ":txt" behind the path takes one of its towers. Raises ValueError in one line for what is missing, damaged
-  or of an architecture that siglax does not have.
+  ":img" or ":txt" behind the path takes one of its towers. Raises ValueError in one line for what
+  is missing, damaged or of an architecture that siglax does not have.
   """
   mesh = mesh_lib.make()
   if (foreign := interop.find(path)) is not None:

@@ -21,36 +21,53 @@ from siglax.runs import metrics
 
 # What an evaluation can change of a run's config; the rest is in its parameters, or plays no part.
 CHANGEABLE = (
-    "eval.", "loader.", "mesh.", "image.resize", "image.fit", "image.max_", "batch_size", "loss.impl", "loss.tile", "data.",
+  "eval.",
+  "loader.",
+  "mesh.",
+  "image.resize",
+  "image.fit",
+  "image.max_",
+  "batch_size",
+  "loss.impl",
+  "loss.tile",
+  "data.",
 )
 
 
 class Evaluator:
-  """All tasks of config.eval: parameters → {"eval/<name>/<metric>": value}. Global view: all processes call together.
+  """All tasks of config.eval: parameters → {"eval/<name>/<metric>": value}. Global view: all
+  processes call together.
 
-  config: resolved. Data is opened, and each program compiled, once for all calls. facts: see `evals.run`.
+  config: resolved. Data is opened, and each program compiled, once for all calls. facts: see
+  `evals.run`.
   """
 
   def __init__(self, config, model, text, mesh):
     self._config, self._mesh = config, mesh
     self._embedder = tower.Embedder(
-        model, None, text, mesh, batch_size=config.eval.batch_size, threads=config.loader.threads
+      model, None, text, mesh, batch_size=config.eval.batch_size, threads=config.loader.threads
     )
     loss = losses.make(config.loss, mesh, mesh_lib.BATCH_AXES)
     self._loss = jax.jit(loss, out_shardings=mesh_lib.replicated(mesh))
     self._task_data, self.facts = {}, {}
 
   def check(self):
-    """Opens the data of all tasks; ValueError in one line for what one of them lacks. Compiles nothing."""
+    """Opens the data of all tasks; ValueError in one line for what one of them lacks. Compiles
+    nothing.
+    """
     evals.check(self._config, self._open_task_data)
 
   def __call__(self, params) -> dict[str, float]:
     self._embedder.params = params
-    return evals.run(self._config, self._embedder, self._open_task_data, self._compute_loss, self.facts)
+    return evals.run(
+      self._config, self._embedder, self._open_task_data, self._compute_loss, self.facts
+    )
 
   def _compute_loss(self, zimg, ztxt, scale, bias, weights, labels):
     rows = mesh_lib.batch_sharding(self._mesh)
-    scale, bias = jax.device_put((np.float32(scale), np.float32(bias)), mesh_lib.replicated(self._mesh))
+    scale, bias = jax.device_put(
+      (np.float32(scale), np.float32(bias)), mesh_lib.replicated(self._mesh)
+    )
     pairs = jax.device_put({"weights": weights, "labels": labels}, rows)
     return self._loss(*jax.device_put((zimg, ztxt), rows), scale, bias, **pairs)
 
@@ -63,9 +80,11 @@ class Evaluator:
 
 
 def evaluate(folder, overrides: dict[str, str] | None = None, out=None) -> dict[str, float]:
-  """Evaluates a run folder, prints a table and writes CLIP_benchmark's records to `out` (folder/eval.json).
+  """Evaluates a run folder, prints a table and writes CLIP_benchmark's records to `out`
+  (folder/eval.json).
 
-  overrides: changes of the run's config, such as {"eval.batch_size": "512"}. The training data need not be there.
+  overrides: changes of the run's config, such as {"eval.batch_size": "512"}. The training data need
+  not be there.
   """
   folder = pathlib.Path(folder)
   config = folder_lib.read_config(folder)
@@ -79,7 +98,9 @@ def evaluate(folder, overrides: dict[str, str] | None = None, out=None) -> dict[
   for field, text in (overrides or {}).items():
     config_lib.override(config, field, text)
     if not field.startswith(CHANGEABLE):
-      raise ValueError(f"config.{field} is the run's own; an evaluation can change {', '.join(CHANGEABLE)}")
+      raise ValueError(
+        f"config.{field} is the run's own; an evaluation can change {', '.join(CHANGEABLE)}"
+      )
   checks.validate_evaluation(config, jax.device_count())
   text = folder_lib.text_processor(config, folder)
   mesh, model = mesh_lib.make(config.mesh.data, config.mesh.fsdp), models.build(config.model)

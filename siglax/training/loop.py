@@ -1,7 +1,7 @@
 """The loop, read from top to bottom: no maths, no I/O of its own.
 
-Order, fixed: evaluate → save → next batch → step → log. Metrics are read one step late, so that the device never
-waits for the host.
+Order, fixed: evaluate → save → next batch → step → log. Metrics are read one step late, so that the
+device never waits for the host.
 """
 
 from __future__ import annotations
@@ -33,17 +33,22 @@ from siglax.training import state as state_lib
 logger = logging.getLogger("siglax")
 
 
-def train(config, workdir, *, extend: bool = False, second_signal=signals.interrupt) -> dict[str, float]:
-  """Trains `config` in the run folder `workdir`, or resumes there; returns the metrics of the last evaluation.
+def train(
+  config, workdir, *, extend: bool = False, second_signal=signals.interrupt
+) -> dict[str, float]:
+  """Trains `config` in the run folder `workdir`, or resumes there; returns the metrics of the last
+  evaluation.
 
   extend: a run in the folder may be made longer although its schedule depends on its length.
-  SIGINT, SIGTERM and SIGHUP, to any of the processes, save and return; a second one calls second_signal. Raises ValueError in
-  one line for what is wrong with the config, the data, the folder or the disk, and FloatingPointError when the loss, the
-  gradient or the state is not finite.
+  SIGINT, SIGTERM and SIGHUP, to any of the processes, save and return; a second one calls
+  second_signal. Raises ValueError in one line for what is wrong with the config, the data, the
+  folder or the disk, and FloatingPointError when the loss, the gradient or the state is not finite.
   """
   with signals.StopSignals(second_signal) as stop:
     goodput = goodput_lib.Goodput()
-    distributed.on_first(lambda: resume.check_imports(workdir))  # before the config, which names what they add
+    distributed.on_first(
+      lambda: resume.check_imports(workdir)
+    )  # before the config, which names what they add
     run = run_lib.Run(config, workdir)
     distributed.check_same_config(run.config)
     run.evaluate.check()
@@ -68,7 +73,10 @@ def _train(run: run_lib.Run, stop: signals.StopSignals, goodput, lock):
   meta = {"step": 0} if restored is None else restored[1]
   start = step = meta["step"]
   if start > run.total_steps:
-    raise ValueError(f"the checkpoint of step {start} in --workdir {workdir} is beyond the {run.total_steps} steps of config.total_*")
+    raise ValueError(
+      f"the checkpoint of step {start} in --workdir {workdir} is beyond the {run.total_steps} "
+      "steps of config.total_*"
+    )
   _announce(run, start)
   if start == run.total_steps:
     logger.info("%s is finished; a larger config.total_* makes it longer", run.workdir)
@@ -81,17 +89,23 @@ def _train(run: run_lib.Run, stop: signals.StopSignals, goodput, lock):
     if step > checkpoints.newest:
       distributed.on_first(lock.check if lock else None)
       data = {
-          "global_next_index": step * run.config.batch_size, "counts": batches.counts, "examples": list(map(len, run.sources)),
+        "global_next_index": step * run.config.batch_size,
+        "counts": batches.counts,
+        "examples": list(map(len, run.sources)),
       }
       meta = {"data": data, "config": config_lib.to_json(run.config), "skipped": log.skipped}
       checkpoints.save(step, state, meta, evaluated if step == evaluated_at else None, last=last)
 
   with (
-      history_lib.History(workdir, step=start, goodput=goodput, saved=lambda: checkpoints.on_disk) as history,
-      metrics_lib.RunMetrics(workdir, run.config, total_steps=run.total_steps, step=start) as writer,
-      jax.set_mesh(run.mesh),
+    history_lib.History(
+      workdir, step=start, goodput=goodput, saved=lambda: checkpoints.on_disk
+    ) as history,
+    metrics_lib.RunMetrics(workdir, run.config, total_steps=run.total_steps, step=start) as writer,
+    jax.set_mesh(run.mesh),
   ):
-    log = log_lib.Log(run, writer, history, start, checkpoints, goodput, meta.get("skipped", 0), lock)
+    log = log_lib.Log(
+      run, writer, history, start, checkpoints, goodput, meta.get("skipped", 0), lock
+    )
     goodput.enter("step")
     try:
       while True:
@@ -117,7 +131,9 @@ def _train(run: run_lib.Run, stop: signals.StopSignals, goodput, lock):
             raise
           logger.warning("%s", e)  # its worker got the signal too: what there is is saved
           continue
-        batch = mesh_lib.to_global(run.mesh, batch)  # travels while the device works on the step before
+        batch = mesh_lib.to_global(
+          run.mesh, batch
+        )  # travels while the device works on the step before
         profiler.before(step + 1)
         compiles = step in (start, run.masked_steps)
         with jax.transfer_guard("disallow"), goodput.during("compile" if compiles else "step"):
@@ -138,13 +154,19 @@ def _train(run: run_lib.Run, stop: signals.StopSignals, goodput, lock):
       _report(run, writer)
   if jax.process_index() == 0:
     if step < run.total_steps:
-      saved_too = ", saved; the same command resumes there" if step else " before the first one; the same command starts again"
+      saved_too = (
+        ", saved; the same command resumes there"
+        if step
+        else " before the first one; the same command starts again"
+      )
       streams.say(f"stopped by {stop.requested or 'SIGTERM'} at step {step}{saved_too}")
   return evaluated
 
 
 def _report(run: run_lib.Run, writer):
-  """The summary and the curves. A run that has lost the file they are made of has ended well all the same."""
+  """The summary and the curves. A run that has lost the file they are made of has ended well all
+  the same.
+  """
   try:
     writer.print_summary()
     if jax.process_index() == 0:
@@ -155,10 +177,16 @@ def _report(run: run_lib.Run, writer):
 
 def _announce(run: run_lib.Run, start: int):
   logger.info(
-      "%s: %s steps of %d on %d %s device(s); parameters: image %s, text %s; loss %s%s",
-      run.workdir, f"{run.total_steps:,}", run.config.batch_size, jax.device_count(), jax.devices()[0].platform,
-      _parameters_in_words(run, "image"), _parameters_in_words(run, "text"), _loss_in_words(run),
-      f"; resuming at step {start}" if start else "",
+    "%s: %s steps of %d on %d %s device(s); parameters: image %s, text %s; loss %s%s",
+    run.workdir,
+    f"{run.total_steps:,}",
+    run.config.batch_size,
+    jax.device_count(),
+    jax.devices()[0].platform,
+    _parameters_in_words(run, "image"),
+    _parameters_in_words(run, "text"),
+    _loss_in_words(run),
+    f"; resuming at step {start}" if start else "",
   )
 
 
@@ -166,14 +194,21 @@ def _parameters_in_words(run: run_lib.Run, tower: str) -> str:
   """For example "1,234", "1,234 frozen" or "1,234, of which 56 are trained"."""
   params = run.abstract_state.params[tower]
   total, trained = optim.count(params), optim.count(state_lib.split(params, run.frozen[tower])[0])
-  return f"{total:,}" + ("" if trained == total else f", of which {trained:,} are trained" if trained else " frozen")
+  return f"{total:,}" + (
+    "" if trained == total else f", of which {trained:,} are trained" if trained else " frozen"
+  )
 
 
 def _loss_in_words(run: run_lib.Run) -> str:
   """For example "sigmoid (ring of 8, tile 512)"."""
   config = run.config
   impl, tile = losses.plan(
-      config.loss.impl, config.loss.tile, config.batch_size, run.model.embed_dim, run.mesh, mesh_lib.BATCH_AXES
+    config.loss.impl,
+    config.loss.tile,
+    config.batch_size,
+    run.model.embed_dim,
+    run.mesh,
+    mesh_lib.BATCH_AXES,
   )
   of = f"{impl} of {run.mesh.size}" if impl != "dense" and run.mesh.size > 1 else impl
   return f"{config.loss.name} ({of}{f', tile {tile}' if tile else ''}{', chosen by auto' if config.loss.impl == 'auto' else ''})"

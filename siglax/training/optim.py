@@ -1,14 +1,17 @@
-"""The optimizer and its learning rate: optax parts, chosen per parameter by the first regular expression that matches.
+"""The optimizer and its learning rate: optax parts, chosen per parameter by the first regular
+expression that matches.
 
-A parameter's path is its keys joined by "/", such as "image/encoder/blocks/mlp/fc1/kernel" or "log_scale". One update of a
-trainable parameter p with gradient g, after the global-norm clip over all trainable gradients:
+A parameter's path is its keys joined by "/", such as "image/encoder/blocks/mlp/fc1/kernel" or
+"log_scale". One update of a trainable parameter p with gradient g, after the global-norm clip over
+all trainable gradients:
 
-    p ← p − lr(step)·lr_multiplier·layer_decay^above·(direction(g) + weight_decay·decay_multiplier·p)
+    p ← p − lr(step)·lr_multiplier·layer_decay^above·(direction(g) +
+    weight_decay·decay_multiplier·p)
 
-direction is that of Adam, Lion or Adafactor; above counts the layers between p and the head of its tower. Frozen parameters
-get zero updates, hold no optimizer state and do not count in the norm that clips. The norm that a run logs is the one before
-the clip. The running statistics of batch norm are frozen here, whatever the patterns, which pass them over: the step
-replaces them.
+direction is that of Adam, Lion or Adafactor; above counts the layers between p and the head of its
+tower. Frozen parameters get zero updates, hold no optimizer state and do not count in the norm that
+clips. The norm that a run logs is the one before the clip. The running statistics of batch norm are
+frozen here, whatever the patterns, which pass them over: the step replaces them.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ import optax
 
 from siglax.devices import paths
 
-# Adafactor keeps row and column statistics where both are at least this long, so never over a stack of layers.
+# Adafactor keeps row and column statistics where both are at least this long, so never over a stack
+# of layers.
 MIN_DIM_TO_FACTOR = 128
 # Those of the loss; config.loss.lr_multiplier is theirs.
 LOGIT_PARAMETERS = ("log_scale", "bias")
@@ -31,101 +35,142 @@ LOGIT_PARAMETERS = ("log_scale", "bias")
 EMBEDDINGS = ("stem", "embedding", "pos_embedding", "cls", "pre_norm")
 
 
-def schedule(config: ConfigDict, total_steps: int, warmup_steps: int = 0, cooldown_steps: int = 0) -> optax.Schedule:
-  """The learning rate of `config.optim` by step; the first update is step 0, the last total_steps − 1.
+def schedule(
+  config: ConfigDict, total_steps: int, warmup_steps: int = 0, cooldown_steps: int = 0
+) -> optax.Schedule:
+  """The learning rate of `config.optim` by step; the first update is step 0, the last total_steps −
+  1.
 
   With s = step − warmup_steps and S = total_steps − warmup_steps:
   warmup: lr·step/warmup_steps, then one of
   cosine: lr·½(1 + cos(π·s/S))    linear: lr·(1 − s/S)    constant: lr
   rsqrt:  lr·√(timescale/(timescale + s)), timescale = config.optim.rsqrt_timescale
-  cooldown (rsqrt and constant): the above times (total_steps − step)/cooldown_steps in the last cooldown_steps.
-  Raises ValueError when warmup and cooldown do not fit, or for a cooldown of a schedule that ends at 0 anyway.
+  cooldown (rsqrt and constant): the above times (total_steps − step)/cooldown_steps in the last
+  cooldown_steps. Raises ValueError when warmup and cooldown do not fit, or for a cooldown of a
+  schedule that ends at 0 anyway.
   """
   optim = config.optim
   if warmup_steps + cooldown_steps > total_steps:
     raise ValueError(
-        f"config.optim.warmup_* is {warmup_steps} steps and config.optim.cooldown_* {cooldown_steps}, "
-        f"but the training is {total_steps} steps; shorten them (--config.optim.warmup_steps={total_steps // 10}) or lengthen "
-        "config.total_*"
+      f"config.optim.warmup_* is {warmup_steps} steps and config.optim.cooldown_* "
+      f"{cooldown_steps}, "
+      f"but the training is {total_steps} steps; shorten them "
+      f"(--config.optim.warmup_steps={total_steps // 10}) or lengthen "
+      "config.total_*"
     )
   if cooldown_steps and optim.schedule in ("cosine", "linear"):
     raise ValueError(
-        f"config.optim.cooldown is {cooldown_steps} steps, but config.optim.schedule={optim.schedule!r} ends at 0 "
-        "without one; set config.optim.cooldown_steps=0 or use rsqrt or constant"
+      f"config.optim.cooldown is {cooldown_steps} steps, but "
+      f"config.optim.schedule={optim.schedule!r} ends at 0 "
+      "without one; set config.optim.cooldown_steps=0 or use rsqrt or constant"
     )
   decay_steps = max(total_steps - warmup_steps, 1)
   after_warmup = {
-      "cosine": lambda: optax.cosine_decay_schedule(optim.lr, decay_steps),
-      "linear": lambda: optax.linear_schedule(optim.lr, 0.0, decay_steps),
-      "constant": lambda: optax.constant_schedule(optim.lr),
-      "rsqrt": lambda: lambda s: optim.lr * jnp.sqrt(optim.rsqrt_timescale / (optim.rsqrt_timescale + s)),
+    "cosine": lambda: optax.cosine_decay_schedule(optim.lr, decay_steps),
+    "linear": lambda: optax.linear_schedule(optim.lr, 0.0, decay_steps),
+    "constant": lambda: optax.constant_schedule(optim.lr),
+    "rsqrt": lambda: (
+      lambda s: optim.lr * jnp.sqrt(optim.rsqrt_timescale / (optim.rsqrt_timescale + s))
+    ),
   }[optim.schedule]()
   if warmup_steps:
     warmup = optax.linear_schedule(0.0, optim.lr, warmup_steps)
     after_warmup = optax.join_schedules([warmup, after_warmup], [warmup_steps])
   if not cooldown_steps:
     return after_warmup
-  cooldown = optax.linear_schedule(1.0, 0.0, cooldown_steps, transition_begin=total_steps - cooldown_steps)
+  cooldown = optax.linear_schedule(
+    1.0, 0.0, cooldown_steps, transition_begin=total_steps - cooldown_steps
+  )
   return lambda step: after_warmup(step) * cooldown(step)
 
 
 def make(
-    config: ConfigDict, params, total_steps: int, warmup_steps: int = 0, cooldown_steps: int = 0
+  config: ConfigDict, params, total_steps: int, warmup_steps: int = 0, cooldown_steps: int = 0
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """The optimizer of `config.optim` for these parameters, and the learning rate it follows.
 
   params: nested dict of arrays or jax.ShapeDtypeStruct; only its paths and shapes are read.
-  adamw and lion are optax's (Lion's own b2 is 0.99, with lr 3–10 times smaller). adafactor is `adafactor` below.
-  config.loss.lr_multiplier multiplies that of scale and bias; config.optim.layer_decay is `layer_decay`'s.
-  Weight decay multiplies the learning rate and its multiplier, as in optax.adamw and PyTorch. big_vision's does not:
-  it shrinks weights by wd per step at the peak, so divide its wd by its lr (wd 1e-4 at lr 1e-3 is 0.1 here).
-  Raises ValueError for a parameter that no pattern covers, a pattern that decides none, and values out of range.
+  adamw and lion are optax's (Lion's own b2 is 0.99, with lr 3–10 times smaller). adafactor is
+  `adafactor` below. config.loss.lr_multiplier multiplies that of scale and bias;
+  config.optim.layer_decay is `layer_decay`'s. Weight decay multiplies the learning rate and its
+  multiplier, as in optax.adamw and PyTorch. big_vision's does not: it shrinks weights by wd per
+  step at the peak, so divide its wd by its lr (wd 1e-4 at lr 1e-3 is 0.1 here). Raises ValueError
+  for a parameter that no pattern covers, a pattern that decides none, and values out of range.
   """
   optim = config.optim
   decay = _first_match(params, optim.decay, "config.optim.decay")
   multiplier = _first_match(params, optim.lr_multipliers, "config.optim.lr_multipliers")
   _check_values(decay, multiplier)
-  multiplier |= {name: multiplier[name] * config.loss.lr_multiplier for name in LOGIT_PARAMETERS if multiplier.get(name)}
-  multiplier |= {name: multiplier[name] * x for name, x in layer_decay(config, params).items() if multiplier[name] is not None}
+  multiplier |= {
+    name: multiplier[name] * config.loss.lr_multiplier
+    for name in LOGIT_PARAMETERS
+    if multiplier.get(name)
+  }
+  multiplier |= {
+    name: multiplier[name] * x
+    for name, x in layer_decay(config, params).items()
+    if multiplier[name] is not None
+  }
   lr = schedule(config, total_steps, warmup_steps, cooldown_steps)
   direction = {
-      "adamw": lambda: optax.scale_by_adam(optim.b1, optim.b2, optim.eps),
-      "lion": lambda: optax.scale_by_lion(optim.b1, optim.b2),
-      "adafactor": lambda: adafactor(optim.b1, optim.b2),
+    "adamw": lambda: optax.scale_by_adam(optim.b1, optim.b2, optim.eps),
+    "lion": lambda: optax.scale_by_lion(optim.b1, optim.b2),
+    "adafactor": lambda: adafactor(optim.b1, optim.b2),
   }[optim.name]()
   trainable = optax.chain(
-      optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity(),
-      direction,
-      _by_path(lambda path, u, p: u + optim.weight_decay * decay[path] * p if optim.weight_decay * decay[path] else u),
-      _by_path(lambda path, u, p: u if np.all(multiplier[path] == 1) else (multiplier[path] * u).astype(u.dtype)),
-      optax.scale_by_learning_rate(lr),
+    optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity(),
+    direction,
+    _by_path(
+      lambda path, u, p: (
+        u + optim.weight_decay * decay[path] * p if optim.weight_decay * decay[path] else u
+      )
+    ),
+    _by_path(
+      lambda path, u, p: (
+        u if np.all(multiplier[path] == 1) else (multiplier[path] * u).astype(u.dtype)
+      )
+    ),
+    optax.scale_by_learning_rate(lr),
   )
-  labels = jax.tree.map(lambda frozen: "frozen" if frozen else "trainable", frozen_mask(config, params))
+  labels = jax.tree.map(
+    lambda frozen: "frozen" if frozen else "trainable", frozen_mask(config, params)
+  )
   return optax.partition({"trainable": trainable, "frozen": optax.set_to_zero()}, labels), lr
 
 
 def frozen_mask(config: ConfigDict, params):
-  """A tree of bools like params: True for running statistics and where `config.optim.lr_multipliers` gives None."""
+  """A tree of bools like params: True for running statistics and where
+  `config.optim.lr_multipliers` gives None.
+  """
   multiplier = _first_match(params, config.optim.lr_multipliers, "config.optim.lr_multipliers")
-  return jax.tree_util.tree_map_with_path(lambda path, _: multiplier.get(paths.name(path)) is None, params)
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: multiplier.get(paths.name(path)) is None, params
+  )
 
 
 def is_statistic(path: str) -> bool:
-  """Whether a leaf of the parameters is a running statistic of batch norm, which no gradient trains."""
+  """Whether a leaf of the parameters is a running statistic of batch norm, which no gradient
+  trains.
+  """
   return path.endswith(("/norm/mean", "/norm/var"))
 
 
 def count(params) -> int:
   """Numbers in a tree of arrays or shapes that a gradient could train: all but running statistics."""
-  return sum(x.size for path, x in jax.tree_util.tree_leaves_with_path(params) if not is_statistic(f"/{paths.name(path)}"))
+  return sum(
+    x.size
+    for path, x in jax.tree_util.tree_leaves_with_path(params)
+    if not is_statistic(f"/{paths.name(path)}")
+  )
 
 
 def layer_decay(config: ConfigDict, params) -> dict:
   """{path: layer_decay^above} for the towers whose config.optim.layer_decay is not 1.
 
-  above is 0 for the last norm, pooling and head, L − i for block i of L, and L + 1 for the embeddings; of blocks that are
-  stacked, an array that broadcasts over them. Source: Clark et al., ELECTRA, arXiv 2003.10555, section 3.1; for vision
-  transformers Bao et al., BEiT, arXiv 2106.08254, appendix. Raises ValueError for a tower without blocks.
+  above is 0 for the last norm, pooling and head, L − i for block i of L, and L + 1 for the
+  embeddings; of blocks that are stacked, an array that broadcasts over them. Source: Clark et al.,
+  ELECTRA, arXiv 2003.10555, section 3.1; for vision transformers Bao et al., BEiT, arXiv
+  2106.08254, appendix. Raises ValueError for a tower without blocks.
   """
   decayed = {}
   for tower, decay in config.optim.layer_decay.items():
@@ -143,31 +188,36 @@ def layer_decay(config: ConfigDict, params) -> dict:
         above = depth - (int(m[1]) if m[1] else stacked)
       elif name.split("/")[0] in EMBEDDINGS:
         above = depth + 1
-      decayed[f"{tower}/{name}"] = decay ** above
+      decayed[f"{tower}/{name}"] = decay**above
   return decayed
 
 
 def adafactor(b1: float, b2: float) -> optax.GradientTransformation:
-  """The direction of ScalingViT's Adafactor, which SigLIP uses: b1 momentum, b2 caps the second moment's decay.
+  """The direction of ScalingViT's Adafactor, which SigLIP uses: b1 momentum, b2 caps the second
+  moment's decay.
 
   v_t = β_t·v + (1 − β_t)·g², β_t = min(b2, 1 − t^−0.8), kept as row and column means for matrices;
-  u = g/√v, divided by max(1, rms(u)) in each parameter of each layer; m = b1·m + (1 − b1)·u is the direction.
-  Updates are not scaled by the size of the parameters. The momentum is stored in bfloat16, as half the memory
-  is this optimizer's purpose. 1e-30 under the root takes the place of config.optim.eps.
-  Differs from big_vision's scale_by_adafactor: clips at rms 1, where big_vision clips only the global norm unless
-  told to; factors dimensions from 128 on (32 there), and each layer of a stack on its own whatever the depth.
-  Source: Zhai et al., Scaling Vision Transformers, arXiv 2106.04560, section 3.4; Shazeer & Stern, arXiv 1804.04235.
+  u = g/√v, divided by max(1, rms(u)) in each parameter of each layer; m = b1·m + (1 − b1)·u is the
+  direction. Updates are not scaled by the size of the parameters. The momentum is stored in
+  bfloat16, as half the memory is this optimizer's purpose. 1e-30 under the root takes the place of
+  config.optim.eps. Differs from big_vision's scale_by_adafactor: clips at rms 1, where big_vision
+  clips only the global norm unless told to; factors dimensions from 128 on (32 there), and each
+  layer of a stack on its own whatever the depth.
+  Source: Zhai et al., Scaling Vision Transformers, arXiv 2106.04560, section 3.4; Shazeer & Stern,
+  arXiv 1804.04235.
   """
   decay = lambda step, exponent: jnp.minimum(b2, 1 - (step + 1.0) ** -exponent)
   return optax.chain(
-      optax.scale_by_factored_rms(min_dim_size_to_factor=MIN_DIM_TO_FACTOR, decay_rate_fn=decay),
-      _by_path(_clip_rms),
-      optax.ema(b1, debias=False, accumulator_dtype=jnp.bfloat16),
+    optax.scale_by_factored_rms(min_dim_size_to_factor=MIN_DIM_TO_FACTOR, decay_rate_fn=decay),
+    _by_path(_clip_rms),
+    optax.ema(b1, debias=False, accumulator_dtype=jnp.bfloat16),
   )
 
 
 def _clip_rms(path, update, _):
-  """Divides by max(1, rms); of a leaf stacked over layers ("…/blocks/mlp/…", not "…/blocks/0/mlp/…"), by layer."""
+  """Divides by max(1, rms); of a leaf stacked over layers ("…/blocks/mlp/…", not
+  "…/blocks/0/mlp/…"), by layer.
+  """
   stacked = re.search(r"(^|/)blocks/(?!\d+/)", path)
   axes = tuple(range(1, update.ndim)) if stacked else None
   return update / jnp.maximum(1.0, jnp.sqrt(jnp.mean(jnp.square(update), axis=axes, keepdims=True)))
@@ -175,30 +225,44 @@ def _clip_rms(path, update, _):
 
 def _by_path(function) -> optax.GradientTransformation:
   """function(path, update, parameter) → update on every leaf; without state."""
+
   def update(updates, params):
-    return jax.tree_util.tree_map_with_path(lambda path, u, p: function(paths.name(path), u, p), updates, params)
+    return jax.tree_util.tree_map_with_path(
+      lambda path, u, p: function(paths.name(path), u, p), updates, params
+    )
 
   return optax.stateless(update)
 
 
 def _first_match(params, rules, field: str) -> dict:
-  """{path: value of the first (pattern, value) whose pattern matches the whole path}; ValueError names what is left over.
+  """{path: value of the first (pattern, value) whose pattern matches the whole path}; ValueError
+  names what is left over.
 
   Running statistics are no part of it.
   """
   patterns = [compile_rule(rule, f"{field}.{i}") for i, rule in enumerate(rules)]
-  names = [name for path, _ in jax.tree_util.tree_leaves_with_path(params) if not is_statistic(name := paths.name(path))]
+  names = [
+    name
+    for path, _ in jax.tree_util.tree_leaves_with_path(params)
+    if not is_statistic(name := paths.name(path))
+  ]
   first = {n: next((i for i, p in enumerate(patterns) if p.fullmatch(n)), None) for n in names}
   for name, i in first.items():
     if i is None:
-      raise ValueError(f'no pattern of {field} matches the parameter {name!r}; end the list with (".*", value)')
+      raise ValueError(
+        f'no pattern of {field} matches the parameter {name!r}; end the list with (".*", value)'
+      )
   # Two patterns may decide nothing: a catch-all at the end, and the default rule for kernels.
   for i in set(range(len(patterns))) - set(first.values()):
     text = patterns[i].pattern
     if text == ".*/kernel" or text == ".*" and i == len(patterns) - 1:
       continue
     shadowed = any(patterns[i].fullmatch(n) for n in names)
-    why = "comes after patterns that match all of its parameters" if shadowed else "matches no parameter"
+    why = (
+      "comes after patterns that match all of its parameters"
+      if shadowed
+      else "matches no parameter"
+    )
     raise ValueError(f"{field}.{i}: the pattern {text!r} {why}; paths are such as {names[0]!r}")
   return {name: rules[i][1] for name, i in first.items()}
 
@@ -217,11 +281,14 @@ def compile_rule(rule, field: str) -> re.Pattern:
 def _check_values(decay: dict, multiplier: dict):
   for name, value in decay.items():
     if not isinstance(value, (int, float)) or value < 0:
-      raise ValueError(f"config.optim.decay gives {value!r} for {name!r}; it needs a number of at least 0")
+      raise ValueError(
+        f"config.optim.decay gives {value!r} for {name!r}; it needs a number of at least 0"
+      )
   for name, value in multiplier.items():
     if value is not None and (not isinstance(value, (int, float)) or value <= 0):
       raise ValueError(
-          f"config.optim.lr_multipliers gives {value!r} for {name!r}; it needs a positive number, or None to freeze"
+        f"config.optim.lr_multipliers gives {value!r} for {name!r}; it needs a positive number, or "
+        "None to freeze"
       )
   if all(value is None for value in multiplier.values()):
     raise ValueError('config.optim.lr_multipliers freezes every parameter; end it with (".*", 1.0)')

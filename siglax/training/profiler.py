@@ -17,7 +17,10 @@ class Profiler:
   def __init__(self, run, start: int):
     steps = checks.profile_steps(run.config) if jax.process_index() == 0 else None
     if steps and steps[0] > run.total_steps:
-      raise ValueError(f"config.profile.steps={run.config.profile.steps!r} begins after the last of {run.total_steps} steps")
+      raise ValueError(
+        f"config.profile.steps={run.config.profile.steps!r} begins after the last of "
+        f"{run.total_steps} steps"
+      )
     # A run that resumes inside of the window traces what is left of it.
     self._first, self._last = (max(steps[0], start + 1), steps[1]) if steps else (None, None)
     self._folder, self._running = str(run.workdir / "profile"), False

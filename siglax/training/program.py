@@ -1,4 +1,6 @@
-"""The compiled part of a run, made of its config; nothing is allocated. `train` runs it, `siglax plan` only compiles it."""
+"""The compiled part of a run, made of its config; nothing is allocated. `train` runs it, `siglax
+plan` only compiles it.
+"""
 
 from __future__ import annotations
 
@@ -21,31 +23,40 @@ class Program:
   """Mesh, model, optimizer, abstract state and update of a resolved config, over all devices.
 
   epoch_examples: examples of one pass over the training data, for durations in epochs.
-  Raises ValueError in one line for a training of 0 steps, for an optimizer that does not fit the parameters, for an image
-  tower that is to train on embeddings of it, and for micro-batches of batch norm.
+  Raises ValueError in one line for a training of 0 steps, for an optimizer that does not fit the
+  parameters, for an image tower that is to train on embeddings of it, and for micro-batches of
+  batch norm.
   """
 
   def __init__(self, config, epoch_examples: int):
     self.config = config
-    durations = {name: config_lib.duration_steps(config, name, epoch_examples) for name in config_lib.DURATIONS}
+    durations = {
+      name: config_lib.duration_steps(config, name, epoch_examples) for name in config_lib.DURATIONS
+    }
     self.total_steps = durations["total"]
     if not self.total_steps:
-      raise ValueError(f"the total of config comes to 0 steps of config.batch_size={config.batch_size}; raise it")
+      raise ValueError(
+        f"the total of config comes to 0 steps of config.batch_size={config.batch_size}; raise it"
+      )
     self.every = {name: durations[f"{name}.every"] for name in ("log", "eval", "checkpoint")}
     # The first steps, whose pictures lack config.train.patch_drop of their patches.
     self.masked_steps = self.total_steps - (durations["train.unmasked"] or 0)
     if self.masked_steps < 0:
       raise ValueError(
-          f"config.train.unmasked is {durations['train.unmasked']} steps, but the training is {self.total_steps} steps; shorten it"
+        f"config.train.unmasked is {durations['train.unmasked']} steps, but the training is "
+        f"{self.total_steps} steps; shorten it"
       )
     # The steps whose learning rate would be the same in a longer training.
-    cooldown, ends_at_zero = durations["optim.cooldown"] or 0, config.optim.schedule in ("cosine", "linear")
+    cooldown, ends_at_zero = (
+      durations["optim.cooldown"] or 0,
+      config.optim.schedule in ("cosine", "linear"),
+    )
     self.schedule_end = 0 if ends_at_zero else self.total_steps - cooldown
     self.mesh = mesh_lib.make(config.mesh.data, config.mesh.fsdp)
     self.model = models.build(config.model)
     params = jax.eval_shape(self.model.init, jax.random.key(0))
     self.tx, self.schedule = optim.make(
-        config, params, self.total_steps, durations["optim.warmup"] or 0, cooldown
+      config, params, self.total_steps, durations["optim.warmup"] or 0, cooldown
     )
     self.frozen = optim.frozen_mask(config, params)
     self._updates = {}
@@ -53,10 +64,13 @@ class Program:
     self.embedded = embeddings.given(config)
     if self.embedded and not all(jax.tree.leaves(self.frozen["image"])):
       raise ValueError(
-          'config.optim.lr_multipliers trains the image tower, which config.data with source "embeddings" never runs; '
-          'freeze it with ("image/.*", None) before what matches it now'
+        "config.optim.lr_multipliers trains the image tower, which config.data with source "
+        '"embeddings" never runs; '
+        'freeze it with ("image/.*", None) before what matches it now'
       )
-    self.abstract_state = state_lib.abstract(self.model, self.tx, self.mesh, self._ema, config.mesh.shard, self.frozen)
+    self.abstract_state = state_lib.abstract(
+      self.model, self.tx, self.mesh, self._ema, config.mesh.shard, self.frozen
+    )
     self.update()  # raises what is wrong with it
 
   def create(self, params: dict) -> state_lib.TrainState:
@@ -74,7 +88,9 @@ class Program:
     return models.build(config)
 
   def update(self, step: int = 0):
-    """The jitted update (state, batch) → (state, metrics) after `step` steps; call it with the mesh set."""
+    """The jitted update (state, batch) → (state, metrics) after `step` steps; call it with the mesh
+    set.
+    """
     model = self.training_model(step)
     if model not in self._updates:
       update = step_lib.make(self.config, model, self.tx, self.schedule, self.mesh, self.frozen)
@@ -90,16 +106,28 @@ class Program:
     else:
       shapes["image"] = (B, S, S, 3), np.uint8
     rows = mesh_lib.batch_sharding(self.mesh)
-    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for name, (shape, dtype) in shapes.items()}
+    return {
+      name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
+      for name, (shape, dtype) in shapes.items()
+    }
 
   def model_flops(self, step: int = 0) -> int:
-    """Model FLOPs of an update after `step` of them: each tower forward on what it then sees, times three for the backward
-    pass where any of it trains.
+    """Model FLOPs of an update after `step` of them: each tower forward on what it then sees, times
+    three for the backward pass where any of it trains.
 
-    Rematerialisation is not counted, and an image tower whose embeddings are precomputed does not run.
+    Rematerialisation is not counted, and an image tower whose embeddings are precomputed does not
+    run.
     """
-    params, batch, model = self.abstract_state.params, self.abstract_batch(), self.training_model(step)
+    params, batch, model = (
+      self.abstract_state.params,
+      self.abstract_batch(),
+      self.training_model(step),
+    )
     passes = {name: 1 if all(jax.tree.leaves(self.frozen[name])) else 3 for name in models.TOWERS}
     keys = jax.ShapeDtypeStruct((self.config.batch_size,), jax.random.key(0).dtype)
     work = passes["text"] * flops.count(model.embed_text, params, batch["tokens"], keys)
-    return work if self.embedded else work + passes["image"] * flops.count(model.embed_image, params, batch["image"], keys)
+    return (
+      work
+      if self.embedded
+      else work + passes["image"] * flops.count(model.embed_image, params, batch["image"], keys)
+    )

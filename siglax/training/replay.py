@@ -17,21 +17,27 @@ from siglax.training import run as run_lib
 def replay(folder, step: int) -> dict:
   """Trains from the newest good checkpoint before `step` up to it; nothing is written.
 
-  folder: a run folder, with its data in place. step: as in metrics.jsonl, from 1. The result is the same bit for bit as
-  in the run, on devices of the same kind and number. Returns {"step", "from": step of the checkpoint or 0, "loss",
-  "grad_norm", "logged": the loss in metrics.jsonl or None, "examples": [{"data": index in config.data, "example": index
-  in its source, "key": its name or None, "label", "captions"}, …] in the order of the batch}.
-  Raises ValueError in one line for a step that the run does not have, or whose checkpoint cannot be read.
+  folder: a run folder, with its data in place. step: as in metrics.jsonl, from 1. The result is the
+  same bit for bit as in the run, on devices of the same kind and number. Returns {"step", "from":
+  step of the checkpoint or 0, "loss", "grad_norm", "logged": the loss in metrics.jsonl or None,
+  "examples": [{"data": index in config.data, "example": index in its source, "key": its name or
+  None, "label", "captions"}, …] in the order of the batch}. Raises ValueError in one line for a
+  step that the run does not have, or whose checkpoint cannot be read.
   """
   folder = pathlib.Path(folder)
   checkpoints, config = checkpoint.Checkpoints(folder), folder_lib.read_config(folder)
-  # A run that was made longer since took this step by the schedule of the first checkpoint after it.
+  # A run that was made longer since took this step by the schedule of the first checkpoint after
+  # it.
   after = next((s for s in checkpoints.steps if s >= step), None)
-  run = run_lib.Run(config if after is None else config_lib.from_json(checkpoints.meta(after)["config"]), folder)
+  run = run_lib.Run(
+    config if after is None else config_lib.from_json(checkpoints.meta(after)["config"]), folder
+  )
   if not 1 <= step <= run.total_steps:
     raise ValueError(f"--step {step} must lie in 1 … {run.total_steps}, the steps of {folder}")
   restored = checkpoints.restore(run.abstract_state, before=step)
-  state, start = (run.initial_state(), 0) if restored is None else (restored[0], restored[1]["step"])
+  state, start = (
+    (run.initial_state(), 0) if restored is None else (restored[0], restored[1]["step"])
+  )
   batches = run.batches(start)
   try:
     with jax.set_mesh(run.mesh):
@@ -43,13 +49,24 @@ def replay(folder, step: int) -> dict:
   values = {name: float(metrics[name]) for name in ("loss", "grad_norm")}
   fields = lambda example: {name: example.get(name) for name in ("key", "label", "captions")}
   examples = [{"data": k, "example": i, **fields(run.sources[k][i])} for k, i in zip(*batches.last)]
-  return {"step": step, "from": start, **values, "logged": _logged(folder, step), "examples": examples}
+  return {
+    "step": step,
+    "from": start,
+    **values,
+    "logged": _logged(folder, step),
+    "examples": examples,
+  }
 
 
 def _logged(folder, step) -> float | None:
   if not (folder / metrics_lib.FILE).exists():
     return None
-  return next((r["loss"] for r in metrics_lib.read(folder) if r["step"] == step and r.get("loss") is not None), None)
+  return next(
+    (
+      r["loss"] for r in metrics_lib.read(folder) if r["step"] == step and r.get("loss") is not None
+    ),
+    None,
+  )
 
 
 def show(report: dict, title: str):
@@ -58,12 +75,17 @@ def show(report: dict, title: str):
   if logged is None:
     same = "the step was not logged"
   else:
-    same = f"{metrics_lib.FILE} has " + ("the same" if logged == loss else f"{logged!r}: made on other devices, or of another length")
-  metrics_lib.print_table(title, [
+    same = f"{metrics_lib.FILE} has " + (
+      "the same" if logged == loss else f"{logged!r}: made on other devices, or of another length"
+    )
+  metrics_lib.print_table(
+    title,
+    [
       ("replayed from step", str(report["from"])),
       ("loss", f"{loss!r}; {same}"),
       ("grad_norm", f"{report['grad_norm']!r}"),
-  ])
+    ],
+  )
   for row, example in enumerate(report["examples"]):
     known = {name: value for name, value in example.items() if value is not None}
     print(f"  row {row}: " + "  ".join(f"{name} {value}" for name, value in known.items()))

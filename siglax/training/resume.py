@@ -21,7 +21,9 @@ logger = logging.getLogger("siglax")
 
 
 def check_imports(workdir):
-  """ValueError when the run folder holds checkpoints made with files that were not imported, or that are others now."""
+  """ValueError when the run folder holds checkpoints made with files that were not imported, or
+  that are others now.
+  """
   if checkpoint.steps_in(pathlib.Path(workdir) / checkpoint.FOLDER):
     imports.check(workdir, same=True)
 
@@ -29,28 +31,35 @@ def check_imports(workdir):
 def check_folder(run, extend: bool = False):
   """ValueError when the run folder holds checkpoints of another config.
 
-  A longer total is no other config where it changes nothing of the steps that the newest checkpoint has behind it: with
-  a constant or rsqrt schedule, before its cooldown and before the steps that see all patches. extend: allows a longer
-  total in any case.
+  A longer total is no other config where it changes nothing of the steps that the newest checkpoint
+  has behind it: with a constant or rsqrt schedule, before its cooldown and before the steps that
+  see all patches. extend: allows a longer total in any case.
   """
   checkpoints = checkpoint.Checkpoints(run.workdir)
   meta = checkpoints.newest_meta()
   steps = checkpoints.steps
   if not steps:
-    if saved := max((start.get("saved") or 0 for start in history_lib.read(run.workdir)), default=0):
+    if saved := max(
+      (start.get("saved") or 0 for start in history_lib.read(run.workdir)), default=0
+    ):
       raise ValueError(
-          f"--workdir {run.workdir}: the run there saved step {saved}, but checkpoints/ is empty now; bring it back (is it "
-          f"mounted?), use another --workdir, or remove {history_lib.FILE} to begin again"
+        f"--workdir {run.workdir}: the run there saved step {saved}, but checkpoints/ is empty "
+        "now; bring it back (is it "
+        f"mounted?), use another --workdir, or remove {history_lib.FILE} to begin again"
       )
     return
   # What was trained, and not what config.json says: the files of two runs may have been mixed.
-  there = config_lib.from_json(meta["config"]) if meta and "config" in meta else folder_lib.read_config(run.workdir)
+  there = (
+    config_lib.from_json(meta["config"])
+    if meta and "config" in meta
+    else folder_lib.read_config(run.workdir)
+  )
   different = config_lib.differences(there, run.config)
   other = [line for line in different if not line.startswith("total_")]
   if other:
     raise ValueError(
-        f"--workdir {run.workdir} holds a run of another config: {'; '.join(other)}; "
-        "use another --workdir, or the same values to resume"
+      f"--workdir {run.workdir} holds a run of another config: {'; '.join(other)}; "
+      "use another --workdir, or the same values to resume"
     )
   _check_inputs(run, (meta or {}).get("data", {}).get("examples"))
   if different:
@@ -58,18 +67,22 @@ def check_folder(run, extend: bool = False):
 
 
 def _check_inputs(run, examples: list[int] | None):
-  """ValueError for data or a tokenizer that the steps so far were not trained on. examples: of each source then."""
+  """ValueError for data or a tokenizer that the steps so far were not trained on. examples: of each
+  source then.
+  """
   for k, (then, now) in enumerate(zip(examples or (), map(len, run.sources))):
     if then != now:
       raise ValueError(
-          f"config.data.{k} has {now:,} examples, and had {then:,} when the run in --workdir {run.workdir} was trained: its "
-          "batches would be others; give the same data, or use another --workdir"
+        f"config.data.{k} has {now:,} examples, and had {then:,} when the run in --workdir "
+        f"{run.workdir} was trained: its "
+        "batches would be others; give the same data, or use another --workdir"
       )
   kept = run.workdir / folder_lib.TOKENIZER
   if kept.is_file() and kept.read_bytes() != run.text.model:
     raise ValueError(
-        f"config.text.tokenizer={run.config.text.tokenizer!r} is another model than {kept}, which the run was trained with; "
-        "give that one, or use another --workdir"
+      f"config.text.tokenizer={run.config.text.tokenizer!r} is another model than {kept}, which "
+      "the run was trained with; "
+      "give that one, or use another --workdir"
     )
 
 
@@ -77,35 +90,53 @@ def _check_longer(run, there: program_lib.Program, step: int, extend: bool):
   """there: the program of the run in the folder, whose newest checkpoint is of `step`."""
   lengths = f"the run in --workdir {run.workdir} is of {there.total_steps} steps, this one of {run.total_steps}"
   if run.total_steps < max(step, there.total_steps):
-    raise ValueError(f"{lengths}; a run can only be made longer: raise config.total_steps, or use another --workdir")
+    raise ValueError(
+      f"{lengths}; a run can only be made longer: raise config.total_steps, or use another "
+      "--workdir"
+    )
   rates = [float(made.schedule(step)) for made in (there, run)]
   if rates[0] != rates[1] or there.schedule_end < step:
     changes = (
-        f"at step {step} the learning rate goes from {rates[0]:.3g} to {rates[1]:.3g}, and the steps before it followed the "
-        f"shorter schedule (config.optim.schedule={run.config.optim.schedule!r})"
+      f"at step {step} the learning rate goes from {rates[0]:.3g} to {rates[1]:.3g}, and the steps "
+      "before it followed the "
+      f"shorter schedule (config.optim.schedule={run.config.optim.schedule!r})"
     )
   elif there.masked_steps < step:
-    changes = f"the steps from {there.masked_steps + 1} on saw all patches (config.train.unmasked_*)"
+    changes = (
+      f"the steps from {there.masked_steps + 1} on saw all patches (config.train.unmasked_*)"
+    )
   else:
     changes = None
   if changes and not extend:
-    raise ValueError(f"{lengths}: {changes}; give --extend to go on all the same, or use another --workdir")
+    raise ValueError(
+      f"{lengths}: {changes}; give --extend to go on all the same, or use another --workdir"
+    )
   logger.warning(
-      "%s; it goes on from step %d, where the learning rate goes from %.3g to %.3g", lengths, step, *rates
+    "%s; it goes on from step %d, where the learning rate goes from %.3g to %.3g",
+    lengths,
+    step,
+    *rates,
   )
 
 
 def _unwritable(workdir, error: OSError) -> ValueError:
   of = f"{error.filename}: " if error.filename and str(error.filename) != str(workdir) else ""
-  return ValueError(f"--workdir {workdir} cannot be written: {of}{error.strerror}; use another folder")
+  return ValueError(
+    f"--workdir {workdir} cannot be written: {of}{error.strerror}; use another folder"
+  )
 
 
 def check_shared(workdir, lock):
-  """ValueError on all processes where one of them sees another folder than process 0: its part of each save would be missing."""
+  """ValueError on all processes where one of them sees another folder than process 0: its part of
+  each save would be missing.
+  """
   if jax.process_count() > 1:
     key = distributed.of_first(lock and lock.key)
     if distributed.any_has(not lock_lib.sees(workdir, key))[0]:
-      raise ValueError(f"--workdir {workdir} is not the same folder in all processes; give one on a file system that they share")
+      raise ValueError(
+        f"--workdir {workdir} is not the same folder in all processes; give one on a file system "
+        "that they share"
+      )
 
 
 def write_files(run):
@@ -117,11 +148,16 @@ def write_files(run):
 
 
 def take(run, extend: bool) -> lock_lib.Lock:
-  """Takes the lock of the run folder, checks what is there, and writes what tells of the run; process 0 does it."""
+  """Takes the lock of the run folder, checks what is there, and writes what tells of the run;
+  process 0 does it.
+  """
   try:
     str(run.workdir).encode()
   except UnicodeError as e:  # orbax takes no other name, and would say so at the first save
-    raise ValueError(f"--workdir {os.fsencode(run.workdir)!r} is not UTF-8, or the locale is not; use another name, or LC_ALL=C.UTF-8") from e
+    raise ValueError(
+      f"--workdir {os.fsencode(run.workdir)!r} is not UTF-8, or the locale is not; use another "
+      "name, or LC_ALL=C.UTF-8"
+    ) from e
   try:
     run.workdir.mkdir(parents=True, exist_ok=True)
     lock = lock_lib.Lock(run.workdir)

@@ -18,7 +18,9 @@ from siglax.training import state as state_lib
 
 
 class Run(program.Program):
-  """Everything a run needs, made of its config before anything compiles; see siglax/training/loop.py."""
+  """Everything a run needs, made of its config before anything compiles; see
+  siglax/training/loop.py.
+  """
 
   def __init__(self, config, workdir):
     checks.validate(config, jax.device_count())
@@ -36,7 +38,8 @@ class Run(program.Program):
   def due(self, what: str, step: int) -> bool:
     """Whether to log, evaluate or save after this many steps; the last step always does.
 
-    An evaluation that would be due less than a tenth of its interval before the last step is left to the last step.
+    An evaluation that would be due less than a tenth of its interval before the last step is left
+    to the last step.
     """
     every = self.every[what]
     if what == "eval" and every and self.total_steps - step < every / 10:
@@ -44,21 +47,37 @@ class Run(program.Program):
     return step == self.total_steps or bool(every and step and step % every == 0)
 
   def initial_state(self) -> state_lib.TrainState:
-    """A fresh state, made in its shards. Parameters of config.model.init_from, read before anything compiles, take the
-    place of random ones."""
+    """A fresh state, made in its shards. Parameters of config.model.init_from, read before anything
+    compiles, take the place of random ones.
+    """
     init_from = self.config.model.init_from
-    loaded = {} if init_from is None else initial.initial_params(init_from, self.model, self.mesh, self.config)
+    loaded = (
+      {}
+      if init_from is None
+      else initial.initial_params(init_from, self.model, self.mesh, self.config)
+    )
     shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
     create = lambda key, loaded: self.create(state_lib.overlay(self.model.init(key), loaded))
-    return jax.jit(create, out_shardings=shardings, donate_argnums=1)(jax.random.key(self.config.seed), loaded)
+    return jax.jit(create, out_shardings=shardings, donate_argnums=1)(
+      jax.random.key(self.config.seed), loaded
+    )
 
   def check_tower(self, params):
-    """ValueError when the embeddings of pictures to train on were made by another image tower than the run's."""
+    """ValueError when the embeddings of pictures to train on were made by another image tower than
+    the run's.
+    """
     if self.embedded:
-      data_lib.embeddings.check_tower(self.sources, digest.image_tower(self.model, params, self.mesh))
+      data_lib.embeddings.check_tower(
+        self.sources, digest.image_tower(self.model, params, self.mesh)
+      )
 
   def batches(self, start_step: int, counts: dict | None = None):
     return data_lib.train_batches(
-        self.config, self.text, start_step=start_step, sources=self.sources, counts=counts,
-        process_index=jax.process_index(), process_count=jax.process_count(),
+      self.config,
+      self.text,
+      start_step=start_step,
+      sources=self.sources,
+      counts=counts,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
     )

@@ -11,7 +11,8 @@ from siglax.devices import mesh as mesh_lib
 
 @flax.struct.dataclass
 class TrainState:
-  """step: int32 scalar, updates done. params: nested dict. opt_state: optax's. ema: the average of params, or None.
+  """step: int32 scalar, updates done. params: nested dict. opt_state: optax's. ema: the average of
+  params, or None.
 
   Of a frozen parameter nothing else is kept: it is its own average, so ema has None in its place.
   """
@@ -28,7 +29,8 @@ class TrainState:
 
 
 def create(params: dict, tx, ema: bool = False, frozen=None) -> TrainState:
-  """The state before the first update; traceable, so that under jit nothing is ever whole on one device.
+  """The state before the first update; traceable, so that under jit nothing is ever whole on one
+  device.
 
   frozen: bools like params (siglax/training/optim.py); None where all parameters train.
   """
@@ -39,7 +41,9 @@ def create(params: dict, tx, ema: bool = False, frozen=None) -> TrainState:
 
 def overlay(params: dict, loaded: dict) -> dict:
   """params with the leaves of `loaded`, a nested dict of some of its paths, in place of its own."""
-  return params | {k: overlay(params[k], v) if isinstance(v, dict) else v for k, v in loaded.items()}
+  return params | {
+    k: overlay(params[k], v) if isinstance(v, dict) else v for k, v in loaded.items()
+  }
 
 
 def split(params: dict, frozen) -> tuple[dict, dict]:
@@ -51,10 +55,14 @@ def split(params: dict, frozen) -> tuple[dict, dict]:
 
 def merge(first: dict, second: dict) -> dict:
   """The leaves of first, and of second where first has None."""
-  return jax.tree.map(lambda a, b: b if a is None else a, first, second, is_leaf=lambda x: x is None)
+  return jax.tree.map(
+    lambda a, b: b if a is None else a, first, second, is_leaf=lambda x: x is None
+  )
 
 
 def abstract(model, tx, mesh, ema: bool = False, rules=(), frozen=None) -> TrainState:
-  """The state's shapes and shardings on a mesh, without making it. rules: config.mesh.shard; frozen: as for `create`."""
+  """The state's shapes and shardings on a mesh, without making it. rules: config.mesh.shard;
+  frozen: as for `create`.
+  """
   shapes = jax.eval_shape(lambda key: create(model.init(key), tx, ema, frozen), jax.random.key(0))
   return mesh_lib.abstract(mesh, shapes, rules)

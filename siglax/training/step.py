@@ -1,17 +1,20 @@
 """One update: embed → loss → gradient → optimizer. Global view; jit it once.
 
-The batch is {"image": uint8 [B, H, W, 3], "tokens": int32 [B, L], "label": int32 [B], "weight": float32 [B]}. With
-"image_embedding": float32 [B, d] in place of "image", the image tower does not run.
+The batch is {"image": uint8 [B, H, W, 3], "tokens": int32 [B, L], "label": int32 [B], "weight":
+float32 [B]}. With "image_embedding": float32 [B, d] in place of "image", the image tower does not
+run.
 
-The loss needs the embeddings of the whole batch, the towers need activations of no more than they work on. So a step
-with config.train.microbatch embeds in chunks and keeps nothing but the embeddings, takes the loss and its gradients
-with respect to them, and embeds each chunk again to pull its part back into the parameters (GradCache: Gao et al.,
-arXiv 2101.06983; BASIC: Pham et al., arXiv 2111.10050). Same loss and same gradients as in one piece, for a third more
-tower FLOPs. Adding up the gradients of smaller batches would be another loss: with fewer negatives.
+The loss needs the embeddings of the whole batch, the towers need activations of no more than they
+work on. So a step with config.train.microbatch embeds in chunks and keeps nothing but the
+embeddings, takes the loss and its gradients with respect to them, and embeds each chunk again to
+pull its part back into the parameters (GradCache: Gao et al., arXiv 2101.06983; BASIC: Pham et al.,
+arXiv 2111.10050). Same loss and same gradients as in one piece, for a third more tower FLOPs.
+Adding up the gradients of smaller batches would be another loss: with fewer negatives.
 
-Batch norm (siglax/models/resnet.py) takes its statistics of the whole batch too, so its towers train in one piece; the
-running ones come with the embeddings and take their place in the new parameters. An image tower that is all frozen runs
-on its running statistics, as in evaluation, and keeps them.
+Batch norm (siglax/models/resnet.py) takes its statistics of the whole batch too, so its towers
+train in one piece; the running ones come with the embeddings and take their place in the new
+parameters. An image tower that is all frozen runs on its running statistics, as in evaluation, and
+keeps them.
 """
 
 from __future__ import annotations
@@ -30,11 +33,13 @@ from siglax.training.state import TrainState
 
 
 def make(config, model, tx, schedule, mesh, frozen):
-  """The update (state, batch) → (state, metrics), to be jitted; metrics are float32 scalars on the device.
+  """The update (state, batch) → (state, metrics), to be jitted; metrics are float32 scalars on the
+  device.
 
-  config: the resolved config. frozen: bools like params; no gradient is computed for what is frozen.
-  With config.optim.skip_nonfinite, an update whose gradient is not finite leaves all but the number of the step and of its
-  learning rate as it was, and metrics["skipped"] tells. Raises ValueError in one line for micro-batches of a tower that trains with batch norm.
+  config: the resolved config. frozen: bools like params; no gradient is computed for what is
+  frozen. With config.optim.skip_nonfinite, an update whose gradient is not finite leaves all but
+  the number of the step and of its learning rate as it was, and metrics["skipped"] tells. Raises
+  ValueError in one line for micro-batches of a tower that trains with batch norm.
   """
   value_and_grad = make_value_and_grad(config, model, mesh, frozen)
   scale_max, decay, skips = config.loss.scale_max, config.train.ema, config.optim.skip_nonfinite > 0
@@ -43,10 +48,19 @@ def make(config, model, tx, schedule, mesh, frozen):
     (loss, (values, running)), grads = value_and_grad(state.params, batch, state.step)
     scale, bias = scale_and_bias(state.params)
     metrics = {
-        "loss": loss, "scale": scale, "bias": bias, **values,
-        "grad_norm": optax.tree.norm(grads), "lr": schedule(state.step),
+      "loss": loss,
+      "scale": scale,
+      "bias": bias,
+      **values,
+      "grad_norm": optax.tree.norm(grads),
+      "lr": schedule(state.step),
     }
-    grads = jax.tree.map(lambda g, p: jnp.zeros_like(p) if g is None else g, grads, state.params, is_leaf=lambda x: x is None)
+    grads = jax.tree.map(
+      lambda g, p: jnp.zeros_like(p) if g is None else g,
+      grads,
+      state.params,
+      is_leaf=lambda x: x is None,
+    )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = state_lib.overlay(optax.apply_updates(state.params, updates), running)
     if scale_max is not None:
@@ -68,7 +82,8 @@ def make(config, model, tx, schedule, mesh, frozen):
 
 
 def make_value_and_grad(config, model, mesh, frozen):
-  """(params, batch, step) → ((loss, (statistics, running)), gradients like params with None where frozen); see the module.
+  """(params, batch, step) → ((loss, (statistics, running)), gradients like params with None where
+  frozen); see the module.
 
   running: the running statistics of batch norm after the step, a part of params.
   """
@@ -80,8 +95,9 @@ def make_value_and_grad(config, model, mesh, frozen):
   updates_statistics = trains_batch_norm(model, frozen)
   if updates_statistics and chunks > 1:
     raise ValueError(
-        f"config.train.microbatch={microbatch} has no place in config.model.image.variant={config.model.image.variant!r}: batch "
-        "norm needs the statistics of the whole batch; leave it None, or freeze the image tower"
+      f"config.train.microbatch={microbatch} has no place in "
+      f"config.model.image.variant={config.model.image.variant!r}: batch "
+      "norm needs the statistics of the whole batch; leave it None, or freeze the image tower"
     )
 
   embed = _embedding(model, updates_statistics)
@@ -93,7 +109,9 @@ def make_value_and_grad(config, model, mesh, frozen):
     return loss, _statistics(config, mesh, zimg, ztxt, scale, bias, batch["weight"], labels)
 
   def in_chunks(trainable, fixed, examples):
-    """The embeddings, what pulls their gradients back into `trainable`, and no statistics; the examples alone are kept."""
+    """The embeddings, what pulls their gradients back into `trainable`, and no statistics; the
+    examples alone are kept.
+    """
     examples = jax.tree.map(lambda x: mesh_lib.split_rows(mesh, x, chunks), examples)
     z = jax.lax.map(lambda chunk: embed(trainable, fixed, chunk)[0], examples)
     like = mesh_lib.state_shardings(mesh, trainable, config.mesh.shard)
@@ -109,23 +127,31 @@ def make_value_and_grad(config, model, mesh, frozen):
       zeros = mesh_lib.constrain(jax.tree.map(jnp.zeros_like, trainable), like)
       dz = jax.tree.map(lambda x: mesh_lib.split_rows(mesh, x, chunks), dz)
       grads, _ = jax.lax.scan(add_chunk, zeros, (examples, dz))
-      return grads,
+      return (grads,)
 
     return jax.tree.map(lambda x: mesh_lib.join_rows(mesh, x), z), pull_back, {}
 
   def value_and_grad(params, batch, step):
     logit_params = {k: v for k, v in params.items() if k not in TOWERS}
     trainable, fixed = state_lib.split(_part(params, TOWERS), _part(frozen, TOWERS))
-    examples = {name: batch[name] for name in ("image", "image_embedding", "tokens") if name in batch}
+    examples = {
+      name: batch[name] for name in ("image", "image_embedding", "tokens") if name in batch
+    }
     if random:
       examples |= _keys(config.seed, step, config.batch_size)
     if chunks == 1:
-      z, pull_back, running = jax.vjp(lambda trainable: embed(trainable, fixed, examples), trainable, has_aux=True)
+      z, pull_back, running = jax.vjp(
+        lambda trainable: embed(trainable, fixed, examples), trainable, has_aux=True
+      )
     else:
       z, pull_back, running = in_chunks(trainable, fixed, examples)
-    (loss, values), (*dz, dlogit_params) = jax.value_and_grad(objective, (0, 1, 2), has_aux=True)(*z, logit_params, batch)
-    grads, = pull_back(tuple(dz))
-    return (loss, (values, running)), grads | {k: None if frozen[k] else g for k, g in dlogit_params.items()}
+    (loss, values), (*dz, dlogit_params) = jax.value_and_grad(objective, (0, 1, 2), has_aux=True)(
+      *z, logit_params, batch
+    )
+    (grads,) = pull_back(tuple(dz))
+    return (loss, (values, running)), grads | {
+      k: None if frozen[k] else g for k, g in dlogit_params.items()
+    }
 
   return value_and_grad
 
@@ -139,15 +165,17 @@ def jit(step, abstract_state: TrainState, mesh):
   """The compiled update: the state is donated and keeps its shardings, metrics are replicated."""
   shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
   return jax.jit(
-      step,
-      in_shardings=(shardings, mesh_lib.batch_sharding(mesh)),
-      out_shardings=(shardings, mesh_lib.replicated(mesh)),
-      donate_argnums=0,
+    step,
+    in_shardings=(shardings, mesh_lib.batch_sharding(mesh)),
+    out_shardings=(shardings, mesh_lib.replicated(mesh)),
+    donate_argnums=0,
   )
 
 
 def _embedding(model, updates_statistics):
-  """(trainable, fixed, examples) → ((zimg, ztxt), running statistics); trainable and fixed are parts of one tree."""
+  """(trainable, fixed, examples) → ((zimg, ztxt), running statistics); trainable and fixed are
+  parts of one tree.
+  """
 
   def embed(trainable, fixed, examples):
     params, running = state_lib.merge(trainable, fixed), {}
@@ -155,7 +183,9 @@ def _embedding(model, updates_statistics):
     if "image_embedding" in examples:
       zimg = examples["image_embedding"]
     elif updates_statistics:
-      zimg, running = model.embed_image_in_training(params, examples["image"], examples.get("image_key"))
+      zimg, running = model.embed_image_in_training(
+        params, examples["image"], examples.get("image_key")
+      )
     else:
       zimg = model.embed_image(params, examples["image"], examples.get("image_key"))
     return (zimg, ztxt), running
@@ -166,20 +196,27 @@ def _embedding(model, updates_statistics):
 def _statistics(config, mesh, zimg, ztxt, scale, bias, weights, labels) -> dict:
   logit_pos, logit_neg = statistics.logit_means(zimg, ztxt, scale, bias, weights)
   values = {
-      "logit_pos": logit_pos, "logit_neg": logit_neg,
-      "local_accuracy": statistics.local_accuracy(zimg, ztxt, weights, labels, mesh.size),
+    "logit_pos": logit_pos,
+    "logit_neg": logit_neg,
+    "local_accuracy": statistics.local_accuracy(zimg, ztxt, weights, labels, mesh.size),
   }
   if config.loss.check_embeddings:
-    values |= {f"norm_error_{tower}": statistics.norm_error(z, weights) for tower, z in (("image", zimg), ("text", ztxt))}
+    values |= {
+      f"norm_error_{tower}": statistics.norm_error(z, weights)
+      for tower, z in (("image", zimg), ("text", ztxt))
+    }
   return values
 
 
 def _keys(seed, step, batch_size) -> dict:
-  """A key for each example and tower: a function of seed, step and place in the batch, so of nothing that resuming,
-  chunks or the number of devices change."""
+  """A key for each example and tower: a function of seed, step and place in the batch, so of
+  nothing that resuming, chunks or the number of devices change.
+  """
   keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), step))
   of_examples = jax.vmap(jax.random.fold_in, (None, 0))
-  return {f"{tower}_key": of_examples(key, jnp.arange(batch_size)) for tower, key in zip(TOWERS, keys)}
+  return {
+    f"{tower}_key": of_examples(key, jnp.arange(batch_size)) for tower, key in zip(TOWERS, keys)
+  }
 
 
 def _part(tree: dict, names) -> dict:

@@ -1,4 +1,6 @@
-"""The command line of siglax with faults: `python tests/faults/child.py '{"failing_saves": {"kind": "ENOSPC"}}' train …`."""
+"""The command line of siglax with faults: `python tests/faults/child.py '{"failing_saves": {"kind":
+"ENOSPC"}}' train …`.
+"""
 
 import contextlib
 import json

@@ -1,7 +1,8 @@
-"""Faults for tests/faults and benchmarks/soak.py: what devices, disks and neighbours do to a run, as context managers.
+"""Faults for tests/faults and benchmarks/soak.py: what devices, disks and neighbours do to a run,
+as context managers.
 
-They take the places of functions that a run calls, so that they work in this process; tests/faults/child.py brings them
-into others. FAULTS names them all.
+They take the places of functions that a run calls, so that they work in this process;
+tests/faults/child.py brings them into others. FAULTS names them all.
 """
 
 import contextlib
@@ -27,7 +28,9 @@ PLACES = ("gradient", "moment", "parameter")
 
 
 def error(kind: str) -> Exception:
-  """A new error: "EIO" and its kind as the operating system raises them, "memory", or "exhausted" as XLA does."""
+  """A new error: "EIO" and its kind as the operating system raises them, "memory", or "exhausted"
+  as XLA does.
+  """
   if kind == "memory":
     return MemoryError()
   if kind == "exhausted":
@@ -37,9 +40,12 @@ def error(kind: str) -> Exception:
 
 
 @contextlib.contextmanager
-def nonfinite(place: str | None = None, step: int = 0, value: str = "nan", leaf: int = 0, times: int = 1):
-  """Puts a value into a leaf of the gradient of updates step + 1, step + 2, … (`times` of them), or of the moments or the
-  parameters after them. None does nothing, in the same compiled program as the others.
+def nonfinite(
+  place: str | None = None, step: int = 0, value: str = "nan", leaf: int = 0, times: int = 1
+):
+  """Puts a value into a leaf of the gradient of updates step + 1, step + 2, … (`times` of them), or
+  of the moments or the parameters after them. None does nothing, in the same compiled program as
+  the others.
   """
   make, update = step_lib.make_value_and_grad, program.Program.update
 
@@ -62,8 +68,13 @@ def nonfinite(place: str | None = None, step: int = 0, value: str = "nan", leaf:
     def run(state, batch):
       gradient = now and place == "gradient"
       rows = batch["weight"].shape
-      poison = {"poison_leaf": np.full(rows, leaf if gradient else -1, np.int32), "poison": np.full(rows, VALUES[value], np.float32)}
-      state, metrics = compiled(state, {**batch, **jax.device_put(poison, batch["weight"].sharding)})
+      poison = {
+        "poison_leaf": np.full(rows, leaf if gradient else -1, np.int32),
+        "poison": np.full(rows, VALUES[value], np.float32),
+      }
+      state, metrics = compiled(
+        state, {**batch, **jax.device_put(poison, batch["weight"].sharding)}
+      )
       if now and not gradient:
         part = "opt_state" if place == "moment" else "params"
         state = state.replace(**{part: _poison(getattr(state, part), leaf, value)})
@@ -71,7 +82,10 @@ def nonfinite(place: str | None = None, step: int = 0, value: str = "nan", leaf:
 
     return run
 
-  with mock.patch.object(step_lib, "make_value_and_grad", make_value_and_grad), mock.patch.object(program.Program, "update", poisoned_update):
+  with (
+    mock.patch.object(step_lib, "make_value_and_grad", make_value_and_grad),
+    mock.patch.object(program.Program, "update", poisoned_update),
+  ):
     yield
 
 
@@ -96,10 +110,13 @@ def failing_reads(kind: str = "EIO", times: int = 1, where: str = "state"):
         left[0] -= 1
         raise error(kind)
       return function(*args, **kwargs)
+
     return call
 
   if where == "state":
-    patch = mock.patch.object(ocp.PyTreeCheckpointHandler, "restore", fails(ocp.PyTreeCheckpointHandler.restore))
+    patch = mock.patch.object(
+      ocp.PyTreeCheckpointHandler, "restore", fails(ocp.PyTreeCheckpointHandler.restore)
+    )
   elif where == "meta":
     of_meta = lambda path: path.parts[-2:] == ("meta", "metadata")
     patch = mock.patch.object(pathlib.Path, "read_bytes", fails(pathlib.Path.read_bytes, of_meta))
@@ -128,7 +145,9 @@ def failing_saves(kind: str = "ENOSPC", times: int = 10**9, after: int = 0):
 
 @contextlib.contextmanager
 def small_files(size: int):
-  """From the first save on, writes beyond this size of a file fail (EFBIG), those of C++ libraries too, as on a full disk."""
+  """From the first save on, writes beyond this size of a file fail (EFBIG), those of C++ libraries
+  too, as on a full disk.
+  """
   before, save = resource.getrlimit(resource.RLIMIT_FSIZE), ocp.AsyncCheckpointer.save
 
   def limited(self, *args, **kwargs):
@@ -164,4 +183,7 @@ def deaf_evaluation():
     yield
 
 
-FAULTS = {f.__name__: f for f in (nonfinite, failing_reads, failing_saves, small_files, hanging_thread, deaf_evaluation)}
+FAULTS = {
+  f.__name__: f
+  for f in (nonfinite, failing_reads, failing_saves, small_files, hanging_thread, deaf_evaluation)
+}

@@ -31,11 +31,19 @@ def shared_programs():
 
 
 def share_programs(setattr):
-  """Runs of equal configs, but for what is kept of their checkpoints, share their program and their first state. They use
-  one device, whose programs compile faster than those of eight."""
+  """Runs of equal configs, but for what is kept of their checkpoints, share their program and their
+  first state. They use one device, whose programs compile faster than those of eight.
+  """
   programs, states = {}, {}
   init, initial_state = program.Program.__init__, run_lib.Run.initial_state
-  free = ("keep_latest", "keep_every_steps", "keep_one_in", "keep_best", "verify", "max_failed_saves")
+  free = (
+    "keep_latest",
+    "keep_every_steps",
+    "keep_one_in",
+    "keep_best",
+    "verify",
+    "max_failed_saves",
+  )
 
   def __init__(self, config, *args, **kwargs):
     key = config.copy_and_resolve_references().to_dict()
@@ -44,7 +52,9 @@ def share_programs(setattr):
     if self.key not in programs:
       before = set(vars(self))
       init(self, config, *args, **kwargs)
-      programs[self.key] = {k: v for k, v in vars(self).items() if k not in before and k != "config"}
+      programs[self.key] = {
+        k: v for k, v in vars(self).items() if k not in before and k != "config"
+      }
     vars(self).update(programs[self.key], config=config)
 
   def initial(self):
@@ -69,24 +79,38 @@ def run(workdir, **fields):
 
 def state(workdir, step: int = STEPS) -> dict[str, np.ndarray]:
   """What orbax itself reads of a checkpoint, by path."""
-  folder, reader = pathlib.Path(workdir).absolute() / "checkpoints" / str(step) / "state", ocp.PyTreeCheckpointer()
-  as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(folder).item_metadata.tree)
+  folder, reader = (
+    pathlib.Path(workdir).absolute() / "checkpoints" / str(step) / "state",
+    ocp.PyTreeCheckpointer(),
+  )
+  as_numpy = jax.tree.map(
+    lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(folder).item_metadata.tree
+  )
   tree = reader.restore(folder, restore_args=as_numpy)
-  return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+  return {
+    jax.tree_util.keystr(path): np.asarray(x)
+    for path, x in jax.tree_util.tree_leaves_with_path(tree)
+  }
 
 
 def steps(workdir) -> list[int]:
-  return sorted(int(p.name) for p in (pathlib.Path(workdir) / "checkpoints").iterdir() if p.name.isdecimal())
+  return sorted(
+    int(p.name) for p in (pathlib.Path(workdir) / "checkpoints").iterdir() if p.name.isdecimal()
+  )
 
 
 def records(workdir) -> list[dict]:
-  return [json.loads(line) for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()]
+  return [
+    json.loads(line) for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
+  ]
 
 
 def assert_equal(got: dict, want: dict):
   """Bit for bit."""
   assert got.keys() == want.keys()
-  assert [k for k in want if got[k].tobytes() != want[k].tobytes() or got[k].dtype != want[k].dtype] == []
+  assert [
+    k for k in want if got[k].tobytes() != want[k].tobytes() or got[k].dtype != want[k].dtype
+  ] == []
 
 
 def nonfinite_leaves(tree: dict) -> list[str]:
@@ -96,7 +120,9 @@ def nonfinite_leaves(tree: dict) -> list[str]:
 
 @pytest.fixture(scope="module")
 def whole(shared_programs, tmp_path_factory):
-  """The state at the end of a run that nothing disturbs, of the program that `inject.nonfinite` compiles."""
+  """The state at the end of a run that nothing disturbs, of the program that `inject.nonfinite`
+  compiles.
+  """
   workdir = tmp_path_factory.mktemp("whole")
   with inject.nonfinite():
     run(workdir)

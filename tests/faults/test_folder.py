@@ -1,4 +1,6 @@
-"""Run folders whose files were lost, mixed or changed between two starts: one line, and nothing of value is touched."""
+"""Run folders whose files were lost, mixed or changed between two starts: one line, and nothing of
+value is touched.
+"""
 
 import json
 import os
@@ -41,7 +43,11 @@ def folder(whole, tmp_path):
 
 
 def contents(folder):
-  return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "lock.json"}
+  return {
+    str(p.relative_to(folder)): p.read_bytes()
+    for p in folder.rglob("*")
+    if p.is_file() and p.name != "lock.json"
+  }
 
 
 def refuses(folder, match, **fields):
@@ -54,7 +60,9 @@ def refuses(folder, match, **fields):
 def test_a_finished_run_is_not_trained_past_its_end(whole, tmp_path):
   shutil.copytree(whole, tmp_path / "run")
   (tmp_path / "run" / "config.json").unlink()
-  refuses(tmp_path / "run", "of 12 steps, this one of 8; a run can only be made longer", total_steps=8)
+  refuses(
+    tmp_path / "run", "of 12 steps, this one of 8; a run can only be made longer", total_steps=8
+  )
 
 
 def test_the_checkpoints_of_another_run_are_told_by_their_own_config(folder, tmp_path):
@@ -77,7 +85,11 @@ def test_checkpoints_that_have_gone_are_missed(folder):
 def test_another_tokenizer_is_refused(folder):
   file = folder / "tokenizer.model"
   file.write_bytes(file.read_bytes() + b"\0")
-  refuses(folder, "config.text.tokenizer='shapes' is another model than .*tokenizer.model, which the run was trained with")
+  refuses(
+    folder,
+    "config.text.tokenizer='shapes' is another model than .*tokenizer.model, which the run was "
+    "trained with",
+  )
 
 
 def test_data_of_another_size_are_refused(tmp_path):
@@ -93,7 +105,9 @@ def test_data_of_another_size_are_refused(tmp_path):
   with inject.nonfinite():
     run(tmp_path / "run", data=data, total_steps=4)
   write(20)
-  refuses(tmp_path / "run", "config.data.0 has 20 examples, and had 24 when", data=data, total_steps=4)
+  refuses(
+    tmp_path / "run", "config.data.0 has 20 examples, and had 24 when", data=data, total_steps=4
+  )
 
 
 def test_names_that_only_look_like_steps_are_left_alone(whole, folder):
@@ -108,17 +122,28 @@ def test_names_that_only_look_like_steps_are_left_alone(whole, folder):
 
 def test_a_longer_total_that_made_no_step_can_be_taken_back(whole, folder):
   config = json.loads((folder / "config.json").read_text())
-  (folder / "config.json").write_text(json.dumps({**config, "total_steps": 90}))  # as --extend leaves it before its first save
+  (folder / "config.json").write_text(
+    json.dumps({**config, "total_steps": 90})
+  )  # as --extend leaves it before its first save
   with inject.nonfinite():
     run(folder)
   assert_equal(state(folder), state(whole))
 
 
-@pytest.mark.parametrize("name, line", [
-    ("metrics.jsonl", b'{"step": "x"}'), ("metrics.jsonl", b"[" * 200_000), ("metrics.jsonl", b'{"step": 3, "loss": NaN}'),
-    ("metrics.jsonl", b'{"step": 8}'), ("metrics.jsonl", b'{"step": 8, "loss": "a", "eval/x/loss": "b"}'), ("metrics.jsonl", b"\0" * 99),
-    ("starts.jsonl", b'{"start": 2}'), ("starts.jsonl", b'{"start": "1"}'), ("starts.jsonl", b'{"start": 1, "seconds": []}'),
-])
+@pytest.mark.parametrize(
+  "name, line",
+  [
+    ("metrics.jsonl", b'{"step": "x"}'),
+    ("metrics.jsonl", b"[" * 200_000),
+    ("metrics.jsonl", b'{"step": 3, "loss": NaN}'),
+    ("metrics.jsonl", b'{"step": 8}'),
+    ("metrics.jsonl", b'{"step": 8, "loss": "a", "eval/x/loss": "b"}'),
+    ("metrics.jsonl", b"\0" * 99),
+    ("starts.jsonl", b'{"start": 2}'),
+    ("starts.jsonl", b'{"start": "1"}'),
+    ("starts.jsonl", b'{"start": 1, "seconds": []}'),
+  ],
+)
 def test_records_of_wrong_types_are_left_out(name, line, whole, folder):
   with (folder / name).open("ab") as file:
     file.write(line + b"\n")
@@ -128,7 +153,9 @@ def test_records_of_wrong_types_are_left_out(name, line, whole, folder):
 
 
 def test_data_that_fail_while_a_stop_is_asked_for_lose_nothing(tmp_path, monkeypatch):
-  """As where a signal goes to the whole process group, and the workers end before the loop asks for a batch."""
+  """As where a signal goes to the whole process group, and the workers end before the loop asks for
+  a batch.
+  """
   ask = pipeline.TrainBatches.__next__
 
   def fails_with_the_signal(self):

@@ -1,4 +1,6 @@
-"""Faults in real processes, one or two as a group: killed, hung up, damaged, deaf. All slow but for a start or two."""
+"""Faults in real processes, one or two as a group: killed, hung up, damaged, deaf. All slow but for
+a start or two.
+"""
 
 import json
 import os
@@ -20,7 +22,11 @@ from short_runs import state
 from short_runs import steps
 
 CHILD = str(pathlib.Path(__file__).parent / "child.py")
-FIELDS = ("--config.eval.tasks=()", "--config.log.tensorboard=False", "--config.checkpoint.keep_latest=3")
+FIELDS = (
+  "--config.eval.tasks=()",
+  "--config.log.tensorboard=False",
+  "--config.checkpoint.keep_latest=3",
+)
 END_SECONDS = 30
 
 
@@ -28,10 +34,31 @@ def start(workdir, count=1, *fields, faults=({},), config=f"{TINY}:steps=12"):
   """faults: of each process, the last for those that follow."""
   port, started = free_port(), []
   for i in range(count):
-    group = ["--coordinator", f"127.0.0.1:{port}", "--processes", str(count), "--process-id", str(i)] if count > 1 else []
-    command = [sys.executable, CHILD, json.dumps(faults[min(i, len(faults) - 1)]), "train", "--config", config, "--workdir", str(workdir)]
+    group = (
+      ["--coordinator", f"127.0.0.1:{port}", "--processes", str(count), "--process-id", str(i)]
+      if count > 1
+      else []
+    )
+    command = [
+      sys.executable,
+      CHILD,
+      json.dumps(faults[min(i, len(faults) - 1)]),
+      "train",
+      "--config",
+      config,
+      "--workdir",
+      str(workdir),
+    ]
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(2 // count)}
-    started.append(subprocess.Popen([*command, *FIELDS, *fields, *group], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    started.append(
+      subprocess.Popen(
+        [*command, *FIELDS, *fields, *group],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+      )
+    )
   return started
 
 
@@ -51,7 +78,9 @@ def wait_for(condition, started, timeout=200):
 
 def logged(workdir):
   try:
-    return max(json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines())
+    return max(
+      json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()
+    )
   except (OSError, ValueError):
     return 0
 
@@ -86,7 +115,11 @@ def test_the_last_save_fails_in_one_line_and_in_time_although_a_thread_hangs(who
   begin = time.monotonic()
   codes, outputs = finish(started)
   assert codes == [1] and time.monotonic() - begin < END_SECONDS + 10
-  assert_one_line(outputs[0], "siglax train: the checkpoint of step 12 could not be saved", "make room on the disk")
+  assert_one_line(
+    outputs[0],
+    "siglax train: the checkpoint of step 12 could not be saved",
+    "make room on the disk",
+  )
 
 
 @pytest.mark.slow
@@ -119,16 +152,22 @@ def test_a_signal_to_one_of_two_saves_in_both(number, whole, tmp_path):
   started[1].send_signal(number)
   codes, outputs = finish(started, timeout=60)
   assert codes == [0, 0], outputs
-  assert f"saved; the same command resumes there" in outputs[0] and steps(tmp_path)[-1] == logged(tmp_path)
+  assert "saved; the same command resumes there" in outputs[0] and steps(tmp_path)[-1] == logged(
+    tmp_path
+  )
 
 
 @pytest.mark.slow
 def test_two_processes_walk_back_together(whole, tmp_path):
   workdir = copy_of_stopped(whole, tmp_path / "run")
-  file = max((workdir / "checkpoints" / "8" / "state" / "d").iterdir(), key=lambda p: p.stat().st_size)
+  file = max(
+    (workdir / "checkpoints" / "8" / "state" / "d").iterdir(), key=lambda p: p.stat().st_size
+  )
   file.write_bytes(b"")
   codes, outputs = finish(start(workdir, 2))
-  assert codes == [0, 0] and all("checkpoint of step 8 is damaged" in out for out in outputs), outputs
+  assert codes == [0, 0] and all("checkpoint of step 8 is damaged" in out for out in outputs), (
+    outputs
+  )
   assert "resuming at step 4" in outputs[0] and (workdir / "checkpoints" / "damaged-8").is_dir()
   got, want = state(workdir), state(whole)
   for k in want:  # gloo adds in another order than one process
@@ -144,8 +183,14 @@ def test_a_read_that_fails_in_one_of_two(times, codes, whole, tmp_path):
   assert got == codes, outputs
   assert steps(workdir)[:2] == [4, 8] and not list((workdir / "checkpoints").glob("damaged-*"))
   if codes == [1, 1]:
-    assert_one_line(outputs[0], "the checkpoint of step 8", "another process could not read it; nothing was changed")
-    assert_one_line(outputs[1], "the checkpoint of step 8", "Input/output error; nothing was changed")
+    assert_one_line(
+      outputs[0],
+      "the checkpoint of step 8",
+      "another process could not read it; nothing was changed",
+    )
+    assert_one_line(
+      outputs[1], "the checkpoint of step 8", "Input/output error; nothing was changed"
+    )
   else:
     assert "resuming at step 8" in outputs[0]
 
