@@ -14,8 +14,8 @@ import pytest
 
 from siglax import config as config_lib
 from siglax import data
-from siglax.config import checks
 from siglax.runs import folder as folder_lib
+from siglax.training import checks
 from siglax.training import program
 
 ROOT = pathlib.Path(__file__).parent.parent
