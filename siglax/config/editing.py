@@ -119,13 +119,13 @@ def differences(
 ) -> list[str]:
   """Fields that keep two configs from being the same run, each as "field is A there and B here"."""
   a, b = (flatten(c.copy_and_resolve_references()) for c in (first, second))
-  known = fields.all_fields()
+  free = {name for name, field in fields.all_fields().items() if field.resume or field.follows}
   return [
     f"{k} is {a.get(k)!r} {where} and {b.get(k)!r} {and_where}"
     for k in sorted(a.keys() | b.keys())
     if a.get(k) != b.get(k)
     and not k.endswith(FREE_IN_SPECS)
-    and not ((field := known.get(fields.of(k))) and (field.resume or field.follows))
+    and fields.at(k) not in free
   ]
 
 

@@ -29,7 +29,7 @@ def all_fields() -> dict[str, Field]:
   }
 
 
-def of(place: str) -> str | None:
+def at(place: str) -> str | None:
   """The name of the field at or around a place in a config: "data" of "data.0.path"; None where
   there is none.
   """

@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from siglax.config.fields import all_fields
+from siglax.config.parts import Field
 from siglax.config.values import get
 from siglax.config.values import leaves
 from siglax.config.values import shown
@@ -26,8 +27,8 @@ def check_values(config: ConfigDict):
   known = all_fields()
   for name in known.keys() ^ leaves(config).keys():
     raise ValueError(f"config.{name} is missing" if name in known else unknown(config, name))
-  for name in known:
-    check_value(name, get(config, name))
+  for name, field in known.items():
+    _check_type(name, field, get(config, name))
   for name, field in known.items():
     value = get(config, name)
     if not field.follows:
@@ -51,7 +52,10 @@ def check_value(name: str, value: Any):
       else "no field; siglax config lists them all"
     )
     raise ValueError(f"config.{name}={shown(value)}: config.{name} is {what}")
-  field = known[name]
+  _check_type(name, known[name], value)
+
+
+def _check_type(name: str, field: Field, value: Any):
   if value is None and field.optional:
     return
   kinds_too = {float: (int, float), tuple: (tuple, list)}.get(field.kind, field.kind)

@@ -84,7 +84,7 @@ def evaluate(folder, overrides: dict[str, str] | None = None, out=None) -> dict[
   config.mesh.data, config.mesh.fsdp, config.mesh.shard = "rest", 1, ()
   for field, text in (overrides or {}).items():
     config_lib.override(config, field, text)
-    if not fields.all_fields()[fields.of(field)].evaluation:
+    if not fields.all_fields()[fields.at(field)].evaluation:
       raise ValueError(
         f"config.{field} is the run's own; an evaluation can change "
         f"{', '.join(fields.changeable_in_evaluation())}"
