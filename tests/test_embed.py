@@ -25,6 +25,7 @@ from siglax import losses
 from siglax.commands import cli
 from siglax.costs import flops
 from siglax.costs import plan
+from siglax.data import embedding_files
 from siglax.data import embeddings
 from siglax.data import files
 from siglax.data import sources
@@ -128,7 +129,7 @@ DESCRIPTION = {"digest": "x", "width": 5, "image": {}, "classnames": ["cat", "do
 
 
 def write(file, rows, at_a_time=4, **changed):
-  writer = embeddings.WRITERS[file.suffix](file)
+  writer = embedding_files.WRITERS[file.suffix](file)
   for start in range(0, len(rows), at_a_time):
     writer.write(rows[start : start + at_a_time])
   writer.close({**DESCRIPTION, **changed})
@@ -166,7 +167,7 @@ def strangers(file):
 @pytest.mark.parametrize("ending", FORMATS)
 def test_a_stranger_reads_the_values_to_the_bit(ending, tmp_path, monkeypatch):
   rows, file = list(rows_of(11, np.random.default_rng(0))), tmp_path / f"a{ending}"
-  monkeypatch.setattr(embeddings, "ROW_GROUP_BYTES", 600)
+  monkeypatch.setattr(embedding_files, "ROW_GROUP_BYTES", 600)
   description, read = strangers(pathlib.Path(write(file, rows)))
   assert description == DESCRIPTION and len(read) == len(rows)
   none = (

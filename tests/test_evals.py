@@ -423,8 +423,11 @@ GOOD = {"kind": "retrieval", "name": "a", "data": {"source": "shapes"}}
       "config.eval.tasks.0.templates is unknown; retrieval has examples, distinct, "
       "captions_per_image",
     ),
-    (({**GOOD, "examples": 0},), "config.eval.tasks.0.examples=0 must be a positive number"),
-    (({**GOOD, "distinct": None},), "config.eval.tasks.0.distinct=None must be True or False"),
+    (({**GOOD, "examples": 0},), "config.eval.tasks.0.examples=0 must be at least 1, or None"),
+    (
+      ({**GOOD, "distinct": None},),
+      "config.eval.tasks.0.distinct=None is of type NoneType; it needs bool",
+    ),
     (
       ({**GOOD, "kind": "zero_shot", "templates": "a {}"},),
       "config.eval.tasks.0.templates='a {}' must be a tuple",

@@ -25,12 +25,14 @@ import pytest
 
 from siglax import config as config_lib
 from siglax import interop
-from siglax.data import embeddings
+from siglax.data import embedding_files
 from siglax.data import files as files_lib
 from siglax.data import images
-from siglax.data import pipeline
+from siglax.data import loading
 from siglax.data import sources
 from siglax.data import text as text_lib
+from siglax.data.examples import EvalExamples
+from siglax.data.sources.embeddings import Embeddings
 from siglax.devices import mesh
 from siglax.interop import files as interop_files
 
@@ -218,7 +220,7 @@ def tables(rng):
 
 
 def write_embeddings(folder, ending, rows=5):
-  writer = embeddings.WRITERS[ending](folder / f"whole{ending}")
+  writer = embedding_files.WRITERS[ending](folder / f"whole{ending}")
   writer.write(
     [
       {"image_embedding": np.ones(4, np.float32), "captions": ["a"], "label": i, "key": "b"}
@@ -342,12 +344,12 @@ TEXT = text_lib.TextProcessor(length=8)
 def read_rows(source):
   """Rows as training sees them, which counts the broken ones and says why, and as evaluation does."""
   load, examples = (
-    pipeline.Load(0, source, 0, False, config().image, TEXT),
-    pipeline.EvalExamples(source, config()),
+    loading.ExampleLoader(0, source, 0, False, config().image, TEXT),
+    EvalExamples(source, config()),
   )
   for i in range(min(len(source), 20)):
     load.why_bad(i)
-  if not isinstance(source, embeddings.Embeddings):
+  if not isinstance(source, Embeddings):
     for i in range(min(len(source), 20)):
       TEXT(examples[i]["captions"])
 

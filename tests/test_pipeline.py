@@ -15,8 +15,10 @@ import pytest
 
 from siglax import config as config_lib
 from siglax import data
+from siglax.data import broken
 from siglax.data import images
-from siglax.data import pipeline
+from siglax.data import order
+from siglax.data.labels import LABEL_STRIDE
 from siglax.data.text import TextProcessor
 
 SIZE, LENGTH = 8, 6
@@ -213,14 +215,14 @@ def test_weights_are_shares_of_the_mix():
 
 
 def test_shares_are_exact():
-  assert pipeline.mix_shares([25, 700]) == [25, 700]
-  assert pipeline.mix_shares([0.3, 2]) == [3, 20]
-  assert pipeline.mix_shares([1e-7, 1.5]) == [1, 15_000_000]
+  assert order.mix_shares([25, 700]) == [25, 700]
+  assert order.mix_shares([0.3, 2]) == [3, 20]
+  assert order.mix_shares([1e-7, 1.5]) == [1, 15_000_000]
 
 
 @pytest.mark.parametrize("shares", [[1], [1, 1], [3, 1, 4, 1, 5], [25_000, 700, 1]])
 def test_mix_hands_out_every_element_in_order(shares):
-  mix, period = pipeline.Mix(shares), sum(shares)
+  mix, period = order.Mix(shares), sum(shares)
   for start in (0, 10**15 * period):
     drawn = [mix[start + k] for k in range(period)]
     for source, share in enumerate(shares):
@@ -232,7 +234,7 @@ def test_mix_hands_out_every_element_in_order(shares):
 
 
 def test_labels_of_different_classes_never_meet():
-  stride = pipeline.LABEL_STRIDE
+  stride = LABEL_STRIDE
   labels = [i % 3 for i in range(6)]
   named = lambda: Source(6, labels=labels, classnames=("cat", "dog", "cow"))
   sources = [named(), Source(6), Source(6, labels=labels), named()]
@@ -359,7 +361,7 @@ def stops_at(share, limit, draws, runs):
     drawn = (
       np.flatnonzero(rng.random(draws, np.float32) < share) + 1
     )  # only a broken example can stop a run
-    stops += [*drawn[pipeline.too_many_bad(np.arange(1, len(drawn) + 1), drawn, limit)], 0][:1]
+    stops += [*drawn[broken.too_many_bad(np.arange(1, len(drawn) + 1), drawn, limit)], 0][:1]
   return np.array(stops)
 
 
@@ -383,8 +385,8 @@ def test_the_capital_is_what_the_bets_hold():
     first = next(
       n for n in range(drawn) if sum(b * (1 + b) ** n / (1 + b * 0.01) ** drawn for b in bets) >= 50
     )
-    assert [pipeline.too_many_bad(bad, drawn, 0.01) for bad in (first - 1, first)] == [False, True]
-  assert not pipeline.too_many_bad(10**6, 10**6, 1) and pipeline.too_many_bad(1, 10**9, 0)
+    assert [broken.too_many_bad(bad, drawn, 0.01) for bad in (first - 1, first)] == [False, True]
+  assert not broken.too_many_bad(10**6, 10**6, 1) and broken.too_many_bad(1, 10**9, 0)
 
 
 def test_counts_survive_a_resume():
@@ -419,7 +421,7 @@ def test_a_source_without_a_sound_example_stops_at_once():
     make_config({"max_bad_fraction": 1}), [Source(50, change=BROKEN["unreadable"])], steps=1
   )
   assert message.startswith(
-    f"config.data.0: {pipeline.MAX_REPLACEMENTS} examples in a row are broken, first example"
+    f"config.data.0: {broken.MAX_REPLACEMENTS} examples in a row are broken, first example"
   )
   assert (
     "ZeroDivisionError: division by zero" in message and "config.data.0.max_bad_fraction" in message

@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import importlib
 import importlib.util
+import os
 import pathlib
 import sys
 import traceback
@@ -37,7 +38,11 @@ class Imported:
 
   @property
   def digest(self) -> str:
-    return hashlib.sha256(self.content).hexdigest()
+    return _digest(self.content)
+
+
+def _digest(content: bytes) -> str:
+  return hashlib.sha256(content).hexdigest()
 
 
 _imported: dict[str, Imported] = {}  # by digest
@@ -55,7 +60,7 @@ def import_parts(name: str) -> types.ModuleType:
   Raises ValueError in one line, with file and line, for any error in it.
   """
   check_local("--import", name)
-  if name.endswith(".py") or pathlib.Path(name).parent != pathlib.Path("."):
+  if _is_file(name):
     return execute(name, "--import", always_kept=True)
   before = len(parts.registered)
   with in_one_line("--import", name):
@@ -81,10 +86,42 @@ def execute(path: str, flag: str, always_kept: bool = False) -> types.ModuleType
   if not file.is_file():
     raise ValueError(f"{flag} {path}: no such file")
   content = file.read_bytes()
-  if (known := _imported.get(hashlib.sha256(content).hexdigest())) is not None:
+  return _execute(path, content, flag, always_kept)
+
+
+def contents() -> tuple[tuple[str, bytes], ...]:
+  """(name, content) of each file that this process has imported, for `import_again`."""
+  return tuple((file.name, file.content) for file in imported())
+
+
+def import_again(files: tuple[tuple[str, bytes], ...]):
+  """Imports in a worker process what its parent had imported, whatever the files hold by now.
+
+  What they compute meanwhile, such as the check of a loss, is kept off the parent's accelerator.
+  """
+  missing = [file for file in files if _digest(file[1]) not in _imported]
+  if missing:
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    if (jax := sys.modules.get("jax")) is not None:  # which read that when it was imported
+      jax.config.update("jax_platforms", "cpu")
+  for name, content in missing:
+    if _is_file(name):
+      _execute(name, content, "--import", always_kept=True)
+    else:
+      import_parts(name)
+
+
+def _is_file(name: str) -> bool:
+  return name.endswith(".py") or pathlib.Path(name).parent != pathlib.Path(".")
+
+
+def _execute(path: str, content: bytes, flag: str, always_kept: bool) -> types.ModuleType:
+  digest = _digest(content)
+  if (known := _imported.get(digest)) is not None:
     return known.module
   before = len(parts.registered)
-  module = types.ModuleType(f"siglax_imported_{len(sys.modules)}_{file.stem}")
+  # The same name in every process, by which pickle finds the file's classes.
+  module = types.ModuleType(f"siglax_imported_{digest[:16]}_{pathlib.Path(path).stem}")
   module.__file__ = path
   sys.modules[module.__name__] = module  # where dataclasses and pickle look for it
   with in_one_line(flag, path):

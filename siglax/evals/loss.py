@@ -5,13 +5,11 @@ from __future__ import annotations
 import jax
 import numpy as np
 
+from siglax.evals import kind
 from siglax.evals import ranking
 
-METRICS = ("loss",)
-LOWER_IS_BETTER = METRICS
 
-
-def evaluate(data, embedder, config, loss, *, examples: int | None = None) -> dict[str, float]:
+def evaluate(data, embedder, config, loss, *, examples: int | None) -> dict[str, float]:
   """The loss over blocks of config.batch_size examples, averaged with the examples in each block as
   weights.
 
@@ -44,7 +42,7 @@ def evaluate(data, embedder, config, loss, *, examples: int | None = None) -> di
   return {"loss": total / len(zimg), "batch/loss": min(len(zimg), config.batch_size)}
 
 
-def check(data, config, *, examples: int | None = None):
+def check(data, config, *, examples: int | None):
   """ValueError when no example has a caption, or one of the first has no label while
   config.loss.positives is "label".
   """
@@ -59,3 +57,15 @@ def _labels(rest) -> np.ndarray:
   if None in labels:
     raise ValueError('an example has no label; config.loss.positives="label" needs one for each')
   return np.asarray(labels, np.int32)
+
+
+KIND = kind.Kind(
+  "loss",
+  "the training loss on held-out examples",
+  metrics=("loss",),
+  evaluate=evaluate,
+  check=check,
+  fields={"examples": kind.EXAMPLES},
+  lower_is_better=("loss",),
+  needs_loss=True,
+)

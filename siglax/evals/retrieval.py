@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 
+from siglax.config.parts import Field
+from siglax.evals import kind
 from siglax.evals import ranking
 
 RECALL_AT = (1, 5, 10)
-METRICS = tuple(f"{wanted}_retrieval_recall@{k}" for wanted in ("text", "image") for k in RECALL_AT)
 
 
 def evaluate(
   data,
   embedder,
+  config,
+  loss,
   *,
-  examples: int | None = None,
-  distinct: bool = False,
-  captions_per_image: int | None = None,
+  examples: int | None,
+  distinct: bool,
+  captions_per_image: int | None,
 ) -> dict[str, float]:
   """{text,image}_retrieval_recall@{1,5,10}, each in 0..1, as CLIP_benchmark defines them.
 
@@ -27,6 +30,7 @@ def evaluate(
   taken, since no model can tell the two apart; captions_per_image: uses the first so many. Images
   without captions are left out.
   """
+  del config, loss
   indices = _distinct(data, examples) if distinct else ranking.first(data, examples)
   zimg, rest = ranking.embed_captioned_images(data, indices, embedder)
   captions = [example["captions"][:captions_per_image] for example in rest]
@@ -59,8 +63,9 @@ def _chance(k: int, own: np.ndarray, total: int) -> float:
   return float(np.mean(1 - missed))
 
 
-def check(data, config, *, examples: int | None = None, **_):
+def check(data, config, *, examples: int | None, **fields):
   """ValueError when no example has a caption."""
+  del config, fields
   ranking.check_captions(data, examples)
 
 
@@ -75,3 +80,26 @@ def _distinct(data, examples) -> list[int]:
       taken.add(captions[0])
       indices.append(i)
   return indices
+
+
+KIND = kind.Kind(
+  "retrieval",
+  "find a text by its image, and an image by its text",
+  metrics=tuple(
+    f"{wanted}_retrieval_recall@{k}" for wanted in ("text", "image") for k in RECALL_AT
+  ),
+  evaluate=evaluate,
+  check=check,
+  fields={
+    "examples": kind.EXAMPLES,
+    "distinct": Field(False, "skips an example whose first caption was already taken"),
+    "captions_per_image": Field(
+      None,
+      "uses the first so many captions of an image; None all",
+      kind=int,
+      optional=True,
+      least=1,
+    ),
+  },
+  clip_benchmark="zeroshot_retrieval",
+)

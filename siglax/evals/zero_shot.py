@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
+from siglax.config.parts import Field
+from siglax.evals import kind
 from siglax.evals import ranking
 
-METRICS = ("acc1", "acc5", "mean_per_class_recall")
 # Texts embedded at a time, so that many classes times many templates stay small in memory.
 MAX_TEXTS = 2**14
 
 
 def evaluate(
-  data, embedder, *, classnames=None, templates=("a photo of a {}.",), examples: int | None = None
+  data, embedder, config, loss, *, classnames, templates, examples: int | None
 ) -> dict[str, float]:
   """acc1, acc5 and mean_per_class_recall, each in 0..1, as CLIP_benchmark defines them.
 
@@ -25,6 +26,7 @@ def evaluate(
   examples: evaluates the first so many. Raises ValueError without names and for a label that has
   none.
   """
+  del config, loss
   names = _names(data, classnames)
   zimg, rest = ranking.embed_images(data, ranking.first(data, examples), embedder)
   labels = np.array([_label(example, i, names) for i, example in enumerate(rest)], np.int32)
@@ -43,8 +45,9 @@ def evaluate(
   }
 
 
-def check(data, config, *, classnames=None, examples: int | None = None, **_):
+def check(data, config, *, classnames, examples: int | None, **fields):
   """ValueError without class names, or for one of the first labels that has none."""
+  del config, fields
   names = _names(data, classnames)
   for i in ranking.first(data, examples)[: ranking.LOOKED_AT]:
     _label(data[i], i, names)
@@ -80,3 +83,37 @@ def classifier(embedder, classnames, templates) -> np.ndarray:
     # Texts that cancel out leave a zero row, not a NaN.
     rows.append(mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12))
   return np.concatenate(rows)
+
+
+def _names_problem(value) -> str | None:
+  good = isinstance(value, (tuple, list)) and value and all(isinstance(x, str) for x in value)
+  return None if good else "must be a tuple of names, one for each label"
+
+
+def _templates_problem(value) -> str | None:
+  good = _names_problem(value) is None and all(text.count("{}") == 1 for text in value)
+  example = '("a photo of a {}.",)'
+  return None if good else f"must be a tuple of texts with one {{}} each, such as {example}"
+
+
+KIND = kind.Kind(
+  "zero_shot",
+  "each image goes to the class whose text is nearest",
+  metrics=("acc1", "acc5", "mean_per_class_recall"),
+  evaluate=evaluate,
+  check=check,
+  fields={
+    "classnames": Field(
+      None,
+      "names in the order of the labels; None takes the data's",
+      kind=tuple,
+      optional=True,
+      check=_names_problem,
+    ),
+    "templates": Field(
+      ("a photo of a {}.",), "texts with {} for the name of a class", check=_templates_problem
+    ),
+    "examples": kind.EXAMPLES,
+  },
+  clip_benchmark="zeroshot_classification",
+)

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 import siglax
 from siglax import tower as tower_lib
+from siglax.data import embedding_files
 from siglax.data import embeddings
 from siglax.data import images as images_lib
 from siglax.data import sources as sources_lib
@@ -48,8 +49,8 @@ def embed(
   stored. Pictures are prepared as in evaluation. The description is {"siglax": version, "tower":
   source, "digest": the image tower's (siglax/runs/digest.py), "width": d, "dtype", "tokens":
   [patches, width] or None, "image": {size, mean, std, resize, fit}, "classnames": list or None,
-  "examples", "skipped"}; siglax/data/embeddings.py tells how the file holds it. Nothing is there
-  until all is written. Raises ValueError in one line for an `out` that exists or cannot hold the
+  "examples", "skipped"}; siglax/data/embedding_files.py tells how the file holds it. Nothing is
+  there until all is written. Raises ValueError in one line for an `out` that exists or cannot hold the
   dtype, a tower or a tokenizer that is not there, and more broken pictures than the spec's
   max_bad_fraction.
   """
@@ -57,8 +58,9 @@ def embed(
   make_writer = _writer(out, dtype)
   if batch_size is not None and batch_size < 1:
     raise ValueError(f"--batch-size {batch_size} must be at least 1")
-  if spec.get("source") == embeddings.SOURCE:
-    raise ValueError(f'--data: source "{embeddings.SOURCE}" has no pictures to embed')
+  sources_lib.validate_spec(spec, "--data")
+  if not sources_lib.SOURCES[spec["source"]].pictures:
+    raise ValueError(f'--data: source "{spec["source"]}" has no pictures to embed')
   dataset = sources_lib.open_source(spec, "--data")
   tower = tower_lib.load(source)
   if "image" not in tower.params:
@@ -76,15 +78,16 @@ def embed(
   try:
     out.parent.mkdir(parents=True, exist_ok=True)
     writer, progress, first = make_writer(temporary), Progress(len(dataset)), None
-    for rows in _rows(tower, sound, texts, tokens, batch_size, embeddings.DTYPES[dtype]):
+    for rows in _rows(tower, sound, texts, tokens, batch_size, embedding_files.DTYPES[dtype]):
       first = first or rows[0]
       writer.write(rows)
       progress.add(len(rows))
     if first is None:
       raise ValueError(f"--data: all {len(dataset)} examples are broken")
+    names = sources_lib.classnames(dataset)
     description = {
       **_description(tower, source, dtype, first),
-      "classnames": dataset.classnames and list(dataset.classnames),
+      "classnames": names and list(names),
       "examples": progress.done,
       "skipped": sound.bad,
     }
@@ -99,11 +102,11 @@ def embed(
 
 
 def _writer(out: pathlib.Path, dtype: str):
-  if out.suffix not in embeddings.WRITERS:
-    raise ValueError(f"--out {out} must end in {', '.join(embeddings.WRITERS)}")
-  make_writer = embeddings.WRITERS[out.suffix]
+  if out.suffix not in embedding_files.WRITERS:
+    raise ValueError(f"--out {out} must end in {', '.join(embedding_files.WRITERS)}")
+  make_writer = embedding_files.WRITERS[out.suffix]
   if dtype not in make_writer.dtypes:
-    able = [ending for ending, writer in embeddings.WRITERS.items() if dtype in writer.dtypes]
+    able = [ending for ending, writer in embedding_files.WRITERS.items() if dtype in writer.dtypes]
     raise ValueError(
       f"--dtype {dtype} has no place in {out.suffix}, which holds {', '.join(make_writer.dtypes)}"
       + (f"; {', '.join(able)} does" if able else "")

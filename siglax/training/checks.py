@@ -33,12 +33,12 @@ def validate(config: ConfigDict, devices: int):
 
 
 def validate_evaluation(config: ConfigDict, devices: int):
-  """The checks of an evaluation alone, which needs no training data, and its batch for the task
-  "loss" only.
+  """The checks of an evaluation alone, which needs no training data, and its batch for the tasks
+  that compute the training loss only.
   """
   _validate_fields(config)
   evals.validate_tasks(config)
-  in_batches = any(task.get("kind") == "loss" for task in config.eval.tasks)
+  in_batches = evals.in_training_batches(config)
   checks.check_mesh(
     config, devices, ("eval.batch_size", "batch_size") if in_batches else ("eval.batch_size",)
   )

@@ -1,56 +1,27 @@
-"""Where examples come from.
-
-A source is a class with `__len__`, `__getitem__(i)` and `classnames` (a tuple, or None). Example i
-is {"image": encoded bytes or uint8 array, "captions": [str, …]}, and optionally "label": int, an
-index into classnames, "weight": float, the example's weight in the loss, and "key": str, its name.
-Of precomputed embeddings, "image_embedding": float32 [d] takes the place of "image". `__getitem__`
-is random access, safe from many threads, and the same on every call; a source can be pickled.
-Raising from it marks the example as broken: training replaces it.
-
-A data spec names a source and gives its constructor's arguments: {"source": "parquet", "path":
-"a.parquet"}. A new source is such a class and its line in SOURCES; its constructor raises
-ValueErrors that begin with the argument.
-"""
+"""Rows of Parquet files, as Hugging Face datasets and img2dataset write them."""
 
 from __future__ import annotations
-
-import difflib
-import inspect
-import math
-import numbers
-import re
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from siglax.config import versions
+from siglax.config.parts import Field
 from siglax.data import files as files_lib
-from siglax.data.embeddings import Embeddings
-from siglax.data.shapes import Shapes
-
-# Fields of every spec, whatever its source.
-COMMON_FIELDS = ("source", "weight", "max_bad_fraction")
-MAX_BAD_FRACTION = 0.01
+from siglax.data.source import Source
 
 
 class Parquet:
   """Rows of Parquet files, in the order of the files: {"image": bytes, "captions": [str, …],
   "label", "weight", "key"}.
 
-  path: a file, a glob, a tuple of them, or the same with commas: "train-*.parquet,more.parquet".
-  image: column of encoded images: bytes, or a struct with bytes, as Hugging Face datasets write it.
-  caption: column of captions, a string or a list of strings a row; None takes "captions" or
-  "caption".
-  label: column of class indices; None takes "label" if there is one.
-  weights: column of weights in the loss; None takes "weight" if there is one.
-  key: column of names of the examples; None takes "key" if there is one that holds strings.
-  classnames: from the schema's metadata "classes", names with commas between, else None.
+  Its arguments are the fields of SOURCE. classnames: from the schema's metadata "classes", names
+  with commas between, else None.
 
   Raises ValueError, beginning with the argument, for a missing, empty or damaged file, or a column
   that is missing or of another type.
   """
 
-  def __init__(self, path, image="image", caption=None, label=None, weights=None, key=None):
+  def __init__(self, path, image, caption, label, weights, key):
     self._arguments = (path, image, caption, label, weights, key)
     files = {file: files_lib.open_parquet(file) for file in files_lib.find(path)}
     columns = _Columns(files, *self._arguments[1:])
@@ -83,90 +54,6 @@ class Parquet:
     return Parquet, self._arguments
 
 
-SOURCES = {"shapes": Shapes, "parquet": Parquet, "embeddings": Embeddings}
-
-
-def parse_spec(text: str) -> dict:
-  """The spec of a command line's words: `SOURCE:field=value,field=value`, or a file in place of the
-  source.
-
-  "shapes:examples=300" is {"source": "shapes", "examples": 300}; "a.parquet:caption=text" is
-  {"source": "parquet", "path": "a.parquet", "caption": "text"}. Raises ValueError for a part that
-  is no field=value.
-  """
-  files_lib.refuse_url(text)
-  head, _, rest = text.partition(":")
-  spec = {"source": head} if head in SOURCES else {"source": "parquet", "path": head}
-  for part in filter(None, rest.split(",")):
-    name, equals, value = part.partition("=")
-    if not equals:
-      raise ValueError(f"{text}: {part!r} must be field=value")
-    number = int if value.isdigit() else float if re.fullmatch(r"\d*\.\d+", value) else str
-    spec[name] = number(value)
-  return spec
-
-
-def open_source(spec, field: str = ""):
-  """The source of a data spec.
-
-  field: where the spec stands, such as "config.data.0", for the messages. Raises ValueError in one
-  line.
-  """
-  validate_spec(spec, field)
-  arguments = {name: value for name, value in spec.items() if name not in COMMON_FIELDS}
-  try:
-    return SOURCES[spec["source"]](**arguments)
-  except ValueError as e:
-    raise ValueError(f"{_prefix(field)}{e}") from e
-  except TypeError as e:
-    raise ValueError(f"{field or 'data'}={dict(spec)!r} has a value of a wrong type: {e}") from e
-
-
-def validate_spec(spec, field: str = ""):
-  """Checks a data spec's fields without reading data; ValueError says which, and what is known.
-
-  field: where the spec stands, such as "config.data.0".
-  """
-  if not hasattr(spec, "items"):
-    raise ValueError(f'{field or "data"}={spec!r} must be a dict such as {{"source": "shapes"}}')
-  name = spec.get("source")
-  if not isinstance(name, str) or name not in SOURCES:
-    raise ValueError(f"{_prefix(field)}source={name!r} is unknown; known are {', '.join(SOURCES)}")
-  arguments = inspect.signature(SOURCES[name]).parameters
-  known = [*arguments, *COMMON_FIELDS]
-  for key in spec:
-    if key not in known:
-      near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-      hint = f"did you mean {near[0]}? " if near else ""
-      if (new := versions.SPEC.get(key)) in known:
-        hint = f"it is called {new} now; "
-      shown = key if str(key).isidentifier() else repr(key)
-      raise ValueError(
-        f"{_prefix(field)}{shown} is unknown; {hint}source {name!r} has {', '.join(known)}"
-      )
-  for key, argument in arguments.items():
-    if argument.default is argument.empty and key not in spec:
-      raise ValueError(f"{_prefix(field)}{key} is missing; source {name!r} needs it")
-  weight, fraction = spec.get("weight"), spec.get("max_bad_fraction")
-  if weight is not None and not (_is_number(weight) and 0 < weight < math.inf):
-    raise ValueError(
-      f"{_prefix(field)}weight={weight!r} must be a positive number, the spec's share of the mix"
-    )
-  if fraction is not None and not (_is_number(fraction) and 0 <= fraction <= 1):
-    raise ValueError(f"{_prefix(field)}max_bad_fraction={fraction!r} must be a number from 0 to 1")
-
-
-def _prefix(field):
-  """Before the name of an argument; of a flag of the command line, whose spec is written
-  DATA:argument=value.
-  """
-  return "" if not field else f"{field} DATA:" if field.startswith("--") else f"{field}."
-
-
-def _is_number(value):
-  return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
 def _classnames(files) -> tuple[str, ...] | None:
   """The files' class names; labels mean nothing when they differ."""
   names = {path: (file.schema_arrow.metadata or {}).get(b"classes") for path, file in files.items()}
@@ -184,7 +71,7 @@ def _classnames(files) -> tuple[str, ...] | None:
 class _Columns(files_lib.Columns):
   """Which columns to read, and as what, the same for all files ({path: ParquetFile})."""
 
-  def __init__(self, files, image, caption, label, weights, key=None):
+  def __init__(self, files, image, caption, label, weights, key):
     first = next(iter(files.values())).schema_arrow
     if caption is None:
       caption = next((name for name in ("captions", "caption") if name in first.names), None)
@@ -268,3 +155,41 @@ _TYPES = {
   "weights": (lambda kind: pa.types.is_floating(kind) or pa.types.is_integer(kind), "numbers"),
   "key": (lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind), "strings"),
 }
+
+SOURCE = Source(
+  "parquet",
+  "rows of Parquet files, in the order of the files",
+  Parquet,
+  fields={
+    "path": Field(
+      None,
+      'a file, a glob, a tuple of them, or the same with commas: "train-*.parquet,more.parquet"',
+      kind=object,
+    ),
+    "image": Field("image", "column of encoded images: bytes, or a struct with bytes"),
+    "caption": Field(
+      None,
+      'column of captions, a string or a list of strings a row; None takes "captions" or "caption"',
+      kind=str,
+      optional=True,
+    ),
+    "label": Field(
+      None,
+      'column of class indices; None takes "label" if there is one',
+      kind=str,
+      optional=True,
+    ),
+    "weights": Field(
+      None,
+      'column of weights in the loss; None takes "weight" if there is one',
+      kind=str,
+      optional=True,
+    ),
+    "key": Field(
+      None,
+      'column of names of the examples; None takes "key" if there is one that holds strings',
+      kind=str,
+      optional=True,
+    ),
+  },
+)

@@ -1,0 +1,73 @@
+"""The fields of a part that a dict gives: those of a data spec, or of an evaluation task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import difflib
+import math
+from typing import Any
+
+from siglax.config.parts import Field
+from siglax.config.types import type_problem
+
+
+def filled(
+  given: Mapping[str, Any],
+  fields: Mapping[str, Field],
+  owner: str,
+  where: str = "",
+  renamed: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+  """{field: what is given, or its default}, in the order of the declarations.
+
+  owner: whose fields they are, for the messages. where: what stands before the name of a field in
+  them, such as "config.data.0.". renamed: {name of an earlier version: today's}. A field whose
+  default is None must be given unless it is optional. Raises ValueError in one line for a name that
+  is unknown, a field that is missing, and a value that its declaration does not allow.
+  """
+  for name in given:
+    if name not in fields:
+      raise ValueError(f"{where}{_unknown(name, fields, owner, renamed or {})}")
+  for name, field in fields.items():
+    if name not in given:
+      if required(field):
+        raise ValueError(f"{where}{name} is missing; {owner} needs it")
+    elif problem := value_problem(field, given[name]):
+      raise ValueError(f"{where}{name}={given[name]!r} {problem}")
+  return {name: given.get(name, field.default) for name, field in fields.items()}
+
+
+def required(field: Field) -> bool:
+  """Whether a field must be given."""
+  return field.default is None and not field.optional
+
+
+def value_problem(field: Field, value) -> str | None:
+  """What is wrong with a value, in words that follow "name=value "; None for a good one."""
+  if value is None and field.optional:
+    return None
+  if field.check is not None:
+    return field.check(value)  # says more than the type does
+  if problem := type_problem(field, value):
+    return problem
+  if isinstance(value, float) and not math.isfinite(value):
+    return "must be finite"
+  return field.problem(value)
+
+
+def table(fields: Mapping[str, Field]) -> str:
+  """The fields as a table in Markdown."""
+  lines = ["| field | default | values | what it is |", "|---|---|---|---|"]
+  for name, field in fields.items():
+    default = "must be given" if required(field) else f"`{field.default!r}`"
+    lines.append(f"| `{name}` | {default} | {field.allowed} | {field.doc} |")
+  return "\n".join(lines)
+
+
+def _unknown(name, fields, owner: str, renamed: Mapping[str, str]) -> str:
+  near = difflib.get_close_matches(str(name), fields, n=1, cutoff=0.75)
+  hint = f"did you mean {near[0]}? " if near else ""
+  if (new := renamed.get(name)) in fields:
+    hint = f"it is called {new} now; "
+  shown = name if str(name).isidentifier() else repr(name)
+  return f"{shown} is unknown; {hint}{owner} has {', '.join(fields)}"

@@ -1,0 +1,38 @@
+"""Examples as an evaluation sees them."""
+
+from __future__ import annotations
+
+import types
+
+from siglax.data import images
+from siglax.data.broken import reason
+from siglax.data.sources import classnames
+
+
+class EvalExamples:
+  """Examples of a source as evaluation sees them: {"image": uint8 [S, S, 3], "captions": [str, …],
+  "label"}.
+
+  The image is resized by `images.resize`; captions are all of them, maybe none; label is None where
+  there is none.
+  Raises ValueError for a broken example: an evaluation that leaves some out is another evaluation.
+  """
+
+  def __init__(self, source, config):
+    self._source = source
+    self._image_config = types.SimpleNamespace(**config.image.to_dict())
+    self.classnames = classnames(source)
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, i: int) -> dict:
+    c = self._image_config
+    try:
+      example = self._source[i]
+      image = images.resize(images.decode(example["image"], c), c.size, c.resize, c.fit)
+    except Exception as e:  # whatever a source or a decoder raises
+      raise ValueError(
+        f"example {i} of {self._source}: {reason(e)}; evaluation data must be without broken images"
+      ) from e
+    return {"image": image, "captions": example["captions"], "label": example.get("label")}

@@ -1,0 +1,72 @@
+"""The order of the examples: of which source element k of a run is, and which process has it."""
+
+from __future__ import annotations
+
+import fractions
+import math
+import sys
+
+import grain
+
+
+class Mix(grain.transforms.DatasetSelectionMap):
+  """Element k of the mix → (source, element of that source), in exact proportion and without a
+  random number.
+
+  shares: positive whole numbers. After any multiple of their sum, each source has given exactly its
+  share; in between, it is off by less than the number of sources. With the number of examples as
+  shares, one epoch holds every example once. (grain's own mix rounds shares to 1 %.)
+  """
+
+  def __init__(self, shares: list[int]):
+    self._shares = shares
+
+  def __len__(self) -> int:
+    return sys.maxsize
+
+  def __getitem__(self, k: int) -> tuple[int, int]:
+    rest, after = sum(self._shares), k + 1
+    for source, share in enumerate(self._shares):
+      # Of the first k elements left, those that go to the sources to come: none after the last.
+      left, left_after = k * (rest - share) // rest, after * (rest - share) // rest
+      if left_after == left:
+        return source, k - left
+      k, after, rest = left, left_after, rest - share
+
+
+class ProcessBlocks(grain.transforms.DatasetSelectionMap):
+  """A mix whose element s·B + r·P + p is element s·B + p·B/P + r of another.
+
+  grain gives process p of P every P-th element from p on; of this one, those are its block of each
+  batch of B.
+  """
+
+  def __init__(self, mix: Mix, batch_size: int, processes: int):
+    self._mix, self._batch_size, self._processes = mix, batch_size, processes
+
+  def __len__(self) -> int:
+    return len(self._mix)
+
+  def __getitem__(self, k: int) -> tuple[int, int]:
+    step, place = divmod(k, self._batch_size)
+    row, process = divmod(place, self._processes)
+    return self._mix[
+      step * self._batch_size + process * (self._batch_size // self._processes) + row
+    ]
+
+
+def mix_shares(weights: list[float]) -> list[int]:
+  """Whole numbers in the exact proportion of the weights as they are written in decimals: 0.3, 2 →
+  3, 20.
+  """
+  exact = [fractions.Fraction(str(weight)) for weight in weights]
+  scale = math.lcm(*(x.denominator for x in exact))
+  return [int(x * scale) for x in exact]
+
+
+def shares_of(config, sources) -> list[int]:
+  """Of each source in the mix: its spec's weight, or its number of examples."""
+  weights = [spec.get("weight") for spec in config.data]
+  return mix_shares(
+    [len(source) if weight is None else weight for weight, source in zip(weights, sources)]
+  )

@@ -1,0 +1,101 @@
+"""Where examples come from: data specs, and the sources that they name.
+
+A data spec names a source and gives its fields: {"source": "parquet", "path": "a.parquet"}.
+docs/recipes/source.md lists the sources and their fields.
+
+A source is a file with a `SOURCE` (siglax/data/source.py says what that declares) and its place in
+SOURCES; one of a user's own file is registered with `SOURCES.register`.
+"""
+
+from __future__ import annotations
+
+import re
+
+from siglax.config.parts import Registry
+from siglax.data import files as files_lib
+from siglax.data.shapes import dataset as shapes
+from siglax.data.source import COMMON_FIELDS
+from siglax.data.source import MAX_BAD_FRACTION
+from siglax.data.source import Source
+from siglax.data.sources import embeddings
+from siglax.data.sources import parquet
+
+SOURCES: Registry[Source] = Registry("source", (shapes.SOURCE, parquet.SOURCE, embeddings.SOURCE))
+
+
+def parse_spec(text: str) -> dict:
+  """The spec of a command line's words: `SOURCE:field=value,field=value`, or a file in place of the
+  source.
+
+  "shapes:examples=300" is {"source": "shapes", "examples": 300}; "a.parquet:caption=text" is
+  {"source": "parquet", "path": "a.parquet", "caption": "text"}. Raises ValueError for a part that
+  is no field=value.
+  """
+  files_lib.refuse_url(text)
+  head, _, rest = text.partition(":")
+  spec = {"source": head} if head in SOURCES else {"source": "parquet", "path": head}
+  fields = COMMON_FIELDS | SOURCES[spec["source"]].fields
+  for part in filter(None, rest.split(",")):
+    name, equals, value = part.partition("=")
+    if not equals:
+      raise ValueError(f"{text}: {part!r} must be field=value")
+    spec[name] = _parsed(value, fields[name].kind if name in fields else None)
+  return spec
+
+
+def _parsed(value: str, kind):
+  """The words of a command line as a value: True, False, a whole number, a number, or text."""
+  if kind is str:
+    return value
+  if kind is bool and value in ("True", "False"):
+    return value == "True"
+  number = int if value.isdigit() else float if re.fullmatch(r"\d*\.\d+", value) else str
+  return number(value)
+
+
+def open_source(spec, field: str = ""):
+  """The examples of a data spec, of which there is at least one.
+
+  field: where the spec stands, such as "config.data.0", for the messages. Raises ValueError in one
+  line.
+  """
+  source, values = _values(spec, field)
+  try:
+    examples = source.open(**values)
+  except ValueError as e:
+    raise ValueError(f"{_prefix(field)}{e}") from e
+  except TypeError as e:
+    raise ValueError(f"{field or 'data'}={dict(spec)!r} has a value of a wrong type: {e}") from e
+  if not len(examples):
+    raise ValueError(f"{_prefix(field)}source={source.name!r} has no examples")
+  return examples
+
+
+def validate_spec(spec, field: str = ""):
+  """Checks a data spec's fields without reading data; ValueError says which, and what is known.
+
+  field: where the spec stands, such as "config.data.0".
+  """
+  _values(spec, field)
+
+
+def classnames(examples) -> tuple[str, ...] | None:
+  """The names of the classes of a source's examples, None where it has none."""
+  return getattr(examples, "classnames", None)
+
+
+def _values(spec, field: str) -> tuple[Source, dict]:
+  """The source that a spec names, and the value of each field of it."""
+  if not hasattr(spec, "items"):
+    raise ValueError(f'{field or "data"}={spec!r} must be a dict such as {{"source": "shapes"}}')
+  name = spec.get("source")
+  if not isinstance(name, str) or name not in SOURCES:
+    raise ValueError(f"{_prefix(field)}source={name!r} is unknown; known are {', '.join(SOURCES)}")
+  return SOURCES[name], SOURCES[name].values(spec, _prefix(field))
+
+
+def _prefix(field: str) -> str:
+  """Before the name of an argument; of a flag of the command line, whose spec is written
+  DATA:argument=value.
+  """
+  return "" if not field else f"{field} DATA:" if field.startswith("--") else f"{field}."

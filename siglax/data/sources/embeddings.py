@@ -1,0 +1,77 @@
+"""Pictures that a frozen image tower has already embedded, by `siglax embed`."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+
+import numpy as np
+
+from siglax.config.parts import Field
+from siglax.data import embedding_files
+from siglax.data import files as files_lib
+from siglax.data.source import Source
+
+
+class Embeddings:
+  """Rows of files of `siglax embed`: {"image_embedding": float32 [d], "captions": [str, …],
+  "label", "weight", "key"}.
+
+  path: a .npz, .parquet or .array_record file, a glob, a tuple of them, or the same with commas.
+  description: of the first file. An .npz is held in memory; so are the embeddings and captions of
+  .parquet up to files.MEMORY_BYTES, above which they are mapped from disk; an .array_record is read
+  row by row. Raises ValueError, beginning with the argument, for a missing or damaged file, another
+  file, or parts of which some were embedded by another tower or in another way.
+  """
+
+  def __init__(self, path):
+    self._path = path
+    names = files_lib.find(path)
+    self._files = [embedding_files.open_file(name) for name in names]
+    self._starts = list(itertools.accumulate(map(len, self._files), initial=0))
+    self.description = self._files[0].description
+    self.classnames = tuple(self.description["classnames"] or ()) or None
+    for name, file in zip(names, self._files):
+      for field in ("digest", "width", "image", "classnames"):
+        if file.description[field] != self.description[field]:
+          raise ValueError(
+            f"path: {names[0]} and {name} differ in their {field}; give them as separate specs"
+          )
+    if not len(self):
+      raise ValueError(f"path={path!r} has no rows")
+
+  def __len__(self) -> int:
+    return self._starts[-1]
+
+  def __getitem__(self, i: int) -> dict:
+    if not 0 <= i < len(self):
+      raise IndexError(f"row {i} of {len(self)}")
+    k = bisect.bisect_right(self._starts, i) - 1
+    row = self._files[k].row(i - self._starts[k])
+    embedding, width = np.asarray(row["image_embedding"], np.float32), self.description["width"]
+    if embedding.shape != (width,):
+      raise ValueError(
+        f"the image embedding has the shape {list(embedding.shape)}; it must be [{width}]"
+      )
+    return row | {"image_embedding": embedding}
+
+  def __repr__(self):
+    return f"Embeddings({self._path!r})"
+
+  def __reduce__(self):  # a worker process opens the files itself
+    return Embeddings, (self._path,)
+
+
+SOURCE = Source(
+  "embeddings",
+  "rows of files of `siglax embed`, whose pictures are embedded already",
+  Embeddings,
+  fields={
+    "path": Field(
+      None,
+      "a .npz, .parquet or .array_record file, a glob, a tuple of them, or the same with commas",
+      kind=object,
+    ),
+  },
+  pictures=False,
+)

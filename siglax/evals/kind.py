@@ -1,0 +1,84 @@
+"""What a kind of evaluation declares of itself. siglax/evals/__init__.py lists the kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+from siglax.config import options
+from siglax.config import versions
+from siglax.config.parts import Field
+
+# Of every task, whatever its kind.
+COMMON_FIELDS = ("kind", "name", "data")
+
+
+def any_data(data, config, **fields):
+  """The check of a kind that takes all data."""
+  del data, config, fields
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+  """A kind of evaluation: how it is computed, and what a config, a run and the docs need to know.
+
+  name: in the `kind` of a task of config.eval.tasks. doc: one sentence.
+  metrics: names of what it measures; a run writes them as eval/<task>/<metric>. Of each, more is
+  better but of those in lower_is_better.
+  evaluate: (data, embedder, config, loss, **fields) → {metric: float}, and what is known whatever
+  the model: "chance/<metric>", the value that guessing gets, and "batch/<metric>", the examples in
+  a block on which the metric depends. data, embedder and loss are those of `siglax.evals.run`,
+  config the run's. Global view: all processes call it together and get the same.
+  check: (data, config, **fields) → None, or a ValueError for data that evaluate could not do with;
+  it needs no model and looks at a few examples.
+  fields: those of its tasks, beside kind, name and data; evaluate and check get the value of each.
+  needs_loss: it computes the training loss, in blocks of config.batch_size examples.
+  clip_benchmark: the task's name in CLIP_benchmark's result files, None where there is none.
+  """
+
+  name: str
+  doc: str
+  metrics: tuple[str, ...]
+  evaluate: Callable[..., dict[str, float]]
+  check: Callable[..., None] = any_data
+  fields: Mapping[str, Field] = dataclasses.field(default_factory=dict)
+  lower_is_better: tuple[str, ...] = ()
+  needs_loss: bool = False
+  clip_benchmark: str | None = None
+
+  def __post_init__(self):
+    if not self.metrics or not set(self.lower_is_better) <= set(self.metrics):
+      raise ValueError(
+        f"the evaluation kind {self.name!r} has metrics={self.metrics!r} and "
+        f"lower_is_better={self.lower_is_better!r}; it needs a metric, and the latter among them"
+      )
+    if taken := set(self.fields) & set(COMMON_FIELDS):
+      raise ValueError(
+        f"the evaluation kind {self.name!r} declares the field {min(taken)!r}, which every task "
+        "has; give it another name"
+      )
+
+  def values(self, task: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """The value of each of its fields in a task. where: what stands before a field's name in a
+    message. Raises ValueError in one line for what the declarations do not allow.
+    """
+    given = {name: value for name, value in task.items() if name not in COMMON_FIELDS}
+    return options.filled(given, self.fields, self.name, where, versions.TASK)
+
+  def check_values(self, values: Mapping[str, float]):
+    """ValueError where evaluate gave other values than are declared."""
+    facts = {f"{fact}/{name}" for fact in ("chance", "batch") for name in self.metrics}
+    for name in self.metrics:
+      if name not in values:
+        raise ValueError(f'kind="{self.name}" declares the metric {name!r}, but gave none')
+    for name in values.keys() - facts - set(self.metrics):
+      raise ValueError(
+        f'kind="{self.name}" gave {name!r}, which is none of its metrics {", ".join(self.metrics)}'
+      )
+
+
+EXAMPLES = Field(
+  None, "evaluates the first so many examples; None all", kind=int, optional=True, least=1
+)
