@@ -44,6 +44,10 @@ ROOMS = {
     "siglax/runs/checkpoint.py",
     "checkpoint six_steps faults/ends faults/folder faults/nonfinite train",
   ),
+  "stored": (
+    "siglax/runs/stored.py",
+    "checkpoint six_steps faults/ends faults/folder faults/nonfinite train",
+  ),
   "digest": ("siglax/runs/digest.py", "checkpoint faults/nonfinite six_steps"),
   "errors": ("siglax/devices/errors.py", "checkpoint faults/ends"),
   "pipeline": ("siglax/data/pipeline.py", "pipeline sources train"),

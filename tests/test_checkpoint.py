@@ -16,6 +16,7 @@ from siglax.devices import mesh as mesh_lib
 from siglax.runs import checkpoint
 from siglax.runs import digest
 from siglax.runs import quiet
+from siglax.runs import stored
 from siglax.training import state as state_lib
 
 
@@ -76,12 +77,10 @@ def damage(folder, step):
 
 def test_restores_bit_for_bit_on_another_mesh(run):
   other = mesh_lib.make(2, 4)
-  reading = checkpoint.Checkpoints(run)
+  reading = stored.Stored(run)
   restored, meta = reading.restore(abstract(other, state(other, 6)))
   assert same(restored, state(other, 6)) and meta["step"] == 6
-  part, _ = checkpoint.Checkpoints(run).restore(
-    {"params": abstract(other, state(other, 6))["params"]}
-  )
+  part, _ = stored.Stored(run).restore({"params": abstract(other, state(other, 6))["params"]})
   assert same(part["params"], state(other, 6)["params"])
 
 
@@ -98,7 +97,7 @@ def test_damage_is_found_and_the_checkpoint_before_is_used(run, caplog):
   )
   writing.save(4, state(mesh, 4), {})  # the damaged newer ones are out of the way
   writing.close()
-  assert checkpoint.Checkpoints(run).steps == [2, 4]
+  assert stored.Stored(run).steps == [2, 4]
 
 
 def test_all_damaged_is_an_error_and_none_is_none(run, tmp_path_factory):
@@ -108,7 +107,7 @@ def test_all_damaged_is_an_error_and_none_is_none(run, tmp_path_factory):
   with pytest.raises(
     ValueError, match="no checkpoint in .* is good; the newest, of step 6"
   ) as error:
-    checkpoint.Checkpoints(run).restore(abstract(mesh, state(mesh, 6)))
+    stored.Stored(run).restore(abstract(mesh, state(mesh, 6)))
   assert "\n" not in str(error.value)
   empty = checkpoint.Checkpoints(tmp_path_factory.mktemp("empty"), options())
   assert empty.restore(abstract(mesh, state(mesh, 6))) is None
@@ -161,10 +160,10 @@ def test_every_leaf_of_a_state_is_under_the_digest(tmp_path):
   saving.save(1, large, {})
   saving.close()
   like = abstract(mesh, large)
-  assert same(checkpoint.Checkpoints(tmp_path).restore(like)[0], large)
+  assert same(stored.Stored(tmp_path).restore(like)[0], large)
   damage(tmp_path, 1)
   with pytest.raises(ValueError, match="opt_state"):
-    checkpoint.Checkpoints(tmp_path).restore(like)
+    stored.Stored(tmp_path).restore(like)
 
 
 def test_what_is_kept(tmp_path):
@@ -192,9 +191,7 @@ def test_a_save_holds_what_was_given_although_the_step_overwrites_it(tmp_path):
       (512, 512), jnp.float32, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
     )
   }
-  restored, meta = checkpoint.Checkpoints(tmp_path).restore(
-    like
-  )  # its digest was of what was given
+  restored, meta = stored.Stored(tmp_path).restore(like)  # its digest was of what was given
   assert meta["step"] == 3 and float(restored["params"][0, 0]) == 5
 
 
@@ -211,7 +208,7 @@ def contents(folder):
 
 def restored(folder, config=None, step=6):
   mesh = mesh_lib.make()
-  checkpoints = checkpoint.Checkpoints(folder, config)
+  checkpoints = stored.Stored(folder) if config is None else checkpoint.Checkpoints(folder, config)
   found, meta = checkpoints.restore(abstract(mesh, state(mesh, step)))
   assert same(found, state(mesh, meta["step"]))  # whatever is restored is what was saved
   return checkpoints, meta["step"]
@@ -319,7 +316,7 @@ def test_a_leaf_that_is_not_there_is_damage(run):
   with pytest.raises(
     ValueError, match="no checkpoint in .* is good; the newest, of step 6: params/more is not in it"
   ):
-    checkpoint.Checkpoints(run).restore(like)
+    stored.Stored(run).restore(like)
 
 
 def test_a_step_is_compared_although_both_digests_fit(run):
@@ -361,7 +358,7 @@ def test_a_list_that_cannot_be_read_is_no_empty_list(run, quick):
     inject.failing_reads("EIO", times=10**6, where="list"),
     pytest.raises(ValueError, match="checkpoints cannot be read: .*; nothing was changed"),
   ):
-    checkpoint.Checkpoints(run).restore(abstract(mesh, state(mesh, 6)))
+    stored.Stored(run).restore(abstract(mesh, state(mesh, 6)))
 
 
 def test_a_damaged_checkpoint_is_moved_aside_by_the_next_save_that_succeeds(run, quick):
@@ -600,10 +597,7 @@ def test_one_line_of_an_error():
 
 def test_a_restore_before_a_step_takes_none_of_that_step(run):
   mesh = mesh_lib.make()
-  assert (
-    int(checkpoint.Checkpoints(run).restore(abstract(mesh, state(mesh, 0)), before=4)[0]["step"])
-    == 2
-  )
+  assert int(stored.Stored(run).restore(abstract(mesh, state(mesh, 0)), before=4)[0]["step"]) == 2
 
 
 def test_a_save_that_fails_in_one_of_several_processes_ends_the_run(run, monkeypatch):

@@ -8,9 +8,9 @@ import jax
 
 from siglax import config as config_lib
 from siglax.devices import mesh as mesh_lib
-from siglax.runs import checkpoint
 from siglax.runs import folder as folder_lib
 from siglax.runs import metrics as metrics_lib
+from siglax.runs import stored
 from siglax.training import run as run_lib
 
 
@@ -25,7 +25,7 @@ def replay(folder, step: int) -> dict:
   step that the run does not have, or whose checkpoint cannot be read.
   """
   folder = pathlib.Path(folder)
-  checkpoints, config = checkpoint.Checkpoints(folder), folder_lib.read_config(folder)
+  checkpoints, config = stored.Stored(folder), folder_lib.read_config(folder)
   # A run that was made longer since took this step by the schedule of the first checkpoint after
   # it.
   after = next((s for s in checkpoints.steps if s >= step), None)
