@@ -14,7 +14,7 @@ from siglax.commands import cli
 from siglax.commands import plan
 from siglax.config import checks
 from siglax.data.text import TextProcessor
-from siglax.runs import metrics
+from siglax.devices import streams
 
 import tiny
 
@@ -531,7 +531,7 @@ sys.exit(cli.main(["plan", "--config", "x.py", "--devices", "1"] if len(sys.argv
 def test_a_table_that_cannot_be_printed_is_an_error(monkeypatch, capsys):
   """Unlike in a training, it is all that such a command is for."""
   shown = dataclasses.replace(
-    plan.COMMAND, run=lambda _: metrics.print_table("a plan", [("devices", "1")])
+    plan.COMMAND, run=lambda _: streams.print_table("a plan", [("devices", "1")])
   )
   monkeypatch.setattr(cli, "COMMANDS", (shown,))
   with open("/dev/full", "w") as full, monkeypatch.context() as patch:

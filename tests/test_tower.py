@@ -22,7 +22,7 @@ from siglax.data import text as text_lib
 from siglax.interop import stablehlo
 from siglax.runs import checkpoint
 from siglax.runs import folder as folder_lib
-from siglax.runs import metrics
+from siglax.runs import records
 from siglax.tower import export
 from siglax.training import initial
 from siglax.training import loop
@@ -114,7 +114,7 @@ def test_evaluate_repeats_the_last_evaluation_of_the_run(folder, capsys):
     in capsys.readouterr().err
   )
   assert cli.main(["evaluate", "--from", str(folder), *gone]) == 0
-  last = [r for r in metrics.read(folder) if any(k.startswith("eval/") for k in r)][-1]
+  last = [r for r in records.read(folder) if any(k.startswith("eval/") for k in r)][-1]
   found = json.loads((folder / "eval.json").read_text())
   assert [r["task"] for r in found] == ["zeroshot_classification", "zeroshot_retrieval"]
   for record in found:

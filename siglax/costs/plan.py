@@ -40,8 +40,8 @@ from siglax.costs import flops
 from siglax.data import text as text_lib
 from siglax.devices import chips as chips_lib
 from siglax.devices import mesh as mesh_lib
+from siglax.devices import streams
 from siglax.runs import folder as folder_lib
-from siglax.runs import metrics
 from siglax.training import optim
 from siglax.training import program as program_lib
 from siglax.training import state as state_lib
@@ -309,7 +309,7 @@ def _on_chip(report, chip, config, d, mesh) -> dict:
 
 def show(report: dict, title: str):
   """Prints a plan as a table: rich in a terminal, plain text elsewhere."""
-  metrics.print_table(
+  streams.print_table(
     title, [*_rows(report), *(("suggestion", text) for text in report["suggestions"])]
   )
 

@@ -25,7 +25,7 @@ from siglax.interop import layout
 from siglax.interop import open_clip
 from siglax.interop import stablehlo
 from siglax.models import transformer
-from siglax.runs import metrics as metrics_lib
+from siglax.runs import records
 
 logger = logging.getLogger("siglax")
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
@@ -263,6 +263,6 @@ def _last_evaluation(source) -> dict[str, float]:
     return {}
   found = (
     {k: v for k, v in line.items() if k.startswith("eval/")}
-    for line in reversed(metrics_lib.read(source))
+    for line in reversed(records.read(source))
   )
   return next(filter(None, found), {})
