@@ -8,7 +8,7 @@ import os
 import pathlib
 from typing import NamedTuple
 
-from siglax.runs import files
+from siglax.devices import disk
 from siglax.runs import records as records_lib
 from siglax.runs import summary
 
@@ -71,7 +71,7 @@ def plot(run_folder: str | os.PathLike) -> pathlib.Path:
     _draw(axes, title, curves)
   picture = io.BytesIO()
   figure.savefig(picture, dpi=150)
-  files.write_atomic(folder / FILE, picture.getvalue())
+  disk.write_atomic(folder / FILE, picture.getvalue())
   return folder / FILE
 
 

@@ -9,8 +9,8 @@ import jax
 from siglax import config as config_lib
 from siglax import models
 from siglax.data import text as text_lib
+from siglax.devices import disk
 from siglax.devices import mesh as mesh_lib
-from siglax.runs import files
 from siglax.runs import imports
 from siglax.runs import stored
 from siglax.training import optim
@@ -38,8 +38,8 @@ def write(folder, config, text: text_lib.TextProcessor):
   where the disk fails.
   """
   imports.write(folder)
-  files.write_atomic(folder / CONFIG, config_lib.to_json(config).encode())
-  files.write_atomic(folder / TOKENIZER, text.model)
+  disk.write_atomic(folder / CONFIG, config_lib.to_json(config).encode())
+  disk.write_atomic(folder / TOKENIZER, text.model)
 
 
 def text_processor(config, folder=None) -> text_lib.TextProcessor:

@@ -22,6 +22,7 @@ import socket
 
 import jax
 
+from siglax.devices import disk
 from siglax.runs import files
 from siglax.runs import goodput as goodput_lib
 from siglax.runs import lock
@@ -106,7 +107,7 @@ class History:
       )
 
   def _rewrite(self, starts):
-    files.write_atomic(self._path, b"".join(map(files.encode, starts)))
+    disk.write_atomic(self._path, b"".join(map(files.encode, starts)))
 
   def __enter__(self):
     return self

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import pathlib
 
+from siglax.devices import disk
 from siglax.runs import files
 
 FILE = "metrics.jsonl"
@@ -35,7 +36,7 @@ def drop_after(path: pathlib.Path, step: int):
       files.encode(record) for record in files.read_records(path, "step") if record["step"] <= step
     )
     if kept != path.read_bytes():
-      files.write_atomic(path, kept)
+      disk.write_atomic(path, kept)
 
 
 def is_metric(key: str) -> bool:

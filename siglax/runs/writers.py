@@ -9,8 +9,8 @@ import time
 
 from ml_collections import ConfigDict
 
+from siglax.devices import disk
 from siglax.devices import streams
-from siglax.runs import files
 from siglax.runs import records
 
 # Seconds after which TensorBoard's events reach the disk: what kill -9 may lose there.
@@ -70,7 +70,7 @@ class Wandb:
       ) from e
     file = folder / "wandb_id.txt"
     if not file.exists():
-      files.write_atomic(file, secrets.token_hex(4).encode())
+      disk.write_atomic(file, secrets.token_hex(4).encode())
     self._run = wandb.init(
       project=config.log.wandb,
       id=file.read_text(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from concurrent import futures
 import html
 import io
 import logging
@@ -15,7 +14,9 @@ import numpy as np
 
 from siglax import tower as tower_lib
 from siglax.data import images as images_lib
+from siglax.devices import disk
 from siglax.devices.streams import shown
+from siglax.tower import embedder
 
 logger = logging.getLogger("siglax")
 
@@ -85,32 +86,26 @@ def embed(tower, paths: list[pathlib.Path]) -> tuple[np.ndarray, list[pathlib.Pa
   from rich import console
   from rich import progress
 
-  def read(path):
-    try:
-      return tower.pixels(path)
-    except ValueError as e:
-      return e
-
-  zimg, readable = [], []
-  starts = progress.track(
-    range(0, len(paths), BATCH),
+  zimg, readable, batch = [], [], []
+  read = embedder.read_ahead(lambda i: tower.pixels(paths[i]), len(paths), 2 * BATCH)
+  for i, pixels in progress.track(
+    read,
     "embedding",
+    total=len(paths),
     console=console.Console(stderr=True),
     transient=True,
     disable=not sys.stderr.isatty(),
-  )
-  with futures.ThreadPoolExecutor() as pool:
-    for start in starts:
-      batch = paths[start : start + BATCH]
-      there = []
-      for path, pixels in zip(batch, pool.map(read, batch)):
-        if isinstance(pixels, ValueError):
-          logger.warning("left out %s", shown(pixels))
-        else:
-          there.append(pixels)
-          readable.append(path)
-      if there:
-        zimg.append(tower.embed_images(there, BATCH))
+  ):
+    if isinstance(pixels, ValueError):
+      logger.warning("left out %s", shown(pixels))
+    elif isinstance(pixels, Exception):
+      raise pixels
+    else:
+      batch.append(pixels)
+      readable.append(paths[i])
+    if len(batch) == BATCH or batch and i == len(paths) - 1:
+      zimg.append(tower.embed_images(batch, BATCH))
+      batch = []
   if len(readable) < len(paths):
     logger.warning("%d of %d pictures were left out", len(paths) - len(readable), len(paths))
   return np.concatenate(zimg) if zimg else np.zeros((0, 0), np.float32), readable
@@ -179,11 +174,7 @@ def _thumbnail(path: pathlib.Path) -> str:
 
 
 def _write(file: pathlib.Path, text: str):
-  temporary = file.with_name(f".{file.name}.{os.getpid()}")
   try:
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, file)
+    disk.write_atomic(file, text.encode())
   except OSError as e:
     raise ValueError(f"--out {file} cannot be written: {e.strerror or e}") from e
-  finally:
-    temporary.unlink(missing_ok=True)
