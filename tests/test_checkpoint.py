@@ -1,5 +1,6 @@
 """Checkpoints: exact, on any mesh, and never silently wrong."""
 
+import errno
 import os
 import pathlib
 
@@ -610,3 +611,39 @@ def test_a_save_that_fails_in_one_of_several_processes_ends_the_run(run, monkeyp
     checkpoints._fail(OSError("full"))
   monkeypatch.undo()
   checkpoints.close()
+
+
+def test_a_save_that_fails_in_the_background_is_noticed_at_the_next_step(run, monkeypatch, caplog):
+  """And not only when the next save is due, which may be an hour later."""
+  checkpoints = checkpoint.Checkpoints(run, options(keep_latest=3))
+
+  def full(self):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  monkeypatch.setattr(checkpoint.ocp.AsyncCheckpointer, "check_for_errors", full)
+  checkpoints._pending = 8
+  assert checkpoints.poll()
+  assert "the checkpoint of step 8 failed, attempt 1 in a row: [Errno 28] No space" in caplog.text
+  monkeypatch.undo()
+  checkpoints.close()
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_old_checkpoint_that_cannot_be_deleted_disturbs_nothing(run, monkeypatch):
+  mesh = mesh_lib.make()
+  checkpoints = checkpoint.Checkpoints(run, options(keep_latest=1))
+  remove = os.rmdir
+
+  def rmdir(path, *args, **kwargs):
+    if str(path) == "state":  # of what is being deleted, relative to its folder
+      raise OSError(errno.EIO, "Input/output error")
+    return remove(path, *args, **kwargs)
+
+  monkeypatch.setattr(os, "rmdir", rmdir)
+  checkpoints.save(8, state(mesh, 8), {})
+  checkpoints.close()
+  monkeypatch.undo()
+  assert stored.Stored(run).steps == [8]
+  assert list((run / "checkpoints").glob(".deleting-*/state"))  # the failure was there
+  checkpoint.Checkpoints(run, options()).close()
+  assert not list((run / "checkpoints").glob(".deleting-*"))  # the next start tries again
