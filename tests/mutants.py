@@ -339,7 +339,8 @@ class Reach:
 
 
 def _name(code) -> str:
-  return f"{pathlib.Path(code.co_filename).relative_to(ROOT)}:{re.sub(r'[.]?<[a-z]+>', '', code.co_qualname)}"
+  function = re.sub(r"[.]?<[a-z]+>", "", code.co_qualname)
+  return f"{pathlib.Path(code.co_filename).relative_to(ROOT)}:{function}"
 
 
 def test_files(room) -> list[str]:
@@ -438,7 +439,9 @@ def chosen(fault, tests) -> list[list[str]]:
 
 
 def drawn(rooms, count, seed) -> list[Fault]:
-  """As many from each room, or all that it has; from seed to seed others, for a larger count more."""
+  """As many from each room, or all that it has; from seed to seed others, for a larger
+  count more.
+  """
   draw = random.Random(seed)
   shuffled = [
     draw.sample(faults, len(faults))

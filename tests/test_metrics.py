@@ -208,7 +208,8 @@ def test_a_pipe_that_nobody_reads_neither_ends_a_run_nor_prints_a_traceback(tmp_
 
 @pytest.mark.slow
 def test_a_run_without_stdout_and_stderr_trains_and_saves(tmp_path):
-  command = f'exec "{sys.executable}" -m siglax.commands.cli train --config {TINY}:steps=2 --workdir {tmp_path} --config.eval.tasks="()"'
+  given = f'--config {TINY}:steps=2 --workdir {tmp_path} --config.eval.tasks="()"'
+  command = f'exec "{sys.executable}" -m siglax.commands.cli train {given}'
   environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
   assert (
     subprocess.run(
@@ -560,7 +561,8 @@ def test_summary_of_all_starts(tmp_path, config):
   assert rows["time"] == "0:02:50 over 3 starts, with 23 steps lost to stops"  # 170 s, by hand
   assert (
     rows["goodput"]
-    == "init 17.6%  compile 0.0%  data_wait 2.4%  step 58.8%  evaluation 3.4%  checkpoint 2.4%  lost 15.5%"
+    == "init 17.6%  compile 0.0%  data_wait 2.4%  step 58.8%  evaluation 3.4%  checkpoint 2.4%  "
+    "lost 15.5%"
   )
 
 
@@ -730,7 +732,10 @@ def test_peak_flops(kind, tflops):
 
 def test_nothing_heavy_is_imported_early():
   heavy = ("tensorboardX", "rich", "matplotlib", "wandb")
-  program = f"import sys, siglax.runs.metrics, siglax.runs.curves, siglax.training.optim, siglax.evals; print([m for m in {heavy} if m in sys.modules])"
+  program = (
+    "import sys, siglax.runs.metrics, siglax.runs.curves, siglax.training.optim, siglax.evals\n"
+    f"print([m for m in {heavy} if m in sys.modules])"
+  )
   assert (
     subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip()
     == "[]"

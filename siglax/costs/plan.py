@@ -133,7 +133,9 @@ def plan(config, devices: int, chips=tuple(chips_lib.NAMED)) -> dict:
 
 
 def roofline(chip: chips_lib.Chip, *, executed_flops, state_bytes, sent_bytes, model_flops) -> dict:
-  """The least time of a step on a chip, what binds it and the most MFU; per device, see the module."""
+  """The least time of a step on a chip, what binds it and the most MFU; per device, see
+  the module.
+  """
   seconds = {
     "compute": executed_flops / chip.flops,
     "memory": 2 * state_bytes / chip.bandwidth,

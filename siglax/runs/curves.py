@@ -125,7 +125,9 @@ def _evaluated(evaluations, labels: dict[str, str], facts, unit: float = 1) -> l
 
 
 def _limits(curves: list[Curve]) -> tuple[float, float]:
-  """Of an axis: what holds all values, and each chance level within reach of them, with a margin."""
+  """Of an axis: what holds all values, and each chance level within reach of them, with a
+  margin.
+  """
   values = [value for curve in curves for value in curve.values]
   low, high = min(values), max(values)
   reach = CHANCE_REACH * (high - low)
@@ -190,7 +192,9 @@ def _label_ends(axes, curves):
 
 
 def _apart(ys: list[float], low: float, high: float) -> list[float]:
-  """Ascending heights moved as little as needed for lines of text not to touch, and kept in view."""
+  """Ascending heights moved as little as needed for lines of text not to touch, and kept
+  in view.
+  """
   gap, ys = (high - low) * LINE_HEIGHT, list(ys)
   for _ in range(200):
     for i in range(len(ys) - 1):

@@ -83,7 +83,9 @@ class History:
     self._write(step, None)
 
   def end(self, step: int, how: str):
-    """Notes the end of this start: "finished", a signal's name or an error. The first end counts."""
+    """Notes the end of this start: "finished", a signal's name or an error. The first end
+    counts.
+    """
     if not self._ended:
       self._ended = True
       self._write(step, how)

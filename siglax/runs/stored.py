@@ -117,7 +117,9 @@ class Stored:
     return None
 
   def _newest_but(self, damaged, before) -> int | None:
-    """The newest step on disk below `before` that is not in `damaged`; the same on all processes."""
+    """The newest step on disk below `before` that is not in `damaged`; the same on all
+    processes.
+    """
 
     def find():
       return max(

@@ -56,7 +56,9 @@ class TensorBoard:
 
 
 class Wandb:
-  """Weights & Biases run of the project config.log.wandb, resumed by the id kept in the run folder."""
+  """Weights & Biases run of the project config.log.wandb, resumed by the id kept in the
+  run folder.
+  """
 
   NAME = "Weights & Biases"
 

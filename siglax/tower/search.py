@@ -63,7 +63,9 @@ def search(
 
 
 def find(folder) -> list[pathlib.Path]:
-  """Every picture in a folder and its subfolders, by name, in order. ValueError when there is none."""
+  """Every picture in a folder and its subfolders, by name, in order. ValueError when there
+  is none.
+  """
   if not os.path.isdir(folder):
     raise ValueError(f"--images {folder} is no folder")
   paths = sorted(
@@ -116,19 +118,24 @@ _PAGE = """<!DOCTYPE html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>{title}</title>
 <style>
 :root {{ color-scheme: light dark; --line: #8883; --quiet: #767676; }}
 @media (prefers-color-scheme: dark) {{ :root {{ --quiet: #a0a0a0; }} }}
-body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2rem auto; padding: 0 1rem; max-width: 80rem; }}
+body {{ font: 15px/1.4 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto; }}
+body {{ padding: 0 1rem; }}
 h1 {{ font-size: 1.1rem; font-weight: 400; color: var(--quiet); }}
 h2 {{ font-size: 1.4rem; margin: 2rem 0 .8rem; overflow-wrap: anywhere; }}
 .grid {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: 1rem; }}
 figure {{ margin: 0; border: 1px solid var(--line); border-radius: .5rem; overflow: hidden; }}
-img {{ display: block; width: 100%; aspect-ratio: 1; object-fit: contain; background: var(--line); }}
-figcaption {{ padding: .4rem .6rem; overflow-wrap: anywhere; font-size: .8rem; color: var(--quiet); }}
-figcaption b {{ font-size: .95rem; font-variant-numeric: tabular-nums; color: CanvasText; display: block; }}
+img {{ display: block; width: 100%; aspect-ratio: 1; object-fit: contain; }}
+img {{ background: var(--line); }}
+figcaption {{ padding: .4rem .6rem; overflow-wrap: anywhere; }}
+figcaption {{ font-size: .8rem; color: var(--quiet); }}
+figcaption b {{ display: block; font-size: .95rem; color: CanvasText; }}
+figcaption b {{ font-variant-numeric: tabular-nums; }}
 </style>
 </head>
 <body>

@@ -134,5 +134,6 @@ def _check_embeddings(step: int, norm_errors: dict[str, float]):
       raise FloatingPointError(
         f"the {tower} tower's embeddings at step {step} are not finite"
         if not np.isfinite(error)
-        else f"the {tower} tower's embeddings at step {step} are not of unit length: off by up to {error:.3g}"
+        else f"the {tower} tower's embeddings at step {step} are not of unit length: off by up to "
+        f"{error:.3g}"
       )

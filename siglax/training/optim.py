@@ -156,7 +156,9 @@ def is_statistic(path: str) -> bool:
 
 
 def count(params) -> int:
-  """Numbers in a tree of arrays or shapes that a gradient could train: all but running statistics."""
+  """Numbers in a tree of arrays or shapes that a gradient could train: all but running
+  statistics.
+  """
   return sum(
     x.size
     for path, x in jax.tree_util.tree_leaves_with_path(params)

@@ -78,7 +78,9 @@ class Program:
     return state_lib.create(params, self.tx, self._ema, self.frozen)
 
   def training_model(self, step: int) -> models.TwoTowers:
-    """What is trained after `step` steps: `model`, or at the end one like it that sees all patches."""
+    """What is trained after `step` steps: `model`, or at the end one like it that sees all
+    patches.
+    """
     return self.model if step < self.masked_steps else self._unmasked
 
   @functools.cached_property

@@ -87,7 +87,10 @@ def _check_inputs(run, examples: list[int] | None):
 
 def _check_longer(run, there: program_lib.Program, step: int, extend: bool):
   """there: the program of the run in the folder, whose newest checkpoint is of `step`."""
-  lengths = f"the run in --workdir {run.workdir} is of {there.total_steps} steps, this one of {run.total_steps}"
+  lengths = (
+    f"the run in --workdir {run.workdir} is of {there.total_steps} steps, this one of "
+    f"{run.total_steps}"
+  )
   if run.total_steps < max(step, there.total_steps):
     raise ValueError(
       f"{lengths}; a run can only be made longer: raise config.total_steps, or use another "
