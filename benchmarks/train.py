@@ -47,7 +47,7 @@ def main():
   results = []
   for batch_size in arguments.batches:
     config.batch_size = batch_size
-    checks.validate_train(config, jax.device_count())
+    checks.check_train(config, jax.device_count())
     result = {
       "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
       "batch_size": batch_size,

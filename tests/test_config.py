@@ -12,9 +12,10 @@ import pytest
 from siglax import config as config_lib
 from siglax.commands import cli
 from siglax.commands import plan
-from siglax.config import checks
+from siglax.config.checks import check_train
 from siglax.data.text import TextProcessor
 from siglax.devices import streams
+from siglax.training import checks
 
 import tiny
 
@@ -317,7 +318,7 @@ def test_the_nearest_microbatches_are_found_at_once(size, microbatch, use):
   c = valid()
   c.batch_size, c.train.microbatch = size, microbatch
   with pytest.raises(ValueError, match=f"use {use}$"):
-    checks.validate_train(c, devices=1)
+    check_train(c, devices=1)
 
 
 def test_the_tests_config_is_valid():

@@ -24,9 +24,9 @@ import pytest
 
 from siglax import config as config_lib
 from siglax.commands import cli
-from siglax.config import checks
 from siglax.data import text as text_lib
 from siglax.data.shapes import Shapes
+from siglax.training import checks
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = (

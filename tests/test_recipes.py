@@ -12,7 +12,7 @@ import pytest
 from siglax import config as config_lib
 from siglax import models
 from siglax.commands import cli
-from siglax.config import checks
+from siglax.training import checks
 from siglax.training import optim
 from siglax.training import run as run_lib
 

@@ -10,12 +10,12 @@ import pytest
 import siglax
 from siglax import config as config_lib
 from siglax import models
-from siglax.config import checks
 from siglax.costs import flops
 from siglax.data.text import TextProcessor
 from siglax.devices import mesh as mesh_lib
 from siglax.models import resnet
 from siglax.runs import checkpoint
+from siglax.training import checks
 from siglax.training import initial
 from siglax.training import optim
 from siglax.training import run as run_lib

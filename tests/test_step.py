@@ -9,11 +9,11 @@ import pytest
 
 from siglax import config as config_lib
 from siglax import models
-from siglax.config import checks
 from siglax.costs import flops
 from siglax.data.text import TextProcessor
 from siglax.devices import mesh as mesh_lib
 from siglax.runs import folder as folder_lib
+from siglax.training import checks
 from siglax.training import optim
 from siglax.training import run as run_lib
 from siglax.training import state as state_lib

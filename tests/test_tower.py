@@ -110,7 +110,7 @@ def test_evaluate_repeats_the_last_evaluation_of_the_run(folder, capsys):
   assert "config.batch_size=13 is not divisible by the 8 devices" in capsys.readouterr().err
   assert cli.main(["evaluate", "--from", str(folder), "--config.text.length=10"]) == 1
   assert (
-    "config.text.length is the run's own; an evaluation can change eval., "
+    "config.text.length is the run's own; an evaluation can change batch_size, "
     in capsys.readouterr().err
   )
   assert cli.main(["evaluate", "--from", str(folder), *gone]) == 0

@@ -1,5 +1,5 @@
-"""The config of a run: its fields (fields.py), files and command lines that change them
-(editing.py), checks (checks.py).
+"""The config of a run: its fields (declared/, fields.py), files and command lines that change them
+(editing.py), checks of single fields (types.py) and of several (checks.py).
 
 A config file (`configs/*.py`) defines `get_config(**arguments)`, starts from
 `default()` and changes what it needs. The command line changes single fields:
@@ -12,9 +12,7 @@ Durations are a name and a unit (`total_steps`, `total_examples`, `total_epochs`
 exactly one unit is set, and setting another on the command line replaces the file's.
 """
 
-from siglax.config.durations import DURATIONS
 from siglax.config.durations import UNITS
-from siglax.config.durations import add_duration
 from siglax.config.durations import duration_steps
 from siglax.config.editing import differences
 from siglax.config.editing import from_json
@@ -23,7 +21,7 @@ from siglax.config.editing import override
 from siglax.config.editing import read
 from siglax.config.editing import set_duration
 from siglax.config.editing import to_json
-from siglax.config.fields import FOLLOWS
+from siglax.config.fields import DURATIONS
 from siglax.config.fields import default
 from siglax.config.imports import import_parts
 from siglax.config.parts import Field
@@ -34,3 +32,4 @@ from siglax.config.values import check_local
 from siglax.config.values import flatten
 from siglax.config.values import get
 from siglax.config.values import shown
+from siglax.config.values import step_range

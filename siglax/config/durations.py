@@ -6,32 +6,43 @@ setting one on the command line replaces the one that the file sets.
 
 from __future__ import annotations
 
-from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+import dataclasses
 
+from ml_collections import ConfigDict
+
+from siglax.config.parts import Field
 from siglax.config.values import get
 
 UNITS = ("steps", "examples", "epochs")
-# Durations, and whether one unit must be set.
-DURATIONS = {
-  "total": True,
-  "optim.warmup": False,
-  "optim.cooldown": False,
-  "train.unmasked": False,
-  "log.every": True,
-  "eval.every": False,
-  "checkpoint.every": False,
-}
 MAX_STEPS = 2**31 - 1  # a state counts its steps in an int32
 
 
-def add_duration(group: ConfigDict, name: str, **unit):
-  """Adds `{name}_steps`, `{name}_examples`, `{name}_epochs` to a group; at most one keyword gives a
-  default.
+@dataclasses.dataclass(frozen=True)
+class Duration:
+  """The declaration of a duration, which stands for three fields.
+
+  doc: one sentence. needed: one unit must be set. may_be_zero: 0 is a length.
+  steps: the default; None sets no unit.
   """
-  for k, kind in zip(UNITS, (int, int, float)):
-    group[f"{name}_{k}"] = placeholder(kind)
-    group[f"{name}_{k}"] = unit.get(k)
+
+  doc: str
+  needed: bool = False
+  may_be_zero: bool = False
+  steps: int | None = None
+
+  def fields(self, name: str) -> dict[str, Field]:
+    """{name_unit: Field} of the three units."""
+    bound = {"least": 0} if self.may_be_zero else {"above": 0}
+    return {
+      f"{name}_{unit}": Field(
+        self.steps if unit == "steps" else None,
+        f"{self.doc} In {unit}.",
+        kind=float if unit == "epochs" else int,
+        optional=True,
+        **bound,
+      )
+      for unit in UNITS
+    }
 
 
 def duration_steps(config: ConfigDict, name: str, epoch_examples: int) -> int | None:

@@ -10,14 +10,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from siglax.config import fields
 from siglax.config import imports
 from siglax.config import types
 from siglax.config import versions
-from siglax.config.durations import DURATIONS
+from siglax.config.declared import FREE_IN_SPECS
 from siglax.config.durations import UNITS
-from siglax.config.fields import FOLLOWS
-from siglax.config.fields import FREE_IN_SPECS
-from siglax.config.fields import FREE_ON_RESUME
+from siglax.config.fields import DURATIONS
 from siglax.config.fields import default
 from siglax.config.values import flatten
 from siglax.config.values import get
@@ -120,13 +119,11 @@ def differences(
 ) -> list[str]:
   """Fields that keep two configs from being the same run, each as "field is A there and B here"."""
   a, b = (flatten(c.copy_and_resolve_references()) for c in (first, second))
+  free = {name for name, field in fields.all_fields().items() if field.resume or field.follows}
   return [
     f"{k} is {a.get(k)!r} {where} and {b.get(k)!r} {and_where}"
     for k in sorted(a.keys() | b.keys())
-    if a.get(k) != b.get(k)
-    and not k.startswith(FREE_ON_RESUME)
-    and not k.endswith(FREE_IN_SPECS)
-    and k not in FOLLOWS
+    if a.get(k) != b.get(k) and not k.endswith(FREE_IN_SPECS) and fields.at(k) not in free
   ]
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 import dataclasses
 import difflib
+import types
 from typing import Any
 from typing import Generic
 from typing import TypeVar
@@ -22,30 +23,59 @@ from typing import TypeVar
 class Field:
   """One field of a config, of a data spec or of an evaluation task, and all that is known of it.
 
-  default: the value where nobody gives one. doc: one sentence, with the unit.
-  kind: the type of its values; needed where the default is None only. optional: it may be None.
-  choices: the names it may have, or a function that returns them. least, most: inclusive bounds of
-  a number; above,
-  below: exclusive ones. resume: a run may go on with another value. evaluation: `siglax evaluate`
-  may change it.
+  default: the value where nobody gives one. doc: what it is, in a sentence, with the unit.
+  kind: the type of its values; that of the default where it is left out.
+  optional: it may be None.
+  choices: the names it may have, or a function that returns them.
+  least, most: inclusive bounds of a number; above, below: exclusive ones.
+  check: value → what is wrong with it, in words that follow "name=value "; None for a good one.
+  follows: the field whose value it takes, and which is the one to set. All but the sentence is that
+  one's.
+  resume: a run may go on with another value. evaluation: `siglax evaluate` may change it.
   """
 
   default: Any
   doc: str
-  kind: type | None = None
+  kind: type | types.UnionType | None = None
   optional: bool = False
   choices: tuple[str, ...] | Callable[[], tuple[str, ...]] | None = None
   least: float | None = None
   most: float | None = None
   above: float | None = None
   below: float | None = None
+  check: Callable[[Any], str | None] | None = None
+  follows: str | None = None
   resume: bool = False
   evaluation: bool = False
+
+  def __post_init__(self):
+    if self.kind is None and self.default is not None:
+      object.__setattr__(self, "kind", type(self.default))
 
   @property
   def names(self) -> tuple[str, ...] | None:
     """The names it may have, None where it is no choice."""
     return self.choices() if callable(self.choices) else self.choices
+
+  @property
+  def type_in_words(self) -> str:
+    """Such as "float, or None"."""
+    return self._kind_name + self._or_none
+
+  @property
+  def allowed(self) -> str:
+    """The values it may have, in words: "bilinear, crop", or "int, at least 1, or None"."""
+    if (names := self.names) is not None:
+      return ", ".join(names) + self._or_none
+    if self._low is None and self._high is None:
+      return self.type_in_words
+    if self._interval is not None:
+      bounds = f"in {self._interval}"
+    elif self._low is not None and self._high is not None:
+      bounds = f"from {self._low:,} to {self._high:,}"
+    else:
+      bounds = self._bound(low=self._low is not None)
+    return f"{self._kind_name}, {bounds}{self._or_none}"
 
   def problem(self, value) -> str | None:
     """What is wrong with a value of the right type, in words that follow "name=value "; None for a
@@ -54,17 +84,56 @@ class Field:
     if value is None:
       return None
     if (names := self.names) is not None:
-      return None if value in names else f"is unknown; known are {', '.join(names)}"
-    or_none = ", or None" if self.optional else ""
-    if self.least is not None and value < self.least:
-      return f"must be at least {self.least}{or_none}"
-    if self.most is not None and value > self.most:
-      return f"must be at most {self.most:,}{or_none}"
-    if self.above is not None and value <= self.above:
-      return ("must be positive" if self.above == 0 else f"must be above {self.above}") + or_none
-    if self.below is not None and value >= self.below:
-      return f"must be below {self.below}{or_none}"
-    return None
+      if value in names:
+        return None
+      return f"is unknown; known are {', '.join(names)}{did_you_mean(value, names)}"
+    if self.check is not None:
+      return self.check(value)
+    open_low, open_high = self.above is not None, self.below is not None
+    low = self._low is not None and (value <= self._low if open_low else value < self._low)
+    high = self._high is not None and (value >= self._high if open_high else value > self._high)
+    if not low and not high:
+      return None
+    must = f"lie in {self._interval}" if self._interval else f"be {self._bound(low)}"
+    return f"must {must}{self._or_none}"
+
+  @property
+  def _kind_name(self) -> str:
+    return getattr(self.kind, "__name__", str(self.kind))
+
+  @property
+  def _or_none(self) -> str:
+    return ", or None" if self.optional else ""
+
+  @property
+  def _low(self) -> float | None:
+    return self.least if self.above is None else self.above
+
+  @property
+  def _high(self) -> float | None:
+    return self.most if self.below is None else self.below
+
+  @property
+  def _interval(self) -> str | None:
+    """[0, 1) of two bounds of which one at least is exclusive."""
+    if self._low is None or self._high is None or self.above is None and self.below is None:
+      return None
+    start, end = "[" if self.above is None else "(", "]" if self.below is None else ")"
+    return f"{start}{self._low}, {self._high}{end}"
+
+  def _bound(self, low: bool) -> str:
+    """The lower or the upper bound in words."""
+    if low and self.above == 0:
+      return "positive"
+    if low:
+      return f"at least {self.least}" if self.above is None else f"above {self.above}"
+    return f"at most {self.most:,}" if self.below is None else f"below {self.below:,}"
+
+
+def did_you_mean(name, names) -> str:
+  """The words "; did you mean 'x'?" of the name that comes nearest, or nothing."""
+  near = difflib.get_close_matches(str(name), list(names), n=1)
+  return f"; did you mean {near[0]!r}?" if near else ""
 
 
 Part = TypeVar("Part")
@@ -127,10 +196,9 @@ class Registry(Mapping, Generic[Part]):
   def find(self, name: str, field: str) -> Part:
     """The part of that name; ValueError that names the field and what there is."""
     if name not in self._parts:
-      near = difflib.get_close_matches(str(name), self._parts, n=1)
-      hint = f"; did you mean {near[0]!r}?" if near else ""
       raise ValueError(
-        f"{field}={name!r} is no {self.kind}; known are {', '.join(self._parts)}{hint}"
+        f"{field}={name!r} is no {self.kind}; known are {', '.join(self._parts)}"
+        f"{did_you_mean(name, self._parts)}"
       )
     return self._parts[name]
 

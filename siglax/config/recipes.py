@@ -10,11 +10,11 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from siglax import config as config_lib
-from siglax.models import resnet
 
 # OpenAI's pixel statistics, from the preprocessing of the released models.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+RESNETS = ("RN50", "RN101")  # CLIP's image towers that are no transformers
 
 
 def siglip(
@@ -82,7 +82,7 @@ def clip(
   text.vocab_size = 49_408
   text.causal = True
   text.pool = "eos"
-  if image in resnet.SIZES:
+  if image in RESNETS:
     transformers = (text,)
     c.optim.b2, c.optim.eps = 0.999, 1e-8
   else:
@@ -114,7 +114,7 @@ def shrink(c: ConfigDict) -> ConfigDict:
   config_lib.set_duration(c, "optim.warmup", steps=1)
   config_lib.set_duration(c, "log.every", steps=1)
   config_lib.set_duration(c, "checkpoint.every", steps=2)
-  is_resnet = c.model.image.variant in resnet.SIZES
+  is_resnet = c.model.image.variant in RESNETS
   c.image.size = 64 if is_resnet else 2 * c.model.image.patch
   c.data = ({"source": "shapes", "examples": 64, "image_size": c.image.size},)
   c.eval.tasks = ()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from siglax.config import lookups
+
 
 def resolve(config: ConfigDict, text, same_label=lambda: 0.0) -> ConfigDict:
   """The config with the defaults that depend on others filled in: what is run, and written to the
@@ -14,14 +16,12 @@ def resolve(config: ConfigDict, text, same_label=lambda: 0.0) -> ConfigDict:
   same_label: () → the share of pairs of training examples with equal labels, on which the bias
   depends where these match.
   """
-  from siglax import losses  # which takes the declaration of a field from this package
-
   config = config.copy_and_resolve_references()
   config.model.text.eos_id = text.eos_id
   if config.model.text.vocab_size is None:
     config.model.text.vocab_size = text.vocab_size
   check_vocabulary(config, text)
-  loss = losses.LOSSES.find(config.loss.name, "config.loss.name")
+  loss = lookups.registry("loss").find(config.loss.name, "config.loss.name")
   if loss.bias_init is None:
     if config.loss.bias_init is not None:
       raise ValueError(

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from siglax.config import parts
-from siglax.config.durations import DURATIONS
-from siglax.config.durations import UNITS
-from siglax.config.fields import FOLLOWS
-from siglax.config.fields import default
+from siglax.config.fields import all_fields
+from siglax.config.parts import Field
 from siglax.config.values import get
 from siglax.config.values import leaves
 from siglax.config.values import shown
@@ -21,44 +17,54 @@ MAX_INT, MAX_FLOAT = 2**63 - 1, 3.4e38  # what an int64 and a float32 hold
 
 
 def check_values(config: ConfigDict):
-  """ValueError for a field that is missing, unknown, or of a value that a field of its type cannot
-  have.
+  """ValueError for a field that is missing, unknown, or of a value that its declaration does not
+  allow.
 
-  That is another type, None where the default is not, a number that is not finite or too large, or
-  what JSON cannot hold.
+  That is another type, None where the field is not optional, a number that is not finite or too
+  large, what JSON cannot hold, a name that is unknown, a number out of bounds, or another value
+  than that of the field that it follows.
   """
-  kinds = _kinds()
-  for field in kinds.keys() ^ leaves(config).keys():
-    raise ValueError(f"config.{field} is missing" if field in kinds else unknown(config, field))
-  for field in kinds:
-    check_value(field, get(config, field))
-  for field, source in FOLLOWS.items():
-    if (value := get(config, field)) != get(config, source):
-      followed = f"config.{source}={shown(get(config, source))}"
+  known = all_fields()
+  for name in known.keys() ^ leaves(config).keys():
+    raise ValueError(f"config.{name} is missing" if name in known else unknown(config, name))
+  for name, field in known.items():
+    _check_type(name, field, get(config, name))
+  for name, field in known.items():
+    value = get(config, name)
+    if not field.follows:
+      if problem := field.problem(value):
+        raise ValueError(f"config.{name}={shown(value)} {problem}")
+    elif value != (source := get(config, field.follows)):
       raise ValueError(
-        f"config.{field}={shown(value)} is not {followed}, which it follows; set that one"
+        f"config.{name}={shown(value)} is not config.{field.follows}={shown(source)}, which it "
+        "follows; set that one"
       )
 
 
-def check_value(field: str, value: Any):
-  if field not in (kinds := _kinds()):
-    inside = [f for f in kinds if f.startswith(f"{field}.")]
+def check_value(name: str, value: Any):
+  """ValueError for what the field of that name can hold in no config."""
+  known = all_fields()
+  if name not in known:
+    inside = [f for f in known if f.startswith(f"{name}.")]
     what = (
       f"a group of fields; set one, such as config.{inside[0]}"
       if inside
-      else "no field of siglax/config/fields.py"
+      else "no field; siglax config lists them all"
     )
-    raise ValueError(f"config.{field}={shown(value)}: config.{field} is {what}")
-  kind, optional = kinds[field]
-  if value is None and optional:
+    raise ValueError(f"config.{name}={shown(value)}: config.{name} is {what}")
+  _check_type(name, known[name], value)
+
+
+def _check_type(name: str, field: Field, value: Any):
+  if value is None and field.optional:
     return
-  kinds_too = {float: (int, float), tuple: (tuple, list)}.get(kind, kind)
-  if not isinstance(value, kinds_too) or isinstance(value, bool) and kind in (int, float):
-    needed = f"{kind.__name__}{', or None' if optional else ''}"
+  kinds_too = {float: (int, float), tuple: (tuple, list)}.get(field.kind, field.kind)
+  if not isinstance(value, kinds_too) or isinstance(value, bool) and field.kind in (int, float):
     raise ValueError(
-      f"config.{field}={shown(value)} is of type {type(value).__name__}; it needs {needed}"
+      f"config.{name}={shown(value)} is of type {type(value).__name__}; it needs "
+      f"{field.type_in_words}"
     )
-  _check_plain(field, value)
+  _check_plain(name, value)
 
 
 def _check_plain(field: str, value: Any):
@@ -81,24 +87,3 @@ def _check_plain(field: str, value: Any):
     raise ValueError(
       f"config.{field}={shown(value)} is of type {type(value).__name__}, which a config cannot hold"
     )
-
-
-def _kinds() -> dict[str, tuple[type, bool]]:
-  """{field: (its type, whether it may be None)} of the fields that are no groups."""
-  return _kinds_with(tuple(parts.registered))
-
-
-@functools.lru_cache(maxsize=1)
-def _kinds_with(registered: tuple):
-  """registered: the parts that users have added, each of which may have fields of its own."""
-  del registered
-  config = default()
-  durations = {f"{name}_{k}" for name in DURATIONS for k in UNITS}
-  kinds = {}
-  for field, value in leaves(config).items():
-    head, _, key = field.rpartition(".")
-    kinds[field] = (
-      (get(config, head) if head else config).get_type(key),
-      value is None or field in durations,
-    )
-  return kinds

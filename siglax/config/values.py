@@ -52,12 +52,24 @@ def leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
 
 def check_local(name: str, path):
   """ValueError for a path that is empty or a URL. name: of the flag or the field."""
+  if problem := local_problem(path):
+    raise ValueError(f"{name}={shown(str(path))} {problem}")
+
+
+def local_problem(path) -> str | None:
+  """What keeps a path from being a local one, in words that follow "name=path "."""
   if not str(path):
-    raise ValueError(f"{name}={str(path)!r} is empty; name a local folder or file")
+    return "is empty; name a local folder or file"
   if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", str(path)):
-    raise ValueError(
-      f"{name}={shown(str(path))} is a URL, which siglax does not open; name a local folder or file"
-    )
+    return "is a URL, which siglax does not open; name a local folder or file"
+  return None
+
+
+def step_range(text: str) -> tuple[int, int] | None:
+  """(first, last) of "10:15", None for what is no range of steps from 1 up."""
+  steps = re.fullmatch("([0-9]{1,10}):([0-9]{1,10})", text)
+  first, last = map(int, steps.groups()) if steps else (0, 0)
+  return (first, last) if 1 <= first <= last else None
 
 
 def shown(value: Any) -> str:
@@ -75,7 +87,7 @@ def unknown(config: ConfigDict, field: str) -> str:
   fields = list(flatten(config))
   same_name = [f for f in fields if f.rpartition(".")[2] == field.rpartition(".")[2]]
   near = same_name or difflib.get_close_matches(field, fields, n=1, cutoff=0.5)
-  hint = f"did you mean config.{near[0]}?" if near else "siglax/config/fields.py lists every field"
+  hint = f"did you mean config.{near[0]}?" if near else "siglax config lists every field"
   return f"config.{shown(field)[1:-1]} is unknown; {hint}"
 
 

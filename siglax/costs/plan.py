@@ -34,7 +34,6 @@ import jax.numpy as jnp
 from siglax import config as config_lib
 from siglax import data as data_lib
 from siglax import losses
-from siglax.config import checks
 from siglax.costs import collectives
 from siglax.costs import flops
 from siglax.data import text as text_lib
@@ -42,6 +41,7 @@ from siglax.devices import chips as chips_lib
 from siglax.devices import mesh as mesh_lib
 from siglax.devices import streams
 from siglax.runs import folder as folder_lib
+from siglax.training import checks
 from siglax.training import optim
 from siglax.training import program as program_lib
 from siglax.training import state as state_lib

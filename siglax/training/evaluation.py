@@ -14,25 +14,12 @@ from siglax import evals
 from siglax import losses
 from siglax import models
 from siglax import tower
-from siglax.config import checks
+from siglax.config import fields
 from siglax.devices import mesh as mesh_lib
 from siglax.devices import streams
 from siglax.runs import folder as folder_lib
 from siglax.runs import summary
-
-# What an evaluation can change of a run's config; the rest is in its parameters, or plays no part.
-CHANGEABLE = (
-  "eval.",
-  "loader.",
-  "mesh.",
-  "image.resize",
-  "image.fit",
-  "image.max_",
-  "batch_size",
-  "loss.impl",
-  "loss.tile",
-  "data.",
-)
+from siglax.training import checks
 
 
 class Evaluator:
@@ -98,9 +85,10 @@ def evaluate(folder, overrides: dict[str, str] | None = None, out=None) -> dict[
   config.mesh.data, config.mesh.fsdp, config.mesh.shard = "rest", 1, ()
   for field, text in (overrides or {}).items():
     config_lib.override(config, field, text)
-    if not field.startswith(CHANGEABLE):
+    if not fields.all_fields()[fields.at(field)].evaluation:
       raise ValueError(
-        f"config.{field} is the run's own; an evaluation can change {', '.join(CHANGEABLE)}"
+        f"config.{field} is the run's own; an evaluation can change "
+        f"{', '.join(fields.changeable_in_evaluation())}"
       )
   checks.validate_evaluation(config, jax.device_count())
   text = folder_lib.text_processor(config, folder)

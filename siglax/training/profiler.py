@@ -6,7 +6,7 @@ import logging
 
 import jax
 
-from siglax.config import checks
+from siglax import config as config_lib
 
 logger = logging.getLogger("siglax")
 
@@ -15,11 +15,11 @@ class Profiler:
   """Traces the steps of config.profile.steps into the run folder's profile/, on process 0."""
 
   def __init__(self, run, start: int):
-    steps = checks.profile_steps(run.config) if jax.process_index() == 0 else None
+    given = run.config.profile.steps if jax.process_index() == 0 else None
+    steps = None if given is None else config_lib.step_range(given)
     if steps and steps[0] > run.total_steps:
       raise ValueError(
-        f"config.profile.steps={run.config.profile.steps!r} begins after the last of "
-        f"{run.total_steps} steps"
+        f"config.profile.steps={given!r} begins after the last of {run.total_steps} steps"
       )
     # A run that resumes inside of the window traces what is left of it.
     self._first, self._last = (max(steps[0], start + 1), steps[1]) if steps else (None, None)

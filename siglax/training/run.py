@@ -8,9 +8,9 @@ import jax
 
 from siglax import config as config_lib
 from siglax import data as data_lib
-from siglax.config import checks
 from siglax.runs import digest
 from siglax.runs import folder as folder_lib
+from siglax.training import checks
 from siglax.training import evaluation
 from siglax.training import initial
 from siglax.training import program

@@ -1,0 +1,127 @@
+"""What examples go through before the towers: config.loader, config.image, config.text."""
+
+from __future__ import annotations
+
+from siglax.config.declared.group import Group
+from siglax.config.parts import Field
+from siglax.config.values import local_problem
+
+
+def three_numbers(value) -> str | None:
+  if len(value) != 3 or not all(
+    isinstance(x, (int, float)) and not isinstance(x, bool) for x in value
+  ):
+    return "must be three numbers: of red, green and blue"
+  return None
+
+
+def three_divisors(value) -> str | None:
+  if problem := three_numbers(value):
+    return problem
+  return "must be positive: pixels are divided by it" if min(value) <= 0 else None
+
+
+LOADER = Group(
+  "loader",
+  "How fast examples are read and decoded, in each process.",
+  {
+    "threads": Field(
+      2,
+      "Threads that read and decode in a process, or in each of its workers.",
+      least=1,
+      most=2**10,
+    ),
+    "workers": Field(
+      0,
+      "Worker processes that read and decode; 0 leaves it to threads of the process itself.",
+      least=0,
+      most=2**10,
+    ),
+    "buffer": Field(2, "Batches that are read ahead.", least=1, most=2**16),
+  },
+  resume=True,
+  evaluation=True,
+)
+
+IMAGE = Group(
+  "image",
+  "What a picture goes through. Training crops, shifts and flips at random; evaluation and export "
+  "do not.",
+  {
+    "size": Field(64, "Height and width after preprocessing, in pixels.", least=1, most=2**14),
+    "max_pixels": Field(
+      2**25,
+      "Largest width × height of a file; a larger one counts as broken and is never decoded.",
+      least=1,
+      evaluation=True,
+    ),
+    "max_bytes": Field(
+      2**26,
+      "Largest encoded file in bytes; a larger one counts as broken and is never read.",
+      least=1,
+      evaluation=True,
+    ),
+    "mean": Field(
+      (0.5, 0.5, 0.5),
+      "Red, green and blue that the device subtracts from pixels in 0..1.",
+      check=three_numbers,
+    ),
+    "std": Field(
+      (0.5, 0.5, 0.5),
+      "Red, green and blue by which the device then divides.",
+      check=three_divisors,
+    ),
+    "resize": Field(
+      "bilinear",
+      "Antialiased resampler of evaluation and export.",
+      choices=("bilinear", "bicubic"),
+      evaluation=True,
+    ),
+    "fit": Field(
+      "squash",
+      "How evaluation and export make a picture square: squash resizes both sides, crop resizes "
+      "the shorter side and takes the centre (CLIP).",
+      choices=("squash", "crop"),
+      evaluation=True,
+    ),
+    "crop_min_area": Field(
+      1.0,
+      "Least share of the area that the random resized crop keeps; 1 resizes without a crop.",
+      above=0,
+      most=1,
+    ),
+    "crop_max_aspect": Field(
+      4 / 3, "Widest aspect ratio of the random resized crop, and its inverse.", least=1
+    ),
+    "pad": Field(
+      0,
+      "Pixels of reflected border for a random shift after the resize; 0 shifts nothing.",
+      least=0,
+      most=2**14,
+    ),
+    "flip": Field(False, "Random left-right flip; leave it off where captions name sides."),
+  },
+)
+
+TEXT = Group(
+  "text",
+  "What a caption goes through.",
+  {
+    "tokenizer": Field(
+      "shapes",
+      'A sentencepiece .model file, or "shapes" for the built-in dataset\'s own.',
+      check=local_problem,
+    ),
+    "length": Field(64, "Tokens, to which a text is padded and cut.", least=2, most=2**20),
+    "lowercase": Field(True, "Make letters lower case before tokenizing."),
+    "strip_punctuation": Field(
+      True, "Remove ASCII punctuation before tokenizing, as SigLIP's canonicalization does."
+    ),
+    "pad": Field(
+      "eos",
+      "The token that fills a text up: eos, the end token (SigLIP), or pad, the tokenizer's "
+      "padding token (SigLIP 2).",
+      choices=("eos", "pad"),
+    ),
+  },
+)

@@ -1,0 +1,182 @@
+"""The loss, the step and the optimizer: config.loss, config.train, config.optim."""
+
+from __future__ import annotations
+
+from siglax.config import lookups
+from siglax.config.declared.group import Group
+from siglax.config.durations import Duration
+from siglax.config.parts import Field
+
+LOSS = Group(
+  "loss",
+  "The loss (docs/losses.md). Its last fields belong to single losses; the others leave them "
+  "alone.",
+  {
+    "name": Field("sigmoid", "Which loss.", choices=lookups.losses),
+    "impl": Field(
+      "auto",
+      "How it is computed: dense makes the B×B logits, ring passes the texts round the devices in "
+      "flat memory, gather fetches all texts at once, auto chooses by size.",
+      choices=lookups.loss_impls,
+      resume=True,
+      evaluation=True,
+    ),
+    "tile": Field(
+      None,
+      "Examples of a tile of ring and gather; None chooses by batch and width.",
+      kind=int,
+      optional=True,
+      least=1,
+      resume=True,
+      evaluation=True,
+    ),
+    "positives": Field(
+      "pair",
+      "What matches an image: pair, its own text, or label, every text of the same label (UniCL).",
+      choices=("pair", "label"),
+    ),
+    "scale_init": Field(10.0, "The scale exp(t') at the start; CLIP's is 1 / 0.07.", above=0),
+    "bias_init": Field(
+      None,
+      "The bias at the start; None is the matched prior: log(1 / batch_size), or the log-odds of a "
+      "match by label in the data.",
+      kind=float,
+      optional=True,
+    ),
+    "scale_max": Field(
+      None,
+      "Cap of the scale; None takes the loss's own, if it has one.",
+      kind=float,
+      optional=True,
+      above=0,
+    ),
+    "lr_multiplier": Field(
+      1.0,
+      "Multiplies the learning rate of scale and bias, on top of optim.lr_multipliers, which "
+      "freezes them with None.",
+      above=0,
+    ),
+    "check_embeddings": Field(
+      False,
+      "Stops with the tower's name when embeddings are not finite or not of unit length.",
+      resume=True,
+    ),
+  },
+  parts="loss",
+)
+
+TRAIN = Group(
+  "train",
+  "The training step.",
+  {
+    "dtype": Field(
+      "float32",
+      "Of activations; parameters and reductions stay float32.",
+      choices=("float32", "bfloat16"),
+    ),
+    **{
+      f"remat.{tower}": Field(
+        "none",
+        f"What the backward pass of the {tower} tower recomputes: none, dots (all but matrix "
+        "products and convolutions) or full.",
+        choices=lookups.remat,
+        resume=True,
+      )
+      for tower in ("image", "text")
+    },
+    "microbatch": Field(
+      None,
+      "Examples that a device embeds at a time, exact (siglax/training/step.py); it divides "
+      "those of a device, and None takes them all at once. Not for a ResNet that trains.",
+      kind=int,
+      optional=True,
+      resume=True,
+    ),
+    "patch_drop": Field(
+      0.0,
+      "Share of the patches that training leaves out, at random for each picture (FLIP).",
+      least=0,
+      below=1,
+    ),
+    "unmasked": Duration(
+      "The end of the training, which sees all patches where patch_drop leaves some out.",
+      may_be_zero=True,
+      steps=0,
+    ),
+    "ema": Field(
+      None,
+      "Decay of an average of the parameters, such as 0.999, which is evaluated and exported in "
+      "their place.",
+      kind=float,
+      optional=True,
+      above=0,
+      below=1,
+    ),
+  },
+)
+
+OPTIM = Group(
+  "optim",
+  "The optimizer and its learning rate (siglax/training/optim.py). A pattern must match the whole "
+  'path of a parameter, such as "image/encoder/blocks/mlp/fc1/kernel"; the first match wins.',
+  {
+    "name": Field("adamw", "Which optimizer.", choices=("adamw", "adafactor", "lion")),
+    "lr": Field(1e-3, "Peak learning rate.", above=0),
+    "schedule": Field(
+      "cosine",
+      "The learning rate after the warmup.",
+      choices=("cosine", "rsqrt", "linear", "constant"),
+    ),
+    "warmup": Duration(
+      "The begin of the training, in which the learning rate rises from 0.",
+      may_be_zero=True,
+      steps=0,
+    ),
+    "cooldown": Duration(
+      "The end of the training, in which the learning rate of rsqrt and constant falls to 0.",
+      may_be_zero=True,
+      steps=0,
+    ),
+    "rsqrt_timescale": Field(
+      10_000,
+      "Of rsqrt, in steps: lr·sqrt(timescale / (timescale + step − warmup)).",
+      above=0,
+    ),
+    "b1": Field(0.9, "Decay of the momentum.", least=0, below=1),
+    "b2": Field(0.95, "Decay of the second moment; of lion, of its momentum.", least=0, below=1),
+    "eps": Field(1e-8, "Added to the root of adamw's second moment.", least=0),
+    "clip_norm": Field(
+      None,
+      "Global norm to which the gradient is clipped; None clips nothing.",
+      kind=float,
+      optional=True,
+      above=0,
+    ),
+    "skip_nonfinite": Field(
+      0,
+      "Updates in a row that are left out when their gradient is not finite; one more stops the "
+      "run.",
+      least=0,
+      resume=True,
+    ),
+    "weight_decay": Field(
+      1e-4, "Weight decay, which multiplies the learning rate, as in optax.adamw.", least=0
+    ),
+    "decay": Field(
+      ((".*/kernel", 1.0), (".*", 0.0)), "(pattern, multiplier of weight_decay) of parameters."
+    ),
+    "lr_multipliers": Field(
+      ((".*", 1.0),), "(pattern, multiplier of lr) of parameters; None freezes."
+    ),
+    **{
+      f"layer_decay.{tower}": Field(
+        1.0,
+        f"For fine-tuning the {tower} tower: the learning rate times it for each layer between a "
+        "parameter and the head; 1 decays nothing.",
+        above=0,
+        most=1,
+      )
+      for tower in ("image", "text")
+    },
+  },
+)

@@ -1,0 +1,39 @@
+"""Where fields find the parts that they name: the tables and registries of the rooms above.
+
+Config is the lowest room and imports none of these rooms. It asks for their tables by name, when a
+field's choices are first needed: they import jax, and they take the declaration of a field from
+here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import importlib
+
+from siglax.config import parts
+
+# Registries whose parts have fields in a group of the config, by the kind of part.
+REGISTRIES = {"loss": "siglax.losses.LOSSES"}
+
+
+def registry(kind: str) -> parts.Registry:
+  """The registry of a kind of part."""
+  return _table(REGISTRIES[kind])
+
+
+def _names(*tables: str) -> Callable[[], tuple[str, ...]]:
+  """A function that returns the names in tables, as `Field.choices` takes it."""
+  return lambda: tuple(name for table in tables for name in _table(table))
+
+
+def _table(path: str):
+  module, _, name = path.rpartition(".")
+  return getattr(importlib.import_module(module), name)
+
+
+losses = _names(REGISTRIES["loss"])
+loss_impls = _names("siglax.losses.IMPLS")
+image_variants = _names("siglax.models.transformer.SIZES", "siglax.models.resnet.SIZES")
+text_variants = _names("siglax.models.transformer.SIZES")
+activations = _names("siglax.models.transformer.ACTIVATIONS")
+remat = _names("siglax.models.transformer.REMAT")
