@@ -13,7 +13,7 @@ from siglax import config as config_lib
 from siglax import data
 from siglax import evals
 from siglax import losses
-from siglax.models import resnet
+from siglax import models
 from siglax.models import transformer
 from siglax.training import optim
 
@@ -27,13 +27,11 @@ CHOICES = {
   "train.dtype": ("float32", "bfloat16"),
   "train.remat.image": tuple(transformer.REMAT),
   "train.remat.text": tuple(transformer.REMAT),
-  "model.image.variant": (*transformer.SIZES, *resnet.SIZES),
   "model.image.stem": ("patch", "conv"),
   "model.image.position": ("learned", "sincos"),
   "model.image.pool": ("map", "mean", "cls"),
   "model.image.activation": tuple(transformer.ACTIVATIONS),
   "model.image.head": ("auto", "linear", "linear_no_bias"),
-  "model.text.variant": tuple(transformer.SIZES),
   "model.text.pool": ("last", "mean", "map", "eos", "argmax"),
   "model.text.activation": tuple(transformer.ACTIVATIONS),
   "model.text.head": ("linear", "linear_no_bias"),
@@ -91,8 +89,6 @@ POSITIVE = (
 )
 # Shares, from 0 up to but not including 1.
 SHARES = ("optim.b1", "optim.b2", "train.patch_drop", "model.image.dropout", "model.text.dropout")
-# Those of config.model.image that a ResNet has.
-RESNET_FIELDS = ("variant", "width", "image_size", "mean", "std", "dtype", "remat")
 
 
 def validate(config: ConfigDict, devices: int):
@@ -264,53 +260,29 @@ def profile_steps(config) -> tuple[int, int] | None:
 
 
 def _validate_towers(config):
-  image = config.model.image
-  if image.variant in resnet.SIZES:
-    _validate_resnet(image)
-  elif image.image_size % image.patch:
-    raise ValueError(
-      f"config.image.size={image.image_size} is not divisible by "
-      f"config.model.image.patch={image.patch}"
-    )
-  if image.stem == "conv" and not image.patch_bias:
-    raise ValueError(
-      'config.model.image.patch_bias=False has no place in config.model.image.stem="conv"; leave '
-      "it True"
-    )
-  if image.stem == "conv" and image.patch & (image.patch - 1):
-    raise ValueError(
-      f"config.model.image.patch={image.patch} must be a power of two for "
-      'config.model.image.stem="conv"'
-    )
-  for name in ("image", "text"):
-    tower = config.model[name]
-    if not 0 < (decay := config.optim.layer_decay[name]) <= 1:
+  for kind, tower in models.declared(config.model).items():
+    of = config.model[kind]
+    for name, field in models.BY_KIND[kind].fields().items():
+      if problem := field.problem(of[name]):
+        raise ValueError(f"config.model.{kind}.{name}={config_lib.shown(of[name])} {problem}")
+    _validate_unused(kind, tower, of)
+    if not 0 < (decay := config.optim.layer_decay[kind]) <= 1:
       raise ValueError(
-        f"config.optim.layer_decay.{name}={decay} must lie in (0, 1]; 1 decays nothing"
+        f"config.optim.layer_decay.{kind}={decay} must lie in (0, 1]; 1 decays nothing"
       )
-    if tower.variant in transformer.SIZES:
-      try:
-        transformer.Shape.of(tower)
-      except ValueError as e:
-        raise ValueError(f"config.model.{name}: {e}") from None
+    tower.check(of)
+    try:
+      tower.shape(of)
+    except ValueError as e:
+      raise ValueError(f"config.model.{kind}: {e}") from None
 
 
-def _validate_resnet(image):
-  for field, initial in config_lib.default().model.image.items():
-    if field not in RESNET_FIELDS and image[field] != initial:
-      name = "train.patch_drop" if field == "patch_drop" else f"model.image.{field}"
+def _validate_unused(kind, tower, of):
+  initial = config_lib.default().model[kind]
+  for name in tower.unused(kind, of):
+    if of[name] != initial[name]:
+      field = config_lib.FOLLOWS.get(f"model.{kind}.{name}", f"model.{kind}.{name}")
       raise ValueError(
-        f"config.{name}={image[field]!r} has no place in "
-        f"config.model.image.variant={image.variant!r}; "
-        f"leave it {initial!r}"
+        f"config.{field}={of[name]!r} has no place in "
+        f"config.model.{kind}.variant={of.variant!r}; leave it {initial[name]!r}"
       )
-  if image.image_size % resnet.STRIDE:
-    raise ValueError(
-      f"config.image.size={image.image_size} is not divisible by {resnet.STRIDE}, the stride of "
-      f"config.model.image.variant={image.variant!r}"
-    )
-  if image.width and image.width % 2:
-    raise ValueError(
-      f"config.model.image.width={image.width} must be even for "
-      f"config.model.image.variant={image.variant!r}"
-    )

@@ -48,6 +48,7 @@ FOLLOWS = {
 def default() -> ConfigDict:
   """The whole config with every default. Units: examples are image-text pairs, sizes are pixels."""
   from siglax import losses  # which takes the declaration of a field from this package
+  from siglax import models
 
   c = ConfigDict()
   c.seed = 0  # seeds the parameters, the data order, the augmentation and dropout
@@ -282,6 +283,15 @@ def default() -> ConfigDict:
   c.profile.steps = placeholder(
     str
   )  # "10:15" traces steps 10 to 15 into the run folder's profile/, for TensorBoard or Perfetto
+
+  for kind, towers in models.BY_KIND.items():  # those of single towers
+    for name, field in towers.fields().items():
+      if name in c.model[kind]:
+        raise ValueError(
+          f"an {kind} tower declares the field {name!r}, which config.model.{kind} has already; "
+          "list it in `uses`, or give it another name"
+        )
+      c.model[kind][name] = placeholder(field.kind) if field.default is None else field.default
 
   for field, source in FOLLOWS.items():
     (group, key), (source_group, source_key) = (x.rsplit(".", 1) for x in (field, source))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from siglax import config as config_lib
+from siglax import models
 from siglax.models import resnet
 
 # OpenAI's pixel statistics, from the preprocessing of the released models.
@@ -82,7 +83,7 @@ def clip(
   text.vocab_size = 49_408
   text.causal = True
   text.pool = "eos"
-  if image in resnet.SIZES:
+  if _is_resnet(c):
     transformers = (text,)
     c.optim.b2, c.optim.eps = 0.999, 1e-8
   else:
@@ -114,7 +115,7 @@ def shrink(c: ConfigDict) -> ConfigDict:
   config_lib.set_duration(c, "optim.warmup", steps=1)
   config_lib.set_duration(c, "log.every", steps=1)
   config_lib.set_duration(c, "checkpoint.every", steps=2)
-  is_resnet = c.model.image.variant in resnet.SIZES
+  is_resnet = _is_resnet(c)
   c.image.size = 64 if is_resnet else 2 * c.model.image.patch
   c.data = ({"source": "shapes", "examples": 64, "image_size": c.image.size},)
   c.eval.tasks = ()
@@ -132,6 +133,10 @@ def shrink(c: ConfigDict) -> ConfigDict:
   c.loss.bias_init = None  # the matched prior of a batch of 16
   c.mesh.fsdp = 1
   return c
+
+
+def _is_resnet(c) -> bool:
+  return models.declared(c.model)["image"] is resnet.TOWER
 
 
 def _data(c, train, zero_shot):

@@ -20,16 +20,8 @@ from siglax.interop import huggingface
 from siglax.interop import layout
 from siglax.interop import open_clip
 from siglax.interop import stablehlo
-from siglax.models import resnet
-from siglax.models import transformer
 
 ONE_TOWER = {"img": ("image",), "txt": ("text",)}
-# What must be the same where parameters come from and where they go. A position embedding has its
-# own rule, and dropout, scan and the like change no parameter.
-FIELDS = {
-  "image": ("patch", "stem", "position", "pool", "pre_norm", "patch_bias"),
-  "text": ("vocab_size", "length", "pool", "causal"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,14 +62,15 @@ class Checkpoint:
     """
     limit = sum(math.prod(shape) for shape in self.arrays.shapes.values())
     claimed = fields.describing(self.config, self.towers)
-    if "image" in self.towers:
-      size, patch = claimed.pop("image.size"), self.config.model.image.patch
-      if size < patch and self.config.model.image.variant not in resnet.SIZES:
-        raise ValueError(
-          f"{self.arrays.name} claims config.image.size={size}, less than "
-          f"config.model.image.patch={patch}"
-        )
-      claimed["(image.size/model.image.patch)²"] = (size // patch) ** 2
+    tower = models.declared(self.config.model)["image"]
+    if "image" in self.towers and tower.stride is not None:
+      size, stride = claimed.pop("image.size"), tower.stride(self.config.model.image)
+      has_patches = "patch" in tower.uses
+      if size < stride:
+        least = f"config.model.image.patch={stride}" if has_patches else f"a stride of {stride}"
+        raise ValueError(f"{self.arrays.name} claims config.image.size={size}, less than {least}")
+      places = f"(image.size/{'model.image.patch' if has_patches else stride})²"
+      claimed[places] = (size // stride) ** 2
     for field, value in claimed.items():
       if type(value) is int and value > limit:
         raise ValueError(
@@ -172,22 +165,10 @@ def changes(there, here, towers) -> list[str]:
 
 
 def _fields(model, towers):
-  """(name, value) of all that two models must share, sizes as numbers."""
+  """(name, value) of all that two models must share, sizes as numbers. A position embedding has
+  its own rule.
+  """
   yield "embed_dim", model.embed_dim
   for name in towers:
-    config = model.config[name]
-    if name == "image" and model.has_batch_norm:
-      yield from (("image.variant", config.variant), ("image.width", resnet.Shape.of(config).width))
-      continue
-    if name == "image":
-      yield "image.variant", "a transformer's"
-    shape = transformer.Shape.of(config)
-    for field in dataclasses.fields(shape):
-      yield f"{name}.{field.name}", getattr(shape, field.name)
-    for field in FIELDS[name]:
-      yield f"{name}.{field}", config[field]
-    linear = name == "text" or config.head != "auto" or model.embed_dim != shape.width
-    yield (
-      f"{name}.head",
-      ("linear_no_bias" if config.head == "linear_no_bias" else "linear") if linear else "auto",
-    )
+    same = model.declared[name].same(model.config[name], model.embed_dim)
+    yield from ((f"{name}.{field}", value) for field, value in same.items())

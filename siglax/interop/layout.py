@@ -128,9 +128,9 @@ class Layout:
     self.leaves = paths.flatten(self.tree)
     self._extra_positions = model.extra_positions
     self._stacked = stacked
-    # Of transformers; no format has a ResNet's layers or heads in axes of its arrays.
-    transformers = [name for name in towers if name == "text" or not model.has_batch_norm]
-    self._sizes = {name: transformer.Shape.of(model.config[name]) for name in transformers}
+    # Of transformers; no format has another tower's layers or heads in axes of its arrays.
+    shapes = {name: model.declared[name].shape(model.config[name]) for name in towers}
+    self._sizes = {k: shape for k, shape in shapes.items() if isinstance(shape, transformer.Shape)}
     self.rows = [row for row in form.rows if self.path(row, 0) in self.leaves]
     self.unmapped = set(self.leaves) - {
       self.path(row, i) for row in self.rows for i in self.layers(row)

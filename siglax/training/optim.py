@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 import numpy as np
 import optax
 
+from siglax import models
 from siglax.devices import paths
 
 # Adafactor keeps row and column statistics where both are at least this long, so never over a stack
@@ -148,19 +149,12 @@ def frozen_mask(config: ConfigDict, params):
   )
 
 
-def is_statistic(path: str) -> bool:
-  """Whether a leaf of the parameters is a running statistic of batch norm, which no gradient
-  trains.
-  """
-  return path.endswith(("/norm/mean", "/norm/var"))
-
-
 def count(params) -> int:
   """Numbers in a tree of arrays or shapes that a gradient could train: all but running statistics."""
   return sum(
     x.size
     for path, x in jax.tree_util.tree_leaves_with_path(params)
-    if not is_statistic(f"/{paths.name(path)}")
+    if not models.is_statistic(f"/{paths.name(path)}")
   )
 
 
@@ -244,7 +238,7 @@ def _first_match(params, rules, field: str) -> dict:
   names = [
     name
     for path, _ in jax.tree_util.tree_leaves_with_path(params)
-    if not is_statistic(name := paths.name(path))
+    if not models.is_statistic(name := paths.name(path))
   ]
   first = {n: next((i for i, p in enumerate(patterns) if p.fullmatch(n)), None) for n in names}
   for name, i in first.items():
