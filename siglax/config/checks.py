@@ -16,6 +16,8 @@ from siglax import losses
 from siglax import models
 from siglax.models import transformer
 from siglax.training import optim
+from siglax.training.optimizers import OPTIMIZERS
+from siglax.training.schedules import SCHEDULES
 
 # Fields with a fixed set of values.
 CHOICES = {
@@ -35,8 +37,6 @@ CHOICES = {
   "model.text.pool": ("last", "mean", "map", "eos", "argmax"),
   "model.text.activation": tuple(transformer.ACTIVATIONS),
   "model.text.head": ("linear", "linear_no_bias"),
-  "optim.name": ("adamw", "adafactor", "lion"),
-  "optim.schedule": ("cosine", "rsqrt", "linear", "constant"),
 }
 MANY = 2**31 - 1  # the most rows that an array is indexed by
 # Fields with a least value and, where more would only fill the memory or hang, a largest one.
@@ -140,6 +140,11 @@ def _validate_fields(config):
   for name, field in losses.LOSSES.fields().items():
     if problem := field.problem(value := config.loss[name]):
       raise ValueError(f"config.loss.{name}={config_lib.shown(value)} {problem}")
+  for field, registry in (("name", OPTIMIZERS), ("schedule", SCHEDULES)):
+    registry.find(config.optim[field], f"config.optim.{field}")
+    for name, of in registry.fields().items():
+      if problem := of.problem(value := config.optim[name]):
+        raise ValueError(f"config.optim.{name}={config_lib.shown(value)} {problem}")
   for field, choices in CHOICES.items():
     if (value := config_lib.get(config, field)) not in choices:
       raise ValueError(

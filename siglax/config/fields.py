@@ -49,6 +49,8 @@ def default() -> ConfigDict:
   """The whole config with every default. Units: examples are image-text pairs, sizes are pixels."""
   from siglax import losses  # which takes the declaration of a field from this package
   from siglax import models
+  from siglax.training.optimizers import OPTIMIZERS
+  from siglax.training.schedules import SCHEDULES
 
   c = ConfigDict()
   c.seed = 0  # seeds the parameters, the data order, the augmentation and dropout
@@ -112,15 +114,7 @@ def default() -> ConfigDict:
   c.loss.positives = (
     "pair"  # pair: an image's own text | label: every text of the same label (UniCL)
   )
-  for (
-    name,
-    field,
-  ) in losses.LOSSES.fields().items():  # those of single losses, which the others leave alone
-    if name in c.loss:
-      raise ValueError(
-        f"a loss declares the field {name!r}, which config.loss has already; give it another name"
-      )
-    c.loss[name] = placeholder(field.kind) if field.default is None else field.default
+  _add_own(c.loss, "config.loss", losses.LOSSES)
   c.loss.scale_init = 10.0  # exp(t') at the start; CLIP's is 1 / 0.07
   # Bias at the start; None is the matched prior: log(1 / batch_size), or the log-odds of a match by
   # label in the data.
@@ -284,16 +278,26 @@ def default() -> ConfigDict:
     str
   )  # "10:15" traces steps 10 to 15 into the run folder's profile/, for TensorBoard or Perfetto
 
-  for kind, towers in models.BY_KIND.items():  # those of single towers
-    for name, field in towers.fields().items():
-      if name in c.model[kind]:
-        raise ValueError(
-          f"an {kind} tower declares the field {name!r}, which config.model.{kind} has already; "
-          "list it in `uses`, or give it another name"
-        )
-      c.model[kind][name] = placeholder(field.kind) if field.default is None else field.default
+  for kind, towers in models.BY_KIND.items():
+    _add_own(c.model[kind], f"config.model.{kind}", towers)
+  for registry in (OPTIMIZERS, SCHEDULES):
+    _add_own(c.optim, "config.optim", registry)
 
   for field, source in FOLLOWS.items():
     (group, key), (source_group, source_key) = (x.rsplit(".", 1) for x in (field, source))
     get(c, group)[key] = get(c, source_group).get_oneway_ref(source_key)
   return c.lock()
+
+
+def _add_own(group: ConfigDict, name: str, registry):
+  """Adds the fields of single parts, which the others leave alone. ValueError for a name that is
+  taken.
+  """
+  for key, field in registry.fields().items():
+    if key in group:
+      article = "an" if registry.kind[0] in "aeiou" else "a"
+      raise ValueError(
+        f"{article} {registry.kind} declares the field {key!r}, which {name} has already; give it "
+        "another name"
+      )
+    group[key] = placeholder(field.kind) if field.default is None else field.default
