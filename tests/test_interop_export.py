@@ -15,14 +15,17 @@ from test_interop_big_vision import renamed
 
 import siglax
 from siglax import config as config_lib
+from siglax import interop
 from siglax import models
 from siglax import tower
 from siglax.commands import cli
+from siglax.commands import export as command
 from siglax.data.text import TextProcessor
 from siglax.devices import mesh
 from siglax.interop import fields
-from siglax.interop import open_clip
+from siglax.interop import open_clip_names
 from siglax.models import transformer
+from siglax.models import vit
 from siglax.tower import export
 from siglax.training import initial
 
@@ -271,7 +274,7 @@ def test_any_encoder_goes_out_and_comes_back(scan, tmp_path, monkeypatch):
 )
 def test_what_a_format_cannot_express_is_named(form, changed, message, tmp_path, monkeypatch):
   monkeypatch.setitem(transformer.SIZES, "B", (16, 2, 2, 24))
-  monkeypatch.setitem(open_clip.TRUNKS, ("base", 8), {"gelu_tanh": (16,)})
+  monkeypatch.setitem(open_clip_names.TRUNKS, ("base", 8), {"gelu_tanh": (16,)})
   c = siglax.load(GOLDEN / "hf_siglip").config
   c.image.resize = "bilinear"
   for field, value in changed.items():
@@ -287,8 +290,8 @@ def test_what_a_format_cannot_express_is_named(form, changed, message, tmp_path,
 
 def tables():
   """{format: its table}, open_clip's with a trunk of timm."""
-  tower = types.SimpleNamespace(model=types.SimpleNamespace(has_batch_norm=False))
-  return {form: kind.carries(tower) for form, kind in export.FORMATS.items()}
+  tower = types.SimpleNamespace(model=types.SimpleNamespace(declared={"image": vit.TOWER}))
+  return {form: interop.FORMATS[form].carries(tower) for form in interop.written()}
 
 
 def test_every_field_goes_out_or_is_refused_in_every_format_as_docs_say():
@@ -393,3 +396,10 @@ def test_nothing_is_overwritten_and_wrong_inputs_are_one_line(tmp_path, capsys):
     "--format hf-vision needs the image tower, which is not there",
     f"--out {tmp_path / 'x'} must end in .npz, as big_vision's files do",
   ]
+
+
+def test_the_help_of_the_command_lists_the_formats():
+  """It is written down, as `siglax --help` imports no format."""
+  listed = command.COMMAND.description.partition("Formats: ")[2].rstrip(".").split("; ")
+  formats = [interop.FORMATS[name] for name in interop.written()]
+  assert listed == [f"{form.name}, {form.doc}" for form in formats]

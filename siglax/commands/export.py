@@ -9,7 +9,7 @@ from siglax.commands.command import Command
 def _add_arguments(parser):
   shared.add_from_flag(parser)
   parser.add_argument(
-    "--format", required=True, choices=("hf", "hf-vision", "big_vision", "open_clip", "stablehlo")
+    "--format", required=True, metavar="FORMAT", help="see above, or one that --import registers"
   )
   parser.add_argument(
     "--out",
@@ -37,10 +37,9 @@ COMMAND = Command(
   help="write the towers in another library's format",
   description=(
     "Writes the towers of a run folder, of a Hugging Face folder or of a big_vision .npz for other "
-    "libraries: hf is a SiglipModel with its preprocessing and tokenizer, hf-vision its image "
-    "tower alone, big_vision "
-    "an .npz file, open_clip a folder for local-dir:., stablehlo functions that jax runs without "
-    "siglax."
+    "libraries. Formats: hf, a SiglipModel with its preprocessing and tokenizer; hf-vision, its "
+    "image tower alone, a SiglipVisionModel; big_vision, an .npz file; open_clip, a folder for "
+    "open_clip's local-dir:PATH; stablehlo, functions that jax runs without siglax."
   ),
   add_arguments=_add_arguments,
   run=_run,

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 import pyarrow as pa
 
-import siglax
 from siglax import tower as tower_lib
+from siglax.config import versions
 from siglax.data import embeddings
 from siglax.data import images as images_lib
 from siglax.data import sources as sources_lib
@@ -111,7 +111,7 @@ def _writer(out: pathlib.Path, dtype: str):
 def _description(tower, source, dtype, row) -> dict:
   image = tower.config.image
   return {
-    "siglax": siglax.__version__,
+    "siglax": versions.SIGLAX,
     "tower": str(source),
     "dtype": dtype,
     "digest": digest.image_tower(tower.model, tower.params, tower.mesh),
