@@ -10,6 +10,7 @@ from siglax import config as config_lib
 from siglax import data
 from siglax import evals
 from siglax.config import checks
+from siglax.config import fields
 from siglax.models import resnet
 from siglax.models import transformer
 from siglax.training import optim
@@ -88,11 +89,9 @@ def _validate_towers(config):
 def _validate_resnet(image):
   for field, initial in config_lib.default().model.image.items():
     if field not in RESNET_FIELDS and image[field] != initial:
-      name = "train.patch_drop" if field == "patch_drop" else f"model.image.{field}"
       raise ValueError(
-        f"config.{name}={image[field]!r} has no place in "
-        f"config.model.image.variant={image.variant!r}; "
-        f"leave it {initial!r}"
+        f"config.{fields.to_set(f'model.image.{field}')}={image[field]!r} has no place in "
+        f"config.model.image.variant={image.variant!r}; leave it {initial!r}"
       )
   if image.image_size % resnet.STRIDE:
     raise ValueError(

@@ -62,7 +62,7 @@ LOSS = Group(
       resume=True,
     ),
   },
-  parts="loss",
+  parts=("loss",),
 )
 
 TRAIN = Group(
