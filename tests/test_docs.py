@@ -31,6 +31,7 @@ from siglax.training import checks
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = (
   "README.md",
+  "docs/config.md",
   "docs/losses.md",
   "docs/plan.md",
   "docs/reliability.md",
@@ -56,6 +57,7 @@ RUN = {
   "siglax export --from runs/quickstart --format stablehlo --out exported/quickstart": "",
   "siglax embed --from runs/mine --data pictures.parquet --out embedded.parquet": "",
   "siglax plan --config configs/quickstart.py --devices 8": "--batch 16",
+  "siglax config --config configs/quickstart.py 'optim.*'": "",
   "siglax plan --config configs/siglip_so400m.py --devices 256 --batch 65536 --chips v5e,H100 --json --config.mesh.fsdp=32": "--config configs/siglip_so400m.py:smoke=True --devices 8 --batch 16 --config.mesh.fsdp=2",
   "siglax train --config configs/x.py --workdir runs/x "
   "--config.model.init_from=webli_en_b16_224.npz:img": "",

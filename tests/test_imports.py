@@ -194,6 +194,14 @@ def test_a_config_file_may_register_and_is_loaded_again(here, tmp_path):
   assert len(imports.imported()) == 1
 
 
+def test_its_fields_are_fields_of_the_config(here, tmp_path, capsys):
+  (tmp_path / "mine.py").write_text(MINE)
+  words = ("--config", f"{ROOT}/tests/tiny.py", "--import", f"{tmp_path}/mine.py")
+  assert cli.main(["config", *words, "--config.loss.power=3.0", "loss.power"]) == 0
+  said = " ".join(capsys.readouterr().out.split())
+  assert said.endswith("loss.power 3.0 command line Of the distance. (float, positive)")
+
+
 @pytest.mark.parametrize(
   "content, message",
   [

@@ -3,6 +3,7 @@ here.
 """
 
 from siglax.commands import classify
+from siglax.commands import config
 from siglax.commands import embed
 from siglax.commands import evaluate
 from siglax.commands import export
@@ -22,4 +23,5 @@ COMMANDS = (
   export.COMMAND,
   tokenizer.COMMAND,
   plan.COMMAND,
+  config.COMMAND,
 )

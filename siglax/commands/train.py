@@ -43,7 +43,7 @@ COMMAND = Command(
   description="Trains a config in a run folder. The same command resumes where it stopped.",
   epilog=(
     "Fields: --config.optim.lr=3e-4 --config.data.0.path=a.parquet --config.total_epochs=3; "
-    "siglax/config/fields.py lists them all."
+    "siglax config lists them all."
   ),
   add_arguments=_add_arguments,
   run=_run,

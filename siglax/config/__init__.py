@@ -31,5 +31,6 @@ from siglax.config.types import check_values
 from siglax.config.values import check_local
 from siglax.config.values import flatten
 from siglax.config.values import get
+from siglax.config.values import leaves
 from siglax.config.values import shown
 from siglax.config.values import step_range

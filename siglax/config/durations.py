@@ -21,7 +21,8 @@ MAX_STEPS = 2**31 - 1  # a state counts its steps in an int32
 class Duration:
   """The declaration of a duration, which stands for three fields.
 
-  doc: one sentence. needed: one unit must be set. may_be_zero: 0 is a length.
+  doc: a sentence without its first word, which is the unit. needed: one unit must be set.
+  may_be_zero: 0 is a length.
   steps: the default; None sets no unit.
   """
 
@@ -36,7 +37,7 @@ class Duration:
     return {
       f"{name}_{unit}": Field(
         self.steps if unit == "steps" else None,
-        f"{self.doc} In {unit}.",
+        f"{unit.capitalize()} {self.doc}",
         kind=float if unit == "epochs" else int,
         optional=True,
         **bound,

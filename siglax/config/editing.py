@@ -26,7 +26,7 @@ from siglax.config.values import unknown
 
 
 def set_duration(config: ConfigDict, name: str, **unit):
-  """Sets one unit of a duration and clears the others: `set_duration(c, "optim.warmup", epochs=1)`."""
+  """Sets one unit of a duration and clears the others, as `set_duration(c, "total", epochs=1)`."""
   ((chosen, value),) = unit.items()
   for k in UNITS:
     _set(config, f"{name}_{k}", value if k == chosen else None)
@@ -65,7 +65,7 @@ def load(path: str, overrides: dict[str, str] | None = None) -> ConfigDict:
 
 
 def override(config: ConfigDict, field: str, text: str):
-  """Sets one field from its text on the command line; of a duration, the other units are cleared."""
+  """Sets a field from its text on the command line; of a duration, the other units are cleared."""
   for name in DURATIONS:
     if field in [f"{name}_{k}" for k in UNITS]:
       set_duration(config, name, **{field.rpartition("_")[2]: _parse(text)})

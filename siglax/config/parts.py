@@ -180,7 +180,7 @@ class Registry(Mapping, Generic[Part]):
     self._parts[part.name] = part
 
   def __getitem__(self, name: str) -> Part:
-    """The part; KeyError where there is none, for `get` and `in`. `find` has a message for users."""
+    """The part; KeyError where there is none, for `get` and `in`. `find` says it to users."""
     return self._parts[name]
 
   def __iter__(self) -> Iterator[str]:

@@ -70,7 +70,7 @@ def _validate_unused(kind, tower, of):
   initial = config_lib.default().model[kind]
   for name in tower.unused(kind, of):
     if of[name] != initial[name]:
-      field = fields.all_fields()[f"model.{kind}.{name}"].follows or f"model.{kind}.{name}"
+      field = fields.to_set(f"model.{kind}.{name}")
       raise ValueError(
         f"config.{field}={of[name]!r} has no place in "
         f"config.model.{kind}.variant={of.variant!r}; leave it {initial[name]!r}"

@@ -19,8 +19,8 @@ class Group:
 
   name: dotted, empty for the fields of no group. doc: one sentence. declared: {name in the group:
   its field, or a duration, which is three}.
-  parts: the kinds of parts whose own fields stand here too. resume, evaluation: of all its fields
-  (see `Field`).
+  parts: the kinds of parts whose own fields stand here too (lookups.REGISTRIES).
+  resume, evaluation: of all its fields (see `Field`).
   """
 
   name: str

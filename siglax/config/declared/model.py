@@ -30,7 +30,7 @@ def _encoder(pool: Field, head: Field) -> dict[str, Field]:
     "norm_eps": Field(1e-6, "Epsilon of the layer norms; CLIP's is 1e-5.", above=0),
     "activation": Field(
       "gelu_tanh",
-      "Of the MLPs; quick_gelu is that of OpenAI's CLIP.",
+      "Activation of the MLPs; quick_gelu is that of OpenAI's CLIP.",
       choices=lookups.activations,
     ),
     "head": head,
@@ -118,7 +118,7 @@ IMAGE_TOWER = Group(
     "image_size": Field(None, "Height and width of a picture in pixels.", follows="image.size"),
     "mean": Field(None, "Subtracted from pixels in 0..1.", follows="image.mean"),
     "std": Field(None, "Divided by after that.", follows="image.std"),
-    "dtype": Field(None, "Of activations.", follows="train.dtype"),
+    "dtype": Field(None, "Type of the activations.", follows="train.dtype"),
     "patch_drop": Field(
       None, "Share of the patches that training leaves out.", follows="train.patch_drop"
     ),
@@ -151,8 +151,9 @@ TEXT_TOWER = Group(
     **_encoder(
       pool=Field(
         "last",
-        "What makes one vector of the tokens: the last position, their mean, an attention head with "
-        "one probe (map), the first end token (eos) or the highest token (argmax, CLIP's first).",
+        "What makes one vector of the tokens: the last position, their mean, an attention head "
+        "with one probe (map), the first end token (eos) or the highest token (argmax, CLIP's "
+        "first).",
         choices=("last", "mean", "map", "eos", "argmax"),
       ),
       head=Field(
@@ -162,7 +163,7 @@ TEXT_TOWER = Group(
       ),
     ),
     "length": Field(None, "Tokens of a text.", follows="text.length"),
-    "dtype": Field(None, "Of activations.", follows="train.dtype"),
+    "dtype": Field(None, "Type of the activations.", follows="train.dtype"),
     "remat": Field(None, "What the backward pass recomputes.", follows="train.remat.text"),
   },
   parts=("text tower",),

@@ -40,13 +40,15 @@ TOP = Group(
       most=MANY,
       evaluation=True,
     ),
-    "total": Duration("Length of the training.", needed=True),
+    "total": Duration(
+      "of the whole training; a run that is resumed may be made longer.", needed=True
+    ),
     "data": Field(
       (),
       "Training data: a tuple of specs, mixed by weight. A spec names its source and the source's "
       "arguments (siglax/data/sources.py). It may set weight, its share of the mix (its number of "
       "examples where it is left out), and max_bad_fraction, the share of examples that cannot be "
-      "decoded or have no caption above which the run stops (0.01).",
+      "decoded or have no caption above which the run stops (0.01; a run may go on with another).",
       evaluation=True,
     ),
   },
@@ -82,7 +84,7 @@ EVAL = Group(
   "eval",
   "The evaluation.",
   {
-    "every": Duration("Between evaluations; where no unit is set, one at the end."),
+    "every": Duration("between evaluations; where no unit is set, there is one at the end."),
     "batch_size": Field(256, "Examples at a time, over all devices.", least=1, most=MANY),
     "tasks": Field(
       (),
@@ -98,7 +100,7 @@ CHECKPOINT = Group(
   "checkpoint",
   "What is saved, and which of it is kept.",
   {
-    "every": Duration("Between saves; where no unit is set, one at the end."),
+    "every": Duration("between saves; where no unit is set, there is one at the end."),
     "keep_latest": Field(2, "Newest checkpoints that are kept.", least=1),
     "keep_every_steps": Field(
       None, "Keeps also those whose step is a multiple of it.", kind=int, optional=True, least=1
@@ -131,7 +133,7 @@ LOG = Group(
   "log",
   "What is reported of the training.",
   {
-    "every": Duration("Between reports.", needed=True, steps=50),
+    "every": Duration("between reports.", needed=True, steps=50),
     "tensorboard": Field(True, "Writes TensorBoard's events next to metrics.jsonl."),
     "wandb": Field(
       None,

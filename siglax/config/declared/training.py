@@ -71,7 +71,7 @@ TRAIN = Group(
   {
     "dtype": Field(
       "float32",
-      "Of activations; parameters and reductions stay float32.",
+      "Type of the activations; parameters and reductions stay float32.",
       choices=("float32", "bfloat16"),
     ),
     **{
@@ -99,7 +99,7 @@ TRAIN = Group(
       below=1,
     ),
     "unmasked": Duration(
-      "The end of the training, which sees all patches where patch_drop leaves some out.",
+      "at the end that see all patches, where patch_drop leaves some out before.",
       may_be_zero=True,
       steps=0,
     ),
@@ -128,23 +128,30 @@ OPTIM = Group(
       choices=lookups.schedules,
     ),
     "warmup": Duration(
-      "The begin of the training, in which the learning rate rises from 0.",
+      "at the start in which the learning rate rises from 0.",
       may_be_zero=True,
       steps=0,
     ),
     "cooldown": Duration(
-      "The end of the training, in which the learning rate of rsqrt and constant falls to 0.",
+      "at the end in which the learning rate of rsqrt and constant falls to 0.",
       may_be_zero=True,
       steps=0,
     ),
     "rsqrt_timescale": Field(
       10_000,
-      "Of rsqrt, in steps: lr·sqrt(timescale / (timescale + step − warmup)).",
+      "Timescale of rsqrt in steps: lr·sqrt(timescale / (timescale + step − warmup)).",
       above=0,
     ),
-    "b1": Field(0.9, "Decay of the momentum.", least=0, below=1),
-    "b2": Field(0.95, "Decay of the second moment; of lion, of its momentum.", least=0, below=1),
-    "eps": Field(1e-8, "Added to the root of adamw's second moment.", least=0),
+    "b1": Field(
+      0.9, "Decay of the momentum; of lion, of the momentum that an update sees.", least=0, below=1
+    ),
+    "b2": Field(
+      0.95,
+      "Decay of the second moment, of adafactor its largest; of lion, of the momentum it keeps.",
+      least=0,
+      below=1,
+    ),
+    "eps": Field(1e-8, "Added to the root of the second moment by adamw.", least=0),
     "clip_norm": Field(
       None,
       "Global norm to which the gradient is clipped; None clips nothing.",
