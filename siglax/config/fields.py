@@ -295,9 +295,8 @@ def _add_own(group: ConfigDict, name: str, registry):
   """
   for key, field in registry.fields().items():
     if key in group:
-      article = "an" if registry.kind[0] in "aeiou" else "a"
       raise ValueError(
-        f"{article} {registry.kind} declares the field {key!r}, which {name} has already; give it "
+        f"{registry.article} {registry.kind} declares the field {key!r}, which {name} has already; give it "
         "another name"
       )
     group[key] = placeholder(field.kind) if field.default is None else field.default
