@@ -4,6 +4,7 @@ express is named.
 
 import json
 import pathlib
+import re
 import shutil
 import types
 
@@ -403,3 +404,11 @@ def test_the_help_of_the_command_lists_the_formats_that_are_written(capsys):
   said = " ".join(capsys.readouterr().out.split())
   for name, form in interop.FORMATS.items():
     assert (f"{name}, {form.doc}" in said) == (form.write is not None)
+
+
+def test_docs_list_which_formats_are_read_and_written():
+  text = (pathlib.Path(__file__).parents[1] / "docs" / "towers.md").read_text()
+  rows = re.findall(r"^\| .* \| (yes|no) \| (?:`([\w-]+)`|no)(?: \(\w+\))? \|$", text, re.MULTILINE)
+  written = {name: read == "yes" for read, name in rows if name}
+  assert written == {name: interop.FORMATS[name].open is not None for name in interop.written()}
+  assert len(rows) == len(interop.FORMATS)  # those that are read only too

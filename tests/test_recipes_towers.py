@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -43,7 +44,18 @@ NAMES = ("tower", "format", "optimizer")
 
 def blocks(name, language):
   text = (ROOT / "docs" / "recipes" / f"{name}.md").read_text()
-  return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+  found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+  return [block for of, block in found if of == language]
+
+
+def printed(name, files, **paths):
+  """The words of the command that the recipe prints, with other paths for some of its flags."""
+  (text,) = blocks(name, "")
+  words = shlex.split(text)[1:]
+  paths = {"import": files[name], **paths}
+  for flag, path in paths.items():
+    words[words.index(f"--{flag}") + 1] = str(path)
+  return words
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -87,7 +99,7 @@ def of_patches(**fields):
 
 @pytest.fixture(scope="module")
 def run(files, tmp_path_factory):
-  """The folder of a run of the tower, the optimizer and the schedule, by the command line."""
+  """The folder of a run of the tower, the optimizer and the schedule, by the printed commands."""
   folder = tmp_path_factory.mktemp("run")
   config = folder / "config.py"
   config.write_text(
@@ -98,16 +110,11 @@ def run(files, tmp_path_factory):
     "  c.eval.tasks, c.log.tensorboard = (), False\n"
     "  return c\n"
   )
-  words = [word for name in ("tower", "optimizer") for word in ("--import", str(files[name]))]
-  fields = [
-    *("model.image.variant=patches-S", "model.image.hidden_layers=1", "loss.impl=ring"),
-    *("optim.name=sgd", "optim.momentum=0.5", "optim.schedule=stairs", "optim.lr=0.1"),
-  ]
-  options = [f"--config.{field}" for field in fields]
   workdir = folder / "run"
-  assert (
-    cli.main(["train", "--config", str(config), "--workdir", str(workdir), *words, *options]) == 0
-  )
+  words = printed("tower", files, config=config, workdir=workdir)
+  more = [word for word in printed("optimizer", files) if word.startswith("--config.")]
+  more += ["--import", str(files["optimizer"]), "--config.loss.impl=ring", "--config.optim.lr=0.1"]
+  assert cli.main([*words, *more]) == 0
   return workdir
 
 
@@ -117,7 +124,7 @@ def test_the_tower_is_trained_kept_and_embeds(run, files):
   kept = json.loads((run / "imports.json").read_text())
   assert [["image tower", "patches"]] in [record["parts"] for record in kept]
   tower = siglax.load(run)
-  assert set(tower.params["image"]["layers"]) == {"0"} and tower.model.embed_dim == 64
+  assert set(tower.params["image"]["layers"]) == {"0", "1", "2"} and tower.model.embed_dim == 64
   pictures = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
   z = tower.embed_images(list(pictures))
   # The network of the recipe in float64.
@@ -125,10 +132,19 @@ def test_the_tower_is_trained_kept_and_embeds(run, files):
   patches = (pictures / 255 - 0.5) / 0.5
   patches = patches.reshape(3, 2, 8, 2, 8, 3).transpose(0, 1, 3, 2, 4, 5).reshape(3, 4, -1)
   x = patches @ p["stem"]["kernel"].reshape(-1, 64) + p["stem"]["bias"]
-  gelu = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-  x = x + gelu @ p["layers"]["0"]["kernel"] + p["layers"]["0"]["bias"]
+  for layer in p["layers"].values():
+    gelu = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    x = x + gelu @ layer["kernel"] + layer["bias"]
   want = x.mean(axis=1) @ p["head"]["kernel"] + p["head"]["bias"]
   np.testing.assert_allclose(z, want / np.linalg.norm(want, axis=1, keepdims=True), atol=1e-5)
+
+
+def test_siglax_embed_takes_it(run, tmp_path):
+  data = "shapes:examples=8,image_size=16"
+  assert (
+    cli.main(["embed", "--from", str(run), "--data", data, "--out", str(tmp_path / "x.npz")]) == 0
+  )
+  assert np.load(tmp_path / "x.npz")["image_embedding"].shape == (8, 64)
 
 
 def test_it_goes_out_as_functions_and_other_formats_refuse_it(run, tmp_path):
@@ -161,8 +177,8 @@ def test_other_towers_have_no_place_for_its_field(files):
 
 
 def test_init_from_names_what_differs_of_two(run, files):
-  model = models.build(of_patches(**{"model.image.hidden_layers": 3}).model)
-  with pytest.raises(ValueError, match="config.model.image.hidden_layers is 1 there and 3 here"):
+  model = models.build(of_patches(**{"model.image.hidden_layers": 1}).model)
+  with pytest.raises(ValueError, match="config.model.image.hidden_layers is 3 there and 1 here"):
     initial.initial_params(run, model, mesh_lib.make())
 
 
@@ -198,7 +214,8 @@ def test_the_format_comes_back_bit_for_bit(files, tmp_path, monkeypatch):
   before = tower_lib.Tower(c, params, TextProcessor(length=12), mesh_lib.make())
   load = tower_lib.load
   monkeypatch.setattr(tower_lib, "load", lambda source: before)
-  out = export.export("run", "vit", tmp_path / "tower.vit")
+  out = tmp_path / "tower.vit"
+  assert cli.main(printed("format", files, out=out)) == 0
   after = load(out)
   pictures = list(np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), np.uint8))
   np.testing.assert_array_equal(before.embed_images(pictures), after.embed_images(pictures))
