@@ -40,6 +40,8 @@ ROOMS = {
   "losses": ("siglax/losses/*.py", "losses step six_steps processes"),
   "step": ("siglax/training/step.py", "step six_steps resnet embed"),
   "optim": ("siglax/training/optim.py", "optim finetune step six_steps"),
+  "adafactor": ("siglax/training/adafactor.py", "optim step six_steps"),
+  "schedules": ("siglax/training/schedules.py", "optim train"),
   "checkpoint": (
     "siglax/runs/checkpoint.py",
     "checkpoint six_steps faults/ends faults/folder faults/nonfinite train",

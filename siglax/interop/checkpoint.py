@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import math
 import pathlib
+from typing import Any
 
 from siglax import models
 from siglax.interop import fields
@@ -24,7 +25,7 @@ class Checkpoint:
 
   arrays: files.Arrays
   table: layout.Table
-  config: object
+  config: Any
   towers: tuple[str, ...]
   tokenizer: pathlib.Path | None
 

@@ -43,11 +43,11 @@ class Group:
     """
     found = dict(self._own_fields)
     for kind in self.parts:
-      for name, field in lookups.registry(kind).fields().items():
+      registry = lookups.registry(kind)
+      for name, field in registry.fields().items():
         if (dotted := self._dotted(name)) in found:
-          article = "an" if kind[0] in "aeiou" else "a"
           raise ValueError(
-            f"{article} {kind} declares the field {name!r}, which config.{self.name} has already; "
+            f"{registry.article} {kind} declares the field {name!r}, which config.{self.name} has already; "
             "give it another name"
           )
         found[dotted] = field
