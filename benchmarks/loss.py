@@ -40,7 +40,8 @@ def main():
     if matmul and "seconds" in row:
       row["tflops"] = row["flops"] / row["seconds"] / 1e12
       row["of_matmul"] = row["tflops"] * 1e12 / matmul
-  device = f"{jax.device_count()} × {jax.devices()[0].device_kind}, jax {jax.__version__}, {arguments.dtype}"
+  kind = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
+  device = f"{kind}, jax {jax.__version__}, {arguments.dtype}"
   print(table(rows, device, matmul))
   print(json.dumps({"device": device, "matmul_tflops": matmul and matmul / 1e12, "rows": rows}))
 

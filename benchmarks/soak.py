@@ -103,9 +103,8 @@ def print_table(table):
     spans = [
       f"{np.median(x):.0f} (max {max(x):.0f})" if x else "" for x in (row["lost"], row["recovery"])
     ]
-    print(
-      f"{name:<22}{row['tried']:>7}{row['tried'] - len(row['failed']):>10}{spans[0]:>17}{spans[1]:>17}"
-    )
+    survived = row["tried"] - len(row["failed"])
+    print(f"{name:<22}{row['tried']:>7}{survived:>10}{spans[0]:>17}{spans[1]:>17}")
   for name, row in table.items():
     for reason in row["failed"]:
       print(f"FAILED {name}: {reason}")
@@ -236,11 +235,8 @@ class Soak:
       self.names = [name for name in self.names if name not in ("full", "inodes", "readonly")]
       self.left = {name: number for name, number in self.left.items() if name in self.names}
     steps = arguments.steps or (400 if arguments.tiny else 1400)
-    self.command = [
-      "train",
-      "--config",
-      f"{ROOT / 'tests/tiny.py' if arguments.tiny else ROOT / 'configs/quickstart.py'}:steps={steps}",
-    ]
+    config = ROOT / ("tests/tiny.py" if arguments.tiny else "configs/quickstart.py")
+    self.command = ["train", "--config", f"{config}:steps={steps}"]
     self.saved_every = steps // 40
     self.command += [
       f"--config.checkpoint.every_steps={self.saved_every}",
@@ -395,13 +391,16 @@ class Soak:
 
   def _print_memory(self):
     print(
-      f"\n{'long start':<12}{'seconds':>9}{'steps':>14}{'RSS MiB':>18}{'growth MiB':>12}{'descriptors':>14}"
+      f"\n{'long start':<12}{'seconds':>9}{'steps':>14}{'RSS MiB':>18}"
+      f"{'growth MiB':>12}{'descriptors':>14}"
     )
     for i, samples in enumerate(self.long_starts):
       trained = [s for s in samples if s[3] > samples[0][3] + self.steps // 20] or samples[-1:]
       first, last = trained[0], trained[-1]
       print(
-        f"{i:<12}{last[0]:>9.0f}{f'{first[3]}…{last[3]}':>14}{f'{first[1]:.0f}…{last[1]:.0f}':>18}{last[1] - first[1]:>12.1f}{f'{first[2]}…{last[2]}':>14}"
+        f"{i:<12}{last[0]:>9.0f}{f'{first[3]}…{last[3]}':>14}"
+        f"{f'{first[1]:.0f}…{last[1]:.0f}':>18}{last[1] - first[1]:>12.1f}"
+        f"{f'{first[2]}…{last[2]}':>14}"
       )
 
 

@@ -54,17 +54,17 @@ class Peak:
 def make(size: str, out: pathlib.Path):
   """A big_vision file of the named size with random weights, through siglax's own writer."""
   from siglax import config as config_lib
+  from siglax import interop
   from siglax import models
   from siglax import tower
   from siglax.devices import mesh as mesh_lib
-  from siglax.tower import export
 
   c = config_lib.default()
   c.image.size = 224
   c.model.image.variant = c.model.text.variant = size
   c.model.text.vocab_size, c.model.text.eos_id, c.loss.bias_init = 32_000, 1, -10.0
   params = jax.jit(models.build(c.model).init)(jax.random.key(0))
-  export.FORMATS["big_vision"].write(
+  interop.FORMATS["big_vision"].write(
     tower.Tower(c, params, None, mesh_lib.make()), out, "float32", out
   )
 

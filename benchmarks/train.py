@@ -21,7 +21,7 @@ from step import prepare  # benchmarks/step.py
 
 from siglax import config as config_lib
 from siglax.config import checks
-from siglax.runs import metrics as metrics_lib
+from siglax.devices import chips
 
 
 def b16():
@@ -77,7 +77,7 @@ def measure(config, steps):
   seconds = (time.perf_counter() - start) / steps
   device = jax.devices()[0]
   peak, memory = (
-    metrics_lib.peak_flops(device),
+    chips.peak_flops(device),
     (device.memory_stats() or {}).get("peak_bytes_in_use"),
   )
   flops = made.model_flops()

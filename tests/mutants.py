@@ -40,8 +40,14 @@ ROOMS = {
   "losses": ("siglax/losses/*.py", "losses step six_steps processes"),
   "step": ("siglax/training/step.py", "step six_steps resnet embed"),
   "optim": ("siglax/training/optim.py", "optim finetune step six_steps"),
+  "adafactor": ("siglax/training/adafactor.py", "optim step six_steps"),
+  "schedules": ("siglax/training/schedules.py", "optim train"),
   "checkpoint": (
     "siglax/runs/checkpoint.py",
+    "checkpoint six_steps faults/ends faults/folder faults/nonfinite train",
+  ),
+  "stored": (
+    "siglax/runs/stored.py",
     "checkpoint six_steps faults/ends faults/folder faults/nonfinite train",
   ),
   "digest": ("siglax/runs/digest.py", "checkpoint faults/nonfinite six_steps"),
@@ -330,7 +336,8 @@ class Reach:
 
 
 def _name(code) -> str:
-  return f"{pathlib.Path(code.co_filename).relative_to(ROOT)}:{re.sub(r'[.]?<[a-z]+>', '', code.co_qualname)}"
+  function = re.sub(r"[.]?<[a-z]+>", "", code.co_qualname)
+  return f"{pathlib.Path(code.co_filename).relative_to(ROOT)}:{function}"
 
 
 def test_files(room) -> list[str]:
@@ -429,7 +436,9 @@ def chosen(fault, tests) -> list[list[str]]:
 
 
 def drawn(rooms, count, seed) -> list[Fault]:
-  """As many from each room, or all that it has; from seed to seed others, for a larger count more."""
+  """As many from each room, or all that it has; from seed to seed others, for a larger
+  count more.
+  """
   draw = random.Random(seed)
   shuffled = [
     draw.sample(faults, len(faults))

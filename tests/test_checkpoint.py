@@ -1,5 +1,6 @@
 """Checkpoints: exact, on any mesh, and never silently wrong."""
 
+import errno
 import os
 import pathlib
 
@@ -16,6 +17,7 @@ from siglax.devices import mesh as mesh_lib
 from siglax.runs import checkpoint
 from siglax.runs import digest
 from siglax.runs import quiet
+from siglax.runs import stored
 from siglax.training import state as state_lib
 
 
@@ -76,12 +78,10 @@ def damage(folder, step):
 
 def test_restores_bit_for_bit_on_another_mesh(run):
   other = mesh_lib.make(2, 4)
-  reading = checkpoint.Checkpoints(run)
+  reading = stored.Stored(run)
   restored, meta = reading.restore(abstract(other, state(other, 6)))
   assert same(restored, state(other, 6)) and meta["step"] == 6
-  part, _ = checkpoint.Checkpoints(run).restore(
-    {"params": abstract(other, state(other, 6))["params"]}
-  )
+  part, _ = stored.Stored(run).restore({"params": abstract(other, state(other, 6))["params"]})
   assert same(part["params"], state(other, 6)["params"])
 
 
@@ -98,7 +98,7 @@ def test_damage_is_found_and_the_checkpoint_before_is_used(run, caplog):
   )
   writing.save(4, state(mesh, 4), {})  # the damaged newer ones are out of the way
   writing.close()
-  assert checkpoint.Checkpoints(run).steps == [2, 4]
+  assert stored.Stored(run).steps == [2, 4]
 
 
 def test_all_damaged_is_an_error_and_none_is_none(run, tmp_path_factory):
@@ -108,7 +108,7 @@ def test_all_damaged_is_an_error_and_none_is_none(run, tmp_path_factory):
   with pytest.raises(
     ValueError, match="no checkpoint in .* is good; the newest, of step 6"
   ) as error:
-    checkpoint.Checkpoints(run).restore(abstract(mesh, state(mesh, 6)))
+    stored.Stored(run).restore(abstract(mesh, state(mesh, 6)))
   assert "\n" not in str(error.value)
   empty = checkpoint.Checkpoints(tmp_path_factory.mktemp("empty"), options())
   assert empty.restore(abstract(mesh, state(mesh, 6))) is None
@@ -161,10 +161,10 @@ def test_every_leaf_of_a_state_is_under_the_digest(tmp_path):
   saving.save(1, large, {})
   saving.close()
   like = abstract(mesh, large)
-  assert same(checkpoint.Checkpoints(tmp_path).restore(like)[0], large)
+  assert same(stored.Stored(tmp_path).restore(like)[0], large)
   damage(tmp_path, 1)
   with pytest.raises(ValueError, match="opt_state"):
-    checkpoint.Checkpoints(tmp_path).restore(like)
+    stored.Stored(tmp_path).restore(like)
 
 
 def test_what_is_kept(tmp_path):
@@ -192,9 +192,7 @@ def test_a_save_holds_what_was_given_although_the_step_overwrites_it(tmp_path):
       (512, 512), jnp.float32, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
     )
   }
-  restored, meta = checkpoint.Checkpoints(tmp_path).restore(
-    like
-  )  # its digest was of what was given
+  restored, meta = stored.Stored(tmp_path).restore(like)  # its digest was of what was given
   assert meta["step"] == 3 and float(restored["params"][0, 0]) == 5
 
 
@@ -211,7 +209,7 @@ def contents(folder):
 
 def restored(folder, config=None, step=6):
   mesh = mesh_lib.make()
-  checkpoints = checkpoint.Checkpoints(folder, config)
+  checkpoints = stored.Stored(folder) if config is None else checkpoint.Checkpoints(folder, config)
   found, meta = checkpoints.restore(abstract(mesh, state(mesh, step)))
   assert same(found, state(mesh, meta["step"]))  # whatever is restored is what was saved
   return checkpoints, meta["step"]
@@ -319,7 +317,7 @@ def test_a_leaf_that_is_not_there_is_damage(run):
   with pytest.raises(
     ValueError, match="no checkpoint in .* is good; the newest, of step 6: params/more is not in it"
   ):
-    checkpoint.Checkpoints(run).restore(like)
+    stored.Stored(run).restore(like)
 
 
 def test_a_step_is_compared_although_both_digests_fit(run):
@@ -361,7 +359,7 @@ def test_a_list_that_cannot_be_read_is_no_empty_list(run, quick):
     inject.failing_reads("EIO", times=10**6, where="list"),
     pytest.raises(ValueError, match="checkpoints cannot be read: .*; nothing was changed"),
   ):
-    checkpoint.Checkpoints(run).restore(abstract(mesh, state(mesh, 6)))
+    stored.Stored(run).restore(abstract(mesh, state(mesh, 6)))
 
 
 def test_a_damaged_checkpoint_is_moved_aside_by_the_next_save_that_succeeds(run, quick):
@@ -600,10 +598,7 @@ def test_one_line_of_an_error():
 
 def test_a_restore_before_a_step_takes_none_of_that_step(run):
   mesh = mesh_lib.make()
-  assert (
-    int(checkpoint.Checkpoints(run).restore(abstract(mesh, state(mesh, 0)), before=4)[0]["step"])
-    == 2
-  )
+  assert int(stored.Stored(run).restore(abstract(mesh, state(mesh, 0)), before=4)[0]["step"]) == 2
 
 
 def test_a_save_that_fails_in_one_of_several_processes_ends_the_run(run, monkeypatch):
@@ -616,3 +611,39 @@ def test_a_save_that_fails_in_one_of_several_processes_ends_the_run(run, monkeyp
     checkpoints._fail(OSError("full"))
   monkeypatch.undo()
   checkpoints.close()
+
+
+def test_a_save_that_fails_in_the_background_is_noticed_at_the_next_step(run, monkeypatch, caplog):
+  """And not only when the next save is due, which may be an hour later."""
+  checkpoints = checkpoint.Checkpoints(run, options(keep_latest=3))
+
+  def full(self):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  monkeypatch.setattr(checkpoint.ocp.AsyncCheckpointer, "check_for_errors", full)
+  checkpoints._pending = 8
+  assert checkpoints.poll()
+  assert "the checkpoint of step 8 failed, attempt 1 in a row: [Errno 28] No space" in caplog.text
+  monkeypatch.undo()
+  checkpoints.close()
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_old_checkpoint_that_cannot_be_deleted_disturbs_nothing(run, monkeypatch):
+  mesh = mesh_lib.make()
+  checkpoints = checkpoint.Checkpoints(run, options(keep_latest=1))
+  remove = os.rmdir
+
+  def rmdir(path, *args, **kwargs):
+    if str(path) == "state":  # of what is being deleted, relative to its folder
+      raise OSError(errno.EIO, "Input/output error")
+    return remove(path, *args, **kwargs)
+
+  monkeypatch.setattr(os, "rmdir", rmdir)
+  checkpoints.save(8, state(mesh, 8), {})
+  checkpoints.close()
+  monkeypatch.undo()
+  assert stored.Stored(run).steps == [8]
+  assert list((run / "checkpoints").glob(".deleting-*/state"))  # the failure was there
+  checkpoint.Checkpoints(run, options()).close()
+  assert not list((run / "checkpoints").glob(".deleting-*"))  # the next start tries again

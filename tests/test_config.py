@@ -14,7 +14,7 @@ from siglax.commands import cli
 from siglax.commands import plan
 from siglax.config.checks import check_train
 from siglax.data.text import TextProcessor
-from siglax.runs import metrics
+from siglax.devices import streams
 from siglax.training import checks
 
 import tiny
@@ -524,15 +524,17 @@ def test_unexpected_errors_of_files_are_one_line(error, line, monkeypatch, capsy
 PRINTS = """
 import dataclasses, sys
 from siglax.commands import cli, plan
-cli.COMMANDS = (dataclasses.replace(plan.COMMAND, run=lambda _: (print("x" * 100000), print("y", flush=True))),)
-sys.exit(cli.main(["plan", "--config", "x.py", "--devices", "1"] if len(sys.argv) == 1 else ["--help"]))
+run = lambda _: (print("x" * 100000), print("y", flush=True))
+cli.COMMANDS = (dataclasses.replace(plan.COMMAND, run=run),)
+given = ["plan", "--config", "x.py", "--devices", "1"] if len(sys.argv) == 1 else ["--help"]
+sys.exit(cli.main(given))
 """
 
 
 def test_a_table_that_cannot_be_printed_is_an_error(monkeypatch, capsys):
   """Unlike in a training, it is all that such a command is for."""
   shown = dataclasses.replace(
-    plan.COMMAND, run=lambda _: metrics.print_table("a plan", [("devices", "1")])
+    plan.COMMAND, run=lambda _: streams.print_table("a plan", [("devices", "1")])
   )
   monkeypatch.setattr(cli, "COMMANDS", (shown,))
   with open("/dev/full", "w") as full, monkeypatch.context() as patch:
@@ -562,7 +564,8 @@ def test_a_stdout_that_is_full_or_closed_ends_a_command_in_one_line(
     "PYTHONPATH": str(ROOT)
   }
   # The program waits until the reader of a pipe has gone.
-  command = f"({{ sleep 0.2; '{sys.executable}' '{program}' {' '.join(more)}; echo $? >&3; }} {stdout}) 3>&1"
+  run = f"'{sys.executable}' '{program}' {' '.join(more)}"
+  command = f"({{ sleep 0.2; {run}; echo $? >&3; }} {stdout}) 3>&1"
   done = subprocess.run(
     ["bash", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True
   )

@@ -34,7 +34,7 @@ from siglax.devices import mesh as mesh_lib
 from siglax.runs import checkpoint
 from siglax.runs import digest as digest_lib
 from siglax.runs import folder as folder_lib
-from siglax.runs import metrics
+from siglax.runs import records
 from siglax.training import loop
 from siglax.training import program
 from siglax.training import run as run_lib
@@ -249,7 +249,7 @@ def test_embed_writes_what_the_tower_says(folder, embedded):
   zimg = tower.embed_images(pictures)
   want = {
     "image_embedding": zimg,
-    "image_tokens": np.asarray(tower.model.image_tokens(tower.params, np.stack(pictures))),
+    "image_tokens": np.asarray(jax.jit(tower.model.image_tokens)(tower.params, np.stack(pictures))),
     "text_embeddings": tower.embed_texts(
       [c for i in range(64) for c in shapes[i]["captions"]]
     ).reshape(64, 2, 20),
@@ -348,7 +348,7 @@ def test_embed_refuses_in_one_line(folder, tmp_path, capsys):
 
 
 def history(workdir):
-  return [(r["step"], r["loss"]) for r in metrics.read(workdir) if "loss" in r]
+  return [(r["step"], r["loss"]) for r in records.read(workdir) if "loss" in r]
 
 
 def test_the_losses_are_those_of_the_tower_in_the_step_and_resuming_repeats_them(

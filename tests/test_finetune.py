@@ -13,7 +13,8 @@ from siglax import config as config_lib
 from siglax.devices import paths
 from siglax.runs import checkpoint
 from siglax.runs import folder as folder_lib
-from siglax.runs import metrics
+from siglax.runs import records
+from siglax.runs import stored
 from siglax.training import loop
 from siglax.training import run as run_lib
 
@@ -136,15 +137,15 @@ def test_what_is_loaded_is_what_was_trained(run, states):
 
 
 def test_resumed_within_the_unmasked_end_and_before_it(run, tmp_path):
-  lines = [r for r in metrics.read(run) if "loss" in r]
+  lines = [r for r in records.read(run) if "loss" in r]
   for steps in (2, 4):
     workdir = tmp_path / str(steps)
     shutil.copytree(run, workdir)
-    for later in (workdir / checkpoint.FOLDER).iterdir():
+    for later in (workdir / stored.FOLDER).iterdir():
       if later.name.isdigit() and int(later.name) > steps:
         shutil.rmtree(later)
     loop.train(folder_lib.read_config(run), workdir)
-    again = [r for r in metrics.read(workdir) if "loss" in r][-(6 - steps) :]
+    again = [r for r in records.read(workdir) if "loss" in r][-(6 - steps) :]
     assert [(r["step"], r["loss"], r["grad_norm"]) for r in again] == [
       (r["step"], r["loss"], r["grad_norm"]) for r in lines[steps:]
     ]

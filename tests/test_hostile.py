@@ -342,7 +342,9 @@ TEXT = text_lib.TextProcessor(length=8)
 
 
 def read_rows(source):
-  """Rows as training sees them, which counts the broken ones and says why, and as evaluation does."""
+  """Rows as training sees them, which counts the broken ones and says why, and as
+  evaluation does.
+  """
   load, examples = (
     loading.ExampleLoader(0, source, 0, False, config().image, TEXT),
     EvalExamples(source, config()),

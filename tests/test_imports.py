@@ -24,7 +24,8 @@ MINE = """
 import jax.numpy as jnp
 from siglax import config, losses
 power = config.Field(2.0, "Of the distance.", above=0)
-losses.pairwise("mine", lambda x, p, power: jnp.abs(jnp.tanh(x) - p) ** power, fields={"power": power})
+formula = lambda x, p, power: jnp.abs(jnp.tanh(x) - p) ** power
+losses.pairwise("mine", formula, fields={"power": power})
 """
 
 

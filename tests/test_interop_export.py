@@ -4,6 +4,7 @@ express is named.
 
 import json
 import pathlib
+import re
 import shutil
 import types
 
@@ -15,14 +16,16 @@ from test_interop_big_vision import renamed
 
 import siglax
 from siglax import config as config_lib
+from siglax import interop
 from siglax import models
 from siglax import tower
 from siglax.commands import cli
 from siglax.data.text import TextProcessor
 from siglax.devices import mesh
 from siglax.interop import fields
-from siglax.interop import open_clip
+from siglax.interop import open_clip_names
 from siglax.models import transformer
+from siglax.models import vit
 from siglax.tower import export
 from siglax.training import initial
 
@@ -271,7 +274,7 @@ def test_any_encoder_goes_out_and_comes_back(scan, tmp_path, monkeypatch):
 )
 def test_what_a_format_cannot_express_is_named(form, changed, message, tmp_path, monkeypatch):
   monkeypatch.setitem(transformer.SIZES, "B", (16, 2, 2, 24))
-  monkeypatch.setitem(open_clip.TRUNKS, ("base", 8), {"gelu_tanh": (16,)})
+  monkeypatch.setitem(open_clip_names.TRUNKS, ("base", 8), {"gelu_tanh": (16,)})
   c = siglax.load(GOLDEN / "hf_siglip").config
   c.image.resize = "bilinear"
   for field, value in changed.items():
@@ -287,8 +290,8 @@ def test_what_a_format_cannot_express_is_named(form, changed, message, tmp_path,
 
 def tables():
   """{format: its table}, open_clip's with a trunk of timm."""
-  tower = types.SimpleNamespace(model=types.SimpleNamespace(has_batch_norm=False))
-  return {form: kind.carries(tower) for form, kind in export.FORMATS.items()}
+  tower = types.SimpleNamespace(model=types.SimpleNamespace(declared={"image": vit.TOWER}))
+  return {form: interop.FORMATS[form].carries(tower) for form in interop.written()}
 
 
 def test_every_field_goes_out_or_is_refused_in_every_format_as_docs_say():
@@ -393,3 +396,19 @@ def test_nothing_is_overwritten_and_wrong_inputs_are_one_line(tmp_path, capsys):
     "--format hf-vision needs the image tower, which is not there",
     f"--out {tmp_path / 'x'} must end in .npz, as big_vision's files do",
   ]
+
+
+def test_the_help_of_the_command_lists_the_formats_that_are_written(capsys):
+  with pytest.raises(SystemExit):
+    cli.main(["export", "--help"])
+  said = " ".join(capsys.readouterr().out.split())
+  for name, form in interop.FORMATS.items():
+    assert (f"{name}, {form.doc}" in said) == (form.write is not None)
+
+
+def test_docs_list_which_formats_are_read_and_written():
+  text = (pathlib.Path(__file__).parents[1] / "docs" / "towers.md").read_text()
+  rows = re.findall(r"^\| .* \| (yes|no) \| (?:`([\w-]+)`|no)(?: \(\w+\))? \|$", text, re.MULTILINE)
+  written = {name: read == "yes" for read, name in rows if name}
+  assert written == {name: interop.FORMATS[name].open is not None for name in interop.written()}
+  assert len(rows) == len(interop.FORMATS)  # those that are read only too

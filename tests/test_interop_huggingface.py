@@ -462,7 +462,8 @@ def test_a_json_file_of_gigabytes_is_not_read(folder):
     f.truncate(3 * 2**30)  # sparse: it takes no disk
   with pytest.raises(
     ValueError,
-    match="preprocessor_config.json cannot be read as JSON: it has 3221225472 bytes, and at most 67108864",
+    match="preprocessor_config.json cannot be read as JSON: it has 3221225472 bytes, and at most "
+    "67108864",
   ):
     siglax.load(folder)
 

@@ -15,7 +15,7 @@ import safetensors.numpy
 
 import siglax
 from siglax.commands import cli
-from siglax.interop import open_clip
+from siglax.interop import open_clip_names
 from siglax.models import resnet
 from siglax.models import transformer
 
@@ -26,7 +26,7 @@ RESNET = GOLDEN.parent / "open_clip_resnet"
 @pytest.fixture
 def tiny(monkeypatch):
   monkeypatch.setitem(transformer.SIZES, "B", (16, 2, 2, 24))
-  monkeypatch.setitem(open_clip.TRUNKS, ("base", 8), {"gelu_tanh": (16,)})
+  monkeypatch.setitem(open_clip_names.TRUNKS, ("base", 8), {"gelu_tanh": (16,)})
 
 
 def renamed():
@@ -121,7 +121,7 @@ def test_what_timm_has_no_name_for_is_named(tiny, tmp_path, capsys):
     in refused(GOLDEN)
   )
   transformer.SIZES["B"] = (16, 2, 2, 24)
-  open_clip.TRUNKS["base", 8] = {"gelu": (16, 24)}
+  open_clip_names.TRUNKS["base", 8] = {"gelu": (16, 24)}
   assert (
     "activation='gelu_tanh' with config.image.size=16; timm's vit_base_patch8_siglip has 'gelu' "
     "with "

@@ -38,7 +38,8 @@ for folder in folders:
     code = block.split("```")[0]
     # Its example compiles three functions; once is enough.
     exec(code if folder == folders[0] else code.split("\\nzimg")[0], found)
-  out = {name: found["pixels"](os.path.join(os.path.dirname(folder), name + ".png")) for name in ("picture", "grey16", "rgb16")}
+  picture = lambda name: os.path.join(os.path.dirname(folder), name + ".png")
+  out = {name: found["pixels"](picture(name)) for name in ("picture", "grey16", "rgb16")}
   if "tokens" in found:
     out["tokens"] = found["tokens"](inputs["texts"].tolist())
   for name in found["config"]["functions"]:
@@ -46,7 +47,8 @@ for folder in folders:
     out[name] = function(x)
     if folder == folders[0]:
       out[name + "_one"] = function(x[:1])
-  function, params = found["config"]["functions"]["image_tokens"], dict(found["np"].load("image.npz"))
+  function = found["config"]["functions"]["image_tokens"]
+  params = dict(found["np"].load("image.npz"))
   if folder == folders[0]:
     call = found["export"].deserialize(open(function["file"], "rb").read()).call
     loss = lambda p: (call(p, inputs["images"]) ** 2).sum()

@@ -59,7 +59,8 @@ def test_bash_reads_it(script):
 
 def test_the_gpu_flags_are_known_to_this_jax():
   """An unknown flag in XLA_FLAGS ends the process; the CPU's jaxlib knows those of GPUs too."""
-  command = f"source launch/env.sh && {sys.executable} -c 'import jax; jax.numpy.zeros(1).block_until_ready()'"
+  program = "import jax; jax.numpy.zeros(1).block_until_ready()"
+  command = f"source launch/env.sh && {sys.executable} -c '{program}'"
   environment = {**os.environ, "SIGLAX_PLATFORM": "gpu", "JAX_PLATFORMS": "cpu"}
   subprocess.run(["bash", "-euc", command], cwd=ROOT, env=environment, check=True)
 

@@ -110,7 +110,8 @@ def test_a_lock_that_is_old_or_broken_is_taken_over_once_it_is_stale(
     assert held.held() and not first.held()
     with pytest.raises(
       ValueError,
-      match=f"no longer this process's: process {os.getpid()} on {socket.gethostname()} has taken the run folder over",
+      match=f"no longer this process's: process {os.getpid()} on {socket.gethostname()} has taken "
+      "the run folder over",
     ):
       first.check()
     first.release()  # which is no longer its own

@@ -527,6 +527,12 @@ def test_auto_gathers_what_takes_a_sixteenth_of_the_memory():
     "ring",
   ]  # 362 · 2896 ≤ 2²⁰ < 363 · 2904
 
+  class Two:
+    shape, axis_names = {"data": 2}, ("data",)
+
+  assert losses.choose(8000, 768, Two, memory=2**50) == "gather"
+  assert losses.choose(4095, 768, None, memory=2**50) == "ring"  # one device has nothing to gather
+
 
 # A loss of one's own.
 

@@ -20,11 +20,14 @@ import test_evals
 
 from siglax import config as config_lib
 from siglax import evals
+from siglax.devices import chips
 from siglax.runs import curves
 from siglax.runs import files
 from siglax.runs import goodput
 from siglax.runs import history
 from siglax.runs import metrics
+from siglax.runs import records
+from siglax.runs import summary
 from siglax.training import run as run_lib
 
 TINY = str(pathlib.Path(__file__).parent / "tiny.py")
@@ -85,7 +88,7 @@ def test_resume_drops_later_and_torn_lines(tmp_path, config, torn):
   record_run(tmp_path, config, [10, 20, 30, 40, 50])
   with (tmp_path / "metrics.jsonl").open("ab") as file:
     file.write(torn)
-  assert [r["step"] for r in metrics.read(tmp_path)][:5] == [10, 20, 30, 40, 50]
+  assert [r["step"] for r in records.read(tmp_path)][:5] == [10, 20, 30, 40, 50]
   record_run(tmp_path, config, [40, 50, 60], step=30)
   assert [r["step"] for r in lines(tmp_path)] == [10, 20, 30, 40, 50, 60]
   assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
@@ -205,7 +208,8 @@ def test_a_pipe_that_nobody_reads_neither_ends_a_run_nor_prints_a_traceback(tmp_
 
 @pytest.mark.slow
 def test_a_run_without_stdout_and_stderr_trains_and_saves(tmp_path):
-  command = f'exec "{sys.executable}" -m siglax.commands.cli train --config {TINY}:steps=2 --workdir {tmp_path} --config.eval.tasks="()"'
+  given = f'--config {TINY}:steps=2 --workdir {tmp_path} --config.eval.tasks="()"'
+  command = f'exec "{sys.executable}" -m siglax.commands.cli train {given}'
   environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
   assert (
     subprocess.run(
@@ -551,13 +555,14 @@ def write_lines(path, records):
 def test_summary_of_all_starts(tmp_path, config):
   write_lines(tmp_path / "metrics.jsonl", [{"step": 100, "examples": 3200}])
   write_lines(tmp_path / "starts.jsonl", STARTS[2:])
-  assert dict(metrics.summary(tmp_path, config))["time"] == "0:01:16"
+  assert dict(summary.summary(tmp_path, config))["time"] == "0:01:16"
   write_lines(tmp_path / "starts.jsonl", STARTS)
-  rows = dict(metrics.summary(tmp_path, config))
+  rows = dict(summary.summary(tmp_path, config))
   assert rows["time"] == "0:02:50 over 3 starts, with 23 steps lost to stops"  # 170 s, by hand
   assert (
     rows["goodput"]
-    == "init 17.6%  compile 0.0%  data_wait 2.4%  step 58.8%  evaluation 3.4%  checkpoint 2.4%  lost 15.5%"
+    == "init 17.6%  compile 0.0%  data_wait 2.4%  step 58.8%  evaluation 3.4%  checkpoint 2.4%  "
+    "lost 15.5%"
   )
 
 
@@ -577,7 +582,7 @@ def test_summary_shows_the_best_chance_batches_and_a_loss_that_rises(tmp_path, c
 
   def rows(n):
     write_lines(tmp_path / "metrics.jsonl", records[:n])
-    return metrics.summary(tmp_path, config)[2:-1]
+    return summary.summary(tmp_path, config)[2:-1]
 
   assert rows(5) == [
     ("eval/val/loss", "not finite at step 50, best 5.8000 at step 20, batch 24"),
@@ -602,9 +607,9 @@ def test_summary_shows_the_best_chance_batches_and_a_loss_that_rises(tmp_path, c
 
 def test_summary_of_a_run_without_records(tmp_path, config):
   record_run(tmp_path, config, [])
-  assert metrics.summary(tmp_path, config) == [("files", str(tmp_path))]
+  assert summary.summary(tmp_path, config) == [("files", str(tmp_path))]
   with pytest.raises(ValueError, match="metrics.jsonl: no such file"):
-    metrics.read(tmp_path / "nothing")
+    records.read(tmp_path / "nothing")
 
 
 def test_chance_is_what_random_rankings_get():
@@ -721,13 +726,16 @@ def test_an_evaluation_just_before_the_last_step_is_left_to_it(every, total, wan
 )
 def test_peak_flops(kind, tflops):
   device = types.SimpleNamespace(platform="gpu", device_kind=kind)
-  assert metrics.peak_flops(device) == (None if tflops is None else tflops * 1e12)
-  assert metrics.peak_flops(jax.devices("cpu")[0]) is None
+  assert chips.peak_flops(device) == (None if tflops is None else tflops * 1e12)
+  assert chips.peak_flops(jax.devices("cpu")[0]) is None
 
 
 def test_nothing_heavy_is_imported_early():
   heavy = ("tensorboardX", "rich", "matplotlib", "wandb")
-  program = f"import sys, siglax.runs.metrics, siglax.runs.curves, siglax.training.optim, siglax.evals; print([m for m in {heavy} if m in sys.modules])"
+  program = (
+    "import sys, siglax.runs.metrics, siglax.runs.curves, siglax.training.optim, siglax.evals\n"
+    f"print([m for m in {heavy} if m in sys.modules])"
+  )
   assert (
     subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip()
     == "[]"

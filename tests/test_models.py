@@ -4,6 +4,7 @@ promises.
 
 import itertools
 import math
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -306,3 +307,18 @@ def test_scale_and_bias_start_as_configured():
   _, params = tiny()
   scale, bias = models.scale_and_bias(params)
   np.testing.assert_allclose((scale, bias), (10.0, -10.0), rtol=1e-6)
+
+
+def test_docs_list_the_towers_as_they_declare_themselves():
+  lines = [
+    "| tower | `variant` | what it is | fields of its tower that it uses |",
+    "|---|---|---|---|",
+  ]
+  for kind, towers in models.BY_KIND.items():
+    for tower in towers.values():
+      variants, uses = (
+        ", ".join(f"`{name}`" for name in names) for names in (tower.variants, tower.uses)
+      )
+      lines.append(f"| {kind} | {variants} | {tower.doc} | {uses} |")
+  text = "\n".join(lines)
+  assert text in (pathlib.Path(__file__).parents[1] / "docs" / "towers.md").read_text(), text

@@ -8,7 +8,9 @@ import pytest
 
 from siglax import config as config_lib
 from siglax.devices import paths
+from siglax.training import adafactor
 from siglax.training import optim
+from siglax.training import schedules
 
 STEPS = 7
 
@@ -195,7 +197,7 @@ def adafactor_reference(c, stacked):
     mean = lambda key, x: (
       memory.__setitem__(key, beta * memory.get(key, 0) + (1 - beta) * x) or memory[key]
     )
-    if g.ndim == 2 and min(g.shape) >= optim.MIN_DIM_TO_FACTOR:
+    if g.ndim == 2 and min(g.shape) >= adafactor.MIN_DIM_TO_FACTOR:
       row, column = mean("row", square.mean(1)), mean("column", square.mean(0))
       u = g / np.sqrt(row[:, None] * column / row.mean())
     else:
@@ -217,7 +219,7 @@ def adafactor_reference(c, stacked):
 def test_adafactor_equals_float64_reference(path, shape, b1, tolerance):
   config = make_config(name="adafactor", b1=b1, b2=0.5)
   rng = np.random.default_rng(0)
-  tx = optim.adafactor(b1, 0.5)
+  tx = adafactor.adafactor(b1, 0.5)
   params = {path: {"kernel": np.zeros(shape, np.float32)}}
   state, memory, update = tx.init(params), {}, jax.jit(tx.update)
   want = adafactor_reference(config.optim, path == "blocks")
@@ -253,18 +255,18 @@ def test_schedules():
     "rsqrt": lr * np.sqrt(50 / (50 + after)),
   }
   for name, tail in want.items():
-    curve = optim.schedule(make_config(schedule=name, lr=lr, rsqrt_timescale=50), steps, warmup)
+    curve = schedules.make(make_config(schedule=name, lr=lr, rsqrt_timescale=50), steps, warmup)
     got = np.array([curve(jnp.int32(s)) for s in range(steps + 1)])
     np.testing.assert_allclose(
       got, np.r_[lr * np.arange(warmup) / warmup, tail], rtol=1e-5, atol=1e-6
     )
   for name in ("constant", "rsqrt"):
-    curve = optim.schedule(make_config(schedule=name, lr=lr, rsqrt_timescale=50), steps, warmup, 20)
+    curve = schedules.make(make_config(schedule=name, lr=lr, rsqrt_timescale=50), steps, warmup, 20)
     got = np.array([curve(s) for s in range(warmup, steps + 1)])
     np.testing.assert_allclose(
       got, want[name] * np.minimum(1, (90 - after) / 20), rtol=1e-5, atol=1e-6
     )
-  assert optim.schedule(make_config(lr=lr), 1)(0) == lr
+  assert schedules.make(make_config(lr=lr), 1)(0) == lr
 
 
 @pytest.mark.parametrize(
@@ -282,7 +284,7 @@ def test_schedules():
 )
 def test_schedule_errors(schedule, warmup, cooldown, message):
   with pytest.raises(ValueError, match=message):
-    optim.schedule(make_config(schedule=schedule), 100, warmup, cooldown)
+    schedules.make(make_config(schedule=schedule), 100, warmup, cooldown)
 
 
 @pytest.mark.parametrize(
@@ -354,6 +356,6 @@ def test_state_is_saved_by_orbax(tmp_path):
 
 
 def test_a_warmup_and_a_cooldown_may_fill_the_training():
-  curve = optim.schedule(make_config(schedule="constant", lr=1.0), 10, 4, 6)
+  curve = schedules.make(make_config(schedule="constant", lr=1.0), 10, 4, 6)
   want = [0, 1 / 4, 2 / 4, 3 / 4, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0]
   np.testing.assert_allclose([curve(s) for s in range(11)], want, atol=1e-6)

@@ -321,7 +321,8 @@ def test_micro_batches_need_a_frozen_tower(tmp_path):
   fields = {"train.microbatch": 1, "model.image.variant": "RN50"}
   with pytest.raises(
     ValueError,
-    match="config.train.microbatch=1 has no place in config.model.image.variant='RN50': batch norm needs",
+    match="config.train.microbatch=1 has no place in config.model.image.variant='RN50': batch "
+    "norm needs",
   ):
     run_lib.Run(tiny(**fields), tmp_path)
   c = tiny(**fields, **{"optim.lr_multipliers": "(('image/.*', None), ('.*', 1.0))"})

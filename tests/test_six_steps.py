@@ -27,6 +27,7 @@ from siglax import data as data_lib
 from siglax import models
 from siglax.data.text import TextProcessor
 from siglax.runs import checkpoint
+from siglax.runs import stored
 from siglax.training import loop
 
 import oracles
@@ -240,7 +241,7 @@ def test_a_save_comes_after_the_log_of_its_step_and_takes_its_own_evaluation_onl
       assert metrics.items() <= evaluations[-1].items() and BEST in metrics
   best = best_step(run)
   assert best < STEPS - 1  # or it would be kept as one of the latest
-  assert checkpoint.Checkpoints(run.folder).steps == [best, STEPS - 1, STEPS]
+  assert stored.Stored(run.folder).steps == [best, STEPS - 1, STEPS]
 
 
 def best_step(run) -> int:
@@ -306,7 +307,7 @@ def test_what_is_on_the_disk_is_what_was_given(run, tmp_path):
     state = run.saves[step][0]
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=one), state)
-    restored, meta = checkpoint.Checkpoints(tmp_path).restore(like)
+    restored, meta = stored.Stored(tmp_path).restore(like)
     assert meta["step"] == step
     close(jax.device_get(restored), state, rtol=0, atol=0)
     shutil.rmtree(tmp_path / "checkpoints" / str(step))

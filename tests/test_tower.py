@@ -22,7 +22,7 @@ from siglax.data import text as text_lib
 from siglax.interop import stablehlo
 from siglax.runs import checkpoint
 from siglax.runs import folder as folder_lib
-from siglax.runs import metrics
+from siglax.runs import records
 from siglax.tower import export
 from siglax.training import initial
 from siglax.training import loop
@@ -114,7 +114,7 @@ def test_evaluate_repeats_the_last_evaluation_of_the_run(folder, capsys):
     in capsys.readouterr().err
   )
   assert cli.main(["evaluate", "--from", str(folder), *gone]) == 0
-  last = [r for r in metrics.read(folder) if any(k.startswith("eval/") for k in r)][-1]
+  last = [r for r in records.read(folder) if any(k.startswith("eval/") for k in r)][-1]
   found = json.loads((folder / "eval.json").read_text())
   assert [r["task"] for r in found] == ["zeroshot_classification", "zeroshot_retrieval"]
   for record in found:
@@ -241,7 +241,10 @@ def test_a_start_says_which_inputs_it_changes(averaged, tmp_path, caplog):
     "24 here; "
     "config.image.std is (0.5, 0.5, 0.5) there and (0.5, 0.5, 0.9) here"
   )
-  text = "; config.text.lowercase is True there and False here; config.text.strip_punctuation is True there and False here"
+  text = (
+    "; config.text.lowercase is True there and False here; config.text.strip_punctuation is True "
+    "there and False here"
+  )
   start = "config.model.init_from={} was trained with other inputs: "
   assert said(caplog, c, averaged.workdir, tmp_path) == [
     start.format(averaged.workdir) + image + text
@@ -349,7 +352,10 @@ def test_tokenizer_command(tmp_path, capsys):
   ],
 )
 def test_imports_stay_light(statement):
-  program = f"import sys\ntry:\n  exec({statement!r})\nexcept SystemExit: pass\nprint([m for m in ('jax', 'flax', 'grain', 'orbax', 'cv2') if m in sys.modules])"
+  program = (
+    f"import sys\ntry:\n  exec({statement!r})\nexcept SystemExit: pass\n"
+    "print([m for m in ('jax', 'flax', 'grain', 'orbax', 'cv2') if m in sys.modules])"
+  )
   out = subprocess.run(
     [sys.executable, "-c", program], capture_output=True, text=True, check=True
   ).stdout

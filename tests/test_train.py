@@ -16,8 +16,8 @@ from siglax import config as config_lib
 from siglax.commands import cli
 from siglax.data.shapes import Shapes
 from siglax.data.text import TextProcessor
-from siglax.runs import checkpoint
 from siglax.runs import history
+from siglax.runs import stored
 from siglax.training import resume
 from siglax.training import run as run_lib
 
@@ -117,9 +117,9 @@ def test_a_run_leaves_what_is_promised(whole):
     "local_accuracy",
     "host_time",
   }  # whose values tests/test_six_steps.py checks
-  assert checkpoint.Checkpoints(whole).steps == [8, 12] and (
-    whole / "curves.png"
-  ).read_bytes().startswith(b"\x89PNG")
+  assert stored.Stored(whole).steps == [8, 12] and (whole / "curves.png").read_bytes().startswith(
+    b"\x89PNG"
+  )
   text = TextProcessor(whole / "tokenizer.model", length=12)
   assert (text(["a red square"]) == TextProcessor(length=12)(["a red square"])).all()
   resolved = config_lib.resolve(config_lib.load(TINY), TextProcessor())
@@ -139,9 +139,7 @@ def test_killed_and_started_again_is_as_if_not_killed(whole, tmp_path, step, sav
   assert code == -signal.SIGKILL
   reached = losses(tmp_path)[-1][0]
   assert reached < 12
-  steps = checkpoint.Checkpoints(
-    tmp_path
-  ).steps  # what the kill left whole; nothing of it is done again
+  steps = stored.Stored(tmp_path).steps  # what the kill left whole; nothing of it is done again
   assert saved is None or saved in steps
   code, out = run(tmp_path, "--config.loader.threads=3")
   assert code == 0, out

@@ -38,7 +38,10 @@ def _run(arguments):
 COMMAND = Command(
   name="classify",
   help="sort pictures by labels it was never trained on",
-  description="Compares pictures with labels, each put into the templates, and prints how probable each label is.",
+  description=(
+    "Compares pictures with labels, each put into the templates, and prints how probable each "
+    "label is."
+  ),
   add_arguments=_add_arguments,
   run=_run,
 )

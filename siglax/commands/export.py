@@ -9,7 +9,7 @@ from siglax.commands.command import Command
 def _add_arguments(parser):
   shared.add_from_flag(parser)
   parser.add_argument(
-    "--format", required=True, choices=("hf", "hf-vision", "big_vision", "open_clip", "stablehlo")
+    "--format", required=True, metavar="FORMAT", help="see below, or one that --import registers"
   )
   parser.add_argument(
     "--out",
@@ -20,6 +20,16 @@ def _add_arguments(parser):
   parser.add_argument(
     "--dtype", default="float32", choices=("float32", "bfloat16"), help="of the parameters"
   )
+  # Formats import jax, which only who asks for this help is to wait for.
+  format_help = parser.format_help
+  parser.format_help = lambda: setattr(parser, "epilog", _formats()) or format_help()
+
+
+def _formats() -> str:
+  from siglax import interop
+
+  forms = (interop.FORMATS[name] for name in interop.written())
+  return f"Formats: {'; '.join(f'{form.name}, {form.doc}' for form in forms)}."
 
 
 def _run(arguments):
@@ -37,10 +47,7 @@ COMMAND = Command(
   help="write the towers in another library's format",
   description=(
     "Writes the towers of a run folder, of a Hugging Face folder or of a big_vision .npz for other "
-    "libraries: hf is a SiglipModel with its preprocessing and tokenizer, hf-vision its image "
-    "tower alone, big_vision "
-    "an .npz file, open_clip a folder for local-dir:., stablehlo functions that jax runs without "
-    "siglax."
+    "libraries."
   ),
   add_arguments=_add_arguments,
   run=_run,

@@ -46,7 +46,9 @@ def _run(arguments):
 COMMAND = Command(
   name="tokenizer",
   help="train a sentencepiece model",
-  description="Trains a sentencepiece model on the captions of a dataset, preprocessed as in training.",
+  description=(
+    "Trains a sentencepiece model on the captions of a dataset, preprocessed as in training."
+  ),
   add_arguments=_add_arguments,
   run=_run,
 )

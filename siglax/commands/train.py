@@ -14,7 +14,10 @@ def _add_arguments(parser):
   parser.add_argument(
     "--extend",
     action="store_true",
-    help="make a run longer although its learning rate depends on its length (cosine, linear, a cooldown that has begun)",
+    help=(
+      "make a run longer although its learning rate depends on its length (cosine, linear, a "
+      "cooldown that has begun)"
+    ),
   )
   shared.add_process_flags(parser)
 

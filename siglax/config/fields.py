@@ -39,6 +39,11 @@ def at(place: str) -> str | None:
   return place or None
 
 
+def to_set(name: str) -> str:
+  """The name of the field that a user sets for this one: that which it follows, or its own."""
+  return all_fields()[name].follows or name
+
+
 def changeable_in_evaluation() -> list[str]:
   """The names of the fields that `siglax evaluate` may change; "eval.*" where it may change a whole
   group.

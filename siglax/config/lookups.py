@@ -13,7 +13,13 @@ import importlib
 from siglax.config import parts
 
 # Registries whose parts have fields in a group of the config, by the kind of part.
-REGISTRIES = {"loss": "siglax.losses.LOSSES"}
+REGISTRIES = {
+  "loss": "siglax.losses.LOSSES",
+  "image tower": "siglax.models.IMAGE_TOWERS",
+  "text tower": "siglax.models.TEXT_TOWERS",
+  "optimizer": "siglax.training.optimizers.OPTIMIZERS",
+  "schedule": "siglax.training.schedules.SCHEDULES",
+}
 
 
 def registry(kind: str) -> parts.Registry:
@@ -32,8 +38,10 @@ def _table(path: str):
 
 
 losses = _names(REGISTRIES["loss"])
+optimizers = _names(REGISTRIES["optimizer"])
+schedules = _names(REGISTRIES["schedule"])
 loss_impls = _names("siglax.losses.IMPLS")
-image_variants = _names("siglax.models.transformer.SIZES", "siglax.models.resnet.SIZES")
-text_variants = _names("siglax.models.transformer.SIZES")
+image_variants = lambda: registry("image tower").variants
+text_variants = lambda: registry("text tower").variants
 activations = _names("siglax.models.transformer.ACTIVATIONS")
 remat = _names("siglax.models.transformer.REMAT")

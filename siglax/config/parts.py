@@ -176,7 +176,9 @@ class Registry(Mapping, Generic[Part]):
 
   def _add(self, part: Part):
     if part.name in self._parts:
-      raise ValueError(f"there is a {self.kind} {part.name!r} already; give yours another name")
+      raise ValueError(
+        f"there is {self.article} {self.kind} {part.name!r} already; give yours another name"
+      )
     self._parts[part.name] = part
 
   def __getitem__(self, name: str) -> Part:
@@ -188,6 +190,11 @@ class Registry(Mapping, Generic[Part]):
 
   def __len__(self) -> int:
     return len(self._parts)
+
+  @property
+  def article(self) -> str:
+    """That of the kind in a sentence."""
+    return "an" if self.kind[0] in "aeiou" else "a"
 
   @property
   def names(self) -> tuple[str, ...]:

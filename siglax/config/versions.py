@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 
+SIGLAX = "0.1.0"  # of the package; siglax.__version__, which setup.py gives too
 VERSION = (
   2  # that a config.json is written with; a change of the names or the meaning of fields raises it
 )

@@ -68,7 +68,9 @@ class _Instruction:
   attributes: str
 
   def calls(self):
-    """(computation, times it runs) of those that it calls; the sum of a collective does not matter."""
+    """(computation, times it runs) of those that it calls; the sum of a collective does
+    not matter.
+    """
     trips = _TRIPS.search(self.attributes)
     times = int(trips[1]) if trips and self.opcode == "while" else 1
     for names in _CALLED.findall(self.attributes) if self.opcode not in KINDS else ():
@@ -170,7 +172,9 @@ class _Program:
     return False
 
   def _is_cut(self, reduce, k, computation, g) -> bool:
-    """Whether all that is used of result k of an all-reduce over g devices is a slice of 1/g of it."""
+    """Whether all that is used of result k of an all-reduce over g devices is a slice of
+    1/g of it.
+    """
     uses = computation.users.get(reduce.name, [])
     if reduce.shape.startswith("("):
       uses = [use for use in uses if re.match(rf", index={k}\b", use.attributes)]

@@ -39,8 +39,8 @@ from siglax.costs import flops
 from siglax.data import text as text_lib
 from siglax.devices import chips as chips_lib
 from siglax.devices import mesh as mesh_lib
+from siglax.devices import streams
 from siglax.runs import folder as folder_lib
-from siglax.runs import metrics
 from siglax.training import checks
 from siglax.training import optim
 from siglax.training import program as program_lib
@@ -133,7 +133,9 @@ def plan(config, devices: int, chips=tuple(chips_lib.NAMED)) -> dict:
 
 
 def roofline(chip: chips_lib.Chip, *, executed_flops, state_bytes, sent_bytes, model_flops) -> dict:
-  """The least time of a step on a chip, what binds it and the most MFU; per device, see the module."""
+  """The least time of a step on a chip, what binds it and the most MFU; per device, see
+  the module.
+  """
   seconds = {
     "compute": executed_flops / chip.flops,
     "memory": 2 * state_bytes / chip.bandwidth,
@@ -309,7 +311,7 @@ def _on_chip(report, chip, config, d, mesh) -> dict:
 
 def show(report: dict, title: str):
   """Prints a plan as a table: rich in a terminal, plain text elsewhere."""
-  metrics.print_table(
+  streams.print_table(
     title, [*_rows(report), *(("suggestion", text) for text in report["suggestions"])]
   )
 

@@ -100,3 +100,11 @@ def named(name: str) -> Chip:
   if name not in NAMED:
     raise ValueError(f"--chips: {name!r} is unknown; known are {', '.join(NAMED)}")
   return NAMED[name]
+
+
+def peak_flops(device) -> float | None:
+  """Peak dense bf16 FLOP/s of one jax.Device; None where it is not known, as on CPUs and slices of
+  a GPU.
+  """
+  chip = None if device.platform == "cpu" else find(device.device_kind)
+  return chip and chip.flops

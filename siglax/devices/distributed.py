@@ -183,3 +183,10 @@ def _on_tpu() -> bool:
     bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
     and importlib.util.find_spec("libtpu") is not None
   )
+
+
+def preempted(step: int) -> bool:
+  """Whether the processes have agreed to end at this step, after a SIGTERM to one of them; ask at
+  every step.
+  """
+  return multihost_utils.reached_preemption_sync_point(step)

@@ -1,4 +1,6 @@
-"""What an exception tells: whether a disk failed or a file is bad, and its one line for the user."""
+"""What an exception tells: whether a disk failed or a file is bad, and its one line for
+the user.
+"""
 
 from __future__ import annotations
 

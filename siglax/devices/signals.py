@@ -34,8 +34,8 @@ class StopSignals:
   """Turns SIGINT, SIGTERM and SIGHUP into `requested`, the signal's name; a second one calls
   `again`.
 
-  Among several processes jax itself waits for SIGTERM, and `checkpoint.preempted` tells all of them
-  at which step to end. A SIGHUP that is ignored already (nohup) stays ignored.
+  Among several processes jax itself waits for SIGTERM, and `distributed.preempted` tells all of
+  them at which step to end. A SIGHUP that is ignored already (nohup) stays ignored.
   """
 
   def __init__(self, again=interrupt):

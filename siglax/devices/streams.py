@@ -6,6 +6,7 @@ A command that prints ends in one line then (`Stdout`); a training goes on (`say
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import sys
 
@@ -70,3 +71,31 @@ def shown(value) -> str:
   are replaced.
   """
   return str(value).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def print_table(title: str, rows):
+  """Prints rows (name, value): by rich in a terminal, as plain text elsewhere."""
+  print(table(title, rows))
+
+
+def table(title: str, rows) -> str:
+  """Rows (name, value) with a title: by rich in a terminal, as plain text elsewhere."""
+  if not is_terminal(sys.stdout):
+    width = max(len(name) for name, _ in rows)
+    return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows)])
+  from rich import box
+  from rich import console
+  from rich import table as table_lib
+
+  grid = table_lib.Table(title=title, box=box.SIMPLE, show_header=False, title_justify="left")
+  for row in rows:
+    grid.add_row(*row)
+  terminal = console.Console()
+  with terminal.capture() as printed:
+    terminal.print(grid)
+  return printed.get().rstrip("\n")
+
+
+def clock(seconds: float) -> str:
+  """For example "0:01:16"."""
+  return str(datetime.timedelta(seconds=round(seconds)))

@@ -1,98 +1,44 @@
 """Towers in and out of other libraries' checkpoints.
 
-`find` opens what is not a run of siglax: a Hugging Face folder, a big_vision .npz, a folder of
-open_clip. Each format is a table of names (layout.py) and its config; reading and writing arrays
-are the same for all.
+A format is a file with a declaration (format.py says what that holds) and its place in FORMATS;
+`FORMATS.register` adds one of one's own from outside the package. `find` opens what is not a run of
+siglax. Each format is a table of names (layout.py) and its config; reading and writing arrays are
+the same for all.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import math
 import pathlib
 
 from siglax import models
+from siglax.config import parts
 from siglax.interop import big_vision
-from siglax.interop import fields
-from siglax.interop import files
 from siglax.interop import huggingface
-from siglax.interop import layout
 from siglax.interop import open_clip
 from siglax.interop import stablehlo
-from siglax.models import resnet
-from siglax.models import transformer
+from siglax.interop.checkpoint import Checkpoint
+from siglax.interop.checkpoint import changes
+from siglax.interop.checkpoint import check_same
+from siglax.interop.format import Format
 
+FORMATS: parts.Registry[Format] = parts.Registry(
+  "format",
+  (
+    huggingface.HF,
+    huggingface.HF_VISION,
+    huggingface.HF_CLIP,
+    big_vision.FORMAT,
+    open_clip.FORMAT,
+    stablehlo.FORMAT,
+  ),
+)
 ONE_TOWER = {"img": ("image",), "txt": ("text",)}
-# What must be the same where parameters come from and where they go. A position embedding has its
-# own rule, and dropout, scan and the like change no parameter.
-FIELDS = {
-  "image": ("patch", "stem", "position", "pool", "pre_norm", "patch_bias"),
-  "text": ("vocab_size", "length", "pool", "causal"),
-}
 
 
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-  """A checkpoint of another library. config: a siglax config that describes its towers and their
-  preprocessing.
-
-  towers: those to read, of those it has. tokenizer: path of its sentencepiece model, or None.
-  """
-
-  arrays: files.Arrays
-  format: layout.Format
-  config: object
-  towers: tuple[str, ...]
-  tokenizer: pathlib.Path | None
-
-  def model(self) -> models.TwoTowers:
-    """The model of its own config."""
-    with self.naming():
-      return models.build(self.config.model, self.towers)
-
-  def read(self, model, mesh) -> dict:
-    """All its parameters, for the model of its own config."""
-    with self.naming():
-      return layout.read(self.arrays, self.format, model, mesh, self.towers)
-
-  @contextlib.contextmanager
-  def naming(self):
-    """Every error in here names the checkpoint."""
-    try:
-      yield
-    except ValueError as e:
-      raise e if self.arrays.name in str(e) else ValueError(f"{self.arrays.name}: {e}") from None
-
-  def check_sizes(self):
-    """ValueError when its config claims a size that the parameters of its file cannot have, before
-    any shape is made of it.
-    """
-    limit = sum(math.prod(shape) for shape in self.arrays.shapes.values())
-    claimed = fields.describing(self.config, self.towers)
-    if "image" in self.towers:
-      size, patch = claimed.pop("image.size"), self.config.model.image.patch
-      if size < patch and self.config.model.image.variant not in resnet.SIZES:
-        raise ValueError(
-          f"{self.arrays.name} claims config.image.size={size}, less than "
-          f"config.model.image.patch={patch}"
-        )
-      claimed["(image.size/model.image.patch)²"] = (size // patch) ** 2
-    for field, value in claimed.items():
-      if type(value) is int and value > limit:
-        raise ValueError(
-          f"{self.arrays.name} claims config.{field}={value}, and its file has {limit} parameters "
-          "in all"
-        )
-
-  def read_into(self, model, mesh) -> dict:
-    """Its parameters for another model; positions are resized, and a scale or bias that one of them
-    lacks is left out.
-
-    Raises ValueError that lists each field of config.model in which the two differ.
-    """
-    check_same(self.model(), model, self.towers, self.arrays.name)
-    return layout.read(self.arrays, self.format, model, mesh, self.towers, fresh=True)
+def written() -> tuple[str, ...]:
+  """The names of the formats that siglax writes."""
+  return tuple(form.name for form in FORMATS.values() if form.write is not None)
 
 
 def split(path) -> tuple[pathlib.Path, tuple[str, ...]]:
@@ -113,81 +59,34 @@ def find(path) -> Checkpoint | None:
   reads.
   """
   file, wanted = split(path)
-  if file.is_file():
-    if file.suffix != ".npz":
-      raise ValueError(
-        f"{file} is no checkpoint; siglax reads folders of runs, Hugging Face and open_clip, and "
-        ".npz files"
-      )
-    arrays, form, config, towers, tokenizer = big_vision.open_file(file)
-  elif not file.is_dir():
+  if not file.exists():
     raise ValueError(f"{file}: no such file or folder")
-  elif (file / "config.json").is_file() and "model_type" in files.read_json(file / "config.json"):
-    arrays, form, config, towers, tokenizer = huggingface.open_folder(file)
-  elif (file / "config.json").is_file() and files.read_json(file / "config.json").get(
-    "format"
-  ) == stablehlo.FORMAT:
+  if (form := _recognised(file)) is None:
+    if file.is_dir():
+      return None
     raise ValueError(
-      f"{file} was written by --format stablehlo, which siglax does not read back; give what it "
+      f"{file} is no checkpoint; siglax reads folders of runs, and the formats "
+      f"{', '.join(form.name for form in FORMATS.values() if form.open is not None)}"
+    )
+  if form.open is None:
+    raise ValueError(
+      f"{file} was written by --format {form.name}, which siglax does not read back; give what it "
       "was exported from"
     )
-  elif (file / open_clip.CONFIG).is_file():
-    arrays, form, config, towers, tokenizer = open_clip.open_folder(file)
-  else:
-    return None
-  if not set(towers) & set(wanted):
+  form.check_packages()
+  found = form.open(file)
+  if not set(found.towers) & set(wanted):
     raise ValueError(f"{path}: {file} has no {wanted[0]} tower")
-  towers = tuple(t for t in towers if t in wanted)
-  found = Checkpoint(arrays, form, config, towers, tokenizer if "text" in towers else None)
+  towers = tuple(t for t in found.towers if t in wanted)
+  tokenizer = found.tokenizer if "text" in towers else None
+  found = dataclasses.replace(found, towers=towers, tokenizer=tokenizer)
   found.check_sizes()
   return found
 
 
-def check_same(there, here, towers, name):
-  """ValueError that lists each field of config.model in which two models differ, but for what can
-  be resized.
+def _recognised(file: pathlib.Path) -> Format | None:
+  """The first format that recognises it. A user's own are asked before siglax's, which take any
+  .npz.
   """
-  ours = dict(_fields(here, towers))
-  different = [
-    f"config.model.{field} is {a!r} there and {ours[field]!r} here"
-    for field, a in _fields(there, towers)
-    if field in ours and a != ours[field]
-  ]
-  if different:
-    raise ValueError(f"config.model.init_from={name} holds other towers: {'; '.join(different)}")
-
-
-def changes(there, here, towers) -> list[str]:
-  """What pictures and texts of these towers went through there and do not here, each "config.FIELD
-  is A there and B here".
-
-  The tokenizer, whose path says little, is not compared.
-  """
-  now = fields.preprocessing(here, towers)
-  return [
-    f"config.{field} is {value!r} there and {now[field]!r} here"
-    for field, value in fields.preprocessing(there, towers).items()
-    if field != "text.tokenizer" and value != now[field]
-  ]
-
-
-def _fields(model, towers):
-  """(name, value) of all that two models must share, sizes as numbers."""
-  yield "embed_dim", model.embed_dim
-  for name in towers:
-    config = model.config[name]
-    if name == "image" and model.has_batch_norm:
-      yield from (("image.variant", config.variant), ("image.width", resnet.Shape.of(config).width))
-      continue
-    if name == "image":
-      yield "image.variant", "a transformer's"
-    shape = transformer.Shape.of(config)
-    for field in dataclasses.fields(shape):
-      yield f"{name}.{field.name}", getattr(shape, field.name)
-    for field in FIELDS[name]:
-      yield f"{name}.{field}", config[field]
-    linear = name == "text" or config.head != "auto" or model.embed_dim != shape.width
-    yield (
-      f"{name}.head",
-      ("linear_no_bias" if config.head == "linear_no_bias" else "linear") if linear else "auto",
-    )
+  own = [FORMATS[name] for kind, name in parts.registered if kind == FORMATS.kind]
+  return next((form for form in (*own, *FORMATS.values()) if form.recognises(file)), None)

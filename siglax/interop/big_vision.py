@@ -14,6 +14,9 @@ from siglax import models
 from siglax.interop import fields
 from siglax.interop import files
 from siglax.interop import layout
+from siglax.interop import output
+from siglax.interop.checkpoint import Checkpoint
+from siglax.interop.format import Format
 from siglax.interop.layout import LEAD
 from siglax.interop.layout import Row
 from siglax.interop.layout import View
@@ -60,7 +63,7 @@ def _map_head(ours: str, theirs: str) -> tuple[Row, ...]:
   )
 
 
-FORMAT = layout.Format(
+TABLE = layout.Table(
   (
     *linear("image/stem/embedding", "img/embedding/", **_PLAIN),
     Row("image/pos_embedding", "img/pos_embedding", LEAD),
@@ -79,8 +82,8 @@ FORMAT = layout.Format(
 )
 
 
-def open_file(file: pathlib.Path):
-  """(arrays, format, config, towers, tokenizer) of an .npz; it carries no tokenizer.
+def open_file(file: pathlib.Path) -> Checkpoint:
+  """An .npz; it carries no tokenizer.
 
   The file cannot say how the text was pooled: without an attention head it is from the last
   position, as in SigLIP. Raises ValueError when it holds no such towers.
@@ -101,7 +104,7 @@ def open_file(file: pathlib.Path):
     _text_tower(config, arrays)
   config.loss.name = "sigmoid" if "b" in arrays.shapes else "softmax"
   config.loss.bias_init = -10.0 if "b" in arrays.shapes else None
-  return arrays, FORMAT, config, towers, None
+  return Checkpoint(arrays, TABLE, config, towers, None)
 
 
 def _image_tower(config, arrays):
@@ -189,3 +192,20 @@ TEXT_CARRIES = {
   "text.strip_punctuation": (True,),
   "text.pad": ("eos",),
 }
+
+
+def _write(tower, file, dtype, source):
+  del source
+  arrays = output.arrays(tower, TABLE, FORMAT.needed(tower), dtype)
+  files.write_npz(file, ((PREFIX + name, make) for name, make in arrays))
+
+
+FORMAT = Format(
+  name="big_vision",
+  doc="an .npz file",
+  recognises=lambda path: path.is_file() and path.suffix == ".npz",
+  open=open_file,
+  write=_write,
+  carries=lambda tower: CARRIES | TEXT_CARRIES,
+  suffix=".npz",
+)

@@ -64,7 +64,9 @@ def refused(table: dict, config, towers) -> str | None:
   """The first field whose value the table has no place for, "config.FIELD=VALUE; it needs …"; None
   where there is none.
   """
-  for field, value in describing(config, towers).items():
+  described = describing(config, towers).items()
+  # A tower of another kind is the reason for all other fields.
+  for field, value in sorted(described, key=lambda item: not item[0].endswith(".variant")):
     values = carried(table, field)
     if values not in (ANY, LEFT_OUT) and value not in values:
       return f"config.{field}={value!r}; it needs {' or '.join(repr(v) for v in values)}"

@@ -9,12 +9,20 @@ from __future__ import annotations
 
 import pathlib
 
+import numpy as np
+
 from siglax import config as config_lib
 from siglax import models
 from siglax.config import recipes
 from siglax.interop import fields
 from siglax.interop import files
+from siglax.interop import huggingface_files
 from siglax.interop import layout
+from siglax.interop import output
+from siglax.interop.checkpoint import Checkpoint
+from siglax.interop.format import Format
+from siglax.interop.huggingface_files import ACTIVATIONS
+from siglax.interop.huggingface_files import RESAMPLE
 from siglax.interop.layout import CONV
 from siglax.interop.layout import LEAD
 from siglax.interop.layout import TRANSPOSED
@@ -22,9 +30,6 @@ from siglax.interop.layout import Row
 from siglax.interop.layout import linear
 from siglax.interop.layout import norm
 from siglax.models import transformer
-
-ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "quick_gelu": "quick_gelu"}
-RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 # What transformers takes for a field that config.json leaves out.
 _TOWER = {
@@ -92,7 +97,7 @@ _SHARED = (
   *norm("text/norm", "text_model.final_layer_norm."),
 )
 _IN_PROJ = ("in_proj_weight", "in_proj_bias")
-SIGLIP = layout.Format(
+SIGLIP = layout.Table(
   (
     *_SHARED,
     Row("image/pool/probe", "vision_model.head.probe"),
@@ -117,7 +122,7 @@ SIGLIP = layout.Format(
   ),
   {"image": ("vision_model.",), "text": ("text_model.",)},
 )
-CLIP = layout.Format(
+CLIP = layout.Table(
   (
     *_SHARED,
     Row("image/cls", "vision_model.embeddings.class_embedding"),
@@ -135,9 +140,8 @@ MODELS = {
 }
 
 
-def open_folder(folder: pathlib.Path):
-  """(arrays, format, config, towers, tokenizer) of a folder; the config describes the towers and
-  their preprocessing.
+def open_folder(folder: pathlib.Path) -> Checkpoint:
+  """A folder; the config describes the towers and their preprocessing.
 
   Raises ValueError for another architecture, or a field that siglax has no equal for.
   """
@@ -148,7 +152,7 @@ def open_folder(folder: pathlib.Path):
     raise ValueError(
       f"{file}: model_type={kind!r} is none that siglax reads; it reads {', '.join(MODELS)}"
     )
-  family, form, towers = MODELS[kind]
+  family, table, towers = MODELS[kind]
   vision, text = _sections(file, hf, family, towers)
   arrays = files.Safetensors(folder)
   config = config_lib.default()
@@ -169,7 +173,7 @@ def open_folder(folder: pathlib.Path):
   tokenizer = next((folder / name for name in files.TOKENIZERS if (folder / name).is_file()), None)
   if tokenizer:
     _tokenization(config, folder, tokenizer)
-  return arrays, form, config, towers, tokenizer
+  return Checkpoint(arrays, table, config, towers, tokenizer)
 
 
 def _sections(file, hf, family, towers):
@@ -302,81 +306,56 @@ TEXT_CARRIES = {
 }
 
 
-def config_json(tower, dtype: str, vision_only: bool) -> dict:
-  """config.json of a SiglipModel, or of its image tower alone."""
-  text, c = tower.text, tower.config
-  vision = {
-    "model_type": "siglip_vision_model",
-    **_sizes(tower, "image"),
-    "image_size": c.image.size,
-    "patch_size": c.model.image.patch,
-    "num_channels": 3,
-    "vision_use_head": True,
-  }
-  if vision_only:
-    return {"architectures": ["SiglipVisionModel"], **vision, "dtype": dtype}
-  eos = c.model.text.eos_id if text is None else text.eos_id
-  words = {
-    "model_type": "siglip_text_model",
-    **_sizes(tower, "text"),
-    "vocab_size": c.model.text.vocab_size,
-    "max_position_embeddings": c.text.length,
-    "projection_size": tower.model.embed_dim,
-    "bos_token_id": None,
-    "eos_token_id": eos,
-    "pad_token_id": eos,
-  }
-  return {
-    "architectures": ["SiglipModel"],
-    "model_type": "siglip",
-    "initializer_factor": 1.0,
-    "text_config": words,
-    "vision_config": vision,
-    "dtype": dtype,
-  }
+def _write(tower, folder, dtype, source, form: Format):
+  arrays = dict(output.arrays(tower, SIGLIP, form.towers, dtype))
+  if form is HF:
+    # A SiglipModel always has a bias; a softmax loss has none, which is a bias of 0.
+    arrays.setdefault("logit_bias", lambda: np.zeros(1, output.DTYPES[dtype]))
+  folder.mkdir()
+  files.write_safetensors(folder / files.WEIGHTS, arrays.items())
+  output.write_json(
+    folder / "config.json",
+    huggingface_files.config_json(tower, dtype, vision_only=form is HF_VISION),
+  )
+  output.write_json(
+    folder / "preprocessor_config.json", huggingface_files.preprocessor_json(tower.config)
+  )
+  if form is HF:
+    huggingface_files.save_tokenizer(tower, folder)
+  (folder / "README.md").write_text(huggingface_files.card(tower, form.name, source))
 
 
-def _sizes(tower, name) -> dict:
-  shape = transformer.Shape.of(tower.model.config[name])
-  return {
-    "hidden_size": shape.width,
-    "num_hidden_layers": shape.depth,
-    "num_attention_heads": shape.heads,
-    "intermediate_size": shape.mlp_dim,
-    "layer_norm_eps": shape.norm_eps,
-    "attention_dropout": 0.0,
-    "hidden_act": {ours: theirs for theirs, ours in ACTIVATIONS.items()}[shape.activation],
-  }
+def _is(path: pathlib.Path, fits) -> bool:
+  """Whether its config.json has a model_type that fits."""
+  file = path / "config.json"
+  found = files.read_json(file) if file.is_file() else {}
+  return "model_type" in found and fits(found["model_type"])
 
 
-def preprocessor_json(config) -> dict:
-  """preprocessor_config.json: the resize of evaluation, and the mean and std of the model."""
-  return {
-    "image_processor_type": "SiglipImageProcessor",
-    "do_convert_rgb": True,
-    "do_resize": True,
-    "size": {"height": config.image.size, "width": config.image.size},
-    "resample": {name: number for number, name in RESAMPLE.items()}[config.image.resize],
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "image_mean": list(config.image.mean),
-    "image_std": list(config.image.std),
-  }
-
-
-def tokenizer_json(text) -> dict:
-  """tokenizer_config.json of a SiglipTokenizer. It gives no attention mask: SigLIP attends to
-  padding too.
-  """
-  end, unknown = text.piece(text.eos_id), text.piece(text.unk_id)
-  return {
-    "tokenizer_class": "SiglipTokenizer",
-    "model_input_names": ["input_ids"],
-    "model_max_length": text.length,
-    "do_lower_case": text.lowercase,
-    "padding_side": "right",
-    "eos_token": end,
-    "pad_token": end,
-    "unk_token": unknown,
-  }
+HF = Format(
+  name="hf",
+  doc="a SiglipModel with its preprocessing and tokenizer",
+  # Those of other architectures too, which `open_folder` names.
+  recognises=lambda path: _is(path, lambda kind: kind not in ("siglip_vision_model", "clip")),
+  open=open_folder,
+  write=lambda *what: _write(*what, HF),
+  carries=lambda tower: CARRIES | TEXT_CARRIES,
+  towers=models.TOWERS,
+  problem=output.head_problem,
+)
+HF_VISION = Format(
+  name="hf-vision",
+  doc="its image tower alone, a SiglipVisionModel",
+  recognises=lambda path: _is(path, lambda kind: kind == "siglip_vision_model"),
+  open=open_folder,
+  write=lambda *what: _write(*what, HF_VISION),
+  carries=lambda tower: CARRIES,
+  towers=("image",),
+  problem=output.head_problem,
+)
+HF_CLIP = Format(
+  name="hf-clip",
+  doc="a CLIPModel, which is read only",
+  recognises=lambda path: _is(path, lambda kind: kind == "clip"),
+  open=open_folder,
+)

@@ -102,8 +102,8 @@ def norm(ours: str, theirs: str, scale="weight") -> tuple[Row, Row]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Format:
-  """A table, and by tower what the names of its arrays start with."""
+class Table:
+  """The rows of a format, and by tower what the names of its arrays start with."""
 
   rows: tuple[Row, ...]
   prefixes: dict[str, tuple[str, ...]]
@@ -120,7 +120,7 @@ class Layout:
   """
 
   def __init__(
-    self, form: Format, model, towers: tuple[str, ...], stacked: frozenset[str] = frozenset()
+    self, table: Table, model, towers: tuple[str, ...], stacked: frozenset[str] = frozenset()
   ):
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     both = LOGITS if set(towers) == set(models.TOWERS) else ()
@@ -128,10 +128,10 @@ class Layout:
     self.leaves = paths.flatten(self.tree)
     self._extra_positions = model.extra_positions
     self._stacked = stacked
-    # Of transformers; no format has a ResNet's layers or heads in axes of its arrays.
-    transformers = [name for name in towers if name == "text" or not model.has_batch_norm]
-    self._sizes = {name: transformer.Shape.of(model.config[name]) for name in transformers}
-    self.rows = [row for row in form.rows if self.path(row, 0) in self.leaves]
+    # Of transformers; no format has another tower's layers or heads in axes of its arrays.
+    shapes = {name: model.declared[name].shape(model.config[name]) for name in towers}
+    self._sizes = {k: shape for k, shape in shapes.items() if isinstance(shape, transformer.Shape)}
+    self.rows = [row for row in table.rows if self.path(row, 0) in self.leaves]
     self.unmapped = set(self.leaves) - {
       self.path(row, i) for row in self.rows for i in self.layers(row)
     }
@@ -191,7 +191,7 @@ class Layout:
       yield row.view.ours(x, shape)
 
 
-def read(source, form: Format, model, mesh, towers: tuple[str, ...], fresh: bool = False) -> dict:
+def read(source, table: Table, model, mesh, towers: tuple[str, ...], fresh: bool = False) -> dict:
   """The parameters of some towers of `model`, read leaf by leaf straight into their shards.
 
   Global view: every process reads the arrays and keeps its shards; the host holds one leaf of ours
@@ -202,10 +202,10 @@ def read(source, form: Format, model, mesh, towers: tuple[str, ...], fresh: bool
   shape.
   """
   stacked = frozenset(
-    row.tower for row in form.rows if row.is_layer and _stack(row.theirs) in source.shapes
+    row.tower for row in table.rows if row.is_layer and _stack(row.theirs) in source.shapes
   )
-  layout = Layout(form, model, towers, stacked)
-  rows = _check_names(source, form, layout, towers, fresh)
+  layout = Layout(table, model, towers, stacked)
+  rows = _check_names(source, table, layout, towers, fresh)
   for row in rows:
     _check_shapes(source, layout, row, fresh)
   shardings = paths.flatten(mesh_lib.state_shardings(mesh, layout.tree))
@@ -225,13 +225,13 @@ def read(source, form: Format, model, mesh, towers: tuple[str, ...], fresh: bool
   return paths.unflatten(leaves)
 
 
-def arrays(form: Format, model, params: dict, towers: tuple[str, ...]):
+def arrays(table: Table, model, params: dict, towers: tuple[str, ...]):
   """Yields (name, function that makes it) of each of their arrays: what `read` reads, so one is on
   the host at a time.
 
   Raises ValueError when the format has no place for a parameter.
   """
-  layout, leaves = Layout(form, model, towers), paths.flatten(params)
+  layout, leaves = Layout(table, model, towers), paths.flatten(params)
   if layout.unmapped:
     raise ValueError(f"this format has no place for {some(layout.unmapped)}")
   fused = {}
@@ -268,20 +268,20 @@ def _stack(name: str) -> str:
   return name.replace("/{i}", "").replace("_{i}", "")
 
 
-def _check_names(source, form, layout, towers, fresh) -> list[Row]:
+def _check_names(source, table, layout, towers, fresh) -> list[Row]:
   """The rows to read: every array of the file that belongs to these towers is in one, and the other
   way round.
   """
   rows, names = list(layout.rows), set(source.shapes)
   if others := [name for name in models.TOWERS if name not in towers]:
-    passed = tuple(prefix for name in others for prefix in form.prefixes[name])
-    names = {n for n in names if not n.startswith(passed)} - {row.theirs for row in form.logits}
+    passed = tuple(prefix for name in others for prefix in table.prefixes[name])
+    names = {n for n in names if not n.startswith(passed)} - {row.theirs for row in table.logits}
   unmapped = set(layout.unmapped)
   if fresh and not others:
     rows = [row for row in rows if row.tower in towers or row.theirs in names]
     for name in (LOGITS & layout.leaves.keys()) - {row.ours for row in rows}:
       logger.warning("%s has no %s, which starts afresh", source.name, name)
-    for row in form.logits:
+    for row in table.logits:
       if row not in rows and row.theirs in names:
         logger.warning("%s: %s is left out, this loss has no %s", source.name, row.theirs, row.ours)
         names.remove(row.theirs)

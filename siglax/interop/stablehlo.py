@@ -15,12 +15,15 @@ from jax import export as jax_export
 import jax.numpy as jnp
 import numpy as np
 
-import siglax
 from siglax import models
+from siglax.config import versions
 from siglax.devices import paths
 from siglax.interop import fields
+from siglax.interop import files
+from siglax.interop import output
+from siglax.interop.format import Format
 
-FORMAT = "siglax-stablehlo"  # config.json's field "format"
+KIND = "siglax-stablehlo"  # config.json's field "format"
 FUNCTIONS = {"embed_image": "image", "image_tokens": "image", "embed_text": "text"}
 SUFFIX = ".jax_export"
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -108,8 +111,8 @@ def config_json(tower, exported: dict, dtype: str) -> dict:
   """
   c, text = tower.config, tower.text
   config = {
-    "format": FORMAT,
-    "siglax_version": siglax.__version__,
+    "format": KIND,
+    "siglax_version": versions.SIGLAX,
     "jax_version": jax.__version__,
     "platforms": list(PLATFORMS),
     "dtype": dtype,
@@ -273,3 +276,32 @@ def _texts(text) -> list[str]:
 
 def _python(code: str) -> list[str]:
   return ["```python", *code.splitlines(), "```"]
+
+
+def _write(tower, folder, dtype, source):
+  exported = functions(tower, output.DTYPES[dtype])
+  config = config_json(tower, exported, dtype)
+  folder.mkdir()
+  for name, function in exported.items():
+    (folder / config["functions"][name]["file"]).write_bytes(serialize(function))
+  for name in FORMAT.needed(tower):
+    np.savez(folder / f"{name}.npz", **params(tower, name, output.DTYPES[dtype]))
+  if tower.text is not None:
+    tower.text.save(folder / TOKENIZER)
+  output.write_json(folder / "config.json", config)
+  (folder / "README.md").write_text(readme(config, source.resolve().name))
+
+
+def _recognises(path) -> bool:
+  file = path / "config.json"
+  return file.is_file() and files.read_json(file).get("format") == KIND
+
+
+FORMAT = Format(
+  name="stablehlo",
+  doc="functions that jax runs without siglax",
+  recognises=_recognises,
+  write=_write,
+  carries=lambda tower: CARRIES,
+  packages=("flatbuffers",),
+)

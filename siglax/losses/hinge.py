@@ -118,7 +118,9 @@ def _hardest(transport, rows, cols, margin, grad):
 
 
 def _harder(a, b):
-  """The more similar of two negatives of each example; of two alike the one with the lower index."""
+  """The more similar of two negatives of each example; of two alike the one with the lower
+  index.
+  """
   first = (a["s"] > b["s"]) | (a["s"] == b["s"]) & (a["at"] < b["at"])
   return jax.tree.map(lambda x, y: jnp.where(first, x, y), a, b)
 

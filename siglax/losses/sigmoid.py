@@ -18,7 +18,9 @@ def formula(x, p) -> jax.Array:
 
 
 def with_derivative(x_tt, p_tt):
-  """Loss of each pair, softplus(x) − p·x, and its derivative, σ(x) − p; both from one exponential."""
+  """Loss of each pair, softplus(x) − p·x, and its derivative, σ(x) − p; both from one
+  exponential.
+  """
   e_tt = jnp.exp(-jnp.abs(x_tt))
   loss_tt = jnp.maximum(x_tt, 0) + jnp.log1p(e_tt) - jnp.where(p_tt, x_tt, 0)
   sigmoid_tt = jnp.where(x_tt >= 0, 1, e_tt) / (1 + e_tt)

@@ -1,4 +1,6 @@
-"""What a run logs about its logits at O(b·d) a device: nothing here makes or needs the B×B matrix."""
+"""What a run logs about its logits at O(b·d) a device: nothing here makes or needs the B×B
+matrix.
+"""
 
 from __future__ import annotations
 
@@ -57,6 +59,8 @@ def local_accuracy(zimg_Bd, ztxt_Bd, weights_B, labels_B=None, devices: int = 1)
 
 
 def norm_error(z_Bd, weights_B) -> jax.Array:
-  """max_i |‖z_i‖ − 1| over weights above 0, NaN where an element is; a loss takes unit embeddings."""
+  """max_i |‖z_i‖ − 1| over weights above 0, NaN where an element is; a loss takes unit
+  embeddings.
+  """
   error_B = jnp.abs(jnp.linalg.norm(z_Bd.astype(jnp.float32), axis=1) - 1)
   return jnp.max(jnp.where(weights_B > 0, error_B, 0))

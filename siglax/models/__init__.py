@@ -1,7 +1,13 @@
-"""The towers: pure functions over a dict of parameters."""
+"""The towers: pure functions over a dict of parameters. towers.py lists them."""
 
+from siglax.models.tower import Tower
+from siglax.models.towers import BY_KIND
+from siglax.models.towers import IMAGE_TOWERS
+from siglax.models.towers import TEXT_TOWERS
+from siglax.models.towers import declared
 from siglax.models.two_towers import TOWERS
 from siglax.models.two_towers import TwoTowers
+from siglax.models.two_towers import is_statistic
 from siglax.models.two_towers import merge_lora
 from siglax.models.two_towers import scale_and_bias
 from siglax.models.two_towers import stack_blocks

@@ -18,6 +18,7 @@ import numpy as np
 
 from siglax.devices import mesh as mesh_lib
 from siglax.models import transformer
+from siglax.models.tower import Tower
 
 # Width of the stem, bottlenecks of each stage, width of the shared space.
 SIZES = {
@@ -219,3 +220,33 @@ def run(module: nnx.Module, x: jax.Array, remat: str) -> jax.Array:
   x, statistics = function(x, state)
   nnx.update(module, statistics)
   return x
+
+
+def check(config):
+  """ValueError for a size of pictures or of the stem that its strides do not divide."""
+  if config.image_size % STRIDE:
+    raise ValueError(
+      f"config.image.size={config.image_size} is not divisible by {STRIDE}, the stride of "
+      f"config.model.image.variant={config.variant!r}"
+    )
+  if config.width and config.width % 2:
+    raise ValueError(
+      f"config.model.image.width={config.width} must be even for "
+      f"config.model.image.variant={config.variant!r}"
+    )
+
+
+TOWER = Tower(
+  name="resnet",
+  doc="CLIP's ResNet with attention pooling (arXiv 2103.00020), batch norm over the whole batch",
+  variants=SIZES,
+  build=ResNet,
+  embed_dim=lambda config: Shape.of(config).embed_dim,
+  uses=("width", "remat"),
+  check=check,
+  shape=Shape.of,
+  identity=lambda config, _: {"variant": config.variant, "width": Shape.of(config).width},
+  rows_before_grid=lambda config: 1,  # the mean token
+  stride=lambda config: STRIDE,
+  has_batch_norm=True,
+)

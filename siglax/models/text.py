@@ -4,10 +4,13 @@ eos pooling as CLIP's).
 
 from __future__ import annotations
 
+import dataclasses
+
 from flax import nnx
 import jax.numpy as jnp
 
 from siglax.models import transformer
+from siglax.models.tower import Tower
 
 
 class TextTransformer(nnx.Module):
@@ -51,3 +54,24 @@ class TextTransformer(nnx.Module):
       real = (jnp.arange(tokens.shape[1]) <= end[:, None])[..., None]
       x = (jnp.sum(x * real, axis=1, dtype=jnp.float32) / jnp.sum(real, axis=1)).astype(x.dtype)
     return self.head(x)
+
+
+def identity(config, embed_dim: int) -> dict:
+  """What two text towers must share for the parameters of one to fit the other."""
+  del embed_dim  # its head is always there
+  return {
+    **dataclasses.asdict(transformer.Shape.of(config)),
+    **{name: config[name] for name in ("vocab_size", "length", "pool", "causal")},
+    "head": transformer.head(config),
+  }
+
+
+TOWER = Tower(
+  name="transformer",
+  doc="a transformer over sentencepiece tokens, as SigLIP's, or causal as CLIP's",
+  variants=transformer.SIZES,
+  build=TextTransformer,
+  uses=(*transformer.FIELDS, "causal", "pool"),
+  shape=transformer.Shape.of,
+  identity=identity,
+)

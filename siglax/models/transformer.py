@@ -27,6 +27,11 @@ SIZES = {
   "So400m": (1152, 27, 16, 4304),
   "g-opt": (1536, 40, 16, 6144),
 }
+# Those of a tower's config that any transformer has.
+FIELDS = (
+  *("width", "depth", "heads", "mlp_dim", "norm_eps", "activation"),
+  *("head", "dropout", "lora_rank", "scan", "remat"),
+)
 # What the backward pass keeps of a block; the rest is computed again.
 REMAT = {
   "none": jax.checkpoint_policies.everything_saveable,
@@ -71,6 +76,11 @@ class Shape:
         "config.model"
       )
     return shape
+
+
+def head(config) -> str:
+  """The kind of a head that is there."""
+  return "linear_no_bias" if config.head == "linear_no_bias" else "linear"
 
 
 def layer_norm(width: int, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:

@@ -9,6 +9,7 @@ and "…/norm/var".
 
 from __future__ import annotations
 
+import functools
 import math
 
 from flax import nnx
@@ -17,10 +18,9 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 from ml_collections import FrozenConfigDict
 
-from siglax.models import resnet
-from siglax.models import text as text_lib
+from siglax.devices import paths
+from siglax.models import towers as towers_lib
 from siglax.models import transformer
-from siglax.models import vit
 
 TOWERS = ("image", "text")
 
@@ -41,25 +41,33 @@ class TwoTowers:
         )
     self.config = config
     self.towers = towers
-    is_resnet = config.image.variant in resnet.SIZES
-    self.has_batch_norm = is_resnet and "image" in towers
-    if is_resnet:
-      self.embed_dim = config.embed_dim or resnet.Shape.of(config.image).embed_dim
-      image = lambda rngs: resnet.ResNet(config.image, self.embed_dim, rngs)
-    else:
-      self.embed_dim = config.embed_dim or transformer.Shape.of(config.image).width
-      image = lambda rngs: vit.VisionTransformer(config.image, config.embed_dim, rngs)
-    # Rows of the image's position embedding in front of those of its grid: a class token, or a
-    # ResNet's mean token.
-    self.extra_positions = int(is_resnet or config.image.pool == "cls")
+    self.declared = towers_lib.declared(config)  # the Tower of both, whichever are there
+    image = self.declared["image"]
+    self.has_batch_norm = image.has_batch_norm and "image" in towers
+    self.embed_dim = config.embed_dim or image.embed_dim(config.image)
+    self.extra_positions = image.rows_before_grid(config.image)
     self._builders = {
-      "image": image,
-      "text": lambda rngs: text_lib.TextTransformer(config.text, self.embed_dim, rngs),
+      name: functools.partial(self.declared[name].build, config[name], self.embed_dim)
+      for name in towers
     }
-    self._builders = {name: self._builders[name] for name in towers}
-    self._graphdefs = {
-      k: nnx.split(nnx.eval_shape(lambda b=b: b(nnx.Rngs(0))))[0] for k, b in self._builders.items()
-    }
+    self._graphdefs = {name: self._graphdef(name) for name in towers}
+
+  def _graphdef(self, name: str) -> nnx.GraphDef:
+    """The structure of a tower. ValueError for running statistics that it does not declare, or of
+    other names than the step and the optimizer know.
+    """
+    module = nnx.eval_shape(lambda: self._builders[name](nnx.Rngs(0)))
+    graphdef, state = nnx.split(module)
+    names = lambda state: set(paths.flatten(_rename(nnx.to_pure_dict(state), str)))
+    statistics = names(nnx.state(module, nnx.BatchStat))
+    named = {path for path in names(state) if is_statistic(f"/{path}")}
+    if statistics != named or bool(named) > self.declared[name].has_batch_norm:
+      raise ValueError(
+        f"the {name} tower {self.declared[name].name!r} has running statistics "
+        f"{sorted(statistics)[:2]} and parameters {sorted(named)[:2]}; has_batch_norm must tell of "
+        'them, and each must be an nnx.BatchStat at ".../norm/mean" or ".../norm/var"'
+      )
+    return graphdef
 
   def init(self, key: jax.Array) -> dict:
     """Fresh float32 parameters, initialised as SigLIP's, a ResNet's as CLIP's; log_scale is t' =
@@ -149,6 +157,13 @@ def stack_blocks(params: dict, config) -> dict:
       tower = tower | {"encoder": tower["encoder"] | {"blocks": blocks}}
     stacked[name] = tower
   return stacked
+
+
+def is_statistic(path: str) -> bool:
+  """Whether a leaf of the parameters is a running statistic of batch norm, which no gradient
+  trains.
+  """
+  return path.endswith(("/norm/mean", "/norm/var"))
 
 
 def merge_lora(params: dict) -> dict:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from siglax.models import transformer
+from siglax.models.tower import Tower
 
 PATCHES = 2**16  # folded into the keys of examples to choose patches; no block has this number
 
@@ -91,7 +94,7 @@ def drop_patches(x: jax.Array, share: float, keys: jax.Array) -> jax.Array:
 class VisionTransformer(nnx.Module):
   """Images [n, H, W, 3], normalised → tokens [n, patches, d] and pooled vectors [n, embed_dim]."""
 
-  def __init__(self, config, embed_dim: int | None, rngs: nnx.Rngs):
+  def __init__(self, config, embed_dim: int, rngs: nnx.Rngs):
     shape, dtype = transformer.Shape.of(config), jnp.dtype(config.dtype)
     width, grid = shape.width, config.image_size // config.patch
     self.config, self.dtype = config, dtype
@@ -109,9 +112,9 @@ class VisionTransformer(nnx.Module):
     self.norm = transformer.layer_norm(width, shape.norm_eps, rngs)
     if config.pool == "map":
       self.pool = transformer.MapHead(shape, dtype, rngs)
-    if config.head != "auto" or embed_dim and embed_dim != width:
+    if config.head != "auto" or embed_dim != width:
       use_bias = config.head != "linear_no_bias"
-      self.head = nnx.Linear(width, embed_dim or width, use_bias=use_bias, dtype=dtype, rngs=rngs)
+      self.head = nnx.Linear(width, embed_dim, use_bias=use_bias, dtype=dtype, rngs=rngs)
 
   def _positions(self, rows, columns, width):
     if self.config.position == "learned":
@@ -160,3 +163,53 @@ class VisionTransformer(nnx.Module):
     else:
       x = x.mean(axis=1, dtype=jnp.float32).astype(x.dtype)
     return self.head(x) if hasattr(self, "head") else x
+
+
+def check(config):
+  """ValueError for pictures that the patches do not divide, and for what a stem does not have."""
+  if config.image_size % config.patch:
+    raise ValueError(
+      f"config.image.size={config.image_size} is not divisible by "
+      f"config.model.image.patch={config.patch}"
+    )
+  if config.stem == "conv" and not config.patch_bias:
+    raise ValueError(
+      'config.model.image.patch_bias=False has no place in config.model.image.stem="conv"; leave '
+      "it True"
+    )
+  if config.stem == "conv" and config.patch & (config.patch - 1):
+    raise ValueError(
+      f"config.model.image.patch={config.patch} must be a power of two for "
+      'config.model.image.stem="conv"'
+    )
+
+
+def identity(config, embed_dim: int) -> dict:
+  """The variant stands for its sizes, which another one may have too."""
+  shape = transformer.Shape.of(config)
+  linear = config.head != "auto" or embed_dim != shape.width
+  return {
+    "variant": "a transformer's",
+    **dataclasses.asdict(shape),
+    **{name: config[name] for name in ("patch", "stem", "position", "pool", "pre_norm")},
+    "patch_bias": config.patch_bias,
+    "head": transformer.head(config) if linear else "auto",
+  }
+
+
+TOWER = Tower(
+  name="vit",
+  doc="a Vision Transformer (arXiv 2010.11929) as SigLIP trains it, or as CLIP does",
+  variants=transformer.SIZES,
+  build=VisionTransformer,
+  embed_dim=lambda config: transformer.Shape.of(config).width,
+  uses=(
+    *transformer.FIELDS,
+    *("patch", "stem", "position", "pool", "patch_bias", "pre_norm", "patch_drop"),
+  ),
+  check=check,
+  shape=transformer.Shape.of,
+  identity=identity,
+  rows_before_grid=lambda config: int(config.pool == "cls"),
+  stride=lambda config: config.patch,
+)

@@ -1,13 +1,8 @@
-"""Checkpoints of a run: state, data position, config and digest, written and read by orbax.
+"""Saving the checkpoints of a run: state, data position, config and digest, written by orbax.
 
-A save runs in the background and appears whole or not at all. Orbax keeps no checksum, so a flipped
-byte would be restored silently as wrong numbers. Each checkpoint therefore carries a digest of its
-state and one of its metadata; `restore` starts at the newest checkpoint and walks back to the
-newest one that matches both. Three rules keep what is good:
+A save runs in the background and appears whole or not at all. Two rules keep what is good:
 
 - A state that is not finite is never saved.
-- A failure to read (a disk that does not answer, too many open files) is no damage: it is tried
-  again, and then the start ends with one line. Nothing on disk changes.
 - A damaged checkpoint is never deleted. It is moved aside, to damaged-<step>, once a later save has
   succeeded.
 """
@@ -15,7 +10,6 @@ newest one that matches both. Three rules keep what is good:
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -25,18 +19,15 @@ import threading
 import time
 
 import jax
-from jax.experimental import multihost_utils
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
 from siglax.devices import distributed
 from siglax.devices import errors
-from siglax.devices import paths
 from siglax.runs import digest as digest_lib
+from siglax.runs import stored
 
 logger = logging.getLogger("siglax")
-FOLDER = "checkpoints"
 # A save that takes longer than this has failed.
 SAVE_SECONDS = 1200
 POLL_SECONDS = 0.5
@@ -47,59 +38,39 @@ VERIFY_BYTES = 2**28
 # What a message about a state that is not finite advises.
 ADVICE = (
   "set config.optim.skip_nonfinite to leave such updates out and start again, or lower "
-  "config.optim.lr or set "
-  "config.optim.clip_norm in a new --workdir"
+  "config.optim.lr or set config.optim.clip_norm in a new --workdir"
 )
 
 
-class Damaged(Exception):
-  """What a checkpoint holds is not what was saved."""
+class Checkpoints(stored.Stored):
+  """The checkpoints of one run folder, to read and to write. Global view: all processes call every
+  method together.
 
-
-class Checkpoints:
-  """The checkpoints of one run folder. Global view: all processes call every method together.
-
-  folder: the run folder. config: `config.checkpoint`, which says what is kept; with None nothing is
-  written. every: steps between two saves, or None. lower_is_better: whether the best checkpoint is
-  the one with the lowest value of the metric config.checkpoint.keep_best. Only one process group
-  may write into a folder at a time (siglax/runs/lock.py).
+  folder: the run folder. config: `config.checkpoint`, which says what is kept. every: steps between
+  two saves, or None. lower_is_better: whether the best checkpoint is the one with the lowest value
+  of the metric config.checkpoint.keep_best. Only one process group may write into a folder at a
+  time (siglax/runs/lock.py).
   """
 
-  def __init__(self, folder, config=None, every: int | None = None, lower_is_better: bool = False):
-    self._path = pathlib.Path(folder).absolute() / FOLDER
+  def __init__(self, folder, config, every: int | None = None, lower_is_better: bool = False):
+    super().__init__(folder)  # whose _last is also the step of the last save that succeeded
     self._config, self._every, self._sign = config, every, -1 if lower_is_better else 1
-    self._damaged: list[int] = []
     self._aside = None  # where a damaged checkpoint of the step that is being saved has gone
-    self._pending = self._saved = (
-      None  # step of the save that is under way, and the shapes of its state
-    )
-    self._last = 0  # step of the last save that succeeded, or of what was restored
+    self._pending = None  # step of the save that is under way
+    self._saved = None  # the shapes of its state
     self._again = False  # the last save failed and has not been tried again
     self._failed = 0  # saves in a row that failed, their second attempts included
     self._ending = False  # the save that is under way is the run's last
     self._deleting, self._next_poll = None, 0.0
-    if config is not None:
-      distributed.on_first(self._prepare)
-      handler = ocp.CompositeCheckpointHandler(
-        state=ocp.PyTreeCheckpointHandler(), meta=ocp.JsonCheckpointHandler()
-      )
-      # Folders made in the background would leave a failed mkdir waiting for SAVE_SECONDS.
-      options = ocp.options.AsyncOptions(
-        timeout_secs=SAVE_SECONDS, create_directories_asynchronously=False
-      )
-      self._saver = ocp.AsyncCheckpointer(handler, async_options=options)
-
-  @property
-  def steps(self) -> list[int]:
-    """Steps on disk, oldest first; a save that is under way is not among them. OSError where that
-    cannot be read.
-    """
-    return steps_in(self._path)
-
-  @property
-  def good(self) -> list[int]:
-    """Steps on disk that `restore` did not find damaged, oldest first."""
-    return [step for step in self.steps if step not in self._damaged]
+    distributed.on_first(self._prepare)
+    handler = ocp.CompositeCheckpointHandler(
+      state=ocp.PyTreeCheckpointHandler(), meta=ocp.JsonCheckpointHandler()
+    )
+    # Folders made in the background would leave a failed mkdir waiting for SAVE_SECONDS.
+    options = ocp.options.AsyncOptions(
+      timeout_secs=SAVE_SECONDS, create_directories_asynchronously=False
+    )
+    self._saver = ocp.AsyncCheckpointer(handler, async_options=options)
 
   @property
   def newest(self) -> int:
@@ -112,20 +83,6 @@ class Checkpoints:
   def on_disk(self) -> int:
     """The step of the last save that succeeded, or of what was restored; 0 for none."""
     return self._last
-
-  def newest_meta(self) -> dict | None:
-    """Metadata of the newest checkpoint that has them whole; None for none. ValueError where the
-    disk fails.
-    """
-    for step in reversed(errors.attempt(lambda: self.steps, f"{self._path} cannot be read")):
-      try:
-        return errors.attempt(
-          lambda: self.meta(step), f"the metadata of step {step} in {self._path} cannot be read"
-        )
-      except (Damaged, OSError, ValueError) as e:
-        if errors.is_failure(e):
-          raise
-    return None
 
   def save(self, step: int, state, meta: dict, metrics: dict | None = None, *, last: bool = False):
     """Saves in the background. meta: what JSON can hold. metrics: of an evaluation of this state,
@@ -147,7 +104,7 @@ class Checkpoints:
         f"{bad} is not finite after step {step}; {self.last_good()}; {ADVICE}"
       )
     meta = {**meta, "step": step, "digest": sums, "metrics": metrics}
-    meta["sha256"] = _sha256(meta)
+    meta["sha256"] = stored.sha256_of(meta)
     for delay in (*errors.RETRY_SECONDS[1:], None) if last else (None,):
       self._start(step, state, meta)
       if last or self._config.verify:
@@ -179,32 +136,6 @@ class Checkpoints:
           self._committed()
     return self._again
 
-  def restore(self, abstract_state, before: int | None = None):
-    """(state, meta) of the newest good checkpoint, or None when there is none at all.
-
-    abstract_state: jax.ShapeDtypeStruct leaves with the shardings to restore to, of any mesh; a
-    dict of some of the state's fields, such as {"params": …}, reads those alone. before: considers
-    steps below it only. A damaged checkpoint is named in the log and passed over. Raises ValueError
-    in one line when one cannot be read for another reason, and when there are checkpoints and none
-    is good.
-    """
-    damaged = {}
-    while (step := self._newest_but(damaged, before)) is not None:
-      try:
-        state, meta = self._read(step, abstract_state)
-      except Damaged as e:
-        logger.warning("checkpoint of step %d is damaged, trying the one before it: %s", step, e)
-        damaged[step] = e
-        continue
-      self._damaged, self._last = list(damaged), step
-      return state, meta
-    if damaged:
-      step, reason = next(iter(damaged.items()))
-      raise ValueError(
-        f"no checkpoint in {self._path} is good; the newest, of step {step}: {reason}"
-      )
-    return None
-
   def last_good(self) -> str:
     """In words, for messages; waits for a save that is under way."""
     if self._pending is not None:
@@ -228,8 +159,6 @@ class Checkpoints:
     """Waits for what runs in the background: a save at most SAVE_SECONDS, after one that failed at
     most CLOSE_SECONDS.
     """
-    if self._config is None:
-      return
     closing = threading.Thread(target=self._close, daemon=True)
     closing.start()
     closing.join(CLOSE_SECONDS if self._failed else SAVE_SECONDS)
@@ -340,8 +269,8 @@ class Checkpoints:
     try:
       if self._config.verify:
         self._verify(self._pending)
-    except (Damaged, ValueError) as e:
-      if isinstance(e, Damaged):
+    except (stored.Damaged, ValueError) as e:
+      if isinstance(e, stored.Damaged):
         try:
           distributed.on_first(lambda: self._move_aside(self._pending))
         except (OSError, ValueError):
@@ -396,7 +325,7 @@ class Checkpoints:
         metrics = json.loads(old.read_bytes())
       value = (metrics or {}).get(self._config.keep_best)
       score = -np.inf if value is None else self._sign * float(value)
-    except (OSError, ValueError, TypeError, AttributeError, Damaged):
+    except (OSError, ValueError, TypeError, AttributeError, stored.Damaged):
       return None
     return -np.inf if np.isnan(score) else score
 
@@ -412,113 +341,6 @@ class Checkpoints:
     hidden = self._path / f".deleting-{step}"
     (self._path / str(step)).rename(hidden)
     return hidden
-
-  def _newest_but(self, damaged, before) -> int | None:
-    """The newest step on disk below `before` that is not in `damaged`; the same on all processes."""
-
-    def find():
-      found = errors.attempt(lambda: self.steps, f"{self._path} cannot be read")
-      return max(
-        (step for step in found if step not in damaged and (before is None or step < before)),
-        default=None,
-      )
-
-    return distributed.of_first(distributed.on_first(find))
-
-  def _read(self, step, abstract_state):
-    """(state, meta) of one checkpoint. Damaged when it is; ValueError after several attempts that
-    failed otherwise.
-
-    All processes read their own parts and then agree on how it went. Damage is believed when it is
-    seen twice.
-    """
-    seen, begin = 0, time.monotonic()
-    for delay in (*errors.RETRY_SECONDS, None):
-      state = meta = error = None
-      try:
-        meta = self.meta(step)
-        state = self._read_state(step, abstract_state)
-      # pylint: disable=broad-exception-caught; damage shows as many kinds of errors
-      except Exception as e:
-        error = e
-      failed, damaged = distributed.any_has(
-        error is not None and errors.is_failure(error), error is not None
-      )
-      if not damaged:
-        error = self._compare(step, state, meta)
-        if not any(distributed.any_has(error is not None)):
-          state = (
-            {k: state[k] for k in abstract_state} if isinstance(abstract_state, dict) else state
-          )
-          return state, meta
-      reason = "another process could not read it" if error is None else errors.one_line(error)
-      if not failed:
-        seen += 1
-        if seen == 2:
-          raise Damaged(reason)
-      if delay is None:
-        raise ValueError(
-          f"the checkpoint of step {step} in {self._path} cannot be read, tried for "
-          f"{time.monotonic() - begin:.0f} s: {reason}; "
-          "nothing was changed, start again when it can be read"
-        ) from error
-      if failed:
-        logger.warning(
-          "reading the checkpoint of step %d failed, trying again in %.1f s: %s",
-          step,
-          delay,
-          reason,
-        )
-      time.sleep(delay if failed else 0)
-
-  def meta(self, step: int) -> dict:
-    """The metadata of one checkpoint. Raises Damaged where they do not match their digest."""
-    meta = json.loads((self._path / str(step) / "meta" / "metadata").read_bytes())
-    if not isinstance(meta, dict) or not isinstance(meta.get("digest"), dict):
-      raise Damaged("its metadata holds no digest")
-    if "sha256" in meta and meta.pop("sha256") != _sha256(meta):  # siglax 0.1 wrote none
-      raise Damaged("its metadata does not match its digest")
-    return meta
-
-  def _read_state(self, step, abstract_state):
-    if isinstance(abstract_state, dict) and "step" not in abstract_state:
-      sharding = jax.tree.leaves(abstract_state)[0].sharding
-      whole = (
-        jax.sharding.NamedSharding(sharding.mesh, jax.P())
-        if hasattr(sharding, "mesh")
-        else sharding
-      )
-      abstract_state = {
-        **abstract_state,
-        "step": jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
-      }
-    restore_args = ocp.checkpoint_utils.construct_restore_args(abstract_state)
-    args = ocp.args.PyTreeRestore(abstract_state, restore_args=restore_args, partial_restore=True)
-    # The handler, unlike orbax's managers, waits for no other process: one that fails would keep
-    # the rest waiting.
-    state = ocp.PyTreeCheckpointHandler().restore(self._path / str(step) / "state", args=args)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-      if isinstance(leaf, jax.ShapeDtypeStruct):  # orbax leaves it as it is given
-        raise Damaged(f"{paths.name(path)} is not in it")
-    return jax.tree.map(lambda x: None if x is ocp.PLACEHOLDER else x, state)
-
-  def _compare(self, step, state, meta) -> Damaged | None:
-    """What does not fit: the folder's name, the metadata's step, the state's, or the state's
-    digest.
-    """
-    wrong = [
-      name for name, value in digest_lib.digest(state).items() if value != meta["digest"].get(name)
-    ]
-    if wrong:
-      return Damaged(f"{wrong[0]} does not match its digest")
-    of_state = state["step"] if isinstance(state, dict) else state.step
-    of_state = step if of_state is None else int(of_state)  # None in a part that is read back
-    if not step == meta.get("step") == of_state:
-      return Damaged(
-        f"the folder is of step {step}, its metadata of step {meta.get('step')}, its state of step "
-        f"{of_state}"
-      )
-    return None
 
   def _verify(self, step):
     """Reads a checkpoint back, some leaves at a time. Raises as `_read` does."""
@@ -536,29 +358,3 @@ class Checkpoints:
           tree, [leaf if i in group else ocp.PLACEHOLDER for i, leaf in enumerate(leaves)]
         ),
       )
-
-
-def steps_in(path: str | os.PathLike) -> list[int]:
-  """Steps of the checkpoints in a folder, oldest first; none where it does not exist. OSError where
-  it cannot be read: a run that took such a folder for an empty one would start from scratch.
-  """
-  try:
-    return sorted(
-      int(name)
-      for name in os.listdir(path)
-      if name.isdecimal() and len(name) < 11 and name == str(int(name))
-    )
-  except (FileNotFoundError, NotADirectoryError):
-    return []
-
-
-def preempted(step: int) -> bool:
-  """Whether the processes have agreed to end at this step, after a SIGTERM to one of them; ask at
-  every step.
-  """
-  return multihost_utils.reached_preemption_sync_point(step)
-
-
-def _sha256(meta: dict) -> str:
-  """Of the metadata without its own digest."""
-  return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()

@@ -8,8 +8,9 @@ import os
 import pathlib
 from typing import NamedTuple
 
-from siglax.runs import files
-from siglax.runs import metrics
+from siglax.devices import disk
+from siglax.runs import records as records_lib
+from siglax.runs import summary
 
 FILE = "curves.png"
 # The headlines of the evaluations by panel, and how their curves are called; the other metrics are
@@ -54,10 +55,10 @@ def plot(run_folder: str | os.PathLike) -> pathlib.Path:
   from matplotlib.figure import Figure
 
   folder = pathlib.Path(run_folder)
-  panels = [(title, curves) for title, curves in _panels(metrics.read(folder)) if curves]
+  panels = [(title, curves) for title, curves in _panels(records_lib.read(folder)) if curves]
   if not panels:
     raise ValueError(
-      f"{folder / metrics.FILE} holds no loss and no evaluation to draw; train for at least "
+      f"{folder / records_lib.FILE} holds no loss and no evaluation to draw; train for at least "
       "log.every_steps"
     )
   columns = 2 if len(panels) == 4 else len(panels)
@@ -70,14 +71,14 @@ def plot(run_folder: str | os.PathLike) -> pathlib.Path:
     _draw(axes, title, curves)
   picture = io.BytesIO()
   figure.savefig(picture, dpi=150)
-  files.write_atomic(folder / FILE, picture.getvalue())
+  disk.write_atomic(folder / FILE, picture.getvalue())
   return folder / FILE
 
 
 def _panels(records) -> list[tuple[str, list[Curve]]]:
   """Titles and curves."""
-  facts = {k: v for r in records for k, v in r.items() if metrics.is_fact(k)}
-  evaluations = metrics.evaluations(records)
+  facts = {k: v for r in records for k, v in r.items() if records_lib.is_fact(k)}
+  evaluations = summary.evaluations(records)
   losses = {k: k.split("/")[1] for k in evaluations if k.endswith("/loss")}
   panels = [
     (
@@ -107,7 +108,7 @@ def _curves(records, labels: dict[str, str], colours) -> list[Curve]:
 def _evaluated(evaluations, labels: dict[str, str], facts, unit: float = 1) -> list[Curve]:
   curves = []
   for i, (k, label) in enumerate(labels.items()):
-    if best := metrics.best(k, evaluations[k]):
+    if best := summary.best(k, evaluations[k]):
       task, _, metric = k.rpartition("/")
       chance = facts.get(f"{task}/chance/{metric}")
       points = [(step, unit * value) for step, value in evaluations[k] if not math.isnan(value)]
@@ -124,7 +125,9 @@ def _evaluated(evaluations, labels: dict[str, str], facts, unit: float = 1) -> l
 
 
 def _limits(curves: list[Curve]) -> tuple[float, float]:
-  """Of an axis: what holds all values, and each chance level within reach of them, with a margin."""
+  """Of an axis: what holds all values, and each chance level within reach of them, with a
+  margin.
+  """
   values = [value for curve in curves for value in curve.values]
   low, high = min(values), max(values)
   reach = CHANCE_REACH * (high - low)
@@ -189,7 +192,9 @@ def _label_ends(axes, curves):
 
 
 def _apart(ys: list[float], low: float, high: float) -> list[float]:
-  """Ascending heights moved as little as needed for lines of text not to touch, and kept in view."""
+  """Ascending heights moved as little as needed for lines of text not to touch, and kept
+  in view.
+  """
   gap, ys = (high - low) * LINE_HEIGHT, list(ys)
   for _ in range(200):
     for i in range(len(ys) - 1):

@@ -77,7 +77,8 @@ def image_tower(model, params, mesh) -> str:
       sums |= {name.replace("blocks/", f"blocks/{i}/"): int(x) for i, x in enumerate(value)}
     else:
       sums[name] = int(value)
+  own = model.declared["image"].fields
   options = {
-    name: model.config.image[name] for name in ("activation", "norm_eps", "pool", "position")
+    name: model.config.image[name] for name in ("activation", "norm_eps", "pool", "position", *own)
   }
   return hashlib.sha256(json.dumps([options, sums], sort_keys=True).encode()).hexdigest()[:16]

@@ -1,6 +1,4 @@
-"""Files of a run folder: replaced in one move, or grown line by line. No failure leaves half of
-one.
-"""
+"""Files of a run folder that grow line by line. No failure leaves half of a line."""
 
 from __future__ import annotations
 
@@ -8,37 +6,9 @@ import collections
 import contextlib
 import json
 import logging
-import os
 import pathlib
-import secrets
 
 logger = logging.getLogger("siglax")
-
-
-def write_atomic(path: str | os.PathLike, content: bytes):
-  """Replaces a file in one move; it is on disk when this returns. A failure leaves the old file and
-  no other.
-  """
-  path = pathlib.Path(path)
-  temporary = path.with_name(
-    f".{path.name}.{secrets.token_hex(8)}"
-  )  # no other process's, on whatever host
-  try:
-    with temporary.open("wb") as file:
-      file.write(content)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
-  except BaseException:
-    with contextlib.suppress(OSError):
-      temporary.unlink()
-    raise
-  with contextlib.suppress(OSError):  # not every file system can sync a folder
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-      os.fsync(folder)
-    finally:
-      os.close(folder)
 
 
 def encode(record: dict) -> bytes:

@@ -9,10 +9,10 @@ import jax
 from siglax import config as config_lib
 from siglax import models
 from siglax.data import text as text_lib
+from siglax.devices import disk
 from siglax.devices import mesh as mesh_lib
-from siglax.runs import checkpoint
-from siglax.runs import files
 from siglax.runs import imports
+from siglax.runs import stored
 from siglax.training import optim
 from siglax.training import state as state_lib
 
@@ -38,8 +38,8 @@ def write(folder, config, text: text_lib.TextProcessor):
   where the disk fails.
   """
   imports.write(folder)
-  files.write_atomic(folder / CONFIG, config_lib.to_json(config).encode())
-  files.write_atomic(folder / TOKENIZER, text.model)
+  disk.write_atomic(folder / CONFIG, config_lib.to_json(config).encode())
+  disk.write_atomic(folder / TOKENIZER, text.model)
 
 
 def text_processor(config, folder=None) -> text_lib.TextProcessor:
@@ -62,7 +62,7 @@ def read_params(folder, model, mesh, towers: tuple[str, ...] = models.TOWERS) ->
   ValueError when there is no good checkpoint. towers: one tower alone comes without scale and bias.
   """
   missing = f"{folder} has no checkpoint; let siglax train save one"
-  if not (pathlib.Path(folder) / checkpoint.FOLDER).is_dir():
+  if not (pathlib.Path(folder) / stored.FOLDER).is_dir():
     raise ValueError(missing)
   config, shapes = read_config(folder), jax.eval_shape(model.init, jax.random.key(0))
   wanted = {"params": shapes}
@@ -78,11 +78,7 @@ def read_params(folder, model, mesh, towers: tuple[str, ...] = models.TOWERS) ->
   if towers != models.TOWERS:
     wanted = {field: {name: tree[name] for name in towers} for field, tree in wanted.items()}
   abstract = mesh_lib.abstract(mesh, wanted)
-  checkpoints = checkpoint.Checkpoints(folder)
-  try:
-    restored = checkpoints.restore(abstract)
-  finally:
-    checkpoints.close()
+  restored = stored.Stored(folder).restore(abstract)
   if restored is None:
     raise ValueError(missing)
   read = restored[0]

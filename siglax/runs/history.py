@@ -22,6 +22,7 @@ import socket
 
 import jax
 
+from siglax.devices import disk
 from siglax.runs import files
 from siglax.runs import goodput as goodput_lib
 from siglax.runs import lock
@@ -82,7 +83,9 @@ class History:
     self._write(step, None)
 
   def end(self, step: int, how: str):
-    """Notes the end of this start: "finished", a signal's name or an error. The first end counts."""
+    """Notes the end of this start: "finished", a signal's name or an error. The first end
+    counts.
+    """
     if not self._ended:
       self._ended = True
       self._write(step, how)
@@ -106,7 +109,7 @@ class History:
       )
 
   def _rewrite(self, starts):
-    files.write_atomic(self._path, b"".join(map(files.encode, starts)))
+    disk.write_atomic(self._path, b"".join(map(files.encode, starts)))
 
   def __enter__(self):
     return self

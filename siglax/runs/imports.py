@@ -13,7 +13,7 @@ import pathlib
 
 from siglax.config import imports
 from siglax.config import parts
-from siglax.runs import files
+from siglax.devices import disk
 
 logger = logging.getLogger("siglax")
 
@@ -31,7 +31,7 @@ def write(folder: pathlib.Path):
     name = f"{len(names)}_{name}" if name in names else name  # of two files of one name
     names.add(name)
     (folder / FOLDER).mkdir(exist_ok=True)
-    files.write_atomic(folder / FOLDER / name, file.content)
+    disk.write_atomic(folder / FOLDER / name, file.content)
     records.append(
       {
         "name": given.get(file.digest, file.name),
@@ -41,7 +41,7 @@ def write(folder: pathlib.Path):
       }
     )
   if records or (folder / FILE).exists():  # of an earlier start, without checkpoints
-    files.write_atomic(folder / FILE, json.dumps(records, indent=1).encode())
+    disk.write_atomic(folder / FILE, json.dumps(records, indent=1).encode())
 
 
 def check(folder, same: bool = False):

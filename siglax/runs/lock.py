@@ -22,7 +22,7 @@ import socket
 import threading
 import time
 
-from siglax.runs import files
+from siglax.devices import disk
 
 FILE = "lock.json"
 HEARTBEAT_SECONDS = 10
@@ -143,7 +143,7 @@ class Lock:
       time.sleep(1)
 
   def _write(self):
-    files.write_atomic(self._file, json.dumps(self._me).encode())
+    disk.write_atomic(self._file, json.dumps(self._me).encode())
 
   def _read(self) -> dict | None:
     try:

@@ -4,11 +4,8 @@ search in.
 
 from __future__ import annotations
 
-import collections
-import concurrent.futures
 import itertools
 import logging
-import os
 import pathlib
 import time
 from typing import Iterator
@@ -17,14 +14,16 @@ import jax
 import numpy as np
 import pyarrow as pa
 
-import siglax
 from siglax import tower as tower_lib
+from siglax.config import versions
 from siglax.data import embedding_files
 from siglax.data import embeddings
 from siglax.data import images as images_lib
 from siglax.data import sources as sources_lib
+from siglax.devices import disk
 from siglax.devices import mesh as mesh_lib
 from siglax.runs import digest
+from siglax.tower import embedder
 
 logger = logging.getLogger("siglax")
 REPORT_SECONDS = 10
@@ -71,33 +70,29 @@ def embed(
       f"--texts needs the captions' embeddings, but --from {source} has no {lacking}"
     )
   limit = spec.get("max_bad_fraction")
-  sound = Sound(
+  readable = Readable(
     dataset, tower.config.image, sources_lib.MAX_BAD_FRACTION if limit is None else limit
   )
-  temporary = out.with_name(f".{out.stem}.{os.getpid()}{out.suffix}")
   try:
     out.parent.mkdir(parents=True, exist_ok=True)
-    writer, progress, first = make_writer(temporary), Progress(len(dataset)), None
-    for rows in _rows(tower, sound, texts, tokens, batch_size, embedding_files.DTYPES[dtype]):
-      first = first or rows[0]
-      writer.write(rows)
-      progress.add(len(rows))
-    if first is None:
-      raise ValueError(f"--data: all {len(dataset)} examples are broken")
-    names = sources_lib.classnames(dataset)
-    description = {
-      **_description(tower, source, dtype, first),
-      "classnames": names and list(names),
-      "examples": progress.done,
-      "skipped": sound.bad,
-    }
-    writer.close(description)
-    os.replace(temporary, out)
+    with disk.replacing(out) as temporary:
+      writer, progress, first = make_writer(temporary), Progress(len(dataset)), None
+      for rows in _rows(tower, readable, texts, tokens, batch_size, embedding_files.DTYPES[dtype]):
+        first = first or rows[0]
+        writer.write(rows)
+        progress.add(len(rows))
+      if first is None:
+        raise ValueError(f"--data: all {len(dataset)} examples are broken")
+      names = sources_lib.classnames(dataset)
+      description = {
+        **_description(tower, source, dtype, first),
+        "classnames": names and list(names),
+        "examples": progress.done,
+        "skipped": readable.bad,
+      }
+      writer.close(description)
   except (OSError, pa.ArrowException) as e:
     raise ValueError(f"--out {out} cannot be written: {getattr(e, 'strerror', None) or e}") from e
-  finally:
-    if temporary.exists():
-      temporary.unlink()
   return description
 
 
@@ -119,7 +114,7 @@ def _writer(out: pathlib.Path, dtype: str):
 def _description(tower, source, dtype, row) -> dict:
   image = tower.config.image
   return {
-    "siglax": siglax.__version__,
+    "siglax": versions.SIGLAX,
     "tower": str(source),
     "dtype": dtype,
     "digest": digest.image_tower(tower.model, tower.params, tower.mesh),
@@ -132,9 +127,9 @@ def _description(tower, source, dtype, row) -> dict:
   }
 
 
-class Sound:
-  """The sound examples of a source, in order, their pictures prepared as in evaluation; broken ones
-  are named and skipped.
+class Readable:
+  """The examples of a source that can be read, in order, their pictures prepared as in evaluation;
+  the broken ones are named and skipped.
 
   bad: how many were skipped. Raises ValueError when they are more than `limit` of all.
   """
@@ -143,29 +138,17 @@ class Sound:
     self._source, self._limit, self.bad = source, limit, 0
     self._image_config = image_config
 
-  def __len__(self) -> int:
-    return len(self._source)
-
   def batches(self, size: int) -> Iterator[list[dict]]:
-    """Lists of `size` examples, fewer in the last, read ahead by threads: {"image": uint8 [S, S,
-    3], "captions", …}.
-    """
-    threads = os.cpu_count() or 1
-    pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="siglax-embed")
-    try:
-      batch, pending, indices = [], collections.deque(), iter(range(len(self._source)))
-      read_ahead = lambda count: pending.extend(
-        (i, pool.submit(self._read, i)) for i in itertools.islice(indices, count)
-      )
-      read_ahead(2 * size)
-      while pending:
-        batch += self._sound(*pending.popleft())
-        read_ahead(1)
-        if len(batch) == size or batch and not pending:
-          yield batch
-          batch = []
-    finally:
-      pool.shutdown(cancel_futures=True)
+    """Lists of `size` examples, fewer in the last: {"image": uint8 [S, S, 3], "captions", …}."""
+    batch = []
+    for i, example in embedder.read_ahead(self._read, len(self._source), 2 * size):
+      if isinstance(example, Exception):
+        self._skip(i, example)
+      else:
+        batch.append(example)
+      if len(batch) == size or batch and i == len(self._source) - 1:
+        yield batch
+        batch = []
 
   def _read(self, i: int) -> dict:
     example = self._source[i]
@@ -178,25 +161,20 @@ class Sound:
       name: kind(example[name]) for name, kind in kinds.items() if example.get(name) is not None
     }
 
-  def _sound(self, i, future) -> list[dict]:
-    try:
-      return [future.result()]
-    except Exception as e:  # whatever a source or a decoder raises
-      reason = " ".join(str(e).split()) or type(e).__name__
+  def _skip(self, i: int, error: Exception):
+    reason = " ".join(str(error).split()) or type(error).__name__
     self.bad += 1
     logger.warning("--data: example %d is broken and skipped: %s", i, reason)
     if self.bad > self._limit * len(self._source):
       raise ValueError(
         f"--data: {self.bad} of the first {i + 1} examples are broken, the last, example {i}: "
-        f"{reason}; repair the data, "
-        f"or raise max_bad_fraction={self._limit} (of {len(self._source)}) in --data "
-        "DATA:max_bad_fraction=0.1"
+        f"{reason}; repair the data, or raise max_bad_fraction={self._limit} (of "
+        f"{len(self._source)}) in --data DATA:max_bad_fraction=0.1"
       )
-    return []
 
 
-def _rows(tower, sound: Sound, texts, tokens, batch_size, dtype) -> Iterator[list[dict]]:
-  """The embedded examples in batches; the devices work on one while the one before is handed out."""
+def _rows(tower, readable: Readable, texts, tokens, batch_size, dtype) -> Iterator[list[dict]]:
+  """The embedded examples in batches."""
   mesh, model = tower.mesh, tower.model
   size = -(-(batch_size or tower.config.eval.batch_size) // mesh.size) * mesh.size
 
@@ -207,36 +185,23 @@ def _rows(tower, sound: Sound, texts, tokens, batch_size, dtype) -> Iterator[lis
     return jax.tree.map(lambda x: x.astype(dtype), found)
 
   run = jax.jit(outputs, out_shardings=mesh_lib.replicated(mesh))
-
-  def finish(examples, found):
+  # The last batch repeats its last example up to the full size, so that one program serves all.
+  batches = (
+    (examples, np.stack([e["image"] for e in examples + examples[-1:] * (size - len(examples))]))
+    for examples in readable.batches(size)
+  )
+  for examples, found in embedder.in_turn(lambda x: run(tower.params, x), mesh, batches):
     rows = [{k: v for k, v in example.items() if k != "image"} for example in examples]
     for name, x in found.items():
-      for row, value in zip(rows, mesh_lib.to_host(x)):
+      for row, value in zip(rows, x):
         row[name] = value
     if texts:
       captions = [row["captions"] for row in rows]
-      ztxt = (
-        tower.embed_texts(list(itertools.chain(*captions)), size)
-        .astype(dtype)
-        .reshape(-1, model.embed_dim)
-      )
-      for row, part in zip(rows, np.split(ztxt, np.cumsum([len(c) for c in captions])[:-1])):
+      ztxt = tower.embed_texts(list(itertools.chain(*captions)), size).astype(dtype)
+      parts = np.split(ztxt.reshape(-1, model.embed_dim), np.cumsum(list(map(len, captions)))[:-1])
+      for row, part in zip(rows, parts):
         row["text_embeddings"] = part
-    return rows
-
-  before = None
-  for examples in sound.batches(size):
-    # The last batch repeats its last example up to the full size, so that one program serves all.
-    images = np.stack(
-      [example["image"] for example in examples + examples[-1:] * (size - len(examples))]
-    )
-    with jax.set_mesh(mesh):
-      found = run(tower.params, mesh_lib.to_global(mesh, images))
-    if before:
-      yield finish(*before)
-    before = examples, found
-  if before:
-    yield finish(*before)
+    yield rows
 
 
 class Progress:

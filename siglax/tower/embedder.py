@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import collections
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
 import concurrent.futures
-from typing import Callable
+import itertools
+import os
+from typing import Any
 
 import jax
 import numpy as np
@@ -50,10 +56,51 @@ class Embedder(ScaleAndBias):
     )
 
   def _run(self, embed, read, count):
-    done, mine = [], mesh_lib.process_indices(self._mesh, self._batch_size)
-    for start in range(0, count, self._batch_size):
-      # The last batch repeats its last example up to the full size; those rows are cut off again.
-      rows = read(np.minimum(start + mine, count - 1).tolist())
-      with jax.set_mesh(self._mesh):
-        done.append(mesh_lib.to_host(embed(self.params, mesh_lib.to_global(self._mesh, rows))))
+    mine = mesh_lib.process_indices(self._mesh, self._batch_size)
+    # The last batch repeats its last example up to the full size; those rows are cut off again.
+    batches = (
+      (None, read(np.minimum(start + mine, count - 1).tolist()))
+      for start in range(0, count, self._batch_size)
+    )
+    done = [z for _, z in in_turn(lambda rows: embed(self.params, rows), self._mesh, batches)]
     return np.concatenate(done)[:count] if done else np.zeros((0, self._width), np.float32)
+
+
+def in_turn(compute: Callable, mesh, batches: Iterable) -> Iterator[tuple]:
+  """(what came with a batch, its outputs on the host) of each batch (what comes with it, rows).
+
+  compute: rows sharded over the mesh → a tree of replicated arrays. rows: those of this process.
+  The devices work on a batch while the one before is handed out and the next one is read.
+  """
+  before = None
+  for kept, rows in batches:
+    with jax.set_mesh(mesh):
+      outputs = compute(mesh_lib.to_global(mesh, rows))
+    if before is not None:
+      yield before[0], jax.tree.map(mesh_lib.to_host, before[1])
+    before = kept, outputs
+  if before is not None:
+    yield before[0], jax.tree.map(mesh_lib.to_host, before[1])
+
+
+def read_ahead(read: Callable[[int], Any], count: int, ahead: int) -> Iterator[tuple[int, Any]]:
+  """(i, read(i)) of 0 … count − 1 in order, in place of it the exception that it raised.
+
+  Threads, one for each core, read `ahead` of them before they are asked for.
+  """
+  pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="siglax-read")
+  try:
+    pending, indices = collections.deque(), iter(range(count))
+    submit = lambda most: pending.extend(
+      (i, pool.submit(read, i)) for i in itertools.islice(indices, most)
+    )
+    submit(ahead)
+    while pending:
+      i, future = pending.popleft()
+      error = future.exception()
+      if error is not None and not isinstance(error, Exception):
+        raise error
+      yield i, future.result() if error is None else error
+      submit(1)
+  finally:
+    pool.shutdown(cancel_futures=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from concurrent import futures
 import html
 import io
 import logging
@@ -15,7 +14,9 @@ import numpy as np
 
 from siglax import tower as tower_lib
 from siglax.data import images as images_lib
+from siglax.devices import disk
 from siglax.devices.streams import shown
+from siglax.tower import embedder
 
 logger = logging.getLogger("siglax")
 
@@ -62,7 +63,9 @@ def search(
 
 
 def find(folder) -> list[pathlib.Path]:
-  """Every picture in a folder and its subfolders, by name, in order. ValueError when there is none."""
+  """Every picture in a folder and its subfolders, by name, in order. ValueError when there
+  is none.
+  """
   if not os.path.isdir(folder):
     raise ValueError(f"--images {folder} is no folder")
   paths = sorted(
@@ -85,32 +88,26 @@ def embed(tower, paths: list[pathlib.Path]) -> tuple[np.ndarray, list[pathlib.Pa
   from rich import console
   from rich import progress
 
-  def read(path):
-    try:
-      return tower.pixels(path)
-    except ValueError as e:
-      return e
-
-  zimg, readable = [], []
-  starts = progress.track(
-    range(0, len(paths), BATCH),
+  zimg, readable, batch = [], [], []
+  read = embedder.read_ahead(lambda i: tower.pixels(paths[i]), len(paths), 2 * BATCH)
+  for i, pixels in progress.track(
+    read,
     "embedding",
+    total=len(paths),
     console=console.Console(stderr=True),
     transient=True,
     disable=not sys.stderr.isatty(),
-  )
-  with futures.ThreadPoolExecutor() as pool:
-    for start in starts:
-      batch = paths[start : start + BATCH]
-      there = []
-      for path, pixels in zip(batch, pool.map(read, batch)):
-        if isinstance(pixels, ValueError):
-          logger.warning("left out %s", shown(pixels))
-        else:
-          there.append(pixels)
-          readable.append(path)
-      if there:
-        zimg.append(tower.embed_images(there, BATCH))
+  ):
+    if isinstance(pixels, ValueError):
+      logger.warning("left out %s", shown(pixels))
+    elif isinstance(pixels, Exception):
+      raise pixels
+    else:
+      batch.append(pixels)
+      readable.append(paths[i])
+    if len(batch) == BATCH or batch and i == len(paths) - 1:
+      zimg.append(tower.embed_images(batch, BATCH))
+      batch = []
   if len(readable) < len(paths):
     logger.warning("%d of %d pictures were left out", len(paths) - len(readable), len(paths))
   return np.concatenate(zimg) if zimg else np.zeros((0, 0), np.float32), readable
@@ -121,19 +118,24 @@ _PAGE = """<!DOCTYPE html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>{title}</title>
 <style>
 :root {{ color-scheme: light dark; --line: #8883; --quiet: #767676; }}
 @media (prefers-color-scheme: dark) {{ :root {{ --quiet: #a0a0a0; }} }}
-body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2rem auto; padding: 0 1rem; max-width: 80rem; }}
+body {{ font: 15px/1.4 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto; }}
+body {{ padding: 0 1rem; }}
 h1 {{ font-size: 1.1rem; font-weight: 400; color: var(--quiet); }}
 h2 {{ font-size: 1.4rem; margin: 2rem 0 .8rem; overflow-wrap: anywhere; }}
 .grid {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: 1rem; }}
 figure {{ margin: 0; border: 1px solid var(--line); border-radius: .5rem; overflow: hidden; }}
-img {{ display: block; width: 100%; aspect-ratio: 1; object-fit: contain; background: var(--line); }}
-figcaption {{ padding: .4rem .6rem; overflow-wrap: anywhere; font-size: .8rem; color: var(--quiet); }}
-figcaption b {{ font-size: .95rem; font-variant-numeric: tabular-nums; color: CanvasText; display: block; }}
+img {{ display: block; width: 100%; aspect-ratio: 1; object-fit: contain; }}
+img {{ background: var(--line); }}
+figcaption {{ padding: .4rem .6rem; overflow-wrap: anywhere; }}
+figcaption {{ font-size: .8rem; color: var(--quiet); }}
+figcaption b {{ display: block; font-size: .95rem; color: CanvasText; }}
+figcaption b {{ font-variant-numeric: tabular-nums; }}
 </style>
 </head>
 <body>
@@ -179,11 +181,7 @@ def _thumbnail(path: pathlib.Path) -> str:
 
 
 def _write(file: pathlib.Path, text: str):
-  temporary = file.with_name(f".{file.name}.{os.getpid()}")
   try:
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, file)
+    disk.write_atomic(file, text.encode())
   except OSError as e:
     raise ValueError(f"--out {file} cannot be written: {e.strerror or e}") from e
-  finally:
-    temporary.unlink(missing_ok=True)

@@ -89,7 +89,9 @@ class Tower(ScaleAndBias):
       raise ValueError(f"{name}: {getattr(e, 'strerror', None) or e}") from e
 
   def logits(self, zimg: np.ndarray, ztxt: np.ndarray) -> np.ndarray:
-    """scale·zimg·ztxtᵀ + bias, [N, M]; the sigmoid of it is SigLIP's probability that they match."""
+    """scale·zimg·ztxtᵀ + bias, [N, M]; the sigmoid of it is SigLIP's probability that they
+    match.
+    """
     return self.scale * zimg @ ztxt.T + self.bias
 
   def zero_shot(self, images, classnames, templates=("a photo of a {}.",)) -> np.ndarray:

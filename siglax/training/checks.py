@@ -9,13 +9,10 @@ from ml_collections import ConfigDict
 from siglax import config as config_lib
 from siglax import data
 from siglax import evals
+from siglax import models
 from siglax.config import checks
-from siglax.models import resnet
-from siglax.models import transformer
+from siglax.config import fields
 from siglax.training import optim
-
-# Those of config.model.image that a ResNet has.
-RESNET_FIELDS = ("variant", "width", "image_size", "mean", "std", "dtype", "remat")
 
 
 def validate(config: ConfigDict, devices: int):
@@ -58,49 +55,23 @@ def _validate_fields(config):
 
 
 def _validate_towers(config):
-  image = config.model.image
-  if image.variant in resnet.SIZES:
-    _validate_resnet(image)
-  elif image.image_size % image.patch:
-    raise ValueError(
-      f"config.image.size={image.image_size} is not divisible by "
-      f"config.model.image.patch={image.patch}"
-    )
-  if image.stem == "conv" and not image.patch_bias:
-    raise ValueError(
-      'config.model.image.patch_bias=False has no place in config.model.image.stem="conv"; leave '
-      "it True"
-    )
-  if image.stem == "conv" and image.patch & (image.patch - 1):
-    raise ValueError(
-      f"config.model.image.patch={image.patch} must be a power of two for "
-      'config.model.image.stem="conv"'
-    )
-  for name in ("image", "text"):
-    tower = config.model[name]
-    if tower.variant in transformer.SIZES:
-      try:
-        transformer.Shape.of(tower)
-      except ValueError as e:
-        raise ValueError(f"config.model.{name}: {e}") from None
+  for kind, tower in models.declared(config.model).items():
+    of = config.model[kind]
+    _validate_unused(kind, tower, of)
+    tower.check(of)
+    try:
+      tower.shape(of)
+    except ValueError as e:
+      raise ValueError(f"config.model.{kind}: {e}") from None
 
 
-def _validate_resnet(image):
-  for field, initial in config_lib.default().model.image.items():
-    if field not in RESNET_FIELDS and image[field] != initial:
-      name = "train.patch_drop" if field == "patch_drop" else f"model.image.{field}"
+def _validate_unused(kind, tower, of):
+  """ValueError for a field that this tower does not have and that is not left as it is."""
+  initial = config_lib.default().model[kind]
+  for name in tower.unused(kind, of):
+    if of[name] != initial[name]:
+      field = fields.to_set(f"model.{kind}.{name}")
       raise ValueError(
-        f"config.{name}={image[field]!r} has no place in "
-        f"config.model.image.variant={image.variant!r}; "
-        f"leave it {initial!r}"
+        f"config.{field}={of[name]!r} has no place in "
+        f"config.model.{kind}.variant={of.variant!r}; leave it {initial[name]!r}"
       )
-  if image.image_size % resnet.STRIDE:
-    raise ValueError(
-      f"config.image.size={image.image_size} is not divisible by {resnet.STRIDE}, the stride of "
-      f"config.model.image.variant={image.variant!r}"
-    )
-  if image.width and image.width % 2:
-    raise ValueError(
-      f"config.model.image.width={image.width} must be even for "
-      f"config.model.image.variant={image.variant!r}"
-    )

@@ -16,8 +16,9 @@ from siglax import models
 from siglax import tower
 from siglax.config import fields
 from siglax.devices import mesh as mesh_lib
+from siglax.devices import streams
 from siglax.runs import folder as folder_lib
-from siglax.runs import metrics
+from siglax.runs import summary
 from siglax.training import checks
 
 
@@ -97,8 +98,8 @@ def evaluate(folder, overrides: dict[str, str] | None = None, out=None) -> dict[
   values = evaluator(folder_lib.read_params(folder, model, mesh))
   if jax.process_index() == 0:
     records = evals.clip_benchmark_json(config, values, model="siglax", pretrained=folder.name)
-    rows = [(k, f"{v:.4f}{metrics.fact_in_words(k, evaluator.facts)}") for k, v in values.items()]
-    metrics.print_table(f"siglax evaluate {folder}", [*rows, ("file", str(out))])
+    rows = [(k, f"{v:.4f}{summary.fact_in_words(k, evaluator.facts)}") for k, v in values.items()]
+    streams.print_table(f"siglax evaluate {folder}", [*rows, ("file", str(out))])
     try:
       out.write_text(json.dumps(records, indent=1))
     except OSError as e:

@@ -11,9 +11,9 @@ import jax
 import numpy as np
 
 from siglax import models
+from siglax.devices import chips
 from siglax.runs import checkpoint
 from siglax.runs import digest
-from siglax.runs import metrics as metrics_lib
 
 logger = logging.getLogger("siglax")
 
@@ -115,7 +115,7 @@ class Log:
       "step_time": step_time,
       "host_time": (time.thread_time() - self._cpu_since) / self._steps,
     }
-    peak = metrics_lib.peak_flops(jax.devices()[0])
+    peak = chips.peak_flops(jax.devices()[0])
     if peak is not None:
       speed["mfu"] = self._step_flops(step) / (step_time * peak * jax.device_count())
     return speed
@@ -134,5 +134,6 @@ def _check_embeddings(step: int, norm_errors: dict[str, float]):
       raise FloatingPointError(
         f"the {tower} tower's embeddings at step {step} are not finite"
         if not np.isfinite(error)
-        else f"the {tower} tower's embeddings at step {step} are not of unit length: off by up to {error:.3g}"
+        else f"the {tower} tower's embeddings at step {step} are not of unit length: off by up to "
+        f"{error:.3g}"
       )

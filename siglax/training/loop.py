@@ -6,6 +6,8 @@ device never waits for the host.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+import dataclasses
 import logging
 
 import jax
@@ -22,6 +24,7 @@ from siglax.runs import checkpoint
 from siglax.runs import curves
 from siglax.runs import goodput as goodput_lib
 from siglax.runs import history as history_lib
+from siglax.runs import lock as lock_lib
 from siglax.runs import metrics as metrics_lib
 from siglax.training import log as log_lib
 from siglax.training import optim
@@ -46,9 +49,8 @@ def train(
   """
   with signals.StopSignals(second_signal) as stop:
     goodput = goodput_lib.Goodput()
-    distributed.on_first(
-      lambda: resume.check_imports(workdir)
-    )  # before the config, which names what they add
+    # Before the config, which names what they add.
+    distributed.on_first(lambda: resume.check_imports(workdir))
     run = run_lib.Run(config, workdir)
     distributed.check_same_config(run.config)
     run.evaluate.check()
@@ -67,35 +69,11 @@ def _train(run: run_lib.Run, stop: signals.StopSignals, goodput, lock):
   keep = run.config.checkpoint
   lower_is_better = keep.keep_best is not None and evals.lower_is_better(keep.keep_best)
   checkpoints = checkpoint.Checkpoints(workdir, keep, run.every["checkpoint"], lower_is_better)
-  restored = checkpoints.restore(run.abstract_state)
-  state = run.initial_state() if restored is None else restored[0]
-  run.check_tower(state.params)
-  meta = {"step": 0} if restored is None else restored[1]
-  start = step = meta["step"]
-  if start > run.total_steps:
-    raise ValueError(
-      f"the checkpoint of step {start} in --workdir {workdir} is beyond the {run.total_steps} "
-      "steps of config.total_*"
-    )
+  state, meta = _first_state(run, checkpoints)
+  start = meta["step"]
   _announce(run, start)
-  if start == run.total_steps:
-    logger.info("%s is finished; a larger config.total_* makes it longer", run.workdir)
   batches = run.batches(start, meta.get("data", {}).get("counts"))
   profiler = profiler_lib.Profiler(run, start)
-  evaluated, evaluated_at = {}, None
-
-  def save(last: bool):
-    log.flush()
-    if step > checkpoints.newest:
-      distributed.on_first(lock.check if lock else None)
-      data = {
-        "global_next_index": step * run.config.batch_size,
-        "counts": batches.counts,
-        "examples": list(map(len, run.sources)),
-      }
-      meta = {"data": data, "config": config_lib.to_json(run.config), "skipped": log.skipped}
-      checkpoints.save(step, state, meta, evaluated if step == evaluated_at else None, last=last)
-
   with (
     history_lib.History(
       workdir, step=start, goodput=goodput, saved=lambda: checkpoints.on_disk
@@ -107,60 +85,114 @@ def _train(run: run_lib.Run, stop: signals.StopSignals, goodput, lock):
       run, writer, history, start, checkpoints, goodput, meta.get("skipped", 0), lock
     )
     goodput.enter("step")
+    loop = _Loop(run, start, stop, goodput, lock, checkpoints, batches, profiler, log, writer)
     try:
-      while True:
-        if step > start and run.config.eval.tasks and run.due("eval", step):
-          log.flush()
-          with goodput.during("evaluation"):
-            evaluated, evaluated_at = run.evaluate(state.evaluated), step
-          writer.write(step, {**evaluated, **run.evaluate.facts})
-          log.pause()
-        stopping = stop.requested if jax.process_count() == 1 else checkpoint.preempted(step)
-        last = bool(step == run.total_steps or stopping)
-        if checkpoints.poll() or last or run.due("checkpoint", step):
-          with goodput.during("checkpoint"):
-            save(last)
-          log.pause()
-        if last:
-          break
-        try:
-          with goodput.during("data_wait"):
-            batch = next(batches)
-        except ValueError as e:
-          if not stop.requested:
-            raise
-          logger.warning("%s", e)  # its worker got the signal too: what there is is saved
-          continue
-        batch = mesh_lib.to_global(
-          run.mesh, batch
-        )  # travels while the device works on the step before
-        profiler.before(step + 1)
-        compiles = step in (start, run.masked_steps)
-        with jax.transfer_guard("disallow"), goodput.during("compile" if compiles else "step"):
-          state, metrics = run.update(step)(state, batch)
-          if compiles:
-            jax.block_until_ready(metrics)
-        step += 1
-        profiler.after(step, metrics)
-        log.push(step, metrics, compiles, state)
+      step = loop.until_the_end(state)
     finally:
       profiler.close()
       batches.close()
       checkpoints.close()
-    history.end(step, "finished" if step == run.total_steps else stop.requested or "SIGTERM")
+    ended_by = stop.requested or "SIGTERM"  # which came to another process
+    history.end(step, "finished" if step == run.total_steps else ended_by)
     if step > start:
       writer.write(step, goodput.shares())
     if step == run.total_steps:
       _report(run, writer)
-  if jax.process_index() == 0:
-    if step < run.total_steps:
-      saved_too = (
-        ", saved; the same command resumes there"
-        if step
-        else " before the first one; the same command starts again"
-      )
-      streams.say(f"stopped by {stop.requested or 'SIGTERM'} at step {step}{saved_too}")
-  return evaluated
+  if jax.process_index() == 0 and step < run.total_steps:
+    saved_too = (
+      ", saved; the same command resumes there"
+      if step
+      else " before the first one; the same command starts again"
+    )
+    streams.say(f"stopped by {ended_by} at step {step}{saved_too}")
+  return loop.evaluated
+
+
+def _first_state(run: run_lib.Run, checkpoints: checkpoint.Checkpoints):
+  """(state, metadata of its checkpoint) where the run begins, or goes on."""
+  restored = checkpoints.restore(run.abstract_state)
+  state, meta = (run.initial_state(), {"step": 0}) if restored is None else restored
+  run.check_tower(state.params)
+  if meta["step"] > run.total_steps:
+    raise ValueError(
+      f"the checkpoint of step {meta['step']} in --workdir {run.workdir} is beyond the "
+      f"{run.total_steps} steps of config.total_*"
+    )
+  return state, meta
+
+
+@dataclasses.dataclass
+class _Loop:
+  """The steps of a run, with what they use. evaluated: the metrics of the last evaluation."""
+
+  run: run_lib.Run
+  start: int
+  stop: signals.StopSignals
+  goodput: goodput_lib.Goodput
+  lock: lock_lib.Lock | None
+  checkpoints: checkpoint.Checkpoints
+  batches: Iterator
+  profiler: profiler_lib.Profiler
+  log: log_lib.Log
+  writer: metrics_lib.RunMetrics
+  evaluated: dict[str, float] = dataclasses.field(default_factory=dict)
+  evaluated_at: int | None = None
+
+  def until_the_end(self, state) -> int:
+    """Trains to the last step, or to where a signal stops it; that step, which is saved."""
+    run, stop, step = self.run, self.stop, self.start
+    while True:
+      if step > self.start and run.config.eval.tasks and run.due("eval", step):
+        self._evaluate(step, state)
+      stopping = stop.requested if jax.process_count() == 1 else distributed.preempted(step)
+      last = bool(step == run.total_steps or stopping)
+      if self.checkpoints.poll() or last or run.due("checkpoint", step):
+        with self.goodput.during("checkpoint"):
+          self._save(step, state, last)
+        self.log.pause()
+      if last:
+        return step
+      try:
+        with self.goodput.during("data_wait"):
+          batch = next(self.batches)
+      except ValueError as e:
+        if not stop.requested:
+          raise
+        logger.warning("%s", e)  # its worker got the signal too: what there is is saved
+        continue
+      # It travels while the device works on the step before.
+      batch = mesh_lib.to_global(run.mesh, batch)
+      self.profiler.before(step + 1)
+      compiles = step in (self.start, run.masked_steps)
+      with jax.transfer_guard("disallow"), self.goodput.during("compile" if compiles else "step"):
+        state, metrics = run.update(step)(state, batch)
+        if compiles:
+          jax.block_until_ready(metrics)
+      step += 1
+      self.profiler.after(step, metrics)
+      self.log.push(step, metrics, compiles, state)
+
+  def _evaluate(self, step: int, state):
+    self.log.flush()
+    with self.goodput.during("evaluation"):
+      self.evaluated, self.evaluated_at = self.run.evaluate(state.evaluated), step
+    self.writer.write(step, {**self.evaluated, **self.run.evaluate.facts})
+    self.log.pause()
+
+  def _save(self, step: int, state, last: bool):
+    self.log.flush()
+    if step <= self.checkpoints.newest:
+      return
+    distributed.on_first(self.lock.check if self.lock else None)
+    config = self.run.config
+    data = {
+      "global_next_index": step * config.batch_size,
+      "counts": self.batches.counts,
+      "examples": list(map(len, self.run.sources)),
+    }
+    meta = {"data": data, "config": config_lib.to_json(config), "skipped": self.log.skipped}
+    metrics = self.evaluated if step == self.evaluated_at else None
+    self.checkpoints.save(step, state, meta, metrics, last=last)
 
 
 def _report(run: run_lib.Run, writer):
@@ -188,6 +220,8 @@ def _announce(run: run_lib.Run, start: int):
     _loss_in_words(run),
     f"; resuming at step {start}" if start else "",
   )
+  if start == run.total_steps:
+    logger.info("%s is finished; a larger config.total_* makes it longer", run.workdir)
 
 
 def _parameters_in_words(run: run_lib.Run, tower: str) -> str:
@@ -211,4 +245,5 @@ def _loss_in_words(run: run_lib.Run) -> str:
     mesh_lib.BATCH_AXES,
   )
   of = f"{impl} of {run.mesh.size}" if impl != "dense" and run.mesh.size > 1 else impl
-  return f"{config.loss.name} ({of}{f', tile {tile}' if tile else ''}{', chosen by auto' if config.loss.impl == 'auto' else ''})"
+  chosen = ", chosen by auto" if config.loss.impl == "auto" else ""
+  return f"{config.loss.name} ({of}{f', tile {tile}' if tile else ''}{chosen})"

@@ -8,10 +8,11 @@ all trainable gradients:
     p ← p − lr(step)·lr_multiplier·layer_decay^above·(direction(g) +
     weight_decay·decay_multiplier·p)
 
-direction is that of Adam, Lion or Adafactor; above counts the layers between p and the head of its
-tower. Frozen parameters get zero updates, hold no optimizer state and do not count in the norm that
-clips. The norm that a run logs is the one before the clip. The running statistics of batch norm are
-frozen here, whatever the patterns, which pass them over: the step replaces them.
+direction is that of the optimizer (optimizers.py), lr(step) that of the schedule (schedules.py);
+above counts the layers between p and the head of its tower. Frozen parameters get zero updates,
+hold no optimizer state and do not count in the norm that clips. The norm that a run logs is the one
+before the clip. The running statistics of batch norm are frozen here, whatever the patterns, which
+pass them over: the step replaces them.
 """
 
 from __future__ import annotations
@@ -19,69 +20,20 @@ from __future__ import annotations
 import re
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 import optax
 
+from siglax import models
 from siglax.devices import paths
+from siglax.training import schedules
+from siglax.training.optimizer import by_path
+from siglax.training.optimizers import OPTIMIZERS
 
-# Adafactor keeps row and column statistics where both are at least this long, so never over a stack
-# of layers.
-MIN_DIM_TO_FACTOR = 128
 # Those of the loss; config.loss.lr_multiplier is theirs.
 LOGIT_PARAMETERS = ("log_scale", "bias")
 # What comes before the first block of a tower.
 EMBEDDINGS = ("stem", "embedding", "pos_embedding", "cls", "pre_norm")
-
-
-def schedule(
-  config: ConfigDict, total_steps: int, warmup_steps: int = 0, cooldown_steps: int = 0
-) -> optax.Schedule:
-  """The learning rate of `config.optim` by step; the first update is step 0, the last total_steps −
-  1.
-
-  With s = step − warmup_steps and S = total_steps − warmup_steps:
-  warmup: lr·step/warmup_steps, then one of
-  cosine: lr·½(1 + cos(π·s/S))    linear: lr·(1 − s/S)    constant: lr
-  rsqrt:  lr·√(timescale/(timescale + s)), timescale = config.optim.rsqrt_timescale
-  cooldown (rsqrt and constant): the above times (total_steps − step)/cooldown_steps in the last
-  cooldown_steps. Raises ValueError when warmup and cooldown do not fit, or for a cooldown of a
-  schedule that ends at 0 anyway.
-  """
-  optim = config.optim
-  if warmup_steps + cooldown_steps > total_steps:
-    raise ValueError(
-      f"config.optim.warmup_* is {warmup_steps} steps and config.optim.cooldown_* "
-      f"{cooldown_steps}, "
-      f"but the training is {total_steps} steps; shorten them "
-      f"(--config.optim.warmup_steps={total_steps // 10}) or lengthen "
-      "config.total_*"
-    )
-  if cooldown_steps and optim.schedule in ("cosine", "linear"):
-    raise ValueError(
-      f"config.optim.cooldown is {cooldown_steps} steps, but "
-      f"config.optim.schedule={optim.schedule!r} ends at 0 "
-      "without one; set config.optim.cooldown_steps=0 or use rsqrt or constant"
-    )
-  decay_steps = max(total_steps - warmup_steps, 1)
-  after_warmup = {
-    "cosine": lambda: optax.cosine_decay_schedule(optim.lr, decay_steps),
-    "linear": lambda: optax.linear_schedule(optim.lr, 0.0, decay_steps),
-    "constant": lambda: optax.constant_schedule(optim.lr),
-    "rsqrt": lambda: (
-      lambda s: optim.lr * jnp.sqrt(optim.rsqrt_timescale / (optim.rsqrt_timescale + s))
-    ),
-  }[optim.schedule]()
-  if warmup_steps:
-    warmup = optax.linear_schedule(0.0, optim.lr, warmup_steps)
-    after_warmup = optax.join_schedules([warmup, after_warmup], [warmup_steps])
-  if not cooldown_steps:
-    return after_warmup
-  cooldown = optax.linear_schedule(
-    1.0, 0.0, cooldown_steps, transition_begin=total_steps - cooldown_steps
-  )
-  return lambda step: after_warmup(step) * cooldown(step)
 
 
 def make(
@@ -90,10 +42,8 @@ def make(
   """The optimizer of `config.optim` for these parameters, and the learning rate it follows.
 
   params: nested dict of arrays or jax.ShapeDtypeStruct; only its paths and shapes are read.
-  adamw and lion are optax's (Lion's own b2 is 0.99, with lr 3–10 times smaller). adafactor is
-  `adafactor` below. config.loss.lr_multiplier multiplies that of scale and bias;
-  config.optim.layer_decay is `layer_decay`'s. Weight decay multiplies the learning rate and its
-  multiplier, as in optax.adamw and PyTorch. big_vision's does not: it shrinks weights by wd per
+  config.loss.lr_multiplier multiplies that of scale and bias; config.optim.layer_decay is
+  `layer_decay`'s. Weight decay multiplies the learning rate and its multiplier, as in optax.adamw and PyTorch. big_vision's does not: it shrinks weights by wd per
   step at the peak, so divide its wd by its lr (wd 1e-4 at lr 1e-3 is 0.1 here). Raises ValueError
   for a parameter that no pattern covers, a pattern that decides none, and values out of range.
   """
@@ -111,21 +61,17 @@ def make(
     for name, x in layer_decay(config, params).items()
     if multiplier[name] is not None
   }
-  lr = schedule(config, total_steps, warmup_steps, cooldown_steps)
-  direction = {
-    "adamw": lambda: optax.scale_by_adam(optim.b1, optim.b2, optim.eps),
-    "lion": lambda: optax.scale_by_lion(optim.b1, optim.b2),
-    "adafactor": lambda: adafactor(optim.b1, optim.b2),
-  }[optim.name]()
+  lr = schedules.make(config, total_steps, warmup_steps, cooldown_steps)
+  optimizer = OPTIMIZERS.find(optim.name, "config.optim.name")
   trainable = optax.chain(
     optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity(),
-    direction,
-    _by_path(
+    optimizer.direction(**optimizer.options(optim)),
+    by_path(
       lambda path, u, p: (
         u + optim.weight_decay * decay[path] * p if optim.weight_decay * decay[path] else u
       )
     ),
-    _by_path(
+    by_path(
       lambda path, u, p: (
         u if np.all(multiplier[path] == 1) else (multiplier[path] * u).astype(u.dtype)
       )
@@ -148,19 +94,14 @@ def frozen_mask(config: ConfigDict, params):
   )
 
 
-def is_statistic(path: str) -> bool:
-  """Whether a leaf of the parameters is a running statistic of batch norm, which no gradient
-  trains.
-  """
-  return path.endswith(("/norm/mean", "/norm/var"))
-
-
 def count(params) -> int:
-  """Numbers in a tree of arrays or shapes that a gradient could train: all but running statistics."""
+  """Numbers in a tree of arrays or shapes that a gradient could train: all but running
+  statistics.
+  """
   return sum(
     x.size
     for path, x in jax.tree_util.tree_leaves_with_path(params)
-    if not is_statistic(f"/{paths.name(path)}")
+    if not models.is_statistic(f"/{paths.name(path)}")
   )
 
 
@@ -192,48 +133,6 @@ def layer_decay(config: ConfigDict, params) -> dict:
   return decayed
 
 
-def adafactor(b1: float, b2: float) -> optax.GradientTransformation:
-  """The direction of ScalingViT's Adafactor, which SigLIP uses: b1 momentum, b2 caps the second
-  moment's decay.
-
-  v_t = β_t·v + (1 − β_t)·g², β_t = min(b2, 1 − t^−0.8), kept as row and column means for matrices;
-  u = g/√v, divided by max(1, rms(u)) in each parameter of each layer; m = b1·m + (1 − b1)·u is the
-  direction. Updates are not scaled by the size of the parameters. The momentum is stored in
-  bfloat16, as half the memory is this optimizer's purpose. 1e-30 under the root takes the place of
-  config.optim.eps. Differs from big_vision's scale_by_adafactor: clips at rms 1, where big_vision
-  clips only the global norm unless told to; factors dimensions from 128 on (32 there), and each
-  layer of a stack on its own whatever the depth.
-  Source: Zhai et al., Scaling Vision Transformers, arXiv 2106.04560, section 3.4; Shazeer & Stern,
-  arXiv 1804.04235.
-  """
-  decay = lambda step, exponent: jnp.minimum(b2, 1 - (step + 1.0) ** -exponent)
-  return optax.chain(
-    optax.scale_by_factored_rms(min_dim_size_to_factor=MIN_DIM_TO_FACTOR, decay_rate_fn=decay),
-    _by_path(_clip_rms),
-    optax.ema(b1, debias=False, accumulator_dtype=jnp.bfloat16),
-  )
-
-
-def _clip_rms(path, update, _):
-  """Divides by max(1, rms); of a leaf stacked over layers ("…/blocks/mlp/…", not
-  "…/blocks/0/mlp/…"), by layer.
-  """
-  stacked = re.search(r"(^|/)blocks/(?!\d+/)", path)
-  axes = tuple(range(1, update.ndim)) if stacked else None
-  return update / jnp.maximum(1.0, jnp.sqrt(jnp.mean(jnp.square(update), axis=axes, keepdims=True)))
-
-
-def _by_path(function) -> optax.GradientTransformation:
-  """function(path, update, parameter) → update on every leaf; without state."""
-
-  def update(updates, params):
-    return jax.tree_util.tree_map_with_path(
-      lambda path, u, p: function(paths.name(path), u, p), updates, params
-    )
-
-  return optax.stateless(update)
-
-
 def _first_match(params, rules, field: str) -> dict:
   """{path: value of the first (pattern, value) whose pattern matches the whole path}; ValueError
   names what is left over.
@@ -244,7 +143,7 @@ def _first_match(params, rules, field: str) -> dict:
   names = [
     name
     for path, _ in jax.tree_util.tree_leaves_with_path(params)
-    if not is_statistic(name := paths.name(path))
+    if not models.is_statistic(name := paths.name(path))
   ]
   first = {n: next((i for i, p in enumerate(patterns) if p.fullmatch(n)), None) for n in names}
   for name, i in first.items():

@@ -15,6 +15,7 @@ from siglax.costs import flops
 from siglax.data import embeddings
 from siglax.devices import mesh as mesh_lib
 from siglax.training import optim
+from siglax.training import schedules
 from siglax.training import state as state_lib
 from siglax.training import step as step_lib
 
@@ -47,11 +48,9 @@ class Program:
         f"{self.total_steps} steps; shorten it"
       )
     # The steps whose learning rate would be the same in a longer training.
-    cooldown, ends_at_zero = (
-      durations["optim.cooldown"] or 0,
-      config.optim.schedule in ("cosine", "linear"),
-    )
-    self.schedule_end = 0 if ends_at_zero else self.total_steps - cooldown
+    cooldown = durations["optim.cooldown"] or 0
+    schedule = schedules.SCHEDULES.find(config.optim.schedule, "config.optim.schedule")
+    self.schedule_end = 0 if schedule.ends_at_zero else self.total_steps - cooldown
     self.mesh = mesh_lib.make(config.mesh.data, config.mesh.fsdp)
     self.model = models.build(config.model)
     params = jax.eval_shape(self.model.init, jax.random.key(0))
@@ -78,7 +77,9 @@ class Program:
     return state_lib.create(params, self.tx, self._ema, self.frozen)
 
   def training_model(self, step: int) -> models.TwoTowers:
-    """What is trained after `step` steps: `model`, or at the end one like it that sees all patches."""
+    """What is trained after `step` steps: `model`, or at the end one like it that sees all
+    patches.
+    """
     return self.model if step < self.masked_steps else self._unmasked
 
   @functools.cached_property

@@ -8,9 +8,10 @@ import jax
 
 from siglax import config as config_lib
 from siglax.devices import mesh as mesh_lib
-from siglax.runs import checkpoint
+from siglax.devices import streams
 from siglax.runs import folder as folder_lib
-from siglax.runs import metrics as metrics_lib
+from siglax.runs import records
+from siglax.runs import stored
 from siglax.training import run as run_lib
 
 
@@ -25,7 +26,7 @@ def replay(folder, step: int) -> dict:
   step that the run does not have, or whose checkpoint cannot be read.
   """
   folder = pathlib.Path(folder)
-  checkpoints, config = checkpoint.Checkpoints(folder), folder_lib.read_config(folder)
+  checkpoints, config = stored.Stored(folder), folder_lib.read_config(folder)
   # A run that was made longer since took this step by the schedule of the first checkpoint after
   # it.
   after = next((s for s in checkpoints.steps if s >= step), None)
@@ -59,12 +60,10 @@ def replay(folder, step: int) -> dict:
 
 
 def _logged(folder, step) -> float | None:
-  if not (folder / metrics_lib.FILE).exists():
+  if not (folder / records.FILE).exists():
     return None
   return next(
-    (
-      r["loss"] for r in metrics_lib.read(folder) if r["step"] == step and r.get("loss") is not None
-    ),
+    (r["loss"] for r in records.read(folder) if r["step"] == step and r.get("loss") is not None),
     None,
   )
 
@@ -75,10 +74,10 @@ def show(report: dict, title: str):
   if logged is None:
     same = "the step was not logged"
   else:
-    same = f"{metrics_lib.FILE} has " + (
+    same = f"{records.FILE} has " + (
       "the same" if logged == loss else f"{logged!r}: made on other devices, or of another length"
     )
-  metrics_lib.print_table(
+  streams.print_table(
     title,
     [
       ("replayed from step", str(report["from"])),

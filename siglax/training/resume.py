@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-import pathlib
 
 import jax
 
 from siglax import config as config_lib
 from siglax.devices import distributed
-from siglax.runs import checkpoint
 from siglax.runs import folder as folder_lib
 from siglax.runs import history as history_lib
 from siglax.runs import imports
 from siglax.runs import lock as lock_lib
+from siglax.runs import stored
 from siglax.training import program as program_lib
 
 logger = logging.getLogger("siglax")
@@ -24,7 +23,7 @@ def check_imports(workdir):
   """ValueError when the run folder holds checkpoints made with files that were not imported, or
   that are others now.
   """
-  if checkpoint.steps_in(pathlib.Path(workdir) / checkpoint.FOLDER):
+  if stored.Stored(workdir).found():
     imports.check(workdir, same=True)
 
 
@@ -35,7 +34,7 @@ def check_folder(run, extend: bool = False):
   has behind it: with a constant or rsqrt schedule, before its cooldown and before the steps that
   see all patches. extend: allows a longer total in any case.
   """
-  checkpoints = checkpoint.Checkpoints(run.workdir)
+  checkpoints = stored.Stored(run.workdir)
   meta = checkpoints.newest_meta()
   steps = checkpoints.steps
   if not steps:
@@ -88,7 +87,10 @@ def _check_inputs(run, examples: list[int] | None):
 
 def _check_longer(run, there: program_lib.Program, step: int, extend: bool):
   """there: the program of the run in the folder, whose newest checkpoint is of `step`."""
-  lengths = f"the run in --workdir {run.workdir} is of {there.total_steps} steps, this one of {run.total_steps}"
+  lengths = (
+    f"the run in --workdir {run.workdir} is of {there.total_steps} steps, this one of "
+    f"{run.total_steps}"
+  )
   if run.total_steps < max(step, there.total_steps):
     raise ValueError(
       f"{lengths}; a run can only be made longer: raise config.total_steps, or use another "

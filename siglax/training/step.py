@@ -157,7 +157,9 @@ def make_value_and_grad(config, model, mesh, frozen):
 
 
 def trains_batch_norm(model, frozen) -> bool:
-  """Whether a step takes batch statistics and updates the running ones. frozen: bools like params."""
+  """Whether a step takes batch statistics and updates the running ones. frozen: bools like
+  params.
+  """
   return model.has_batch_norm and not all(jax.tree.leaves(frozen["image"]))
 
 

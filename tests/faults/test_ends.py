@@ -32,7 +32,8 @@ from short_runs import state  # two are fixtures
 from short_runs import steps  # two are fixtures
 from short_runs import whole  # two are fixtures
 
-TASK = "({'kind':'loss','name':'test','data':{'source':'shapes','split':'test','image_size':16},'examples':16},)"
+SPEC = "{'source':'shapes','split':'test','image_size':16}"
+TASK = f"({{'kind':'loss','name':'test','data':{SPEC},'examples':16}},)"
 
 
 @pytest.fixture(autouse=True)

@@ -131,7 +131,8 @@ def test_a_full_disk_in_the_background_is_one_line(whole, tmp_path):
 
 @pytest.mark.slow
 def test_a_second_interrupt_ends_an_evaluation_that_swallows_it(tmp_path):
-  task = "--config.eval.tasks=({'kind':'loss','name':'test','data':{'source':'shapes','split':'test','image_size':16},'examples':16},)"
+  spec = "{'source':'shapes','split':'test','image_size':16}"
+  task = f"--config.eval.tasks=({{'kind':'loss','name':'test','data':{spec},'examples':16}},)"
   started = start(tmp_path, 1, task, faults=({"deaf_evaluation": {}},))
   wait_for(lambda: logged(tmp_path) >= 6, started)
   time.sleep(1)

@@ -19,14 +19,14 @@ class Group:
 
   name: dotted, empty for the fields of no group. doc: one sentence. declared: {name in the group:
   its field, or a duration, which is three}.
-  parts: the kind of parts whose own fields stand here too. resume, evaluation: of all its fields
-  (see `Field`).
+  parts: the kinds of parts whose own fields stand here too (lookups.REGISTRIES).
+  resume, evaluation: of all its fields (see `Field`).
   """
 
   name: str
   doc: str
   declared: Mapping[str, Field | Duration]
-  parts: str | None = None
+  parts: tuple[str, ...] = ()
   resume: bool = False
   evaluation: bool = False
 
@@ -42,14 +42,15 @@ class Group:
     name that is there already.
     """
     found = dict(self._own_fields)
-    of_parts = lookups.registry(self.parts).fields() if self.parts else {}
-    for name, field in of_parts.items():
-      if (dotted := self._dotted(name)) in found:
-        raise ValueError(
-          f"a {self.parts} declares the field {name!r}, which config.{self.name} has already; give "
-          "it another name"
-        )
-      found[dotted] = field
+    for kind in self.parts:
+      registry = lookups.registry(kind)
+      for name, field in registry.fields().items():
+        if (dotted := self._dotted(name)) in found:
+          raise ValueError(
+            f"{registry.article} {kind} declares the field {name!r}, which config.{self.name} has already; "
+            "give it another name"
+          )
+        found[dotted] = field
     return found
 
   @functools.cached_property

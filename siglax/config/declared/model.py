@@ -124,6 +124,7 @@ IMAGE_TOWER = Group(
     ),
     "remat": Field(None, "What the backward pass recomputes.", follows="train.remat.image"),
   },
+  parts=("image tower",),
 )
 
 TEXT_TOWER = Group(
@@ -165,4 +166,5 @@ TEXT_TOWER = Group(
     "dtype": Field(None, "Type of the activations.", follows="train.dtype"),
     "remat": Field(None, "What the backward pass recomputes.", follows="train.remat.text"),
   },
+  parts=("text tower",),
 )

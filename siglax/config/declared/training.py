@@ -62,7 +62,7 @@ LOSS = Group(
       resume=True,
     ),
   },
-  parts="loss",
+  parts=("loss",),
 )
 
 TRAIN = Group(
@@ -120,12 +120,12 @@ OPTIM = Group(
   "The optimizer and its learning rate (siglax/training/optim.py). A pattern must match the whole "
   'path of a parameter, such as "image/encoder/blocks/mlp/fc1/kernel"; the first match wins.',
   {
-    "name": Field("adamw", "Which optimizer.", choices=("adamw", "adafactor", "lion")),
+    "name": Field("adamw", "Which optimizer.", choices=lookups.optimizers),
     "lr": Field(1e-3, "Peak learning rate.", above=0),
     "schedule": Field(
       "cosine",
       "The learning rate after the warmup.",
-      choices=("cosine", "rsqrt", "linear", "constant"),
+      choices=lookups.schedules,
     ),
     "warmup": Duration(
       "at the start in which the learning rate rises from 0.",
@@ -186,4 +186,5 @@ OPTIM = Group(
       for tower in ("image", "text")
     },
   },
+  parts=("optimizer", "schedule"),
 )

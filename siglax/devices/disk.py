@@ -1,0 +1,45 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import contextlib
+import os
+import pathlib
+import secrets
+import shutil
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """Gives a path beside `path`, with its suffix, for a file or a folder that is to be made there.
+
+  What was made takes the place of `path` in one move at the end; after an error it is removed, and
+  `path` is as it was.
+  """
+  path = pathlib.Path(path)
+  # The name is no other process's, on whatever host.
+  temporary = path.with_name(f".{path.stem}.{secrets.token_hex(8)}{path.suffix}")
+  try:
+    yield temporary
+    os.replace(temporary, path)
+  except BaseException:
+    with contextlib.suppress(OSError):
+      shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+    raise
+
+
+def write_atomic(path: str | os.PathLike, content: bytes):
+  """Replaces a file in one move; it is on disk when this returns. A failure leaves the old file and
+  no other.
+  """
+  with replacing(path) as temporary, temporary.open("wb") as file:
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())
+  with contextlib.suppress(OSError):  # not every file system can sync a folder
+    folder = os.open(pathlib.Path(path).parent, os.O_RDONLY)
+    try:
+      os.fsync(folder)
+    finally:
+      os.close(folder)
