@@ -60,7 +60,8 @@ def table(fields: Mapping[str, Field]) -> str:
   lines = ["| field | default | values | what it is |", "|---|---|---|---|"]
   for name, field in fields.items():
     default = "must be given" if required(field) else f"`{field.default!r}`"
-    lines.append(f"| `{name}` | {default} | {field.allowed} | {field.doc} |")
+    cells = f"`{name}`", default, field.allowed, field.doc
+    lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
   return "\n".join(lines)
 
 

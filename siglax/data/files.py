@@ -33,14 +33,9 @@ logger = logging.getLogger("siglax")
 
 def find(path, ending: str = "parquet") -> list[str]:
   """Files of a path, a glob, or several. ending: of the example in the message about a folder."""
-  patterns = path.split(",") if isinstance(path, str) else path
-  if (
-    not isinstance(patterns, (tuple, list))
-    or not patterns
-    or not all(isinstance(p, (str, os.PathLike)) for p in patterns)
-  ):
-    raise ValueError(f"path={path!r} must be a file, a glob, or a tuple of them")
-  files = []
+  if problem := path_problem(path):
+    raise ValueError(f"path={path!r} {problem}")
+  patterns, files = path.split(",") if isinstance(path, str) else path, []
   for pattern in map(str.strip, map(os.fsdecode, patterns)):
     refuse_url(pattern)
     if "\0" in pattern:
@@ -54,6 +49,18 @@ def find(path, ending: str = "parquet") -> list[str]:
       )
     files += found
   return files
+
+
+def path_problem(path) -> str | None:
+  """What is wrong with the type of a path, in words that follow "path=value "; None for a good one."""
+  patterns = (path,) if isinstance(path, str) else path
+  if (
+    isinstance(patterns, (tuple, list))
+    and patterns
+    and all(isinstance(pattern, (str, os.PathLike)) for pattern in patterns)
+  ):
+    return None
+  return "must be a file, a glob, or a tuple of them"
 
 
 def refuse_url(path: str):

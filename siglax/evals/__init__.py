@@ -16,13 +16,21 @@ from typing import Callable
 
 from ml_collections import ConfigDict
 
+from siglax.config import options
 from siglax.config.parts import Registry
 from siglax.evals import loss as loss_lib
 from siglax.evals import retrieval
 from siglax.evals import zero_shot
 from siglax.evals.kind import Kind
 
-KINDS: Registry[Kind] = Registry("evaluation kind", (zero_shot.KIND, retrieval.KIND, loss_lib.KIND))
+KINDS: Registry[Kind] = Registry(
+  "evaluation kind",
+  (
+    zero_shot.KIND,
+    retrieval.KIND,
+    loss_lib.KIND,
+  ),
+)
 
 
 def run(
@@ -122,6 +130,17 @@ def clip_benchmark_json(
     for task in config.eval.tasks
     if (kind := KINDS[task["kind"]]).clip_benchmark is not None
   ]
+
+
+def markdown() -> str:
+  """The kinds, their metrics and fields, for docs/recipes/evaluation.md."""
+  return "\n\n".join(_in_markdown(kind) for kind in KINDS.values())
+
+
+def _in_markdown(kind: Kind) -> str:
+  lower = " (the lower, the better)"
+  metrics = [f"`{name}`{lower * (name in kind.lower_is_better)}" for name in kind.metrics]
+  return f"`{kind.name}`: {kind.doc}. {', '.join(metrics)}.\n\n{options.table(kind.fields)}"
 
 
 def validate_tasks(config: ConfigDict):

@@ -48,7 +48,7 @@ def _told(detail) -> dict[str, float]:
 
 
 FIELDS = {
-  "split": Field("train", "they share no draw", choices=("train", "test")),
+  "split": Field("train", "the two share no draw", choices=("train", "test")),
   "examples": Field(
     100_000,
     "how many; the first n of a larger dataset are the dataset of n examples",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 
+from siglax.config import options
 from siglax.config.parts import Registry
 from siglax.data import files as files_lib
 from siglax.data.shapes import dataset as shapes
@@ -20,7 +21,14 @@ from siglax.data.source import Source
 from siglax.data.sources import embeddings
 from siglax.data.sources import parquet
 
-SOURCES: Registry[Source] = Registry("source", (shapes.SOURCE, parquet.SOURCE, embeddings.SOURCE))
+SOURCES: Registry[Source] = Registry(
+  "source",
+  (
+    shapes.SOURCE,
+    parquet.SOURCE,
+    embeddings.SOURCE,
+  ),
+)
 
 
 def parse_spec(text: str) -> dict:
@@ -82,6 +90,14 @@ def validate_spec(spec, field: str = ""):
 def classnames(examples) -> tuple[str, ...] | None:
   """The names of the classes of a source's examples, None where it has none."""
   return getattr(examples, "classnames", None)
+
+
+def markdown() -> str:
+  """The sources and their fields, for docs/recipes/source.md."""
+  common = {name: field for name, field in COMMON_FIELDS.items() if name != "source"}
+  every = f"Every data spec may have, beside `source`:\n\n{options.table(common)}"
+  each = [f"`{s.name}`: {s.doc}.\n\n{options.table(s.fields)}" for s in SOURCES.values()]
+  return "\n\n".join([every, *each])
 
 
 def _values(spec, field: str) -> tuple[Source, dict]:

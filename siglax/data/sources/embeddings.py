@@ -70,7 +70,8 @@ SOURCE = Source(
     "path": Field(
       None,
       "a .npz, .parquet or .array_record file, a glob, a tuple of them, or the same with commas",
-      kind=object,
+      kind=str | tuple,
+      check=files_lib.path_problem,
     ),
   },
   pictures=False,

@@ -164,7 +164,8 @@ SOURCE = Source(
     "path": Field(
       None,
       'a file, a glob, a tuple of them, or the same with commas: "train-*.parquet,more.parquet"',
-      kind=object,
+      kind=str | tuple,
+      check=files_lib.path_problem,
     ),
     "image": Field("image", "column of encoded images: bytes, or a struct with bytes"),
     "caption": Field(
