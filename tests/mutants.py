@@ -52,7 +52,10 @@ ROOMS = {
   ),
   "digest": ("siglax/runs/digest.py", "checkpoint faults/nonfinite six_steps"),
   "errors": ("siglax/devices/errors.py", "checkpoint faults/ends"),
-  "data": ("siglax/data/*.py", "pipeline sources train hostile embed"),
+  **{
+    name: (f"siglax/data/{name}.py", "pipeline sources train")
+    for name in ("pipeline", "loading", "order", "labels", "broken", "examples")
+  },
   "images": ("siglax/data/images.py", "images hostile pipeline"),
   "text": ("siglax/data/text.py", "text pipeline tower"),
   "evals": ("siglax/evals/*.py", "evals six_steps use embed"),

@@ -239,13 +239,13 @@ def test_wrong_overrides(field, text, message):
       "config.data.0.source=('shapes',) is unknown; known are shapes",
     ),
     ("data.0", "5", "config.data.0=5 must be a dict"),
-    ("data.0.weight", "-1", "config.data.0.weight=-1 must be a positive number"),
+    ("data.0.weight", "-1", "config.data.0.weight=-1 must be positive, or None"),
     ("eval.tasks", "({'kind': ['loss']},)", "config.eval.tasks.0.kind=('loss',) is unknown"),
     ("eval.tasks", "({'kind': {}},)", "config.eval.tasks.0.kind={} is unknown"),
     (
       "eval.tasks.0.examples",
       "big",
-      "config.eval.tasks.0.examples='big' must be a positive number of examples",
+      "config.eval.tasks.0.examples='big' is of type str; it needs int, or None",
     ),
     (
       "eval.tasks.0.templates",

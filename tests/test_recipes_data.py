@@ -1,5 +1,5 @@
-"""docs/recipes: a source and an evaluation of one's own, from a file outside the package, in threads
-and in loader processes, and as a file inside of a copy of it.
+"""docs/recipes: a source and an evaluation of one's own, from a file outside the package, in
+threads and in loader processes, and as a file inside of a copy of it.
 """
 
 import json
@@ -132,7 +132,7 @@ def test_a_copy_in_the_same_process_imports_nothing_again(files):
   c = tiny.get_config()
   examples = data.open_source({"source": "sidecar", "path": "pictures"})
   batches = data.train_batches(c, TextProcessor(), sources=[examples])
-  (loader,), before = batches._loads, len(parts.registered)
+  (loader,), before = batches._loaders, len(parts.registered)
   batches.close()
   copy = pickle.loads(pickle.dumps(loader))
   assert type(copy.source) is type(examples) and len(parts.registered) == before

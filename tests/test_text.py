@@ -10,6 +10,7 @@ import pytest
 import sentencepiece
 
 from siglax.data import shapes
+from siglax.data import text as text_lib
 from siglax.data.text import TextProcessor
 from siglax.data.text import train_tokenizer
 
@@ -94,7 +95,7 @@ def test_threads_and_pickles_agree():
 
 def test_save_writes_the_models_own_bytes(tmp_path):
   TextProcessor().save(tmp_path / "copy.model")
-  with open(shapes.__file__.replace(".py", ".model"), "rb") as f:
+  with open(text_lib.SHIPPED["shapes"], "rb") as f:
     assert (tmp_path / "copy.model").read_bytes() == f.read()
   assert np.array_equal(TextProcessor(tmp_path / "copy.model")(CAPTIONS), TextProcessor()(CAPTIONS))
 

@@ -1,4 +1,4 @@
-"""Files of a data spec: which ones a path means, and the rows of Parquet files for random access."""
+"""Files of a data spec: which ones a path means, and rows of Parquet files for random access."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def find(path, ending: str = "parquet") -> list[str]:
 
 
 def path_problem(path) -> str | None:
-  """What is wrong with the type of a path, in words that follow "path=value "; None for a good one."""
+  """What is wrong with the type of a path, in words after "path=value "; None for a good one."""
   patterns = (path,) if isinstance(path, str) else path
   if (
     isinstance(patterns, (tuple, list))

@@ -96,7 +96,7 @@ class TrainBatches:
       sources_lib.MAX_BAD_FRACTION if limit is None else limit
       for limit in (spec.get("max_bad_fraction") for spec in config.data)
     ]
-    self._loads = [
+    self._loaders = [
       ExampleLoader(k, source, first_label, need_labels, config.image, text)
       for k, (source, first_label) in enumerate(zip(sources, first_labels(sources)))
     ]
@@ -108,7 +108,7 @@ class TrainBatches:
     self._first_bad = {}  # by source: (example, reason)
     self._named = set()
     self._workers = config.loader.workers
-    self._iterator = _elements(config, self._loads, process_index, process_count)
+    self._iterator = _elements(config, self._loaders, process_index, process_count)
     self._iterator.set_state({"global_next_index": start_step * config.batch_size})
 
   @property
@@ -177,25 +177,25 @@ class TrainBatches:
     self.drawn[k] += 1
     if (k, example) not in self._named:
       self._named.add((k, example))
-      reason = self._loads[k].why_bad(example)
+      reason = self._loaders[k].why_bad(example)
       self._first_bad.setdefault(k, (example, reason))
       logger.warning(
         "config.data.%d: example %d is broken and replaced by another: %s", k, example, reason
       )
 
 
-def _elements(config, loads, process_index, process_count):
+def _elements(config, loaders, process_index, process_count):
   """grain's iterator over batches of elements; its whole state is the next element's number."""
   parts = []
-  for k, load in enumerate(loads):
+  for k, loader in enumerate(loaders):
     # Hashed: grain's shuffle adds the epoch to the seed, so neighbouring seeds would repeat each
     # other's epochs.
     seed = int(np.random.SeedSequence([config.seed % 2**64, k]).generate_state(1)[0])
-    part = grain.MapDataset.range(len(load.source)).seed(seed).shuffle().random_map(load)
+    part = grain.MapDataset.range(len(loader.source)).seed(seed).shuffle().random_map(loader)
     parts.append(part.repeat(None))
-  shares = order.shares_of(config, [load.source for load in loads])
-  loader = config.loader
-  if loader.workers and not flags.FLAGS.is_parsed():
+  shares = order.shares_of(config, [loader.source for loader in loaders])
+  options = config.loader
+  if options.workers and not flags.FLAGS.is_parsed():
     # grain's worker processes read absl flags, which only absl.app parses
     flags.FLAGS.mark_as_parsed()
   return iter(
@@ -206,9 +206,9 @@ def _elements(config, loads, process_index, process_count):
       config.batch_size,
       grain.sharding.ShardOptions(process_index, process_count),
       # A thread makes a whole batch, so a smaller buffer would idle threads.
-      read_options=grain.ReadOptions(loader.threads, max(loader.buffer, loader.threads)),
-      multiprocessing_options=grain.MultiprocessingOptions(loader.workers)
-      if loader.workers
+      read_options=grain.ReadOptions(options.threads, max(options.buffer, options.threads)),
+      multiprocessing_options=grain.MultiprocessingOptions(options.workers)
+      if options.workers
       else None,
     )
   )

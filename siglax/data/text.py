@@ -182,9 +182,15 @@ def _why(error, vocab_size):
     largest = int(most[1])
     if vocab_size >= BYTE_FALLBACK_VOCAB > largest:
       largest -= 256  # so small a vocabulary holds no bytes
-    return f"vocab_size={vocab_size} is more than these texts fill; use {largest} or less, or give more texts"
+    return (
+      f"vocab_size={vocab_size} is more than these texts fill; use {largest} or less, or give more "
+      "texts"
+    )
   if least := re.search(r"required_chars\. \d+ vs (\d+)", error):
-    return f"vocab_size={vocab_size} is too small for the characters of these texts; use {least[1]} or more"
+    return (
+      f"vocab_size={vocab_size} is too small for the characters of these texts; use {least[1]} or "
+      "more"
+    )
   return f"vocab_size={vocab_size}: sentencepiece refuses: {' '.join(error.split())}"
 
 

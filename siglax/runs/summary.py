@@ -20,7 +20,7 @@ RISE, RISE_EVALUATIONS = 0.01, 2
 
 def evaluations(records: list[dict]) -> dict[str, list[tuple[int, float]]]:
   """{"eval/<name>/<metric>": [(step, value)]} in the order of the last evaluation, which is that of
-  config.eval.tasks and of each kind's METRICS; NaN where a value is not finite.
+  config.eval.tasks and of each kind's metrics; NaN where a value is not finite.
   """
   found = {}
   for record in reversed(records):

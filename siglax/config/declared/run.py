@@ -46,7 +46,7 @@ TOP = Group(
     "data": Field(
       (),
       "Training data: a tuple of specs, mixed by weight. A spec names its source and the source's "
-      "arguments (siglax/data/sources.py). It may set weight, its share of the mix (its number of "
+      "arguments (docs/recipes/source.md). It may set weight, its share of the mix (its number of "
       "examples where it is left out), and max_bad_fraction, the share of examples that cannot be "
       "decoded or have no caption above which the run stops (0.01; a run may go on with another).",
       evaluation=True,
@@ -89,7 +89,7 @@ EVAL = Group(
     "tasks": Field(
       (),
       "A tuple of tasks {kind: zero_shot, retrieval or loss, name, data: a spec, …}; see "
-      "siglax/evals/__init__.py.",
+      "docs/recipes/evaluation.md.",
     ),
   },
   resume=True,

@@ -126,10 +126,17 @@ class Shapes:
 
   classnames = CLASSNAMES
 
-  def __init__(self, split: str = FIELDS["split"].default, **options):
-    options = SOURCE.values({"split": split, **options})
-    self.split, self.pairs, self.seed = split, options["pairs"], options["seed"]
-    self.examples, self.image_size = options["examples"], options["image_size"]
+  def __init__(
+    self,
+    split: str = FIELDS["split"].default,
+    examples: int = FIELDS["examples"].default,
+    image_size: int = FIELDS["image_size"].default,
+    **options,
+  ):
+    given = {"split": split, "examples": examples, "image_size": image_size, **options}
+    options = SOURCE.values(given)
+    self.split, self.examples, self.image_size = split, examples, image_size
+    self.pairs, self.seed = options["pairs"], options["seed"]
     self.objects, self.captions = tuple(options["objects"]), options["captions"]
     self.detail, self.arrangements = _told(options["detail"]), options["arrangements"]
     self._classes = SEEN if self.pairs == "seen" or split == "train" else CLASSNAMES
