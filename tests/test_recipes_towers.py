@@ -244,7 +244,7 @@ def test_the_optimizer_and_its_schedule_are_the_formula(files):
     p = p - rate * trace
   np.testing.assert_allclose(params["image"]["head"]["kernel"], p, rtol=1e-6)
   c.optim.momentum = 1.0
-  with pytest.raises(ValueError, match="config.optim.momentum=1.0 must lie in \[0, 1\)"):
+  with pytest.raises(ValueError, match=r"config.optim.momentum=1.0 must lie in \[0, 1\)"):
     checks.validate(c, 8)
 
 
