@@ -4,7 +4,9 @@ from setuptools import setup
 setup(
   name="siglax",
   version="0.1.0",
-  description="Contrastive image-text training (SigLIP, CLIP) in JAX, from a laptop core to a TPU pod",
+  description=(
+    "Contrastive image-text training (SigLIP, CLIP) in JAX, from a laptop core to a TPU pod"
+  ),
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=find_packages(include=["siglax", "siglax.*"]),
@@ -33,7 +35,13 @@ setup(
     "gpu": ["jax[cuda13]>=0.10.2"],
     "tpu": ["jax[tpu]>=0.10.2"],
     "wandb": ["wandb>=0.19"],
-    "test": ["pytest>=9.2", "pytest-xdist>=3.8", "hypothesis>=6.170", "pyyaml>=6.0"],
+    "test": [
+      "pytest>=9.2",
+      "pytest-xdist>=3.8",
+      "hypothesis>=6.170",
+      "pyyaml>=6.0",
+      "import-linter>=2.17",
+    ],
   },
   entry_points={"console_scripts": ["siglax=siglax.commands.cli:entry"]},
 )

@@ -82,7 +82,7 @@ def measure(size, arguments):
   from jax.sharding import PartitionSpec as P
   import numpy as np
 
-  from siglax.costs import flops
+  from siglax.devices import flops
 
   B, D, d = size
   b = B // D

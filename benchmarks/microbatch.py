@@ -19,9 +19,9 @@ import numpy as np
 
 from siglax import config as config_lib
 from siglax import models
-from siglax.costs import flops
+from siglax.devices import flops
 from siglax.devices import mesh as mesh_lib
-from siglax.training import optim
+from siglax.models import trainable as trainable_lib
 from siglax.training import step as step_lib
 
 
@@ -57,7 +57,9 @@ def make(config, mesh):
     k: jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for k, (shape, dtype) in shapes.items()
   }
   params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), params)
-  function = step_lib.make_value_and_grad(config, model, mesh, optim.frozen_mask(config, params))
+  function = step_lib.make_value_and_grad(
+    config, model, mesh, trainable_lib.frozen_mask(config, params)
+  )
   forward = flops.count(model.embed_image, params, batch["image"]) + flops.count(
     model.embed_text, params, batch["tokens"]
   )

@@ -38,7 +38,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # room → (its files, its test files by their names, cheapest first)
 ROOMS = {
   "losses": ("siglax/losses/*.py", "losses step six_steps processes"),
-  "step": ("siglax/training/step.py", "step six_steps resnet embed"),
+  "step": ("siglax/training/step.py", "step six_steps resnet embed faults/nonfinite"),
   "optim": ("siglax/training/optim.py", "optim finetune step six_steps"),
   "adafactor": ("siglax/training/adafactor.py", "optim step six_steps"),
   "schedules": ("siglax/training/schedules.py", "optim train"),
@@ -50,7 +50,7 @@ ROOMS = {
     "siglax/runs/stored.py",
     "checkpoint six_steps faults/ends faults/folder faults/nonfinite train",
   ),
-  "digest": ("siglax/runs/digest.py", "checkpoint faults/nonfinite six_steps"),
+  "digest": ("siglax/runs/digest.py", "checkpoint faults/nonfinite six_steps embed tower"),
   "errors": ("siglax/devices/errors.py", "checkpoint faults/ends"),
   **{
     name: (f"siglax/data/{name}.py", "pipeline sources train")
@@ -91,9 +91,29 @@ EQUIVALENT = {
   ): "128 MiB at a time instead of 64",
   (
     "siglax/training/step.py",
-    "params, running = state_lib.merge(trainable, fixed), {}",
-    "params, running = state_lib.merge(fixed, trainable), {}",
+    "params, running = trainable_lib.merge(trainable, fixed), {}",
+    "params, running = trainable_lib.merge(fixed, trainable), {}",
   ): "two parts of one tree, without a leaf in both",
+  (
+    "siglax/training/step.py",
+    "_, pull_back = jax.vjp(lambda trainable: embed(trainable, fixed, examples)[0], trainable)",
+    "_, pull_back = jax.vjp(lambda trainable: embed(fixed, trainable, examples)[0], trainable)",
+  ): "two parts of one tree, without a leaf in both",
+  (
+    "siglax/runs/digest.py",
+    "index += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * np.uint32(stride % 2**32)",
+    "index += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * np.uint32(stride % 2**33)",
+  ): "the same below 2³² elements in one row of an array",
+  (
+    "siglax/data/images.py",
+    "WHOLE_BYTES = 2**25",
+    "WHOLE_BYTES = 2**26",
+  ): "decoded whole up to 64 MiB instead of 32",
+  (
+    "siglax/runs/stored.py",
+    "time.sleep(delay if failed else 0)",
+    "time.sleep(delay if failed else 1)",
+  ): "a second between two readings of what looks damaged",
 }
 
 OPPOSITE = {

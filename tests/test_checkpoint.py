@@ -647,3 +647,16 @@ def test_an_old_checkpoint_that_cannot_be_deleted_disturbs_nothing(run, monkeypa
   assert list((run / "checkpoints").glob(".deleting-*/state"))  # the failure was there
   checkpoint.Checkpoints(run, options()).close()
   assert not list((run / "checkpoints").glob(".deleting-*"))  # the next start tries again
+
+
+def test_a_failure_is_tried_again_after_growing_pauses(monkeypatch):
+  """7.5 s in all, which a network file system needs to come back."""
+  pauses = []
+  monkeypatch.setattr(errors.time, "sleep", pauses.append)
+
+  def read():
+    raise OSError(errno.ESTALE, "Stale file handle")
+
+  with pytest.raises(ValueError, match="^it cannot be read: .*Stale file handle; nothing was"):
+    errors.attempt(read, "it cannot be read")
+  assert pauses == [0.5, 1, 2, 4]

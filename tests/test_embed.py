@@ -23,13 +23,13 @@ from siglax import config as config_lib
 from siglax import data
 from siglax import losses
 from siglax.commands import cli
-from siglax.costs import flops
 from siglax.costs import plan
 from siglax.data import embedding_files
 from siglax.data import embeddings
 from siglax.data import files
 from siglax.data import sources
 from siglax.data.text import TextProcessor
+from siglax.devices import flops
 from siglax.devices import mesh as mesh_lib
 from siglax.runs import checkpoint
 from siglax.runs import digest as digest_lib

@@ -23,7 +23,7 @@ import pytest
 from siglax import config as config_lib
 from siglax import losses
 from siglax.config import parts
-from siglax.costs import flops
+from siglax.devices import flops
 from siglax.devices import mesh as mesh_lib
 from siglax.losses import statistics
 

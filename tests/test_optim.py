@@ -8,6 +8,7 @@ import pytest
 
 from siglax import config as config_lib
 from siglax.devices import paths
+from siglax.models import trainable as trainable_lib
 from siglax.training import adafactor
 from siglax.training import optim
 from siglax.training import schedules
@@ -180,7 +181,7 @@ def test_multipliers_frozen_and_decay_of_scalars():
   trainable = sum(v.size for k, v in got.items() if k not in frozen)
   arrays = [x for x in jax.tree.leaves(state) if x.ndim or x.dtype != jnp.int32]
   assert sum(x.size for x in arrays) == 2 * trainable
-  mask = flat(optim.frozen_mask(config, make_params()))
+  mask = flat(trainable_lib.frozen_mask(config, make_params()))
   assert [k for k, frozen_here in mask.items() if frozen_here] == frozen
 
 

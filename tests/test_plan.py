@@ -17,9 +17,10 @@ import pytest
 from siglax import config as config_lib
 from siglax.commands import cli
 from siglax.costs import collectives
-from siglax.costs import flops
 from siglax.costs import plan
+from siglax.costs import table
 from siglax.devices import chips
+from siglax.devices import flops
 from siglax.devices import mesh as mesh_lib
 from siglax.training import run as run_lib
 
@@ -322,7 +323,7 @@ def test_suggestions_for_what_does_not_fit():
 
 def test_a_plan_in_words(capsys, report):
   v5e = report["chips"]["v5e"] | {"fits": False, "binds": "network"}
-  plan.show(
+  table.show(
     report | {"chips": {"v5e": v5e}, "suggestions": ["mesh.fsdp=8: smaller"]}, "siglax plan tiny.py"
   )
   title, *lines = capsys.readouterr().out.splitlines()

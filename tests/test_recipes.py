@@ -12,8 +12,8 @@ import pytest
 from siglax import config as config_lib
 from siglax import models
 from siglax.commands import cli
+from siglax.models import trainable as trainable_lib
 from siglax.training import checks
-from siglax.training import optim
 from siglax.training import run as run_lib
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
@@ -147,7 +147,7 @@ def test_parameter_counts_are_the_published(name):
   config = load(name)
   config.model.text.eos_id = 1
   params = jax.eval_shape(models.build(config.model).init, jax.random.key(0))
-  assert optim.count(params) == RECIPES[name][1]
+  assert trainable_lib.count(params) == RECIPES[name][1]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

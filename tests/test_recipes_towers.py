@@ -23,13 +23,13 @@ from siglax import interop
 from siglax import models
 from siglax import tower as tower_lib
 from siglax.commands import cli
-from siglax.config import checks
 from siglax.config import imports
 from siglax.config import parts
 from siglax.data.text import TextProcessor
 from siglax.devices import mesh as mesh_lib
 from siglax.models import resnet
 from siglax.tower import export
+from siglax.training import checks
 from siglax.training import initial
 from siglax.training import optim
 from siglax.training.optimizers import OPTIMIZERS
@@ -244,7 +244,7 @@ def test_the_optimizer_and_its_schedule_are_the_formula(files):
     p = p - rate * trace
   np.testing.assert_allclose(params["image"]["head"]["kernel"], p, rtol=1e-6)
   c.optim.momentum = 1.0
-  with pytest.raises(ValueError, match="config.optim.momentum=1.0 must be below 1"):
+  with pytest.raises(ValueError, match=r"config.optim.momentum=1.0 must lie in \[0, 1\)"):
     checks.validate(c, 8)
 
 

@@ -10,10 +10,11 @@ import pytest
 import siglax
 from siglax import config as config_lib
 from siglax import models
-from siglax.costs import flops
 from siglax.data.text import TextProcessor
+from siglax.devices import flops
 from siglax.devices import mesh as mesh_lib
 from siglax.models import resnet
+from siglax.models import trainable as trainable_lib
 from siglax.runs import checkpoint
 from siglax.training import checks
 from siglax.training import initial
@@ -70,7 +71,7 @@ def test_sizes_are_those_of_open_clip(size, parameters, embed_dim):
   c = tiny(**{"model.image.variant": size, "model.image.width": None, "image.size": 224})
   model = models.build(c.model)
   params = jax.eval_shape(model.init, jax.random.key(0))["image"]
-  assert optim.count(params) == parameters and model.embed_dim == embed_dim
+  assert trainable_lib.count(params) == parameters and model.embed_dim == embed_dim
   assert not any(
     x.weak_type for x in jax.tree.leaves(params)
   )  # or the second step is compiled anew
@@ -219,7 +220,9 @@ def trained(rn17):
     abstract = mesh_lib.abstract(mesh, jax.eval_shape(lambda: state))
   with jax.set_mesh(mesh):
     update = step_lib.jit(
-      step_lib.make(c, model, tx, schedule, mesh, optim.frozen_mask(c, params)), abstract, mesh
+      step_lib.make(c, model, tx, schedule, mesh, trainable_lib.frozen_mask(c, params)),
+      abstract,
+      mesh,
     )
     state = jax.device_put(state, jax.tree.map(lambda x: x.sharding, abstract))
     examples = mesh_lib.to_global(mesh, batch())
@@ -232,7 +235,9 @@ def test_a_step_on_eight_devices_is_the_step_on_one(trained):
   c = tiny(**RN17)
   model = models.build(c.model)
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), mesh_lib.BATCH_AXES)
-  function = jax.jit(step_lib.make_value_and_grad(c, model, mesh, optim.frozen_mask(c, params)))
+  function = jax.jit(
+    step_lib.make_value_and_grad(c, model, mesh, trainable_lib.frozen_mask(c, params))
+  )
   with jax.set_mesh(mesh):
     arguments = params, batch(), jnp.int32(0)
     (loss, (_, running)), grads = jax.device_get(
@@ -328,7 +333,7 @@ def test_micro_batches_need_a_frozen_tower(tmp_path):
   c = tiny(**fields, **{"optim.lr_multipliers": "(('image/.*', None), ('.*', 1.0))"})
   model, mesh = models.build(c.model), mesh_lib.make()
   params = jax.eval_shape(model.init, jax.random.key(0))
-  function = step_lib.make_value_and_grad(c, model, mesh, optim.frozen_mask(c, params))
+  function = step_lib.make_value_and_grad(c, model, mesh, trainable_lib.frozen_mask(c, params))
   with jax.set_mesh(mesh):
     (_, (_, running)), grads = jax.eval_shape(function, params, batch(), jnp.int32(0))
   assert running == {} and not jax.tree.leaves(grads["image"]) and jax.tree.leaves(grads["text"])
@@ -364,4 +369,4 @@ def test_patterns_pass_statistics_over():
     ValueError,
     match="config.optim.lr_multipliers.0: the pattern '.*/norm/mean' matches no parameter",
   ):
-    optim.frozen_mask(c, params)
+    trainable_lib.frozen_mask(c, params)

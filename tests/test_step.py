@@ -9,9 +9,10 @@ import pytest
 
 from siglax import config as config_lib
 from siglax import models
-from siglax.costs import flops
 from siglax.data.text import TextProcessor
+from siglax.devices import flops
 from siglax.devices import mesh as mesh_lib
+from siglax.models import trainable as trainable_lib
 from siglax.runs import folder as folder_lib
 from siglax.training import checks
 from siglax.training import optim
@@ -49,7 +50,7 @@ def gradients(mesh, n=64, **fields):
   c = config_lib.resolve(c, TextProcessor())
   model = models.build(c.model)
   params = jax.jit(model.init)(jax.random.key(0))
-  frozen = optim.frozen_mask(c, params)
+  frozen = trainable_lib.frozen_mask(c, params)
   function = step_lib.make_value_and_grad(c, model, mesh, frozen)
   examples = mesh_lib.to_global(mesh, batch(n))
   with jax.set_mesh(mesh):
@@ -115,7 +116,9 @@ def updates(mesh, count=2, **fields):
   first, history, averages = jax.device_get(first.params), [], []
   with jax.set_mesh(mesh):
     update = step_lib.jit(
-      step_lib.make(c, model, tx, schedule, mesh, optim.frozen_mask(c, params)), abstract, mesh
+      step_lib.make(c, model, tx, schedule, mesh, trainable_lib.frozen_mask(c, params)),
+      abstract,
+      mesh,
     )
     for i in range(count):
       state, metrics = update(state, mesh_lib.to_global(mesh, batch(seed=i)))
@@ -136,7 +139,7 @@ def test_micro_batched_memory_does_not_grow_with_the_batch():
     c = config_lib.resolve(c, TextProcessor())
     model, mesh = models.build(c.model), one_device()
     params = jax.eval_shape(model.init, jax.random.key(0))
-    function = step_lib.make_value_and_grad(c, model, mesh, optim.frozen_mask(c, params))
+    function = step_lib.make_value_and_grad(c, model, mesh, trainable_lib.frozen_mask(c, params))
     with jax.set_mesh(mesh):
       compiled = jax.jit(function).lower(params, batch(n), jnp.int32(0)).compile()
     temp[n] = compiled.memory_analysis().temp_size_in_bytes

@@ -51,6 +51,20 @@ def test_tokens_decode_to_the_canonical_text(tmp_path):
   assert [model.decode(row.tolist()) for row in tokens] == [text.canonicalize(c) for c in CAPTIONS]
 
 
+def test_canonicalizing_is_siglips_unless_told_otherwise():
+  assert text_lib.canonicalize(" A  Red, ring!") == "a red ring"
+
+
+def test_token_0_may_be_the_padding(tmp_path):
+  """As of Gemma's tokenizer."""
+  path = train(
+    CAPTIONS, tmp_path / "zero.model", vocab_size=100, pad_id=0, eos_id=1, bos_id=2, unk_id=3
+  )
+  row = TextProcessor(path, length=12, pad="pad")("red")[0].tolist()
+  end = row.index(1)
+  assert end > 0 and row[end + 1 :] == [0] * (11 - end)
+
+
 def test_every_text_ends_and_is_padded_with_the_end_token():
   text = TextProcessor(length=6)
   short, exact, long, empty = text(

@@ -26,6 +26,7 @@ def _run(arguments):
   with shared.uninterrupted():
     from siglax import config as config_lib
     from siglax.costs import plan
+    from siglax.costs import table
 
   shared.import_parts(arguments)
   batch = {} if arguments.batch is None else {"batch_size": str(arguments.batch)}
@@ -35,7 +36,7 @@ def _run(arguments):
   if arguments.json:
     print(json.dumps(report))
   else:
-    plan.show(report, f"siglax plan {arguments.config}")
+    table.show(report, f"siglax plan {arguments.config}")
 
 
 COMMAND = Command(

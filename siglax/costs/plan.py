@@ -35,19 +35,17 @@ from siglax import config as config_lib
 from siglax import data as data_lib
 from siglax import losses
 from siglax.costs import collectives
-from siglax.costs import flops
+from siglax.costs import table
 from siglax.data import text as text_lib
 from siglax.devices import chips as chips_lib
+from siglax.devices import flops
 from siglax.devices import mesh as mesh_lib
-from siglax.devices import streams
+from siglax.models import trainable as trainable_lib
 from siglax.runs import folder as folder_lib
 from siglax.training import checks
-from siglax.training import optim
 from siglax.training import program as program_lib
-from siglax.training import state as state_lib
 from siglax.training import step as step_lib
 
-RESOURCES = ("compute", "memory", "network")
 # A state that takes more of a chip than this leaves too little to activations; and so for the loss
 # of all temporaries.
 STATE_SHARE = LOSS_SHARE = 1 / 4
@@ -79,26 +77,31 @@ def plan(config, devices: int, chips=tuple(chips_lib.NAMED)) -> dict:
   start = time.perf_counter()
   config = config_lib.resolve(config, _text(config))
   program = program_lib.Program(config, _epoch_examples(config))
-  params = program.abstract_state.params
   with jax.set_mesh(program.mesh):
     traced = program.update().trace(program.abstract_state, program.abstract_batch())
     compiled = traced.lower().compile(UNOPTIMIZED_CODE)
     largest = compiled
-    if (
-      0 < program.masked_steps < program.total_steps
-    ):  # then the end, which sees all patches, has to fit too
-      end = program.update(program.masked_steps).trace(
-        program.abstract_state, program.abstract_batch()
-      )
-      end = end.lower().compile(UNOPTIMIZED_CODE)
-      largest = max(compiled, end, key=lambda x: x.memory_analysis().temp_size_in_bytes)
-  traffic = collectives.read(compiled.as_text(), devices)
+    if 0 < program.masked_steps < program.total_steps:  # the end sees all patches, and has to fit
+      end = program.update(program.masked_steps)
+      end = end.trace(program.abstract_state, program.abstract_batch()).lower()
+      temporaries = lambda x: x.memory_analysis().temp_size_in_bytes
+      largest = max(compiled, end.compile(UNOPTIMIZED_CODE), key=temporaries)
+  report = _figures(config, program, traced, compiled, largest, devices)
   d = program.model.embed_dim
+  report["chips"] = {chip.name: _on_chip(report, chip, config, d, program.mesh) for chip in chips}
+  report["suggestions"] = suggestions(report, chips)
+  return {**report, "seconds": round(time.perf_counter() - start, 1)}
+
+
+def _figures(config, program, traced, compiled, largest, devices) -> dict:
+  """The figures of the program, whatever the chip. largest: the one that takes the most memory."""
+  params, d = program.abstract_state.params, program.model.embed_dim
+  traffic = collectives.read(compiled.as_text(), devices)
   impl, tile = losses.plan(
     config.loss.impl, config.loss.tile, config.batch_size, d, program.mesh, mesh_lib.BATCH_AXES
   )
   model_flops = program.model_flops()
-  report = {
+  return {
     "devices": devices,
     "mesh": dict(program.mesh.shape),
     "batch_size": config.batch_size,
@@ -108,7 +111,7 @@ def plan(config, devices: int, chips=tuple(chips_lib.NAMED)) -> dict:
     "total_steps": program.total_steps,
     "dtype": config.train.dtype,
     "remat": dict(config.train.remat),
-    "parameters": {name: optim.count(part) for name, part in params.items()},
+    "parameters": {name: trainable_lib.count(part) for name, part in params.items()},
     "parameter_bytes": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params)),
     "bytes_per_device": {
       **_memory(largest, program),
@@ -127,9 +130,6 @@ def plan(config, devices: int, chips=tuple(chips_lib.NAMED)) -> dict:
       "auto": config.loss.impl == "auto",
     },
   }
-  report["chips"] = {chip.name: _on_chip(report, chip, config, d, program.mesh) for chip in chips}
-  report["suggestions"] = suggestions(report, chips)
-  return {**report, "seconds": round(time.perf_counter() - start, 1)}
 
 
 def roofline(chip: chips_lib.Chip, *, executed_flops, state_bytes, sent_bytes, model_flops) -> dict:
@@ -141,7 +141,7 @@ def roofline(chip: chips_lib.Chip, *, executed_flops, state_bytes, sent_bytes, m
     "memory": 2 * state_bytes / chip.bandwidth,
     "network": sent_bytes / chip.link,
   }
-  binds = max(RESOURCES, key=seconds.get)
+  binds = max(seconds, key=seconds.get)
   step = seconds[binds]
   return {
     "seconds": seconds,
@@ -163,7 +163,7 @@ def suggestions(report: dict, chips) -> list[str]:
   if used["state"] > STATE_SHARE * memory and mesh["fsdp"] < report["devices"]:
     fsdp = _larger_fsdp(report, STATE_SHARE * memory)
     found.append(
-      f"mesh.fsdp={fsdp}: splits the state, {_gb(used['state'])} a device now, over more devices"
+      f"mesh.fsdp={fsdp}: splits the state, {table.gb(used['state'])} a device now, over more devices"
     )
   if report["dtype"] == "float32":
     found.append("train.dtype=bfloat16: halves the activations that are kept")
@@ -173,7 +173,9 @@ def suggestions(report: dict, chips) -> list[str]:
     for name in kept
   ]
   if report["loss"]["impl"] != "ring" and used["loss_alone"] > LOSS_SHARE * used["temp"]:
-    found.append(f"loss.impl=ring: the loss alone takes {_gb(used['loss_alone'])} of temporaries")
+    found.append(
+      f"loss.impl=ring: the loss alone takes {table.gb(used['loss_alone'])} of temporaries"
+    )
   examples = report["microbatch"] or report["batch_per_device"]
   if examples > 1 and not report["batch_norm"]:
     fewer = _smaller_microbatch(
@@ -255,7 +257,7 @@ def _memory(compiled, program) -> dict[str, int]:
   arguments, temp = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
   state, frozen = (
     held(program.abstract_state),
-    state_lib.split(program.abstract_state.params, program.frozen)[1],
+    trainable_lib.split(program.abstract_state.params, program.frozen)[1],
   )
   return {
     "parameters": held(program.abstract_state.params),
@@ -307,97 +309,3 @@ def _on_chip(report, chip, config, d, mesh) -> dict:
     # memory.
     "other_loss_impl": impl if impl not in (None, report["loss"]["impl"]) else None,
   }
-
-
-def show(report: dict, title: str):
-  """Prints a plan as a table: rich in a terminal, plain text elsewhere."""
-  streams.print_table(
-    title, [*_rows(report), *(("suggestion", text) for text in report["suggestions"])]
-  )
-
-
-def _rows(report):
-  used, work, loss = report["bytes_per_device"], report["flops"], report["loss"]
-  mesh, parameters = report["mesh"], report["parameters"]
-  yield "devices", f"{report['devices']}: data {mesh['data']} × fsdp {mesh['fsdp']}"
-  yield (
-    "batch",
-    (
-      f"{report['batch_size']:,}, {report['batch_per_device']:,} a device; microbatch "
-      f"{report['microbatch'] or 'none'}; "
-      f"{report['total_steps']:,} steps"
-    ),
-  )
-  yield (
-    "activations",
-    f"{report['dtype']}; remat "
-    + ", ".join(f"{name} {remat}" for name, remat in report["remat"].items()),
-  )
-  yield (
-    "parameters",
-    (
-      f"image {parameters['image']:,}, text {parameters['text']:,}; {report['parameter_bytes']:,} "
-      "bytes, "
-      f"{used['parameters']:,} a device"
-    ),
-  )
-  tile = f", tile {loss['tile']}" if loss["tile"] else ""
-  yield "loss", f"{loss['name']}, {loss['impl']}{tile}{' (chosen by auto)' if loss['auto'] else ''}"
-  yield (
-    "bytes a device",
-    (
-      f"{_gb(used['total'])} = state {_gb(used['state'])} + batch {_gb(used['batch'])} + "
-      "activations and temporaries "
-      f"{_gb(used['temp'])}; loss alone {_gb(used['loss_alone'])}"
-    ),
-  )
-  yield (
-    "FLOPs",
-    (
-      f"{_si(work['per_example'])} an example, {_si(work['per_step'])} a step; "
-      f"executed {_si(work['executed_per_device'])} a device"
-    ),
-  )
-  for kind, of in report["collectives"].items():
-    yield (
-      kind,
-      f"{of['count']:,} a step, {_gb(of['payload'])}; a device sends {_gb(of['sent'])}"
-      if of["count"]
-      else "none",
-    )
-  for name, chip in report["chips"].items():
-    yield name, _chip_in_words(chip)
-
-
-def _chip_in_words(chip) -> str:
-  fits = "fits" if chip["fits"] else "does not fit"
-  times = ", ".join(f"{name} {_time(chip['seconds'][name])}" for name in RESOURCES)
-  other = (
-    f"; auto would take loss.impl={chip['other_loss_impl']} there"
-    if chip["other_loss_impl"]
-    else ""
-  )
-  return (
-    f"{fits}: {chip['memory_share']:.0%} of {_gb(chip['memory'])}; step ≥ "
-    f"{_time(chip['step_seconds'])}, "
-    f"MFU ≤ {chip['mfu_ceiling']:.0%}, bound by {chip['binds']} ({times}){other}"
-  )
-
-
-def _gb(size: float) -> str:
-  """10⁹ bytes, as makers of chips count; MB and kB below 0.1."""
-  for unit, name in ((1e9, "GB"), (1e6, "MB")):
-    if size >= unit / 10:
-      return f"{size / unit:,.4g} {name}"
-  return f"{size / 1e3:,.3g} kB"
-
-
-def _si(number: float) -> str:
-  for unit, name in ((1e15, "P"), (1e12, "T"), (1e9, "G")):
-    if number >= unit:
-      return f"{number / unit:,.3f} {name}FLOP"
-  return f"{number / 1e6:,.3f} MFLOP"
-
-
-def _time(seconds: float) -> str:
-  return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"

@@ -11,10 +11,9 @@ from siglax import models
 from siglax.data import text as text_lib
 from siglax.devices import disk
 from siglax.devices import mesh as mesh_lib
+from siglax.models import trainable as trainable_lib
 from siglax.runs import imports
 from siglax.runs import stored
-from siglax.training import optim
-from siglax.training import state as state_lib
 
 TOKENIZER = "tokenizer.model"
 CONFIG = "config.json"
@@ -69,10 +68,10 @@ def read_params(folder, model, mesh, towers: tuple[str, ...] = models.TOWERS) ->
   if (
     config.train.ema is not None
   ):  # of the frozen parameters there is none; the patterns are those of both towers
-    frozen = optim.frozen_mask(
+    frozen = trainable_lib.frozen_mask(
       config, jax.eval_shape(models.build(config.model).init, jax.random.key(0))
     )
-    wanted["ema"], wanted["params"] = state_lib.split(
+    wanted["ema"], wanted["params"] = trainable_lib.split(
       shapes, {name: frozen[name] for name in shapes}
     )
   if towers != models.TOWERS:
@@ -82,4 +81,4 @@ def read_params(folder, model, mesh, towers: tuple[str, ...] = models.TOWERS) ->
   if restored is None:
     raise ValueError(missing)
   read = restored[0]
-  return state_lib.merge(read["ema"], read["params"]) if "ema" in read else read["params"]
+  return trainable_lib.merge(read["ema"], read["params"]) if "ema" in read else read["params"]

@@ -61,14 +61,7 @@ def embed(
   if not sources_lib.SOURCES[spec["source"]].pictures:
     raise ValueError(f'--data: source "{spec["source"]}" has no pictures to embed')
   dataset = sources_lib.open_source(spec, "--data")
-  tower = tower_lib.load(source)
-  if "image" not in tower.params:
-    raise ValueError(f"--from {source} has no image tower")
-  if texts and ("text" not in tower.params or tower.text is None):
-    lacking = "tokenizer" if "text" in tower.params else "text tower"
-    raise ValueError(
-      f"--texts needs the captions' embeddings, but --from {source} has no {lacking}"
-    )
+  tower = _load(source, texts)
   limit = spec.get("max_bad_fraction")
   readable = Readable(
     dataset, tower.config.image, sources_lib.MAX_BAD_FRACTION if limit is None else limit
@@ -94,6 +87,19 @@ def embed(
   except (OSError, pa.ArrowException) as e:
     raise ValueError(f"--out {out} cannot be written: {getattr(e, 'strerror', None) or e}") from e
   return description
+
+
+def _load(source, texts: bool):
+  """The tower; ValueError where it lacks what is to be embedded. texts: the captions too."""
+  tower = tower_lib.load(source)
+  if "image" not in tower.params:
+    raise ValueError(f"--from {source} has no image tower")
+  if texts and ("text" not in tower.params or tower.text is None):
+    lacking = "tokenizer" if "text" in tower.params else "text tower"
+    raise ValueError(
+      f"--texts needs the captions' embeddings, but --from {source} has no {lacking}"
+    )
+  return tower
 
 
 def _writer(out: pathlib.Path, dtype: str):

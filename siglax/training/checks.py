@@ -12,7 +12,7 @@ from siglax import evals
 from siglax import models
 from siglax.config import checks
 from siglax.config import fields
-from siglax.training import optim
+from siglax.models import trainable as trainable_lib
 
 
 def validate(config: ConfigDict, devices: int):
@@ -46,7 +46,7 @@ def validate_evaluation(config: ConfigDict, devices: int):
 def _validate_fields(config):
   config_lib.check_values(config)
   for i, rule in enumerate(config.mesh.shard):
-    optim.compile_rule(rule, field := f"config.mesh.shard.{i}")
+    trainable_lib.compile_rule(rule, field := f"config.mesh.shard.{i}")
     if rule[1] is not None and not (isinstance(rule[1], int) and rule[1] >= 0):
       raise ValueError(
         f"{field}={config_lib.shown(rule)} must end in a dimension from 0 up, or in None"

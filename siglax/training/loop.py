@@ -20,6 +20,7 @@ from siglax.devices import errors
 from siglax.devices import mesh as mesh_lib
 from siglax.devices import signals
 from siglax.devices import streams
+from siglax.models import trainable as trainable_lib
 from siglax.runs import checkpoint
 from siglax.runs import curves
 from siglax.runs import goodput as goodput_lib
@@ -27,11 +28,9 @@ from siglax.runs import history as history_lib
 from siglax.runs import lock as lock_lib
 from siglax.runs import metrics as metrics_lib
 from siglax.training import log as log_lib
-from siglax.training import optim
 from siglax.training import profiler as profiler_lib
 from siglax.training import resume
 from siglax.training import run as run_lib
-from siglax.training import state as state_lib
 
 logger = logging.getLogger("siglax")
 
@@ -227,7 +226,10 @@ def _announce(run: run_lib.Run, start: int):
 def _parameters_in_words(run: run_lib.Run, tower: str) -> str:
   """For example "1,234", "1,234 frozen" or "1,234, of which 56 are trained"."""
   params = run.abstract_state.params[tower]
-  total, trained = optim.count(params), optim.count(state_lib.split(params, run.frozen[tower])[0])
+  total, trained = (
+    trainable_lib.count(params),
+    trainable_lib.count(trainable_lib.split(params, run.frozen[tower])[0]),
+  )
   return f"{total:,}" + (
     "" if trained == total else f", of which {trained:,} are trained" if trained else " frozen"
   )

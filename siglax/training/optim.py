@@ -24,8 +24,8 @@ from ml_collections import ConfigDict
 import numpy as np
 import optax
 
-from siglax import models
 from siglax.devices import paths
+from siglax.models import trainable as trainable_lib
 from siglax.training import schedules
 from siglax.training.optimizer import by_path
 from siglax.training.optimizers import OPTIMIZERS
@@ -48,8 +48,10 @@ def make(
   for a parameter that no pattern covers, a pattern that decides none, and values out of range.
   """
   optim = config.optim
-  decay = _first_match(params, optim.decay, "config.optim.decay")
-  multiplier = _first_match(params, optim.lr_multipliers, "config.optim.lr_multipliers")
+  decay = trainable_lib.first_match(params, optim.decay, "config.optim.decay")
+  multiplier = trainable_lib.first_match(
+    params, optim.lr_multipliers, "config.optim.lr_multipliers"
+  )
   _check_values(decay, multiplier)
   multiplier |= {
     name: multiplier[name] * config.loss.lr_multiplier
@@ -79,30 +81,9 @@ def make(
     optax.scale_by_learning_rate(lr),
   )
   labels = jax.tree.map(
-    lambda frozen: "frozen" if frozen else "trainable", frozen_mask(config, params)
+    lambda frozen: "frozen" if frozen else "trainable", trainable_lib.frozen_mask(config, params)
   )
   return optax.partition({"trainable": trainable, "frozen": optax.set_to_zero()}, labels), lr
-
-
-def frozen_mask(config: ConfigDict, params):
-  """A tree of bools like params: True for running statistics and where
-  `config.optim.lr_multipliers` gives None.
-  """
-  multiplier = _first_match(params, config.optim.lr_multipliers, "config.optim.lr_multipliers")
-  return jax.tree_util.tree_map_with_path(
-    lambda path, _: multiplier.get(paths.name(path)) is None, params
-  )
-
-
-def count(params) -> int:
-  """Numbers in a tree of arrays or shapes that a gradient could train: all but running
-  statistics.
-  """
-  return sum(
-    x.size
-    for path, x in jax.tree_util.tree_leaves_with_path(params)
-    if not models.is_statistic(f"/{paths.name(path)}")
-  )
 
 
 def layer_decay(config: ConfigDict, params) -> dict:
@@ -131,50 +112,6 @@ def layer_decay(config: ConfigDict, params) -> dict:
         above = depth + 1
       decayed[f"{tower}/{name}"] = decay**above
   return decayed
-
-
-def _first_match(params, rules, field: str) -> dict:
-  """{path: value of the first (pattern, value) whose pattern matches the whole path}; ValueError
-  names what is left over.
-
-  Running statistics are no part of it.
-  """
-  patterns = [compile_rule(rule, f"{field}.{i}") for i, rule in enumerate(rules)]
-  names = [
-    name
-    for path, _ in jax.tree_util.tree_leaves_with_path(params)
-    if not models.is_statistic(name := paths.name(path))
-  ]
-  first = {n: next((i for i, p in enumerate(patterns) if p.fullmatch(n)), None) for n in names}
-  for name, i in first.items():
-    if i is None:
-      raise ValueError(
-        f'no pattern of {field} matches the parameter {name!r}; end the list with (".*", value)'
-      )
-  # Two patterns may decide nothing: a catch-all at the end, and the default rule for kernels.
-  for i in set(range(len(patterns))) - set(first.values()):
-    text = patterns[i].pattern
-    if text == ".*/kernel" or text == ".*" and i == len(patterns) - 1:
-      continue
-    shadowed = any(patterns[i].fullmatch(n) for n in names)
-    why = (
-      "comes after patterns that match all of its parameters"
-      if shadowed
-      else "matches no parameter"
-    )
-    raise ValueError(f"{field}.{i}: the pattern {text!r} {why}; paths are such as {names[0]!r}")
-  return {name: rules[i][1] for name, i in first.items()}
-
-
-def compile_rule(rule, field: str) -> re.Pattern:
-  """The pattern of a pair (pattern, value)."""
-  try:
-    if not isinstance(rule, (tuple, list)):
-      raise TypeError("it is no pair")
-    pattern, _ = rule
-    return re.compile(pattern)
-  except (TypeError, ValueError, OverflowError, RecursionError, re.error) as e:
-    raise ValueError(f'{field}={rule!r} must be a pair such as (".*/kernel", 1.0): {e}') from e
 
 
 def _check_values(decay: dict, multiplier: dict):

@@ -11,9 +11,10 @@ import numpy as np
 
 from siglax import config as config_lib
 from siglax import models
-from siglax.costs import flops
 from siglax.data import embeddings
+from siglax.devices import flops
 from siglax.devices import mesh as mesh_lib
+from siglax.models import trainable as trainable_lib
 from siglax.training import optim
 from siglax.training import schedules
 from siglax.training import state as state_lib
@@ -57,7 +58,7 @@ class Program:
     self.tx, self.schedule = optim.make(
       config, params, self.total_steps, durations["optim.warmup"] or 0, cooldown
     )
-    self.frozen = optim.frozen_mask(config, params)
+    self.frozen = trainable_lib.frozen_mask(config, params)
     self._updates = {}
     self._ema = config.train.ema is not None
     self.embedded = embeddings.given(config)

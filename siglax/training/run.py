@@ -8,6 +8,7 @@ import jax
 
 from siglax import config as config_lib
 from siglax import data as data_lib
+from siglax.models import trainable as trainable_lib
 from siglax.runs import digest
 from siglax.runs import folder as folder_lib
 from siglax.training import checks
@@ -57,7 +58,7 @@ class Run(program.Program):
       else initial.initial_params(init_from, self.model, self.mesh, self.config)
     )
     shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
-    create = lambda key, loaded: self.create(state_lib.overlay(self.model.init(key), loaded))
+    create = lambda key, loaded: self.create(trainable_lib.overlay(self.model.init(key), loaded))
     return jax.jit(create, out_shardings=shardings, donate_argnums=1)(
       jax.random.key(self.config.seed), loaded
     )

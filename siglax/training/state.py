@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from siglax.devices import mesh as mesh_lib
+from siglax.models import trainable as trainable_lib
 
 
 @flax.struct.dataclass
@@ -25,39 +26,18 @@ class TrainState:
   @property
   def evaluated(self) -> dict:
     """The parameters that are evaluated and exported: the average, where there is one."""
-    return self.params if self.ema is None else merge(self.ema, self.params)
+    return self.params if self.ema is None else trainable_lib.merge(self.ema, self.params)
 
 
 def create(params: dict, tx, ema: bool = False, frozen=None) -> TrainState:
   """The state before the first update; traceable, so that under jit nothing is ever whole on one
   device.
 
-  frozen: bools like params (siglax/training/optim.py); None where all parameters train.
+  frozen: bools like params (siglax/models/trainable.py); None where all parameters train.
   """
-  trainable = params if frozen is None else split(params, frozen)[0]
+  trainable = params if frozen is None else trainable_lib.split(params, frozen)[0]
   average = jax.tree.map(jnp.copy, trainable) if ema else None  # a copy: a step is given both
   return TrainState(step=jnp.int32(0), params=params, opt_state=tx.init(params), ema=average)
-
-
-def overlay(params: dict, loaded: dict) -> dict:
-  """params with the leaves of `loaded`, a nested dict of some of its paths, in place of its own."""
-  return params | {
-    k: overlay(params[k], v) if isinstance(v, dict) else v for k, v in loaded.items()
-  }
-
-
-def split(params: dict, frozen) -> tuple[dict, dict]:
-  """(trainable, frozen) parts of params, each with None where the other has a leaf."""
-  trainable = jax.tree.map(lambda p, f: None if f else p, params, frozen)
-  fixed = jax.tree.map(lambda p, f: p if f else None, params, frozen)
-  return trainable, fixed
-
-
-def merge(first: dict, second: dict) -> dict:
-  """The leaves of first, and of second where first has None."""
-  return jax.tree.map(
-    lambda a, b: b if a is None else a, first, second, is_leaf=lambda x: x is None
-  )
 
 
 def abstract(model, tx, mesh, ema: bool = False, rules=(), frozen=None) -> TrainState:

@@ -28,7 +28,7 @@ from siglax.devices import mesh as mesh_lib
 from siglax.losses import statistics
 from siglax.models import TOWERS
 from siglax.models import scale_and_bias
-from siglax.training import state as state_lib
+from siglax.models import trainable as trainable_lib
 from siglax.training.state import TrainState
 
 
@@ -62,7 +62,7 @@ def make(config, model, tx, schedule, mesh, frozen):
       is_leaf=lambda x: x is None,
     )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = state_lib.overlay(optax.apply_updates(state.params, updates), running)
+    params = trainable_lib.overlay(optax.apply_updates(state.params, updates), running)
     if scale_max is not None:
       params["log_scale"] = jnp.minimum(params["log_scale"], jnp.log(scale_max))
     average = lambda p, a: None if a is None else decay * a + (1 - decay) * p
@@ -108,32 +108,9 @@ def make_value_and_grad(config, model, mesh, frozen):
     loss = loss_fn(zimg, ztxt, scale, bias, weights=batch["weight"], labels=labels)
     return loss, _statistics(config, mesh, zimg, ztxt, scale, bias, batch["weight"], labels)
 
-  def in_chunks(trainable, fixed, examples):
-    """The embeddings, what pulls their gradients back into `trainable`, and no statistics; the
-    examples alone are kept.
-    """
-    examples = jax.tree.map(lambda x: mesh_lib.split_rows(mesh, x, chunks), examples)
-    z = jax.lax.map(lambda chunk: embed(trainable, fixed, chunk)[0], examples)
-    like = mesh_lib.state_shardings(mesh, trainable, config.mesh.shard)
-
-    def pull_back(dz):
-
-      def add_chunk(grads, chunk):
-        examples, dz = chunk
-        _, pull_back = jax.vjp(lambda trainable: embed(trainable, fixed, examples)[0], trainable)
-        grads = jax.tree.map(jnp.add, grads, *pull_back(dz))
-        return mesh_lib.constrain(grads, like), None
-
-      zeros = mesh_lib.constrain(jax.tree.map(jnp.zeros_like, trainable), like)
-      dz = jax.tree.map(lambda x: mesh_lib.split_rows(mesh, x, chunks), dz)
-      grads, _ = jax.lax.scan(add_chunk, zeros, (examples, dz))
-      return (grads,)
-
-    return jax.tree.map(lambda x: mesh_lib.join_rows(mesh, x), z), pull_back, {}
-
   def value_and_grad(params, batch, step):
     logit_params = {k: v for k, v in params.items() if k not in TOWERS}
-    trainable, fixed = state_lib.split(_part(params, TOWERS), _part(frozen, TOWERS))
+    trainable, fixed = trainable_lib.split(_part(params, TOWERS), _part(frozen, TOWERS))
     examples = {
       name: batch[name] for name in ("image", "image_embedding", "tokens") if name in batch
     }
@@ -144,7 +121,8 @@ def make_value_and_grad(config, model, mesh, frozen):
         lambda trainable: embed(trainable, fixed, examples), trainable, has_aux=True
       )
     else:
-      z, pull_back, running = in_chunks(trainable, fixed, examples)
+      z, pull_back = _in_chunks(embed, trainable, fixed, examples, chunks, mesh, config.mesh.shard)
+      running = {}
     (loss, values), (*dz, dlogit_params) = jax.value_and_grad(objective, (0, 1, 2), has_aux=True)(
       *z, logit_params, batch
     )
@@ -154,6 +132,31 @@ def make_value_and_grad(config, model, mesh, frozen):
     }
 
   return value_and_grad
+
+
+def _in_chunks(embed, trainable, fixed, examples, chunks: int, mesh, rules):
+  """The embeddings, and what pulls their gradients back into `trainable`; of the forward pass the
+  examples alone are kept.
+
+  rules: config.mesh.shard, by which the gradients are sharded.
+  """
+  examples = jax.tree.map(lambda x: mesh_lib.split_rows(mesh, x, chunks), examples)
+  z = jax.lax.map(lambda chunk: embed(trainable, fixed, chunk)[0], examples)
+  like = mesh_lib.state_shardings(mesh, trainable, rules)
+
+  def add_chunk(grads, chunk):
+    examples, dz = chunk
+    _, pull_back = jax.vjp(lambda trainable: embed(trainable, fixed, examples)[0], trainable)
+    grads = jax.tree.map(jnp.add, grads, *pull_back(dz))
+    return mesh_lib.constrain(grads, like), None
+
+  def pull_back_all(dz):
+    zeros = mesh_lib.constrain(jax.tree.map(jnp.zeros_like, trainable), like)
+    dz = jax.tree.map(lambda x: mesh_lib.split_rows(mesh, x, chunks), dz)
+    grads, _ = jax.lax.scan(add_chunk, zeros, (examples, dz))
+    return (grads,)
+
+  return jax.tree.map(lambda x: mesh_lib.join_rows(mesh, x), z), pull_back_all
 
 
 def trains_batch_norm(model, frozen) -> bool:
@@ -180,7 +183,7 @@ def _embedding(model, updates_statistics):
   """
 
   def embed(trainable, fixed, examples):
-    params, running = state_lib.merge(trainable, fixed), {}
+    params, running = trainable_lib.merge(trainable, fixed), {}
     ztxt = model.embed_text(params, examples["tokens"], examples.get("text_key"))
     if "image_embedding" in examples:
       zimg = examples["image_embedding"]
