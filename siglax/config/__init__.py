@@ -1,8 +1,8 @@
 """The config of a run: its fields (declared/, fields.py), files and command lines that change them
 (editing.py), checks of single fields (types.py) and of several (checks.py).
 
-A config file (`configs/*.py`) defines `get_config(**arguments)`, starts from
-`default()` and changes what it needs. The command line changes single fields:
+A config file (`configs/*.py`) defines `get_config(**arguments)`, starts from `default()` and
+changes what it needs. The command line changes single fields:
 
     siglax train --config configs/quickstart.py --config.optim.lr=3e-4 --config.data.0.examples=5000
 

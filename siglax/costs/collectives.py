@@ -12,10 +12,9 @@ shares, by the algorithms that send least:
     collective-permute  n: the operand     sent: n
 
 Two habits of XLA's CPU backend are undone, so that the figures are an accelerator's. It has no
-bfloat16 collective and
-widens the operand to float32: an operand that is nothing but converted from a 16-bit float counts
-as 16 bits. It makes no reduce-scatter: an all-reduce of whose result each device only cuts a slice
-counts as one.
+bfloat16 collective and widens the operand to float32: an operand that is nothing but converted from
+a 16-bit float counts as 16 bits. It makes no reduce-scatter: an all-reduce of whose result each
+device only cuts a slice counts as one.
 """
 
 from __future__ import annotations

@@ -6,8 +6,7 @@ reuse donated arguments + temporaries (activations, gradients, buffers of collec
 backend computes bfloat16 in float32, so the temporaries of a bfloat16 run are more than an
 accelerator's. FLOPs are counted over the jaxpr; model FLOPs are three forward passes of both towers
 (one of a frozen tower, none of one whose embeddings are precomputed), executed ones are what the
-step
-does: rematerialisation and the loss too. Collectives: siglax/costs/collectives.py.
+step does: rematerialisation and the loss too. Collectives: siglax/costs/collectives.py.
 
 The roofline of a chip with peak FLOP/s F, HBM bandwidth H and one-way interconnect bandwidth N, all
 three perfectly overlapped, so that the step is never faster:
@@ -163,7 +162,8 @@ def suggestions(report: dict, chips) -> list[str]:
   if used["state"] > STATE_SHARE * memory and mesh["fsdp"] < report["devices"]:
     fsdp = _larger_fsdp(report, STATE_SHARE * memory)
     found.append(
-      f"mesh.fsdp={fsdp}: splits the state, {table.gb(used['state'])} a device now, over more devices"
+      f"mesh.fsdp={fsdp}: splits the state, {table.gb(used['state'])} a device now, over more "
+      "devices"
     )
   if report["dtype"] == "float32":
     found.append("train.dtype=bfloat16: halves the activations that are kept")

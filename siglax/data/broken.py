@@ -18,8 +18,8 @@ BETS = 0.5 ** np.arange(1, 11)
 
 def too_many_bad(bad, drawn, limit: float):
   """Whether `bad` of `drawn` examples show a true share of broken ones above the limit. Asked after
-  any draw, as often as
-  one likes: a share p ≤ limit is stopped with probability ≤ FALSE_STOP over an endless run.
+  any draw, as often as one likes: a share p ≤ limit is stopped with probability ≤ FALSE_STOP over
+  an endless run.
   Numbers, or arrays of them.
 
   Of a capital of 1, a part λ is bet on each λ of BETS: a broken example multiplies it by 1 + λ, and

@@ -88,9 +88,8 @@ def npz_headers(file, prefix: str = "") -> tuple[str, dict[str, tuple[tuple[int,
   prefix: only arrays whose names start with it are listed, and without it. Where no name does, all
   are listed, and the prefix returned is "".
   Raises ValueError for what would unpack to more than MAX_UNPACKED times the file's size, for an
-  array that states
-  another size than its member has, and for one of objects: a pickle, which is never read. A file
-  that is no zip, or cut, raises what zipfile does.
+  array that states another size than its member has, and for one of objects: a pickle, which is
+  never read. A file that is no zip, or cut, raises what zipfile does.
   """
   with zipfile.ZipFile(file) as z:
     members = [m for m in z.infolist() if m.filename.endswith(".npy")]

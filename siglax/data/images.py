@@ -39,8 +39,7 @@ def decode(data: bytes | np.ndarray, config=None) -> np.ndarray:
   Turned upright by its EXIF orientation; grey is repeated over the channels, alpha is dropped, 16
   bits become 8. An array may be [H, W], [H, W, 1], [H, W, 3] or [H, W, 4].
   config: config.image, of which max_bytes and max_pixels are read, None for pictures that are
-  trusted. Both are compared
-  before anything is decoded: 2.6 MB of PNG can hold 2.7 GB of pixels.
+  trusted. Both are compared before anything is decoded: 2.6 MB of PNG can hold 2.7 GB of pixels.
   Raises ValueError for what cannot be decoded, cut-off files included (OpenCV 5 refuses them; 4
   would have filled up with grey).
   """

@@ -4,10 +4,10 @@ broken ones.
 Element k of the run is fixed by the config alone: which source it comes from (`Mix`), which example
 (the source's shuffle, anew each epoch), and its random numbers (a generator seeded by the seed, the
 source and k). So the batches are the same, bit for bit, for any number of threads, workers and
-processes, and after any resume. A step's state is
-its number: step s holds elements s·batch_size to (s + 1)·batch_size. Process p of P has the p-th of
-P equal blocks of them, as its devices have of the global batch where the mesh lists devices by
-process. (Elsewhere rows are in another order, the batch is the same.)
+processes, and after any resume. A step's state is its number: step s holds elements s·batch_size to
+(s + 1)·batch_size. Process p of P has the p-th of P equal blocks of them, as its devices have of
+the global batch where the mesh lists devices by process. (Elsewhere rows are in another order, the
+batch is the same.)
 """
 
 from __future__ import annotations

@@ -2,11 +2,9 @@
 plan`.
 
 Per JAX device, which is a chip, except that of TPU v2, v3 and 7x it is half of one. FLOP/s are
-dense bf16 (V100 and T4
-have none: their fp16 tensor cores); figures published with 2:4 sparsity are halved. GB are 10⁹
-bytes. Links are counted
-one way, over all links of a chip: ICI of TPUs, NVLink of GPUs; published figures for both ways are
-halved.
+dense bf16 (V100 and T4 have none: their fp16 tensor cores); figures published with 2:4 sparsity are
+halved. GB are 10⁹ bytes. Links are counted one way, over all links of a chip: ICI of TPUs, NVLink
+of GPUs; published figures for both ways are halved.
 """
 
 from __future__ import annotations

@@ -18,9 +18,8 @@ def keep_freed_memory():
   makes its devices.
 
   XLA's CPU client allocates its temporaries anew each step; by default glibc returns them to the
-  system, which then
-  zeroes every page again: a quarter of a small step's time (benchmarks/step.py --config
-  configs/quickstart.py).
+  system, which then zeroes every page again: a quarter of a small step's time (benchmarks/step.py
+  --config configs/quickstart.py).
   """
   accelerators = [
     device

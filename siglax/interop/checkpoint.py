@@ -108,8 +108,8 @@ def changes(there, here, towers) -> list[str]:
 
 
 def _fields(model, towers):
-  """(name, value) of all that two models must share, sizes as numbers. A position embedding has
-  its own rule.
+  """(name, value) of all that two models must share, sizes as numbers. A position embedding has its
+  own rule.
   """
   yield "embed_dim", model.embed_dim
   for name in towers:

@@ -26,7 +26,9 @@ FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
 
 
 class Arrays:
-  """shapes: {name: shape} of the arrays in a file; `read` reads one. name: as errors call the file."""
+  """shapes: {name: shape} of the arrays in a file; `read` reads one. name: as errors call
+  the file.
+  """
 
   name: str
   shapes: dict[str, tuple[int, ...]]
@@ -178,7 +180,9 @@ def write_npz(file: pathlib.Path, arrays):
 
 
 def read_json(file: pathlib.Path) -> dict:
-  """A JSON object. ValueError that names the file when it is none, or larger than any such file is."""
+  """A JSON object. ValueError that names the file when it is none, or larger than any such
+  file is.
+  """
   try:
     if (size := file.stat().st_size) > JSON_BYTES:
       raise ValueError(f"it has {size} bytes, and at most {JSON_BYTES} are read")

@@ -103,7 +103,8 @@ def save_tokenizer(tower, folder: pathlib.Path):
 _USE = {
   "hf": """import torch
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
-model, images, texts = (auto.from_pretrained(".") for auto in (AutoModel, AutoImageProcessor, AutoTokenizer))
+kinds = AutoModel, AutoImageProcessor, AutoTokenizer
+model, images, texts = (kind.from_pretrained(".") for kind in kinds)
 tokens = texts(["a caption"], padding="max_length", truncation=True, return_tensors="pt")
 print(torch.sigmoid(model(**images(picture, return_tensors="pt"), **tokens).logits_per_image))""",
   "hf-vision": """from transformers import AutoImageProcessor, AutoModel

@@ -167,7 +167,8 @@ config = json.load(open("config.json"))
 
 def load(name):
   function = config["functions"][name]
-  params = jax.device_put({k: x.view(config["dtype"]) for k, x in np.load(function["params"]).items()})
+  arrays = np.load(function["params"])
+  params = jax.device_put({k: x.view(config["dtype"]) for k, x in arrays.items()})
   call = jax.jit(export.deserialize(open(function["file"], "rb").read()).call)
   return lambda x: call(params, x)
 """
@@ -206,7 +207,9 @@ def tokens(texts):
 
 
 def readme(config: dict, name: str) -> str:
-  """README.md of a config.json: the lines that run the functions, and those that make their inputs."""
+  """README.md of a config.json: the lines that run the functions, and those that make
+  their inputs.
+  """
   image, text, row = config.get("image"), config.get("text"), f"[2, {config['embed_dim']}]"
   use, inputs = [_LOAD], []
   if image:

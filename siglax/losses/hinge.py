@@ -3,9 +3,8 @@ devices.
 
 A negative counts when its similarity is above that of the pair, s_ii, less the margin α.
 negatives="all" sums over all negatives in one trip of the texts, 6·b·B·d FLOPs a device. "hardest"
-takes the most similar text of each image and
-the most similar image of each text, which a trip of its own finds: 8·b·B·d. There is neither scale
-nor bias.
+takes the most similar text of each image and the most similar image of each text, which a trip of
+its own finds: 8·b·B·d. There is neither scale nor bias.
 """
 
 from __future__ import annotations

@@ -51,8 +51,8 @@ def sweep(visit, tile: int, rows: Side, cols: Side, paired: bool = True):
 
   row, col: dicts of at most `tile` examples [t, …] with their "index" [t] and "paired", whether
   examples of one index may be among the two. A last tile that would not be full begins earlier, at
-  b − t, and those of its examples that were in
-  the tile before get the weight 0: nothing is padded or copied. "z" is 0 where the weight is.
+  b − t, and those of its examples that were in the tile before get the weight 0: nothing is padded
+  or copied. "z" is 0 where the weight is.
   """
   row_tiles, col_tiles = _Tiles(rows, tile, paired), _Tiles(cols, tile, paired)
 

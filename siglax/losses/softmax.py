@@ -1,11 +1,11 @@
 """The softmax loss of CLIP (Radford et al., arXiv 2103.00020): maths, no devices.
 
 The texts make two trips. The first gives the normalisers of rows and columns, the second computes
-the logits again for
-the gradient: 2 + 6 = 8·b·B·d FLOPs a device. The normaliser of a row, Σ_j w_j exp(x_ij), is kept as
-two numbers: m, the largest x_ij + log w_j, and s = Σ_j w_j exp(x_ij − m). Its logarithm, m + log s,
-alone would lose the digits that a scale of 100 needs. The two weights of a pair are never
-multiplied: in a row, only those of the texts count, and in a column only those of the images.
+the logits again for the gradient: 2 + 6 = 8·b·B·d FLOPs a device. The normaliser of a row, Σ_j w_j
+exp(x_ij), is kept as two numbers: m, the largest x_ij + log w_j, and s = Σ_j w_j exp(x_ij − m). Its
+logarithm, m + log s, alone would lose the digits that a scale of 100 needs. The two weights of a
+pair are never multiplied: in a row, only those of the texts count, and in a column only those of
+the images.
 """
 
 from __future__ import annotations

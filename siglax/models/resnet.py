@@ -1,9 +1,8 @@
 """The image tower: CLIP's ResNets (Radford et al., arXiv 2103.00020, section 2.4).
 
 ResNets of bottlenecks (He et al., arXiv 1512.03385) with three convolutions for a stem, average
-pools for strides, and
-attention pooling: the mean of the last feature map asks an attention layer over all of it. Feature
-maps are [n, h, w, c].
+pools for strides, and attention pooling: the mean of the last feature map asks an attention layer
+over all of it. Feature maps are [n, h, w, c].
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Which parameters train: patterns over their paths, and the two parts that they split a tree into."""
+"""Which parameters train: patterns over their paths, and the two parts that they split a
+tree into.
+"""
 
 from __future__ import annotations
 

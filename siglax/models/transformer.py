@@ -62,7 +62,9 @@ class Shape:
 
   @classmethod
   def of(cls, config) -> Shape:
-    """The variant of a tower's config with its overrides; a width alone keeps the variant's ratios."""
+    """The variant of a tower's config with its overrides; a width alone keeps the
+    variant's ratios.
+    """
     width, depth, heads, mlp_dim = SIZES[config.variant]
     if config.width:
       mlp_dim = mlp_dim * config.width // width

@@ -1,4 +1,6 @@
-"""The image tower: a Vision Transformer (Dosovitskiy et al., arXiv 2010.11929) as SigLIP trains it."""
+"""The image tower: a Vision Transformer (Dosovitskiy et al., arXiv 2010.11929) as SigLIP
+trains it.
+"""
 
 from __future__ import annotations
 

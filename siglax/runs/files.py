@@ -42,9 +42,8 @@ class Lines:
   line.
 
   While the file cannot be written, as on a full disk, the newest `keep` records wait in memory, and
-  each new one tries
-  them all again: a warning says that it begins, a line that it is over. Raises OSError where the
-  file cannot be opened.
+  each new one tries them all again: a warning says that it begins, a line that it is over. Raises
+  OSError where the file cannot be opened.
   """
 
   def __init__(self, path: pathlib.Path, keep: int):

@@ -2,11 +2,11 @@
 went.
 
 A run folder's starts.jsonl has records {start: its number, host, pid, time: when it began,
-first_step: what it began at,
-last_step: the last one logged, saved: the step of the last checkpoint, seconds: in each phase of
-`goodput`, ended: "finished", the name of a signal, an error, "killed", or null of a start that
-runs}. A start appends its record again and again; the last one counts, so that SIGKILL costs only
-what was not logged. The end of a start, or the next one, leaves one line of each.
+first_step: what it began at, last_step: the last one logged, saved: the step of the last
+checkpoint, seconds: in each phase of `goodput`, ended: "finished", the name of a signal, an error,
+"killed", or null of a start that runs}. A start appends its record again and again; the last one
+counts, so that SIGKILL costs only what was not logged. The end of a start, or the next one, leaves
+one line of each.
 """
 
 from __future__ import annotations

@@ -49,8 +49,8 @@ def embed(
   source, "digest": the image tower's (siglax/runs/digest.py), "width": d, "dtype", "tokens":
   [patches, width] or None, "image": {size, mean, std, resize, fit}, "classnames": list or None,
   "examples", "skipped"}; siglax/data/embedding_files.py tells how the file holds it. Nothing is
-  there until all is written. Raises ValueError in one line for an `out` that exists or cannot hold the
-  dtype, a tower or a tokenizer that is not there, and more broken pictures than the spec's
+  there until all is written. Raises ValueError in one line for an `out` that exists or cannot hold
+  the dtype, a tower or a tokenizer that is not there, and more broken pictures than the spec's
   max_bad_fraction.
   """
   out = pathlib.Path(out)

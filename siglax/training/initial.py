@@ -20,8 +20,7 @@ logger = logging.getLogger("siglax")
 
 def initial_params(path, model, mesh, config=None) -> dict:
   """Parameters to start `model` from, of what config.model.init_from names: those of both towers,
-  or of one. LoRA's own
-  are not among them: those that a run has are merged into the rest.
+  or of one. LoRA's own are not among them: those that a run has are merged into the rest.
 
   config: of the run that starts; how its preprocessing differs from theirs is a line in the log.
   Raises ValueError in one line when they do not fit the model.

@@ -43,9 +43,10 @@ def make(
 
   params: nested dict of arrays or jax.ShapeDtypeStruct; only its paths and shapes are read.
   config.loss.lr_multiplier multiplies that of scale and bias; config.optim.layer_decay is
-  `layer_decay`'s. Weight decay multiplies the learning rate and its multiplier, as in optax.adamw and PyTorch. big_vision's does not: it shrinks weights by wd per
-  step at the peak, so divide its wd by its lr (wd 1e-4 at lr 1e-3 is 0.1 here). Raises ValueError
-  for a parameter that no pattern covers, a pattern that decides none, and values out of range.
+  `layer_decay`'s. Weight decay multiplies the learning rate and its multiplier, as in optax.adamw
+  and PyTorch. big_vision's does not: it shrinks weights by wd per step at the peak, so divide its
+  wd by its lr (wd 1e-4 at lr 1e-3 is 0.1 here). Raises ValueError for a parameter that no pattern
+  covers, a pattern that decides none, and values out of range.
   """
   optim = config.optim
   decay = trainable_lib.first_match(params, optim.decay, "config.optim.decay")

@@ -47,7 +47,8 @@ class Group:
       for name, field in registry.fields().items():
         if (dotted := self._dotted(name)) in found:
           raise ValueError(
-            f"{registry.article} {kind} declares the field {name!r}, which config.{self.name} has already; "
+            f"{registry.article} {kind} declares the field {name!r}, which config.{self.name} has "
+            "already; "
             "give it another name"
           )
         found[dotted] = field

@@ -9,8 +9,8 @@ size and can be read in any order, from any thread, on any machine:
 
 An object has a shape, a colour and a size, and stands somewhere: a lone object in one of nine
 places, two and three objects in relation to each other. A caption tells all of it in one of many
-wordings, so a
-word alone says little about the picture: its partners are as likely in other arrangements.
+wordings, so a word alone says little about the picture: its partners are as likely in other
+arrangements.
 Eight of the 48 colour-shape pairs (UNSEEN) never occur in training, which makes composition
 testable.
 
