@@ -86,6 +86,17 @@ def test_one_picture_is_no_full_batch(folder, monkeypatch):
   assert sizes == [8, 16]  # 8 devices; config.eval.batch_size is 16
 
 
+def test_templates_whose_texts_cancel_say_nothing_of_a_class(tower, monkeypatch):
+  """And no NaN, as in an evaluation."""
+  up = np.eye(1, tower.model.embed_dim, dtype=np.float32)
+  texts = {"a": up, "not a": -up}
+  monkeypatch.setattr(tower, "embed_texts", lambda given: np.concatenate([texts[t] for t in given]))
+  logits = tower.zero_shot([np.zeros((16, 16, 3), np.uint8)], ["a"], ["{}", "not {}"])
+  np.testing.assert_array_equal(logits, [[np.float32(tower.bias)]])
+  with pytest.raises(ValueError, match="templates is empty; give at least one"):
+    tower.zero_shot([np.zeros((16, 16, 3), np.uint8)], ["a"], [])
+
+
 def test_logits_and_zero_shot(tower):
   pictures = list(np.random.default_rng(1).integers(0, 256, (3, 16, 16, 3), np.uint8))
   names, templates = ["red circle", "blue ring"], ("a {}.", "the {}")

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from siglax.config import fields
 from siglax.config import imports
 from siglax.config import types
+from siglax.config import values
 from siglax.config import versions
 from siglax.config.declared import FREE_IN_SPECS
 from siglax.config.durations import UNITS
@@ -91,7 +92,7 @@ def from_json(text: str) -> ConfigDict:
   try:
     groups = json.loads(text)
   except (ValueError, RecursionError) as e:
-    raise ValueError(f"no JSON, or cut short: {imports.one_line(e)}") from e
+    raise ValueError(f"no JSON, or cut short: {values.one_line(e)}") from e
   if not isinstance(groups, dict):
     raise ValueError(f"holds {shown(groups)}; it must be a JSON object")
   if "batch_size" not in groups and {"model_type", "architectures"} & groups.keys():

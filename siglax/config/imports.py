@@ -23,6 +23,7 @@ import types
 from siglax.config import parts
 from siglax.config import versions
 from siglax.config.values import check_local
+from siglax.config.values import one_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,8 +162,3 @@ def in_one_line(flag: str, name: str, path: str | None = None):
     raise ValueError(
       f"{flag} {name}{line}: {kind}{versions.of_old_key(str(error)) or one_line(error)}"
     ) from error
-
-
-def one_line(error: BaseException) -> str:
-  text = str(error).replace("\\n", " ").replace("\n", " ")
-  return text if len(text) < 300 else f"{text[:120]} … {text[-150:]}"

@@ -96,3 +96,11 @@ def index(key: str) -> int:
   if not re.fullmatch("0|[1-9][0-9]{0,8}", key):
     raise KeyError(key)
   return int(key)
+
+
+def one_line(error: BaseException) -> str:
+  """The text of an exception in one line, its type where it says nothing. A long one is cut in its
+  middle: C++ libraries put the cause at the end.
+  """
+  text = " ".join(str(error).replace("\\n", " ").split())
+  return (text if len(text) <= 300 else f"{text[:120]} … {text[-150:]}") or type(error).__name__

@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 
+from siglax.config import values
+
 # A broken example is replaced by another one, drawn anew this often at most.
 MAX_REPLACEMENTS = 32
 # Data whose true share of broken examples is at its limit is stopped with at most this probability,
@@ -43,6 +45,6 @@ def too_many_bad(bad, drawn, limit: float):
 
 
 def reason(error):
-  """One line of an exception; its type when it says nothing."""
-  text = " ".join(str(error).split())
-  return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"
+  """One line of an exception, with its type where it is no ValueError."""
+  kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+  return kind + values.one_line(error)

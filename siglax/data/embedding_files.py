@@ -28,8 +28,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.numpy
 
+from siglax.config import values
 from siglax.data import files as files_lib
-from siglax.devices import errors
 
 DESCRIPTION = "siglax"
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
@@ -53,7 +53,7 @@ def open_file(file: str):
         raise ValueError(f"its description says {field}={value!r}")
     return reader
   except Exception as e:  # whatever the libraries raise of bytes that are none of theirs
-    reason = errors.one_line(e)
+    reason = values.one_line(e)
     raise ValueError(
       f"path={file!r} ({size} bytes) is no {ending} of siglax embed, or is cut short: {reason}"
     ) from e
@@ -254,13 +254,13 @@ class ArrayRecordWriter:
     try:
       self._writer.close()
     except RuntimeError as e:
-      raise OSError(errors.one_line(e)) from e
+      raise OSError(values.one_line(e)) from e
 
   def _record(self, arrays, metadata):
     try:
       self._writer.write(safetensors.numpy.save(arrays, metadata))
     except RuntimeError as e:
-      raise OSError(errors.one_line(e)) from e
+      raise OSError(values.one_line(e)) from e
 
 
 READERS = {".npz": NpzReader, ".parquet": ParquetReader, ".array_record": ArrayRecordReader}

@@ -10,14 +10,14 @@ import math
 import os
 import pathlib
 import re
-import tempfile
 import zipfile
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from siglax.devices import errors
+from siglax.config import values
+from siglax.devices import disk
 
 # Parquet data larger than this is mapped from disk instead of held in memory.
 MEMORY_BYTES = 4 * 2**30
@@ -121,7 +121,7 @@ def _npy_header(f, name, size: int):
     SyntaxError,
     RecursionError,
   ) as e:  # what a parser of Python's literals raises
-    raise ValueError(f"{name} is no array: {errors.one_line(e)}") from None
+    raise ValueError(f"{name} is no array: {values.one_line(e)}") from None
   if dtype.hasobject:
     raise ValueError(f"{name} is a pickle, which is never read; save it as an array of numbers")
   if stated != there:
@@ -141,7 +141,7 @@ def open_parquet(file: str) -> pq.ParquetFile:
     opened.schema_arrow  # made of the footer, which may contradict itself
     return opened
   except (pa.ArrowException, OSError) as e:
-    reason = f"is not a Parquet file, or is cut short: {errors.one_line(e)}"
+    reason = f"is not a Parquet file, or is cut short: {values.one_line(e)}"
     raise ValueError(f"path={file!r} ({bytes_there} bytes) {reason}") from None
 
 
@@ -184,7 +184,7 @@ class Columns:
           _check_unpacked(path, unpacked, limit)
           yield batch
       except (pa.ArrowException, OSError) as e:
-        raise ValueError(f"path={path!r} is damaged: {errors.one_line(e)}") from None
+        raise ValueError(f"path={path!r} is damaged: {values.one_line(e)}") from None
 
 
 def _check_unpacked(path, unpacked: int, limit: int):
@@ -228,14 +228,11 @@ def _mapped(files, columns: Columns, needed: int) -> pa.Table:
       needed / 2**30,
       cache,
     )
-    handle, unfinished = tempfile.mkstemp(dir=folder, suffix=".unfinished")
-    try:
-      with os.fdopen(handle, "wb") as out, pa.ipc.new_file(out, columns.schema) as writer:
+    # Whole or not at all, also when several processes write it.
+    with disk.replacing(cache) as temporary, pa.OSFile(str(temporary), "wb") as out:
+      with pa.ipc.new_file(out, columns.schema) as writer:
         for batch in columns.batches(files):
           writer.write_batch(batch)
-      os.replace(unfinished, cache)  # whole or not at all, also when several processes write it
-    finally:
-      pathlib.Path(unfinished).unlink(missing_ok=True)
   return pa.ipc.open_file(pa.memory_map(str(cache))).read_all()
 
 

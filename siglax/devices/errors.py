@@ -9,6 +9,8 @@ import logging
 import os
 import time
 
+from siglax.config.values import one_line
+
 logger = logging.getLogger("siglax")
 # Seconds between the attempts of a read, and of the last save of a run.
 RETRY_SECONDS = (0.5, 1, 2, 4)
@@ -85,11 +87,3 @@ def attempt(read, message: str):
         ) from e
       logger.warning("%s, trying again in %.1f s: %s", message, delay, one_line(e))
     time.sleep(delay)
-
-
-def one_line(error: BaseException) -> str:
-  """An exception's first line, or its type where it says nothing. C++ libraries put the cause at
-  the end of a long one.
-  """
-  line = str(error).strip().partition("\n")[0]
-  return (line if len(line) <= 200 else f"{line[:80]} … {line[-120:]}") or type(error).__name__

@@ -31,7 +31,10 @@ def evaluate(
   zimg, rest = ranking.embed_images(data, ranking.first(data, examples), embedder)
   labels = np.array([_label(example, i, names) for i, example in enumerate(rest)], np.int32)
   rank = ranking.ranks(
-    zimg, classifier(embedder, names, templates), labels, np.arange(len(names), dtype=np.int32)
+    zimg,
+    classifier(embedder.texts, names, templates),
+    labels,
+    np.arange(len(names), dtype=np.int32),
   )
   count, right = (np.bincount(labels, weights=w, minlength=len(names)) for w in (None, rank == 0))
   present = count > 0
@@ -69,16 +72,14 @@ def _label(example, i: int, names) -> int:
   return label
 
 
-def classifier(embedder, classnames, templates) -> np.ndarray:
+def classifier(embed_texts, classnames, templates) -> np.ndarray:
   """Unit rows [classes, d]: a class is the normalised mean over templates of normalised text
-  embeddings.
+  embeddings. embed_texts: (list of texts) → unit rows [n, d].
   """
   rows, step = [], max(1, MAX_TEXTS // len(templates))
   for start in range(0, len(classnames), step):
     names = classnames[start : start + step]
-    ztxt = embedder.texts(
-      [template.replace("{}", name) for name in names for template in templates]
-    )
+    ztxt = embed_texts([template.replace("{}", name) for name in names for template in templates])
     mean = ztxt.reshape(len(names), len(templates), -1).mean(axis=1)
     # Texts that cancel out leave a zero row, not a NaN.
     rows.append(mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12))

@@ -12,8 +12,8 @@ import zlib
 
 import numpy as np
 
+from siglax.config import values
 from siglax.data import files as files_lib
-from siglax.devices import errors
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
@@ -110,7 +110,7 @@ def _open(file: pathlib.Path):
     return safetensors.safe_open(file, framework="numpy")
   except (safetensors.SafetensorError, OSError) as e:
     raise ValueError(
-      f"{file} is no safetensors file, or is damaged: {errors.one_line(e)}"
+      f"{file} is no safetensors file, or is damaged: {values.one_line(e)}"
     ) from None
 
 
@@ -126,9 +126,9 @@ class Npz(Arrays):
     try:
       self._prefix, headers = files_lib.npz_headers(file, prefix)
     except (zipfile.BadZipFile, OSError, EOFError, zlib.error, RuntimeError) as e:
-      raise ValueError(f"{file} is no .npz file, or is damaged: {errors.one_line(e)}") from None
+      raise ValueError(f"{file} is no .npz file, or is damaged: {values.one_line(e)}") from None
     except ValueError as e:
-      raise ValueError(f"{file}: {errors.one_line(e)}") from None
+      raise ValueError(f"{file}: {values.one_line(e)}") from None
     for name, (_, dtype) in headers.items():
       if dtype.kind != "f" and dtype.str != "|V2":
         raise ValueError(f"{self.name}: {name} is of type {dtype}; parameters are floats")
@@ -140,7 +140,7 @@ class Npz(Arrays):
         x = z[self._prefix + name]
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, zlib.error, RuntimeError) as e:
       raise ValueError(
-        f"{self.name}: {name} cannot be read, the file is damaged: {errors.one_line(e)}"
+        f"{self.name}: {name} cannot be read, the file is damaged: {values.one_line(e)}"
       ) from None
     if x.dtype.kind == "V":  # numpy stores bfloat16 as two bytes without a name
       import ml_dtypes
@@ -188,7 +188,7 @@ def read_json(file: pathlib.Path) -> dict:
       raise ValueError(f"it has {size} bytes, and at most {JSON_BYTES} are read")
     value = json.loads(file.read_text())
   except (OSError, ValueError, RecursionError) as e:
-    raise ValueError(f"{file} cannot be read as JSON: {errors.one_line(e)}") from None
+    raise ValueError(f"{file} cannot be read as JSON: {values.one_line(e)}") from None
   if not isinstance(value, dict):
     raise ValueError(f"{file} holds no JSON object")
   return value

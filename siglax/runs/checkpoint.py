@@ -22,6 +22,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from siglax.config import values
 from siglax.devices import distributed
 from siglax.devices import errors
 from siglax.runs import digest as digest_lib
@@ -169,7 +170,7 @@ class Checkpoints(stored.Stored):
       self._saver.close()
     # pylint: disable=broad-exception-caught; a run that ends has been told of it
     except Exception as e:
-      logger.warning("closing the checkpoints: %s", errors.one_line(e))
+      logger.warning("closing the checkpoints: %s", values.one_line(e))
     if self._deleting is not None:
       self._deleting.join()
 
@@ -239,7 +240,7 @@ class Checkpoints(stored.Stored):
     self._again = self._failed % 2 == 1
     if jax.process_count() > 1:  # the others wait for this process in the middle of the same save
       raise ValueError(
-        f"the checkpoint of step {step} failed: {errors.one_line(error)}; {self.last_good()}"
+        f"the checkpoint of step {step} failed: {values.one_line(error)}; {self.last_good()}"
       ) from error
     with contextlib.suppress(OSError):
       self._sweep(step)
@@ -247,7 +248,7 @@ class Checkpoints(stored.Stored):
       "the checkpoint of step %d failed, attempt %d in a row: %s; %s%s",
       step,
       self._failed,
-      errors.one_line(error),
+      values.one_line(error),
       self.last_good(),
       "" if self._ending else "; training goes on",
     )
@@ -256,7 +257,7 @@ class Checkpoints(stored.Stored):
       raise ValueError(
         f"{saves} saves in a row have failed, each tried twice, more than "
         f"config.checkpoint.max_failed_saves={most}: "
-        f"{errors.one_line(error)}; {self.last_good()}"
+        f"{values.one_line(error)}; {self.last_good()}"
       )
 
   def _committed(self):
@@ -292,7 +293,7 @@ class Checkpoints(stored.Stored):
         self._move_aside(step)
       gone = [self._hide(step) for step in self._unneeded()]
     except OSError as e:
-      logger.warning("%s: old checkpoints stay: %s", self._path, errors.one_line(e))
+      logger.warning("%s: old checkpoints stay: %s", self._path, values.one_line(e))
       return
     if self._deleting is not None:
       self._deleting.join()

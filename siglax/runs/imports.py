@@ -13,6 +13,7 @@ import pathlib
 
 from siglax.config import imports
 from siglax.config import parts
+from siglax.config import values
 from siglax.devices import disk
 
 logger = logging.getLogger("siglax")
@@ -84,7 +85,7 @@ def _read(file: pathlib.Path) -> list[dict]:
   except FileNotFoundError:
     return []
   except (OSError, ValueError, RecursionError) as e:
-    raise ValueError(f"{file} cannot be read: {imports.one_line(e)}") from e
+    raise ValueError(f"{file} cannot be read: {values.one_line(e)}") from e
   if not isinstance(records, list) or not all(map(_whole, records)):
     raise ValueError(f"{file} is damaged: it must hold name, sha256, copy and parts of each import")
   return records

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from siglax.config import values
 from siglax.devices import distributed
 from siglax.devices import errors
 from siglax.devices import paths
@@ -157,7 +158,7 @@ class Stored:
             {k: state[k] for k in abstract_state} if isinstance(abstract_state, dict) else state
           )
           return state, meta
-      reason = "another process could not read it" if error is None else errors.one_line(error)
+      reason = "another process could not read it" if error is None else values.one_line(error)
       if not failed:
         seen += 1
         if seen == 2:

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from siglax import tower as tower_lib
+from siglax.config import values
 from siglax.config import versions
 from siglax.data import embedding_files
 from siglax.data import embeddings
@@ -168,7 +169,7 @@ class Readable:
     }
 
   def _skip(self, i: int, error: Exception):
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = values.one_line(error)
     self.bad += 1
     logger.warning("--data: example %d is broken and skipped: %s", i, reason)
     if self.bad > self._limit * len(self._source):

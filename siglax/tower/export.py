@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import pathlib
-import shutil
 
 from siglax import interop
 from siglax import models
 from siglax import tower as tower_lib
+from siglax.devices import disk
 from siglax.interop import fields
 
 logger = logging.getLogger("siglax")
@@ -38,15 +37,12 @@ def export(source, form: str, out, dtype: str = "float32") -> pathlib.Path:
     logger.warning(
       "--format %s has no place for the tokenizer: keep %s, whose texts need it", form, source
     )
-  temporary = out.with_name(f".{out.name}.{os.getpid()}")
   try:
     out.parent.mkdir(parents=True, exist_ok=True)
-    kind.write(tower, temporary, dtype, pathlib.Path(source))
-    os.replace(temporary, out)
+    with disk.replacing(out) as temporary:
+      kind.write(tower, temporary, dtype, pathlib.Path(source))
   except OSError as e:
     raise ValueError(f"--out {out} cannot be written: {e.strerror or e}") from e
-  finally:
-    shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
   return out
 
 

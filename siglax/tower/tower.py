@@ -11,6 +11,7 @@ from siglax import interop
 from siglax import models
 from siglax.data import images as images_lib
 from siglax.devices import mesh as mesh_lib
+from siglax.evals import zero_shot
 from siglax.runs.folder import read_config
 from siglax.runs.folder import read_params
 from siglax.runs.folder import text_processor
@@ -100,11 +101,11 @@ class Tower(ScaleAndBias):
     """
     _check_list("classnames", classnames)
     _check_list("templates", templates)
-    texts = [template.replace("{}", name) for name in classnames for template in templates]
-    ztxt = self.embed_texts(texts).reshape(len(classnames), len(templates), -1).mean(axis=1)
-    return self.logits(
-      self.embed_images(images), ztxt / np.linalg.norm(ztxt, axis=1, keepdims=True)
-    )
+    for name, given in (("classnames", classnames), ("templates", templates)):
+      if not len(given):
+        raise ValueError(f"{name} is empty; give at least one")
+    ztxt = zero_shot.classifier(self.embed_texts, classnames, templates)
+    return self.logits(self.embed_images(images), ztxt)
 
 
 def _check_list(name: str, given, single=(str,)):

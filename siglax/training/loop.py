@@ -15,8 +15,8 @@ import jax
 from siglax import config as config_lib
 from siglax import evals
 from siglax import losses
+from siglax.config import values
 from siglax.devices import distributed
-from siglax.devices import errors
 from siglax.devices import mesh as mesh_lib
 from siglax.devices import signals
 from siglax.devices import streams
@@ -203,7 +203,7 @@ def _report(run: run_lib.Run, writer):
     if jax.process_index() == 0:
       streams.say(f"curves: {curves.plot(run.workdir)}")
   except (OSError, ValueError) as e:
-    logger.warning("no summary, or no curves: %s", errors.one_line(e))
+    logger.warning("no summary, or no curves: %s", values.one_line(e))
 
 
 def _announce(run: run_lib.Run, start: int):
