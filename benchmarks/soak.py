@@ -246,7 +246,8 @@ class Soak:
     if arguments.tiny:
       self.command += [
         "--config.data.0.examples=2048",
-        "--config.eval.tasks=({'kind':'loss','name':'test','data':{'source':'shapes','split':'test','image_size':16},'examples':16},)",
+        "--config.eval.tasks=({'kind':'loss','name':'test','examples':16,"
+        "'data':{'source':'shapes','split':'test','image_size':16}},)",
       ]
     if "worker" in names:
       self.command += ["--config.loader.workers=1"]

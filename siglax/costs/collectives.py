@@ -30,7 +30,8 @@ _SLICES = ("slice", "dynamic-slice")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.-]+) = (.+?) ([a-z][\w-]*)\(([^)]*)\)(.*)$")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 _CALLED = re.compile(
-  r"\b(?:calls|to_apply|body|condition|branch_computations|true_computation|false_computation)=(\{[^}]*\}|%?[\w.-]+)"
+  r"\b(?:calls|to_apply|body|condition|branch_computations|true_computation|false_computation)="
+  r"(\{[^}]*\}|%?[\w.-]+)"
 )
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 

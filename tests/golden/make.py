@@ -1,9 +1,11 @@
-"""Makes the files of this folder with torch 2.13.0, transformers 5.x and open_clip 3.3: `python tests/golden/make.py`.
+"""Makes the files of this folder with torch 2.13.0, transformers 5.x and open_clip 3.3: `python
+tests/golden/make.py`.
 
-Tiny SiglipModel and CLIPModel folders and one of open_clip's ResNets with all parameters random, their outputs, torch's
-bicubic interpolation, and what transformers takes for fields that a config.json leaves out. big_vision_scan is a file that
-big_vision itself wrote (pool map, blocks scanned) with its outputs: `python tests/golden/make.py PARITY/big_vision_siglip_scan`
-packs the two again, of two pictures and texts.
+Tiny SiglipModel and CLIPModel folders and one of open_clip's ResNets with all parameters random,
+their outputs, torch's bicubic interpolation, and what transformers takes for fields that a
+config.json leaves out. big_vision_scan is a file that big_vision itself wrote (pool map, blocks
+scanned) with its outputs: `python tests/golden/make.py PARITY/big_vision_siglip_scan` packs the two
+again, of two pictures and texts.
 """
 
 import json
@@ -17,10 +19,18 @@ import transformers
 
 HERE = pathlib.Path(__file__).parent
 # What pictures are normalised by.
-CLIP = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
+CLIP = {
+  "image_mean": [0.48145466, 0.4578275, 0.40821073],
+  "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
 SIGLIP = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 ODD = {"image_mean": [0.11, 0.42, 0.73], "image_std": [0.31, 0.24, 0.57]}
-TOWER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+TOWER = {
+  "hidden_size": 16,
+  "intermediate_size": 24,
+  "num_hidden_layers": 2,
+  "num_attention_heads": 2,
+}
 
 
 def randomize(model):
@@ -31,16 +41,22 @@ def randomize(model):
 
 
 def save(name, model, pixels, ids, preprocessing):
-  """A folder of transformers, and in io.npz its inputs and outputs; pictures are uint8, normalised by `preprocessing`."""
+  """A folder of transformers, and in io.npz its inputs and outputs; pictures are uint8, normalised
+  by `preprocessing`.
+  """
   randomize(model.eval())
   if name != "hf_clip":
     model.logit_scale.data.fill_(1.5)
     model.logit_bias.data.fill_(-2.0)
   model.save_pretrained(HERE / name)
   side = pixels.shape[-1]
-  pictures = torch.randint(0, 256, (3, 3, 16, 16), generator=torch.Generator().manual_seed(4), dtype=torch.uint8)
+  pictures = torch.randint(
+    0, 256, (3, 3, 16, 16), generator=torch.Generator().manual_seed(4), dtype=torch.uint8
+  )
   pictures = pictures.repeat_interleave(side // 16, 2).repeat_interleave(side // 16, 3)
-  mean, std = (torch.tensor(preprocessing[key])[:, None, None] for key in ("image_mean", "image_std"))
+  mean, std = (
+    torch.tensor(preprocessing[key])[:, None, None] for key in ("image_mean", "image_std")
+  )
   with torch.no_grad():
     out = model(pixel_values=pixels, input_ids=ids, return_loss=True)
     of_pictures = model(pixel_values=(pictures / 255 - mean) / std, input_ids=ids)
@@ -50,10 +66,17 @@ def save(name, model, pixels, ids, preprocessing):
     more = {} if side > 16 else at_another_resolution(model)
   last = lambda x: x.permute(0, 2, 3, 1).numpy()
   np.savez_compressed(
-      HERE / name / "io.npz", pixels=last(pixels), ids=ids.numpy().astype(np.int32),
-      zimg=out.image_embeds.numpy(), ztxt=out.text_embeds.numpy(), logits=out.logits_per_image.numpy(),
-      loss=out.loss.numpy(), pictures=last(pictures), zpictures=of_pictures.image_embeds.numpy(),
-      tokens=tokens.numpy(), **more,
+    HERE / name / "io.npz",
+    pixels=last(pixels),
+    ids=ids.numpy().astype(np.int32),
+    zimg=out.image_embeds.numpy(),
+    ztxt=out.text_embeds.numpy(),
+    logits=out.logits_per_image.numpy(),
+    loss=out.loss.numpy(),
+    pictures=last(pictures),
+    zpictures=of_pictures.image_embeds.numpy(),
+    tokens=tokens.numpy(),
+    **more,
   )
 
 
@@ -61,26 +84,48 @@ def at_another_resolution(model):
   large = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(2))
   resized = model.get_image_features(large, interpolate_pos_encoding=True).pooler_output
   return {
-      "large": large.permute(0, 2, 3, 1).numpy(), "zlarge": torch.nn.functional.normalize(resized, dim=-1).numpy(),
+    "large": large.permute(0, 2, 3, 1).numpy(),
+    "zlarge": torch.nn.functional.normalize(resized, dim=-1).numpy(),
   }
 
 
 def minimal(text, vision):
-  """config.json without the fields that it may leave out, here all but the sizes that would make the file large."""
+  """config.json without the fields that it may leave out, here all but the sizes that would make
+  the file large.
+  """
   file = HERE / "hf_siglip_minimal" / "config.json"
-  file.write_text(json.dumps({"model_type": "siglip", "text_config": text, "vision_config": vision}, indent=2) + "\n")
+  file.write_text(
+    json.dumps({"model_type": "siglip", "text_config": text, "vision_config": vision}, indent=2)
+    + "\n"
+  )
 
 
 def defaults():
   """Those of every field that siglax reads."""
   fields = (
-      "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps",
-      "image_size", "patch_size", "num_channels", "vocab_size", "max_position_embeddings", "projection_size", "eos_token_id",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_act",
+    "layer_norm_eps",
+    "image_size",
+    "patch_size",
+    "num_channels",
+    "vocab_size",
+    "max_position_embeddings",
+    "projection_size",
+    "eos_token_id",
   )
   found = {}
-  for name, config in (("siglip", transformers.SiglipConfig()), ("clip", transformers.CLIPConfig())):
+  for name, config in (
+    ("siglip", transformers.SiglipConfig()),
+    ("clip", transformers.CLIPConfig()),
+  ):
     sections = {"vision": config.vision_config, "text": config.text_config}
-    found[name] = {k: {f: getattr(c, f) for f in fields if hasattr(c, f)} for k, c in sections.items()}
+    found[name] = {
+      k: {f: getattr(c, f) for f in fields if hasattr(c, f)} for k, c in sections.items()
+    }
     found[name]["projection_dim"] = getattr(config, "projection_dim", None)
   (HERE / "hf_defaults.json").write_text(json.dumps(found, indent=1) + "\n")
 
@@ -90,7 +135,9 @@ def big_vision(source):
   folder = HERE / "big_vision_scan"
   folder.mkdir(exist_ok=True)
   np.savez_compressed(folder / "checkpoint.npz", **np.load(source / "checkpoint.npz"))
-  rows = {k: x[:2] if x.ndim > 1 else x for k, x in np.load(source / "io.npz").items() if k != "loss"}  # of all rows
+  rows = {
+    k: x[:2] if x.ndim > 1 else x for k, x in np.load(source / "io.npz").items() if k != "loss"
+  }  # of all rows
   np.savez_compressed(folder / "io.npz", **rows)
 
 
@@ -101,17 +148,22 @@ def positions():
     y = torch.nn.functional.interpolate(x, size=size, mode="bicubic", align_corners=False)
     return y[0].permute(1, 2, 0).numpy()
 
-  np.savez_compressed(HERE / "positions.npz", x=x[0].permute(1, 2, 0).numpy(), square=up((24, 24)), odd=up((17, 31)))
+  np.savez_compressed(
+    HERE / "positions.npz", x=x[0].permute(1, 2, 0).numpy(), square=up((24, 24)), odd=up((17, 31))
+  )
 
 
 def resnet():
-  """An open_clip CLIP with the fewest blocks of a ResNet; outputs in both modes, and the running statistics after training."""
+  """An open_clip CLIP with the fewest blocks of a ResNet; outputs in both modes, and the running
+  statistics after training.
+  """
   import open_clip  # which needs torchvision
 
   config = {
-      "embed_dim": 12, "quick_gelu": True,
-      "vision_cfg": {"image_size": 64, "layers": [2, 1, 1, 1], "width": 2, "patch_size": None},
-      "text_cfg": {"context_length": 6, "vocab_size": 40, "width": 12, "heads": 2, "layers": 2},
+    "embed_dim": 12,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 64, "layers": [2, 1, 1, 1], "width": 2, "patch_size": None},
+    "text_cfg": {"context_length": 6, "vocab_size": 40, "width": 12, "heads": 2, "layers": 2},
   }
   model, generator = open_clip.CLIP(**config).eval(), torch.Generator().manual_seed(3)
   randomize(model)
@@ -123,17 +175,28 @@ def resnet():
   folder = HERE / "open_clip_resnet"
   folder.mkdir(exist_ok=True)
   preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3}
-  (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}, indent=2) + "\n")
+  (folder / "open_clip_config.json").write_text(
+    json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}, indent=2) + "\n"
+  )
   safetensors.torch.save_file(model.state_dict(), folder / "open_clip_model.safetensors")
   pixels = torch.randint(-8, 9, (3, 3, 64, 64), generator=generator) / 4  # few values compress well
   ids = torch.tensor([[5, 6, 7, 39, 0, 0], [8, 39, 0, 0, 0, 0], [9, 38, 11, 12, 13, 39]])
   with torch.no_grad():
     zimg, ztxt = model.encode_image(pixels, normalize=True), model.encode_text(ids, normalize=True)
     ztrain = model.train().encode_image(pixels, normalize=True)
-  statistics = {name: x.numpy() for name, x in model.named_buffers() if name.endswith(("running_mean", "running_var"))}
+  statistics = {
+    name: x.numpy()
+    for name, x in model.named_buffers()
+    if name.endswith(("running_mean", "running_var"))
+  }
   np.savez_compressed(
-      folder / "io.npz", pixels=pixels.permute(0, 2, 3, 1).numpy(), ids=ids.numpy().astype(np.int32), zimg=zimg.numpy(),
-      ztxt=ztxt.numpy(), ztrain=ztrain.numpy(), **statistics,
+    folder / "io.npz",
+    pixels=pixels.permute(0, 2, 3, 1).numpy(),
+    ids=ids.numpy().astype(np.int32),
+    zimg=zimg.numpy(),
+    ztxt=ztxt.numpy(),
+    ztrain=ztrain.numpy(),
+    **statistics,
   )
 
 
@@ -150,8 +213,9 @@ def main():
   siglip = transformers.SiglipConfig(text_config=words, vision_config=vision)
   save("hf_siglip", transformers.SiglipModel(siglip), pixels, ids, SIGLIP)
   clip = transformers.CLIPConfig(
-      text_config={**text, "eos_token_id": 38, "bos_token_id": 37, "pad_token_id": 0}, vision_config=vision,
-      projection_dim=12,
+    text_config={**text, "eos_token_id": 38, "bos_token_id": 37, "pad_token_id": 0},
+    vision_config=vision,
+    projection_dim=12,
   )
   ends = torch.tensor([[5, 6, 7, 38, 0, 0], [8, 38, 38, 0, 0, 0], [9, 39, 11, 12, 13, 38]])
   save("hf_clip", transformers.CLIPModel(clip), pixels, ends, CLIP)
@@ -161,10 +225,17 @@ def main():
   odd = {"hidden_act": "gelu", "layer_norm_eps": 1e-3}
   siglip = transformers.SiglipConfig(text_config={**words, **odd}, vision_config={**vision, **odd})
   save("hf_siglip_odd", transformers.SiglipModel(siglip), pixels, ids, ODD)
-  (HERE / "hf_siglip_odd" / "preprocessor_config.json").write_text(json.dumps({**ODD, "resample": 2}, indent=2) + "\n")
+  (HERE / "hf_siglip_odd" / "preprocessor_config.json").write_text(
+    json.dumps({**ODD, "resample": 2}, indent=2) + "\n"
+  )
 
-  text, vision = {"hidden_size": 12, "intermediate_size": 8, "vocab_size": 40}, {"hidden_size": 12, "intermediate_size": 8}
-  siglip = transformers.SiglipConfig(text_config={**text, "projection_size": 12}, vision_config=vision)
+  text, vision = (
+    {"hidden_size": 12, "intermediate_size": 8, "vocab_size": 40},
+    {"hidden_size": 12, "intermediate_size": 8},
+  )
+  siglip = transformers.SiglipConfig(
+    text_config={**text, "projection_size": 12}, vision_config=vision
+  )
   coarse = torch.randint(-4, 5, (3, 3, 28, 28), generator=torch.Generator().manual_seed(5)) / 4
   coarse = coarse.repeat_interleave(8, 2).repeat_interleave(8, 3)
   ids = torch.randint(2, 40, (3, 64), generator=torch.Generator().manual_seed(6))
