@@ -465,3 +465,19 @@ def test_keep_best_must_be_a_metric(monkeypatch):
   config.checkpoint.keep_best = "eval/a/image_recall@5"
   with pytest.raises(ValueError, match="did you mean 'eval/a/image_retrieval_recall@5'"):
     evals.validate_tasks(config)
+
+
+def test_chance_of_retrieval_is_that_of_a_draw_without_replacement():
+  """Of three texts two are the first picture's: one draw finds one of its own with 2/3, or 1/3."""
+  facts, examples = {}, Examples([["a", "b"], ["c"]])
+  texts = dict(zip("abc", np.eye(3, 2, dtype=np.float32)))
+  task = {"kind": "retrieval", "name": "r", "data": {"source": "shapes"}}
+  embedder = Embedder(np.eye(2, dtype=np.float32), texts)
+  evals.run(make_config(task), embedder, lambda spec: examples, facts=facts)
+  assert facts["eval/r/chance/text_retrieval_recall@1"] == pytest.approx((2 / 3 + 1 / 3) / 2)
+  assert facts["eval/r/chance/image_retrieval_recall@1"] == pytest.approx(1 / 2)
+  assert facts["eval/r/chance/text_retrieval_recall@5"] == 1
+
+
+def test_similarities_are_held_64_MiB_at_a_time():
+  assert 4 * ranking.MAX_SIMILARITIES == 2**26

@@ -5,7 +5,6 @@ import pathlib
 import subprocess
 import sys
 
-
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "siglax").rglob("*.py"))
 # Those that a stranger reads: the package, and what is beside it.

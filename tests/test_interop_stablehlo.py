@@ -39,6 +39,7 @@ for folder in folders:
     # Its example compiles three functions; once is enough.
     exec(code if folder == folders[0] else code.split("\\nzimg")[0], found)
   picture = lambda name: os.path.join(os.path.dirname(folder), name + ".png")
+  assert folder != folders[0] or found["patches"].shape[0] == 2
   out = {name: found["pixels"](picture(name)) for name in ("picture", "grey16", "rgb16")}
   if "tokens" in found:
     out["tokens"] = found["tokens"](inputs["texts"].tolist())

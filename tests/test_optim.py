@@ -152,6 +152,9 @@ def test_layer_decay_by_distance_from_the_head(scan):
       np.testing.assert_allclose(block, -(0.1 ** (3 - i)), rtol=1e-6)
   np.testing.assert_allclose(got["image/stem/embedding/bias"], -1e-4, rtol=1e-6)
   np.testing.assert_allclose(got["image/pos_embedding"], -0.5e-4, rtol=1e-6)
+  for name, factor in optim.layer_decay(config, params).items():
+    shape = paths.flatten(params)[name].shape
+    assert np.broadcast_shapes(np.shape(factor), shape) == shape, name
   for name in ("image/norm/bias", "image/pool/probe", "text/embedding"):
     np.testing.assert_allclose(got[name], -1, rtol=1e-6)
 

@@ -4,9 +4,15 @@ ones do.
 
 import json
 import logging
+import os
+import pathlib
+import signal
+import subprocess
+import sys
 import threading
 import time
 
+from absl import flags as absl_flags
 import cv2
 import numpy as np
 import pyarrow as pa
@@ -528,3 +534,79 @@ def test_labels_have_24_bits():
   assert sorted(set(batch["label"].tolist())) == [2**24 - 1, 2**24 + 5]
   with pytest.raises(ValueError, match="label=16777216 must be below 16777216"):
     read(make_config({}, batch_size=4), [Source(4, labels=[2**24] * 4)], 1)
+
+
+def test_one_label_in_all_of_the_data_is_named(caplog):
+  config = make_config({}, positives="label")
+  data.same_label(config, [Source(4, labels=[0, 1, 1, 0])])
+  assert not caplog.text
+  data.same_label(config, [Source(4, labels=[1, 1, 1, 1])])
+  assert "all labels read are the same" in caplog.text
+
+
+def test_a_batch_that_no_memory_holds_is_refused(monkeypatch):
+  monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 2**18, "SC_PAGE_SIZE": 2**12}.get)
+  config = make_config({}, batch_size=2**23, image={"size": 16})  # 6 GiB of a machine's 1
+  with pytest.raises(ValueError, match="are 6 GiB in each of 1 processes, and this machine has 1 "):
+    data.train_batches(config, Text(), start_step=0, sources=[Source(4)])
+
+
+def test_a_broken_source_stops_beside_a_good_one():
+  """Although no row of it in the batch was good at the first draw."""
+
+  def spoil(i, example):
+    return {**example, "image": b"broken"}
+
+  config = make_config({"weight": 1}, {"weight": 1})
+  batches = data.train_batches(
+    config, Text(), start_step=0, sources=[Source(40, change=spoil), Source(40)]
+  )
+  bad = np.full((8, 32), -1, np.int64)
+  bad[:4] = np.arange(4 * 32).reshape(4, 32) % 40
+  with pytest.raises(ValueError, match="config.data.0: 128 of 4 examples drawn are broken"):
+    batches._count(np.repeat(np.int32([0, 1]), 4), bad)
+  batches.close()
+
+
+def test_flags_of_the_host_are_left_alone_without_loader_processes(monkeypatch):
+  marked = []
+  monkeypatch.setattr(absl_flags.FlagValues, "is_parsed", lambda self: False)
+  monkeypatch.setattr(absl_flags.FlagValues, "mark_as_parsed", marked.append)
+  next(data.train_batches(make_config({}), Text(), start_step=0, sources=[Source(8)]))
+  assert not marked
+
+
+def test_loader_processes_end_with_a_trainer_that_is_killed(tmp_path):
+  """SIGKILL gives it no time to tell them."""
+  program = tmp_path / "trainer.py"
+  program.write_text(
+    """
+import glob, os, pathlib, signal
+from siglax import config as config_lib, data
+from siglax.data.text import TextProcessor
+
+if __name__ == "__main__":
+  c = config_lib.default()
+  c.data = ({"source": "shapes", "examples": 64, "image_size": 16},)
+  c.batch_size, c.image.size, c.loader.workers = 8, 16, 1
+  next(data.train_batches(c, TextProcessor(), start_step=0, sources=data.open_data(c)))
+  started_by = glob.glob(f"/proc/{os.getpid()}/task/*/children")
+  print(*(pathlib.Path(thread).read_text() for thread in started_by), flush=True)
+  os.kill(os.getpid(), signal.SIGKILL)
+"""
+  )
+  done = subprocess.run([sys.executable, program], capture_output=True, text=True)
+  assert done.returncode == -signal.SIGKILL, done.stderr
+  workers = [int(pid) for pid in done.stdout.split()]
+  assert workers
+  until = time.monotonic() + 30
+  while any(map(_runs, workers)) and time.monotonic() < until:
+    time.sleep(0.1)
+  assert not any(map(_runs, workers))
+
+
+def _runs(pid: int) -> bool:
+  try:
+    return " Z " not in pathlib.Path(f"/proc/{pid}/stat").read_text()
+  except FileNotFoundError:
+    return False
