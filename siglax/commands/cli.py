@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 
+from siglax import __version__
 from siglax.commands import COMMANDS
 from siglax.devices import streams
 
@@ -39,6 +40,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
   parser = argparse.ArgumentParser(
     prog="siglax", description="Contrastive image-text training (SigLIP, CLIP) in JAX."
   )
+  parser.add_argument("--version", action="version", version=f"siglax {__version__}")
   commands = parser.add_subparsers(required=True, metavar="command")
   for command in COMMANDS:
     of_command = commands.add_parser(
