@@ -31,7 +31,11 @@ from siglax.data.shapes import Shapes
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = (
   "README.md",
+  "docs/api.md",
+  "docs/architecture.md",
+  "docs/index.md",
   "docs/losses.md",
+  "docs/metrics.md",
   "docs/plan.md",
   "docs/reliability.md",
   "docs/towers.md",
