@@ -20,7 +20,7 @@ INTERRUPTED = 130  # exit code
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """Runs one command; a wrong input, and a file or pipe that fails, prints one line and returns 1."""
+  """Runs a command; a wrong input, or a file or pipe that fails, prints one line and returns 1."""
   if (
     sys.stdout is None
   ):  # closed by whoever started this: the next file to be opened would take its place
