@@ -4,24 +4,26 @@ from setuptools import setup
 setup(
   name="siglax",
   version="0.1.0",
-  description=(
-    "Contrastive image-text training (SigLIP, CLIP) in JAX, from a laptop core to a TPU pod"
-  ),
+  description="Contrastive image-text training (SigLIP, CLIP) in JAX, from a laptop to a TPU pod",
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=find_packages(include=["siglax", "siglax.*"]),
   package_data={"siglax": ["py.typed"], "siglax.data": ["shapes.model"]},
-  install_requires=[
+  install_requires=[  # what siglax imports, with the lowest versions that its tests have run with
     "jax>=0.10.2",
     "flax>=0.12.8",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
+    # Not imported yet: the reader of TensorFlow Datasets' files, for a source of its own (tfds).
     "tensorflow-datasets>=4.9.10",
     "grain>=0.2.18",
+    "array_record>=0.8.6",
     "sentencepiece>=0.2.3",
     "ml-collections>=1.1.0",
+    "ml_dtypes>=0.6.0",
+    "absl-py>=2.5.1",
     "safetensors>=0.8.0",
-    "chex>=0.1.92",
+    # Not imported: jax.export, which writes the stablehlo format, needs it and does not ask for it.
     "flatbuffers>=25.12.19",
     "numpy>=2.4",
     "opencv-python-headless>=5.0.0.93",
@@ -41,6 +43,15 @@ setup(
       "hypothesis>=6.170",
       "pyyaml>=6.0",
       "import-linter>=2.17",
+      "chex>=0.1.92",  # comparisons of trees
+    ],
+    "dev": [
+      "ruff>=0.17.6",
+      "pyright[nodejs]>=1.1.414",
+      "pre-commit>=4.7.0",
+      "mkdocs>=1.6.1",
+      "mkdocs-material>=9.8.2",
+      "mkdocstrings[python]>=1.0.8",
     ],
   },
   entry_points={"console_scripts": ["siglax=siglax.commands.cli:entry"]},

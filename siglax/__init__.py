@@ -1,6 +1,4 @@
-"""siglax: contrastive image-text training (SigLIP, CLIP) in JAX, from a laptop core to a
-TPU pod.
-"""
+"""siglax: contrastive image-text training (SigLIP, CLIP) in JAX, from a laptop to a TPU pod."""
 
 import importlib
 

@@ -31,8 +31,12 @@ from siglax.training import checks
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = (
   "README.md",
+  "docs/api.md",
+  "docs/architecture.md",
   "docs/config.md",
+  "docs/index.md",
   "docs/losses.md",
+  "docs/metrics.md",
   "docs/plan.md",
   "docs/reliability.md",
   "docs/towers.md",

@@ -563,7 +563,7 @@ def test_a_broken_source_stops_beside_a_good_one():
   )
   bad = np.full((8, 32), -1, np.int64)
   bad[:4] = np.arange(4 * 32).reshape(4, 32) % 40
-  with pytest.raises(ValueError, match="config.data.0: 128 of 4 examples drawn are broken"):
+  with pytest.raises(ValueError, match="config.data.0: 128 of 132 examples drawn are broken"):
     batches._count(np.repeat(np.int32([0, 1]), 4), bad)
   batches.close()
 

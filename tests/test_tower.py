@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import chex
 import cv2
 import jax
 import jax.numpy as jnp
@@ -139,7 +140,7 @@ def test_init_from_starts_from_another_run(folder, tmp_path):
   c.model.init_from = str(folder)
   run = run_lib.Run(c, tmp_path)
   old, new = siglax.load(folder).params, run.initial_state().params
-  jax.tree.map(np.testing.assert_array_equal, old, new)
+  chex.assert_trees_all_equal(old, new)
   c.model.image.scan = c.model.text.scan = (
     False  # blocks apart, where those of the other run are stacked
   )
@@ -153,7 +154,7 @@ def test_init_from_starts_from_another_run(folder, tmp_path):
       )
   np.testing.assert_array_equal(apart["text"]["head"]["kernel"], old["text"]["head"]["kernel"])
   image = siglax.load(f"{folder}:img").params
-  jax.tree.map(np.testing.assert_array_equal, image, {"image": old["image"]})
+  chex.assert_trees_all_equal(image, {"image": old["image"]})
   jax.tree.map(
     np.testing.assert_array_equal,
     initial.initial_params(f"{folder}:img", run.model, run.mesh),

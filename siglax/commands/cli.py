@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 
+from siglax import __version__
 from siglax.commands import COMMANDS
 from siglax.devices import streams
 
@@ -19,9 +20,7 @@ INTERRUPTED = 130  # exit code
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """Runs one command; a wrong input, and a file or pipe that fails, prints one line and
-  returns 1.
-  """
+  """Runs a command; a wrong input, or a file or pipe that fails, prints one line and returns 1."""
   if (
     sys.stdout is None
   ):  # closed by whoever started this: the next file to be opened would take its place
@@ -41,6 +40,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
   parser = argparse.ArgumentParser(
     prog="siglax", description="Contrastive image-text training (SigLIP, CLIP) in JAX."
   )
+  parser.add_argument("--version", action="version", version=f"siglax {__version__}")
   commands = parser.add_subparsers(required=True, metavar="command")
   for command in COMMANDS:
     of_command = commands.add_parser(
