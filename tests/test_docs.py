@@ -45,7 +45,10 @@ FILES = (
 
 # Commands that are run, and what is appended so that each takes seconds: a later flag replaces the
 # one before.
-SMALL = "--config.batch_size=16 --config.eval.batch_size=16 --config.total_steps=2 --config.optim.warmup_steps=0 --config.model.image.depth=1"
+SMALL = (
+  "--config.batch_size=16 --config.eval.batch_size=16 --config.total_steps=2 "
+  "--config.optim.warmup_steps=0 --config.model.image.depth=1"
+)
 RUN = {
   "siglax train --config configs/quickstart.py --workdir runs/quickstart": f"{SMALL} "
   + " ".join(f"--config.eval.tasks.{i}.examples=16" for i in range(5)),
@@ -53,16 +56,20 @@ RUN = {
   "siglax train --config configs/cifar10_captions.py:train=mine.parquet,test=held_out.parquet "
   "--workdir runs/mine "
   "--config.text.tokenizer=mine.model --config.loss.positives=pair --config.image.flip=False "
-  "--config.model.image.stem=patch --config.model.image.pool=map --config.model.text.pool=last --config.model.embed_dim=192": SMALL,
+  "--config.model.image.stem=patch --config.model.image.pool=map --config.model.text.pool=last "
+  "--config.model.embed_dim=192": SMALL,
   "siglax export --from runs/mine --format hf --out exported/mine": "",
   "siglax classify --from runs/quickstart a.png b.png --labels 'red circle,blue square' "
   "--template 'a {}.'": "",
-  "siglax search --from runs/quickstart --images pictures 'a large blue square' --out found.html": "",
+  "siglax search --from runs/quickstart --images pictures 'a large blue square' "
+  "--out found.html": "",
   "siglax export --from runs/quickstart --format stablehlo --out exported/quickstart": "",
   "siglax embed --from runs/mine --data pictures.parquet --out embedded.parquet": "",
   "siglax plan --config configs/quickstart.py --devices 8": "--batch 16",
   "siglax config --config configs/quickstart.py 'optim.*'": "",
-  "siglax plan --config configs/siglip_so400m.py --devices 256 --batch 65536 --chips v5e,H100 --json --config.mesh.fsdp=32": "--config configs/siglip_so400m.py:smoke=True --devices 8 --batch 16 --config.mesh.fsdp=2",
+  "siglax plan --config configs/siglip_so400m.py --devices 256 --batch 65536 --chips v5e,H100 "
+  "--json --config.mesh.fsdp=32": "--config configs/siglip_so400m.py:smoke=True --devices 8 "
+  "--batch 16 --config.mesh.fsdp=2",
   "siglax train --config configs/x.py --workdir runs/x "
   "--config.model.init_from=webli_en_b16_224.npz:img": "",
   "siglax export --from runs/x --format hf --out exported/x --dtype bfloat16": "",
@@ -70,7 +77,8 @@ RUN = {
   "--template 'a {}.' --json": "",
   "siglax search --from runs/x --images photos 'a red car' snow --top 20 --out found.html": "",
   "siglax embed --from runs/x:img --data train.parquet --out embedded.array_record": "",
-  "siglax train --config configs/lit_b16.py:init=runs/x:img,embedded=embedded.array_record,tokenizer=FILE.model --workdir runs/lit":
+  "siglax train --config configs/lit_b16.py:init=runs/x:img,embedded=embedded.array_record,"
+  "tokenizer=FILE.model --workdir runs/lit":
   # The towers of configs/x.py in place of B's.
   f"{SMALL} --config.optim.warmup_examples=16 --config.train.dtype=float32 --config.image.size=16 "
   "--config.model.image.patch=8 "
@@ -89,7 +97,8 @@ CLUSTER = {
   "sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 --cpus-per-task=8 --time=24:00:00 "
   "launch/slurm.sbatch "
   "--config configs/siglip_b16.py:train=PATH,tokenizer=FILE.model --workdir DIR": 16,
-  "launch/tpu_vm.sh start --config configs/siglip_b16.py:train=PATH,tokenizer=FILE.model --workdir DIR": 32,
+  "launch/tpu_vm.sh start --config configs/siglip_b16.py:train=PATH,tokenizer=FILE.model "
+  "--workdir DIR": 32,
 }
 # What other programs do. .ci/run installs siglax and runs the tests.
 OTHERS = (
@@ -129,7 +138,9 @@ zimg, ztxt = (z / jax.numpy.linalg.norm(z, axis=1, keepdims=True) for z in (zimg
 scale, bias, weights, labels = 10.0, -2.0, jax.numpy.ones(16), jax.numpy.arange(16)
 """,
   "import jax.numpy as jnp": "",
-  'tower = siglax.load("google/siglip-base-patch16-224")   # a local folder: config.json and safetensors, sharded or not': "import siglax, numpy as np\nimages = np.zeros((2, 16, 16, 3), np.uint8)\n",
+  'tower = siglax.load("google/siglip-base-patch16-224")   # a local folder: config.json and '
+  "safetensors, sharded or not": "import siglax, numpy as np\n"
+  "images = np.zeros((2, 16, 16, 3), np.uint8)\n",
   "from transformers import AutoImageProcessor, AutoModel, AutoTokenizer": PICTURE,
   "from transformers import AutoImageProcessor, AutoModel": PICTURE,
   "import open_clip": PICTURE,
@@ -145,10 +156,18 @@ tokens = numpy.zeros((3, c["text"]["length"]), numpy.int32)
   "import jax, numpy as np, siglax": "",
   "from flax import nnx": "",
   "from PIL import Image": "",
-  'c.data = ({"source": "embeddings", "path": "embedded.array_record"},)': "from siglax import config\nc = config.default()\n",
-  'f = np.load("embedded.npz")                                      # rows of all; label -1, weight 1 where there is none': "import json, numpy as np\n",
-  'table = pq.read_table("embedded.parquet")                        # captions, label, weight, key: null where there is none': "import json, numpy as np, pyarrow.parquet as pq\n",
-  'records = ArrayRecordDataSource("embedded.array_record")         # array_record.python.array_record_data_source': "import json, safetensors.numpy\nfrom array_record.python.array_record_data_source import ArrayRecordDataSource\n",
+  'c.data = ({"source": "embeddings", "path": "embedded.array_record"},)': (
+    "from siglax import config\nc = config.default()\n"
+  ),
+  'f = np.load("embedded.npz")                                      # rows of all; '
+  "label -1, weight 1 where there is none": "import json, numpy as np\n",
+  'table = pq.read_table("embedded.parquet")                        # captions, label, '
+  "weight, key: null where there is none": ("import json, numpy as np, pyarrow.parquet as pq\n"),
+  'records = ArrayRecordDataSource("embedded.array_record")         # array_record.'
+  "python.array_record_data_source": (
+    "import json, safetensors.numpy\n"
+    "from array_record.python.array_record_data_source import ArrayRecordDataSource\n"
+  ),
 }
 # What a file's blocks need that none of them makes, and what must then be there: siglax commands,
 # one a line.
@@ -161,7 +180,8 @@ export --from runs/x --format hf-vision --out exported/v
 embed --from runs/x --data train.parquet --out embedded.npz --texts
 embed --from runs/x --data train.parquet --out embedded.parquet --texts
 export --from runs/x --format stablehlo --out exported/quickstart
-train --config configs/clip_rn50.py:smoke=True --workdir runs/rn50 --config.text.strip_punctuation=True --config.total_steps=2
+train --config configs/clip_rn50.py:smoke=True --workdir runs/rn50 \
+  --config.text.strip_punctuation=True --config.total_steps=2
 export --from runs/rn50 --format open_clip --out exported/o
 """
 
