@@ -1,9 +1,14 @@
 """Memory, work and time of the losses: value and all gradients, loss × impl × size.
 
-    python benchmarks/loss.py --sizes 8192x8x256                                measured, on 8
-    virtual devices of a CPU python benchmarks/loss.py --sizes 32768x8x768 1048576x32x768
-    --compile-only bytes and FLOPs only, nothing runs python benchmarks/loss.py --sizes 32768x1x768
-    131072x1x768 --dtype bfloat16 --impls ring      on one GPU
+    measured, on 8 virtual devices of a CPU:
+      python benchmarks/loss.py --sizes 8192x8x256
+    bytes and FLOPs only, nothing runs:
+      python benchmarks/loss.py --sizes 32768x8x768 1048576x32x768 --compile-only
+    on one GPU:
+      python benchmarks/loss.py --accelerator --sizes 32768x1x768 131072x1x768 --dtype bfloat16 \\
+        --impls ring
+    a loss of one's own, which a file registers (docs/losses.md), beside siglax's:
+      python benchmarks/loss.py --sizes 8192x8x256 --import my_parts.py --losses square sigmoid
 
 A size is BxDxd: global batch, devices, width. Prints a markdown table, then the rows as one line of
 JSON: temp bytes a device (XLA's memory_analysis; also in units of b·d·4, the embeddings of a device
@@ -30,6 +35,10 @@ def main():
     os.environ["JAX_NUM_CPU_DEVICES"] = str(max(D for _, D, _ in sizes))
   import jax
 
+  from siglax import config
+
+  for name in arguments.imports:
+    config.import_parts(name)
   rows = []
   for size in sizes:
     rows += measure(size, arguments)
@@ -52,11 +61,9 @@ def parse():
   )
   parser.add_argument("--sizes", nargs="+", required=True, metavar="BxDxd")
   parser.add_argument(
-    "--losses",
-    nargs="+",
-    default=["sigmoid", "softmax"],
-    choices=["sigmoid", "softmax", "focal", "hinge"],
+    "--losses", nargs="+", default=["sigmoid", "softmax"], help="names of config.loss.name"
   )
+  parser.add_argument("--import", dest="imports", action="append", default=[], metavar="FILE")
   parser.add_argument("--impls", nargs="+", default=["textbook", "dense", "ring", "gather"])
   parser.add_argument("--tile", type=int, help="examples per tile; default as in training")
   parser.add_argument(

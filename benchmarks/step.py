@@ -1,7 +1,9 @@
 """Time, compiled memory and FLOPs of one training step.
 
-    python benchmarks/step.py                       the shape big_vision was measured at; its own
-    time is 1.6 s a step python benchmarks/step.py --config configs/quickstart.py
+    python benchmarks/step.py
+    python benchmarks/step.py --config configs/quickstart.py
+
+The first is the shape that big_vision was measured at; its own time is 1.6 s a step.
 
 Prints the median of --repeat steps, one line of JSON last. big_vision's figure: its two-tower model
 of the same shape, the same dense sigmoid loss, batch 128, float32, on two CPU cores

@@ -1,9 +1,11 @@
 """Time and memory of towers in and out: siglax.load and `siglax export` of a SigLIP B/16 with
 random weights.
 
-    python benchmarks/towers.py                    203.2M parameters, float32, 775 MiB; --size
-    So400m for 1.1B python benchmarks/towers.py --load CHECKPOINT  a Hugging Face folder, a
-    big_vision .npz, an open_clip folder
+    python benchmarks/towers.py
+    python benchmarks/towers.py --load CHECKPOINT
+
+The first has 203.2M parameters, float32, 775 MiB; --size So400m takes 1.1B. CHECKPOINT is a Hugging
+Face folder, a big_vision .npz or an open_clip folder.
 
 Each runs in a process of its own on one CPU device. The peak is of the resident size, over the
 bytes of the parameters, which count once themselves; the rest is what reading or writing needs. An

@@ -1,10 +1,12 @@
 """Throughput of training on accelerators: examples/s, MFU and peak memory, the data random and on
 the device.
 
-    python benchmarks/train.py --batches 512 1024 2048            SigLIP B/16 at 224 px, 64 tokens,
-    bfloat16 python benchmarks/train.py --batches 32768 --microbatch 1024
-    python benchmarks/train.py --config configs/clip_b32.py --batches 4096
-    --config.train.remat.image=full
+    python benchmarks/train.py --batches 512 1024 2048
+    python benchmarks/train.py --batches 32768 --microbatch 1024
+    python benchmarks/train.py --config configs/clip_b32.py --batches 4096 \\
+      --config.train.remat.image=full
+
+Without --config it is SigLIP B/16 at 224 px, 64 tokens, bfloat16.
 
 Runs --steps steps back to back for each batch, and prints a line of JSON for each; "best" is the
 last line. A batch that does not fit is reported and passed over. MFU counts three forward passes of

@@ -1,9 +1,9 @@
 """Small pictures with captions and labels in a Parquet file: CIFAR-10, or your own of about 32
 pixels.
 
-    siglax train --config
-    configs/cifar10_captions.py:train=cifar10_train.parquet,test=cifar10_test.parquet --workdir
-    runs/cifar10
+    siglax train \\
+      --config configs/cifar10_captions.py:train=cifar10_train.parquet,test=cifar10_test.parquet \\
+      --workdir runs/cifar10
 
 Columns: image (JPEG or PNG bytes), caption (or captions, a list) and, if there are any, label
 (int), with class names in the schema's metadata "classes". This config looks at the files:

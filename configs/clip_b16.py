@@ -1,8 +1,8 @@
 """CLIP ViT-B/16 at 224 pixels, 149.6M parameters: softmax loss, batch 32,768, 32 epochs, for 32
 devices.
 
-    siglax train --config configs/clip_b16.py:train=PATH,tokenizer=FILE.model --workdir
-    runs/clip_b16
+    siglax train --config configs/clip_b16.py:train=PATH,tokenizer=FILE.model \\
+      --workdir runs/clip_b16
 
 Sources and differences: siglax/config/recipes.py.
 """

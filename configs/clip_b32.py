@@ -1,8 +1,8 @@
 """CLIP ViT-B/32 at 224 pixels, 151.3M parameters: softmax loss, batch 32,768, 32 epochs, for 32
 devices.
 
-    siglax train --config configs/clip_b32.py:train=PATH,tokenizer=FILE.model --workdir
-    runs/clip_b32
+    siglax train --config configs/clip_b32.py:train=PATH,tokenizer=FILE.model \\
+      --workdir runs/clip_b32
 
 Sources and differences: siglax/config/recipes.py.
 """

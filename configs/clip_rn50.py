@@ -1,8 +1,8 @@
 """CLIP RN50 at 224 pixels, 102.0M parameters: softmax loss, batch 32,768, 32 epochs, for 32
 devices.
 
-    siglax train --config configs/clip_rn50.py:train=PATH,tokenizer=FILE.model --workdir
-    runs/clip_rn50
+    siglax train --config configs/clip_rn50.py:train=PATH,tokenizer=FILE.model \\
+      --workdir runs/clip_rn50
 
 Batch norm takes its statistics of the whole batch, over all devices. RN101:
 --config.model.image.variant=RN101. To export it to open_clip, train with

@@ -1,16 +1,16 @@
 """SigLiT B/16: the text tower learns to read a frozen image tower, taken from a run that has one.
 
-    siglax train --config
-    configs/lit_b16.py:init=runs/siglip_b16:img,train=PATH,tokenizer=FILE.model --workdir
-    runs/lit_b16
+    siglax train \\
+      --config configs/lit_b16.py:init=runs/siglip_b16:img,train=PATH,tokenizer=FILE.model \\
+      --workdir runs/lit_b16
 
 or, without running the image tower in every step, from embeddings that it made once
 (docs/towers.md):
 
     siglax embed --from runs/siglip_b16:img --data PATH --out embedded.array_record
-    siglax train --config
-    configs/lit_b16.py:init=runs/siglip_b16:img,embedded=embedded.array_record,… --workdir
-    runs/lit_b16
+    siglax train \\
+      --config configs/lit_b16.py:init=runs/siglip_b16:img,embedded=embedded.array_record,… \\
+      --workdir runs/lit_b16
 
 Sources: Zhai et al. (LiT), arXiv 2111.07991; with the sigmoid loss arXiv 2303.15343, section 4.1;
 freezing and a warmup of 3% as in big_vision's configs/proj/image_text/siglip_lit_coco.py. ":img"

@@ -1,9 +1,9 @@
 """SigLIP B/16 at 384 pixels: the second stage of configs/siglip_b16.py, which takes its towers to
 576 patches.
 
-    siglax train --config
-    configs/siglip_b16_384.py:init=runs/siglip_b16,train=PATH,tokenizer=FILE.model --workdir
-    runs/siglip_b16_384
+    siglax train \\
+      --config configs/siglip_b16_384.py:init=runs/siglip_b16,train=PATH,tokenizer=FILE.model \\
+      --workdir runs/siglip_b16_384
 
 The position embeddings are resized (docs/towers.md). As SigLIP 2 makes its higher resolutions: the
 last 5% of the training again from a checkpoint, at the new length (Tschannen et al., arXiv

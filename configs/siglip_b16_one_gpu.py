@@ -1,8 +1,8 @@
 """SigLIP B/16 with its batch of 32k on one GPU: embedded 512 examples at a time, one loss over all
 of them, exact.
 
-    siglax train --config configs/siglip_b16_one_gpu.py:train=PATH,tokenizer=FILE.model --workdir
-    runs/siglip_b16
+    siglax train --config configs/siglip_b16_one_gpu.py:train=PATH,tokenizer=FILE.model \\
+      --workdir runs/siglip_b16
 
 The recipe of configs/siglip_b16.py with config.train.microbatch. Each example is embedded twice:
 once for the loss, once more for its gradient. examples is what one GPU can do; siglip_b16's 40B are

@@ -1,8 +1,8 @@
 """SigLIP 2's largest towers, g-opt/16 at 256 pixels with So400m's text tower, 1.87B parameters:
 batch 32k, for 256 devices.
 
-    siglax train --config configs/siglip_g_opt.py:train=PATH,tokenizer=gemma.model --workdir
-    runs/siglip_g_opt
+    siglax train --config configs/siglip_g_opt.py:train=PATH,tokenizer=gemma.model \\
+      --workdir runs/siglip_g_opt
 
 Source: Tschannen et al., arXiv 2502.14786, section 2.1: Adam, lr 1e-3, decoupled weight decay 1e-4
 (0.1 here, see siglax/config/recipes.py), Gemma's tokenizer of 256k pieces, lower case. Of its

@@ -1,7 +1,7 @@
 """SigLIP L/16 at 256 pixels, 652.2M parameters: batch 32k, for 64 devices.
 
-    siglax train --config configs/siglip_l16.py:train=PATH,tokenizer=FILE.model --workdir
-    runs/siglip_l16
+    siglax train --config configs/siglip_l16.py:train=PATH,tokenizer=FILE.model \\
+      --workdir runs/siglip_l16
 
 Sources: siglax/config/recipes.py; towers as big_vision's released webli_en_l16_256 checkpoint.
 """

@@ -1,7 +1,7 @@
 """SigLIP So400m/14 at 224 pixels, 877.4M parameters: batch 32k, for 128 devices.
 
-    siglax train --config configs/siglip_so400m.py:train=PATH,tokenizer=FILE.model --workdir
-    runs/siglip_so400m
+    siglax train --config configs/siglip_so400m.py:train=PATH,tokenizer=FILE.model \\
+      --workdir runs/siglip_so400m
 
 Sources: siglax/config/recipes.py; towers as big_vision's released webli_en_so400m_224 checkpoint,
 which reads 16 tokens. The shape is of Alabdulmohsin et al., arXiv 2305.13035.

@@ -114,6 +114,26 @@ EQUIVALENT = {
     "time.sleep(delay if failed else 0)",
     "time.sleep(delay if failed else 1)",
   ): "a second between two readings of what looks damaged",
+  (
+    "siglax/losses/pairs.py",
+    "return jnp.float32(len(batch.zimg) * transport.size)",
+    "return len(batch.zimg) * transport.size",
+  ): "a number of Python in place of the same in float32",
+  (
+    "siglax/data/text.py",
+    "minloglevel=2,",
+    "minloglevel=3,",
+  ): "how much sentencepiece prints",
+  (
+    "siglax/evals/ranking.py",
+    "LOOKED_AT = 32",
+    "LOOKED_AT = 33",
+  ): "one example more is looked at before the training",
+  (
+    "siglax/losses/pairs.py",
+    "return 0.0",
+    "return 1.0",
+  ): "a constant on all logits, which a softmax does not see",
 }
 
 OPPOSITE = {

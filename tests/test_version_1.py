@@ -1,7 +1,7 @@
 """Run folders whose config.json has no version: golden/run_version_1 was trained by the commit
 b06059f, in a folder with `small.model`, its tokenizer.model, by
 
-    siglax train --config tests/tiny.py:steps=4 --workdir run_version_1
+    siglax train --config tests/tiny.py:steps=4 --workdir run_version_1 \\
     --config.text.tokenizer=small.model --config.optim.schedule=constant --config.optim.name=lion
     --config.log.tensorboard=False --config.data.0.size=96
     --config.model.{image,text}.{width=8,mlp_dim=16} --config.text.length=8

@@ -7,9 +7,11 @@ shares, by the algorithms that send least:
 
     all-gather          n: the result      sent: n·(g − 1)/g
     reduce-scatter      n: the operand     sent: n·(g − 1)/g
-    all-reduce          n: the operand     sent: 2·n·(g − 1)/g    (a reduce-scatter, then an
-    all-gather) all-to-all          n: the operand     sent: n·(g − 1)/g
+    all-reduce          n: the operand     sent: 2·n·(g − 1)/g
+    all-to-all          n: the operand     sent: n·(g − 1)/g
     collective-permute  n: the operand     sent: n
+
+(An all-reduce is a reduce-scatter, then an all-gather.)
 
 Two habits of XLA's CPU backend are undone, so that the figures are an accelerator's. It has no
 bfloat16 collective and widens the operand to float32: an operand that is nothing but converted from

@@ -12,10 +12,12 @@ The roofline of a chip with peak FLOP/s F, HBM bandwidth H and one-way interconn
 three perfectly overlapped, so that the step is never faster:
 
     compute = executed FLOPs of a device / F
-    memory  = 2 · bytes of the state of a device / H        (the update reads and writes all but
-    what is frozen) network = bytes a device sends in collectives / N
-    step    = max(compute, memory, network)                 MFU ≤ model FLOPs / (devices · F · step)
+    memory  = 2 · bytes of the state of a device / H
+    network = bytes a device sends in collectives / N
+    step    = max(compute, memory, network)
+    MFU     ≤ model FLOPs / (devices · F · step)
 
+The update reads and writes all of the state but what is frozen.
 F is the bf16 peak whatever config.train.dtype is. N is that of all links of a chip at once, TPU's
 ICI or NVLink; where a GPU job spans several NVLink domains, what is between them may be slower.
 """

@@ -66,11 +66,9 @@ def inner(a_bd, b_bd, weights_b) -> jax.Array:
 
 def log_weights(weights_t, axis) -> jax.Array | float:
   """log w, LOWEST for 0, as a column (axis 1) or a row (0) of a tile."""
-  return (
-    0.0
-    if weights_t is None
-    else jnp.expand_dims(jnp.where(weights_t > 0, jnp.log(weights_t), LOWEST), axis)
-  )
+  if weights_t is None:
+    return 0.0
+  return jnp.expand_dims(jnp.where(weights_t > 0, jnp.log(weights_t), LOWEST), axis)
 
 
 def dense_mean(losses_BB, weights_B):

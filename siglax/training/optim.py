@@ -5,8 +5,8 @@ A parameter's path is its keys joined by "/", such as "image/encoder/blocks/mlp/
 "log_scale". One update of a trainable parameter p with gradient g, after the global-norm clip over
 all trainable gradients:
 
-    p ← p − lr(step)·lr_multiplier·layer_decay^above·(direction(g) +
-    weight_decay·decay_multiplier·p)
+    p ← p − lr(step)·lr_multiplier·layer_decay^above·d
+    d = direction(g) + weight_decay·decay_multiplier·p
 
 direction is that of the optimizer (optimizers.py), lr(step) that of the schedule (schedules.py);
 above counts the layers between p and the head of its tower. Frozen parameters get zero updates,
