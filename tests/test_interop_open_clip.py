@@ -199,3 +199,10 @@ def test_a_resnet_is_open_clips_in_both_modes_and_goes_back(monkeypatch, tmp_pat
       f"--format {form} cannot express config.model.image.variant='RN50'; it needs 'Ti' or 'S'"
       in capsys.readouterr().err
     )
+  config = json.loads((out / "open_clip_config.json").read_text())
+  config["model_cfg"]["text_cfg"]["norm_kwargs"] = {"eps": "small"}
+  (out / "open_clip_config.json").write_text(json.dumps(config))
+  with pytest.raises(
+    ValueError, match=r"open_clip_config\.json: model_cfg\.text_cfg\.norm_kwargs\.eps='small'"
+  ):
+    siglax.load(out)

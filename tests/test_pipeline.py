@@ -23,6 +23,7 @@ from siglax import config as config_lib
 from siglax import data
 from siglax.data import broken
 from siglax.data import images
+from siglax.data import labels as label_lib
 from siglax.data import order
 from siglax.data.labels import LABEL_STRIDE
 from siglax.data.text import TextProcessor
@@ -610,3 +611,14 @@ def _runs(pid: int) -> bool:
     return " Z " not in pathlib.Path(f"/proc/{pid}/stat").read_text()
   except FileNotFoundError:
     return False
+
+
+def test_the_share_of_pairs_with_equal_labels_of_a_sample_has_no_bias(monkeypatch):
+  """Σ_c n_c(n_c − 1) / m(m − 1), the share of pairs of two different draws."""
+  monkeypatch.setattr(label_lib, "LABEL_SAMPLE", 6)
+  labels = [0, 0, 1, 1, 1, 2, 2, 2]
+  drawn = np.random.default_rng(0).integers(len(labels), size=6)
+  counts = np.bincount(np.array(labels)[drawn])
+  want = (counts * (counts - 1)).sum() / (6 * 5)
+  config = make_config({}, positives="label")
+  assert data.same_label(config, [Source(len(labels), labels=labels)]) == pytest.approx(want)
