@@ -38,7 +38,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # room → (its files, its test files by their names, cheapest first)
 ROOMS = {
   "losses": ("siglax/losses/*.py", "losses step six_steps processes"),
-  "step": ("siglax/training/step.py", "step six_steps resnet embed faults/nonfinite"),
+  "step": ("siglax/training/step.py", "step six_steps resnet embed faults/nonfinite plan train"),
   "optim": ("siglax/training/optim.py", "optim finetune step six_steps"),
   "adafactor": ("siglax/training/adafactor.py", "optim step six_steps"),
   "schedules": ("siglax/training/schedules.py", "optim train"),

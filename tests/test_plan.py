@@ -96,6 +96,7 @@ def test_a_plan_for_eight_devices_is_the_run_on_eight_devices_byte_for_byte(tmp_
   assert used["state"] + used["batch"] == analysis.argument_size_in_bytes
   results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
   assert used["total"] == analysis.argument_size_in_bytes + results + analysis.temp_size_in_bytes
+  assert analysis.alias_size_in_bytes == held  # the new state takes the place of the old one
   assert used["state"] == held and used["batch"] == 2 * (
     16 * 16 * 3 + 12 * 4 + 4
   )  # image, tokens and weight; no label
