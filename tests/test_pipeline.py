@@ -278,6 +278,11 @@ def test_the_share_of_pairs_with_equal_labels():
     == data.same_label(config, [large])
     == pytest.approx(0.1, rel=0.02)
   )
+  small = [Source(2, labels=np.uint8([0, 1]), classnames=names) for names in (("a", "b"), ("c",))]
+  config_of_two = make_config({}, {}, positives="label")
+  assert data.same_label(config_of_two, small) == pytest.approx(1 / 4)
+  batch = next(data.train_batches(config_of_two, Text(), start_step=0, sources=small))
+  assert set(batch["label"].tolist()) == {0, 1, LABEL_STRIDE, LABEL_STRIDE + 1}
   own = Source(20_000, labels=list(range(20_000)))
   assert data.same_label(config, [own]) < 2e-4  # Σ f² of 1,024 of them is 1e-3
 

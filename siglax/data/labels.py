@@ -49,6 +49,7 @@ def _label(source, i) -> int | None:
   """None for an example that is broken or has none, which training replaces."""
   try:
     label = source[i].get("label")
+    label = label if label is None else int(label)  # NumPy's small integers would overflow
   except Exception:
     return None
   return None if label is None or label < 0 else label

@@ -97,6 +97,7 @@ class ExampleLoader:
     }
 
   def _label(self, label):
+    label = label if label is None else int(label)  # NumPy's small integers would overflow
     if label is None or label < 0:
       if self._need_labels:
         raise ValueError("no label")

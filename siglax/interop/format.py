@@ -55,5 +55,5 @@ class Format:
   def check_packages(self):
     """ValueError that names the package which is not installed."""
     for package in self.packages:
-      if importlib.util.find_spec(package) is None:
+      if importlib.util.find_spec(package.partition(".")[0]) is None:
         raise ValueError(f"the format {self.name} needs {package}: pip install {package}")

@@ -36,7 +36,7 @@ def check_folder(run, extend: bool = False):
   """
   checkpoints = stored.Stored(run.workdir)
   meta = checkpoints.newest_meta()
-  steps = checkpoints.steps
+  steps = checkpoints.found()
   if not steps:
     if saved := max(
       (start.get("saved") or 0 for start in history_lib.read(run.workdir)), default=0
