@@ -19,7 +19,7 @@ Columns: image (JPEG or PNG bytes), caption (or captions, a list) and, if there 
 import pyarrow.parquet as pq
 
 from siglax import config as config_lib
-from siglax.data import files
+from siglax.data import paths
 
 
 def get_config(
@@ -65,7 +65,7 @@ def get_config(
 def _holds(path: str, classes: bool) -> bool:
   """Whether the first of the files has a column of labels, and the names of their classes."""
   try:
-    schema = pq.read_schema(files.find(path)[0])
+    schema = pq.read_schema(paths.find(path, "parquet")[0])
   except (ValueError, OSError):
     return True  # not there, as CIFAR-10 may not be yet, or no Parquet file: opening it says so
   return "label" in schema.names and (not classes or b"classes" in (schema.metadata or {}))

@@ -132,7 +132,7 @@ def _arguments(text: str, function, filename: str) -> dict[str, Any]:
   """{"smoke": True} of "smoke=True"; unknown names are errors."""
   known = list(inspect.signature(function).parameters)
   arguments = {}
-  for part in filter(None, text.split(",")):
+  for part in values.arguments(text):
     name, equals, value = part.partition("=")
     if name not in known or not equals:
       raise ValueError(

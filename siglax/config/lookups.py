@@ -12,13 +12,14 @@ import importlib
 
 from siglax.config import parts
 
-# Registries whose parts have fields in a group of the config, by the kind of part.
+# By the kind of part.
 REGISTRIES = {
   "loss": "siglax.losses.LOSSES",
   "image tower": "siglax.models.IMAGE_TOWERS",
   "text tower": "siglax.models.TEXT_TOWERS",
   "optimizer": "siglax.training.optimizers.OPTIMIZERS",
   "schedule": "siglax.training.schedules.SCHEDULES",
+  "source": "siglax.data.sources.SOURCES",
 }
 
 

@@ -65,6 +65,11 @@ def local_problem(path) -> str | None:
   return None
 
 
+def arguments(text: str) -> list[str]:
+  """The parts of "name=value,name=value"; a comma that no name= follows is part of a value."""
+  return list(filter(None, re.split(r",(?=[A-Za-z_]\w*=|$)", text)))
+
+
 def step_range(text: str) -> tuple[int, int] | None:
   """(first, last) of "10:15", None for what is no range of steps from 1 up."""
   steps = re.fullmatch("([0-9]{1,10}):([0-9]{1,10})", text)

@@ -1,15 +1,13 @@
-"""Files of a data spec: which ones a path means, and rows of Parquet files for random access."""
+"""Files of arrays and of Parquet rows, checked before they are read."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-import glob
 import hashlib
 import logging
 import math
 import os
 import pathlib
-import re
 import zipfile
 
 import numpy as np
@@ -17,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from siglax.config import values
+from siglax.data import storage
 from siglax.devices import disk
 
 # Parquet data larger than this is mapped from disk instead of held in memory.
@@ -31,52 +30,12 @@ SMALL_BYTES = 2**27
 logger = logging.getLogger("siglax")
 
 
-def find(path, ending: str = "parquet") -> list[str]:
-  """Files of a path, a glob, or several. ending: of the example in the message about a folder."""
-  if problem := path_problem(path):
-    raise ValueError(f"path={path!r} {problem}")
-  patterns, files = path.split(",") if isinstance(path, str) else path, []
-  for pattern in map(str.strip, map(os.fsdecode, patterns)):
-    refuse_url(pattern)
-    if "\0" in pattern:
-      raise ValueError(f"path={pattern!r} has a NUL byte, which no file's name has")
-    found = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
-    if not found:
-      raise ValueError(f"path={pattern!r}: no such file")
-    if os.path.isdir(pattern):
-      raise ValueError(
-        f"path={pattern!r} is a folder; use {os.path.join(pattern, f'*.{ending}')!r}"
-      )
-    files += found
-  return files
-
-
-def path_problem(path) -> str | None:
-  """What is wrong with the type of a path, in words after "path=value "; None for a good one."""
-  patterns = (path,) if isinstance(path, str) else path
-  if (
-    isinstance(patterns, (tuple, list))
-    and patterns
-    and all(isinstance(pattern, (str, os.PathLike)) for pattern in patterns)
-  ):
-    return None
-  return "must be a file, a glob, or a tuple of them"
-
-
-def refuse_url(path: str):
-  """ValueError for a path in a bucket or on a server: files are read from disks."""
-  if re.match(r"[A-Za-z][\w+.-]*://", path):
-    raise ValueError(
-      f"path={path!r} is a URL; copy the file to a local folder, and give its path there"
-    )
-
-
 def size(file: str) -> int:
   """Bytes of a file; ValueError when it has none, or cannot be looked at."""
   try:
-    found = os.path.getsize(file)
-  except OSError as e:
-    raise ValueError(f"path={file!r}: {e.strerror}") from None
+    found = storage.size(file)
+  except ValueError as e:
+    raise ValueError(f"path={e}") from None
   if not found:
     raise ValueError(f"path={file!r} is empty (0 bytes)")
   return found

@@ -51,6 +51,7 @@ class Source:
   pickled for worker processes. ValueErrors of open begin with the field: "path='x': no such file".
   fields: those of its specs, beside COMMON_FIELDS; open gets the value of each.
   check: (**fields) → None, or a ValueError for values that do not fit each other; reads no data.
+  endings: of the files that it reads. A path of another source is told this one by them.
   pictures: its examples have pictures. Where they have not, but "image_embedding": float32 [d], the
   examples have the `description` that siglax/data/embedding_files.py tells of.
   """
@@ -60,6 +61,7 @@ class Source:
   open: Callable[..., Any]
   fields: Mapping[str, Field] = dataclasses.field(default_factory=dict)
   check: Callable[..., None] = nothing_more
+  endings: tuple[str, ...] = ()
   pictures: bool = True
 
   def __post_init__(self):

@@ -12,8 +12,9 @@ from __future__ import annotations
 import re
 
 from siglax.config import options
+from siglax.config import values as values_lib
 from siglax.config.parts import Registry
-from siglax.data import files as files_lib
+from siglax.data import paths
 from siglax.data.shapes import dataset as shapes
 from siglax.data.source import COMMON_FIELDS
 from siglax.data.source import MAX_BAD_FRACTION
@@ -32,18 +33,19 @@ SOURCES: Registry[Source] = Registry(
 
 
 def parse_spec(text: str) -> dict:
-  """The spec of a command line's words: `SOURCE:field=value,field=value`, or a file in place of the
+  """The spec of a command line's words: `SOURCE:field=value,field=value`, or a path in place of the
   source.
 
   "shapes:examples=300" is {"source": "shapes", "examples": 300}; "a.parquet:caption=text" is
-  {"source": "parquet", "path": "a.parquet", "caption": "text"}. Raises ValueError for a part that
-  is no field=value.
+  {"source": "parquet", "path": "a.parquet", "caption": "text"}, "pictures" is {"source": "folder",
+  "path": "pictures"} (`paths.source_of`). A value may contain commas. Raises ValueError for a part
+  that is no field=value.
   """
-  files_lib.refuse_url(text)
+  paths.refuse_url(text)
   head, _, rest = text.partition(":")
-  spec = {"source": head} if head in SOURCES else {"source": "parquet", "path": head}
+  spec = {"source": head} if head in SOURCES else {"source": paths.source_of(head), "path": head}
   fields = COMMON_FIELDS | SOURCES[spec["source"]].fields
-  for part in filter(None, rest.split(",")):
+  for part in values_lib.arguments(rest):
     name, equals, value = part.partition("=")
     if not equals:
       raise ValueError(f"{text}: {part!r} must be field=value")

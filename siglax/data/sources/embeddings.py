@@ -9,7 +9,7 @@ import numpy as np
 
 from siglax.config.parts import Field
 from siglax.data import embedding_files
-from siglax.data import files as files_lib
+from siglax.data import paths
 from siglax.data.source import Source
 
 
@@ -26,7 +26,7 @@ class Embeddings:
 
   def __init__(self, path):
     self._path = path
-    names = files_lib.find(path)
+    names = paths.find(path, "embeddings")
     self._files = [embedding_files.open_file(name) for name in names]
     self._starts = list(itertools.accumulate(map(len, self._files), initial=0))
     self.description = self._files[0].description
@@ -66,12 +66,13 @@ SOURCE = Source(
   "embeddings",
   "rows of files of `siglax embed`, whose pictures are embedded already",
   Embeddings,
+  endings=("npz", "parquet", "array_record"),
   fields={
     "path": Field(
       None,
       "a .npz, .parquet or .array_record file, a glob, a tuple of them, or the same with commas",
       kind=str | tuple,
-      check=files_lib.path_problem,
+      check=paths.path_problem,
     ),
   },
   pictures=False,

@@ -7,6 +7,7 @@ import pyarrow.compute as pc
 
 from siglax.config.parts import Field
 from siglax.data import files as files_lib
+from siglax.data import paths
 from siglax.data.source import Source
 
 
@@ -23,7 +24,7 @@ class Parquet:
 
   def __init__(self, path, image, caption, label, weights, key):
     self._arguments = (path, image, caption, label, weights, key)
-    files = {file: files_lib.open_parquet(file) for file in files_lib.find(path)}
+    files = {file: files_lib.open_parquet(file) for file in paths.find(path, "parquet")}
     columns = _Columns(files, *self._arguments[1:])
     self.classnames = _classnames(files)
     table = files_lib.read(files, columns)
@@ -160,12 +161,14 @@ SOURCE = Source(
   "parquet",
   "rows of Parquet files, in the order of the files",
   Parquet,
+  endings=("parquet",),
   fields={
     "path": Field(
       None,
-      'a file, a glob, a tuple of them, or the same with commas: "train-*.parquet,more.parquet"',
+      "a file, a glob, braces, a tuple of them, or the same with commas: "
+      '"train-{000..127}.parquet,more-*.parquet"',
       kind=str | tuple,
-      check=files_lib.path_problem,
+      check=paths.path_problem,
     ),
     "image": Field("image", "column of encoded images: bytes, or a struct with bytes"),
     "caption": Field(

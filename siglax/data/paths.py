@@ -1,0 +1,187 @@
+"""Which files the path of a data spec means, and what is said of one that suits another source."""
+
+from __future__ import annotations
+
+import collections
+import os
+import re
+
+from siglax.config import lookups
+from siglax.data import storage
+
+# Files that one pair of braces may stand for.
+MAX_EXPANDED = 1_000_000
+# Files of a folder that are looked at to say what it holds.
+LOOKED_AT = 100_000
+PICTURE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm")
+
+
+def find(path, source: str, missing: bool = False) -> list[str]:
+  """The files of a path, in its order.
+
+  path: a file, a glob, braces as a shell expands them (`{00000..00041}`, `{a,b}`), several of these
+  with commas between, or a list or tuple of them. The name of a file that exists means that file,
+  whatever characters it has. The files of a glob are sorted.
+  source: the source that asks. Raises ValueError for a path of another one, which it names.
+  missing: names without a glob are returned where there is no file, instead of a ValueError.
+  """
+  if problem := path_problem(path):
+    raise ValueError(f"path={path!r} {problem}")
+  patterns = _split(path) if isinstance(path, str) else [os.fsdecode(p).strip() for p in path]
+  files = []
+  for pattern in patterns:
+    refuse_url(pattern)
+    if "\0" in pattern:
+      raise ValueError(f"path={pattern!r} has a NUL byte, which no file's name has")
+    for name in [pattern] if storage.exists(pattern) else _expand(pattern):
+      found = [name] if storage.exists(name) else storage.glob(name)
+      if not found and not (missing and not re.search(r"[*?\[]", name)):
+        said = "no such file" if name == pattern else f"no such file {name!r}"
+        raise ValueError(f"path={pattern!r}: {said}")
+      files += found or [name]
+  for file in files:
+    _refuse_what_suits_another(file, source)
+  return files
+
+
+def path_problem(path) -> str | None:
+  """What is wrong with the type of a path, in words after "path=value "; None for a good one."""
+  patterns = (path,) if isinstance(path, str) else path
+  if (
+    isinstance(patterns, (tuple, list))
+    and patterns
+    and all(isinstance(pattern, (str, os.PathLike)) for pattern in patterns)
+  ):
+    return None
+  return "must be a file, a glob, or a tuple of them"
+
+
+def refuse_url(path: str):
+  """ValueError for a path in a bucket or on a server: files are read from disks."""
+  if re.match(r"[A-Za-z][\w+.-]*://", path):
+    raise ValueError(
+      f"path={path!r} is a URL; copy the file to a local folder, and give its path there"
+    )
+
+
+def source_of(path: str) -> str:
+  """The source that a path suits: by its ending, of a folder by whether it holds tars. Parquet
+  where nothing else tells.
+  """
+  if storage.is_folder(path):
+    tars = storage.glob_in(path, "*.tar") or storage.glob_in(path, "*/*.tar")
+    return "webdataset" if tars else "folder"
+  return _source_of_ending(ending(path.rstrip("}"))) or "parquet"
+
+
+def ending(path: str) -> str:
+  """In lower case and without its dot; "tar.gz" of what is compressed."""
+  name = os.path.basename(path).lower()
+  found = re.search(r"\.((?:\w+\.)?(?:gz|bz2|xz|zst)|\w+)$", name)
+  return {"tgz": "tar.gz"}.get(found[1], found[1]) if found else ""
+
+
+def refuse_folder(folder: str, source: str):
+  """ValueError for a folder that this source does not read, with what it holds and which does."""
+  counts = _endings_in(folder)
+  held = " and ".join(f"{count:,} .{e}" for e, count in counts.most_common(3)) or "no files"
+  if counts.total() >= LOOKED_AT:
+    held = f"at least {held}"
+  told, own = f"path={folder!r} is a folder", _registry()[source].endings
+  for most in [e for e, _ in counts.most_common()]:
+    if most in own:
+      raise ValueError(f"{told}; use {_files(folder, most)!r}")
+  for most in [e for e, _ in counts.most_common()]:
+    if suits := _source_of_ending(most):
+      of_folders = suits in ("folder", "webdataset")
+      where = "" if of_folders else f" with path={_files(folder, most)!r}"
+      raise ValueError(f"{told} that holds {held}: use source {suits}{where}")
+  raise ValueError(f"{told} that holds {held}; name files of source {source}")
+
+
+def _files(folder: str, of: str) -> str:
+  """The glob of a folder's files with an ending."""
+  here = storage.glob_in(folder, f"*.{of}")
+  return os.path.join(folder, f"*.{of}" if here else f"**/*.{of}")
+
+
+def _refuse_what_suits_another(file: str, source: str):
+  if storage.is_folder(file):
+    refuse_folder(file, source)
+  of, own = ending(file), _registry()[source].endings
+  suits = _source_of_ending(of)
+  if suits is None or of in own:
+    return
+  where = f" with path={os.path.dirname(file) or '.'!r}" if suits == "folder" else ""
+  raise ValueError(f"path={file!r} is a {of}: use source {suits}{where}")
+
+
+def _registry():
+  return lookups.registry("source")
+
+
+def _source_of_ending(of: str) -> str | None:
+  return next((s.name for s in _registry().values() if of in s.endings), None)
+
+
+def _endings_in(folder: str) -> collections.Counter:
+  counts = collections.Counter()
+  for _, files in storage.walk(folder):
+    counts.update(filter(None, map(ending, files)))
+    if counts.total() >= LOOKED_AT:
+      break
+  return counts
+
+
+def _split(text: str) -> list[str]:
+  """The parts between commas that stand outside of braces; the whole where it is a file."""
+  text = text.strip()
+  if "," not in text or "\0" not in text and storage.exists(text):
+    return [text]
+  parts, depth = [""], 0
+  for c in text:
+    depth = max(0, depth + (c == "{") - (c == "}"))
+    if c == "," and not depth:
+      parts.append("")
+    else:
+      parts[-1] += c
+  return list(map(str.strip, parts))
+
+
+def _expand(pattern: str) -> list[str]:
+  """What braces stand for, as in a shell: {a,b}, {3..12}, {003..012}; others are themselves."""
+  start = next((m.start() for m in re.finditer("{", pattern) if _group(pattern, m.start())), None)
+  if start is None:
+    return [pattern]
+  end, choices = _group(pattern, start)
+  heads = [pattern[:start] + choice for choice in choices]
+  tails = _expand(pattern[end:])
+  if len(heads) * len(tails) > MAX_EXPANDED:
+    raise ValueError(f"path={pattern!r} stands for more than {MAX_EXPANDED:,} files")
+  return [head + tail for head in heads for tail in tails]
+
+
+def _group(pattern: str, start: int) -> tuple[int, list[str]] | None:
+  """(the end, the choices) of the braces that open at `start`; None for what is no group."""
+  depth, parts = 0, [""]
+  for i, c in enumerate(pattern[start:], start):
+    depth += (c == "{") - (c == "}")
+    if not depth:
+      break
+    if c == "," and depth == 1:
+      parts.append("")
+    elif i > start:
+      parts[-1] += c
+  else:
+    return None
+  if len(parts) > 1:
+    return i + 1, [choice for part in parts for choice in _expand(part)]
+  if span := re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", parts[0]):
+    first, last = map(int, span.groups())
+    if abs(last - first) >= MAX_EXPANDED:
+      raise ValueError(f"path={pattern!r} stands for more than {MAX_EXPANDED:,} files")
+    padded = any(len(x) > 1 and x[0] == "0" for x in span.groups())
+    width = max(map(len, span.groups())) if padded else 0
+    step = 1 if last >= first else -1
+    return i + 1, [f"{n:0{width}}" for n in range(first, last + step, step)]
+  return None
