@@ -22,6 +22,7 @@ class EvalExamples:
     self._source = source
     self._image_config = types.SimpleNamespace(**config.image.to_dict())
     self.classnames = classnames(source)
+    self.templates = getattr(source, "templates", None)
 
   def __len__(self) -> int:
     return len(self._source)

@@ -7,7 +7,6 @@ import hashlib
 import logging
 import math
 import os
-import pathlib
 import zipfile
 
 import numpy as np
@@ -172,13 +171,11 @@ def _mapped(files, columns: Columns, needed: int) -> pa.Table:
   """The rows as an uncompressed Arrow file in the user's cache, written once, for all processes of
   the machine.
   """
-  try:
-    folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "siglax"
-  except RuntimeError as e:
+  if (folder := storage.cache_folder()) is None:
     raise ValueError(
       f"path: rows of {needed / 2**30:.1f} GB need a cache folder, and there is no home; set "
       "XDG_CACHE_HOME"
-    ) from e
+    )
   folder.mkdir(parents=True, exist_ok=True)
   cache = folder / f"{_fingerprint(files, columns)}.arrow"
   if not cache.exists():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+from collections.abc import Callable
 import os
 import re
 
@@ -16,13 +17,19 @@ LOOKED_AT = 100_000
 PICTURE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm")
 
 
-def find(path, source: str, missing: bool = False) -> list[str]:
+def find(
+  path,
+  source: str,
+  missing: bool = False,
+  in_folder: Callable[[str], list[str]] | None = None,
+) -> list[str]:
   """The files of a path, in its order.
 
   path: a file, a glob, braces as a shell expands them (`{00000..00041}`, `{a,b}`), several of these
   with commas between, or a list or tuple of them. The name of a file that exists means that file,
   whatever characters it has. The files of a glob are sorted.
   source: the source that asks. Raises ValueError for a path of another one, which it names.
+  in_folder: gives the files that a folder stands for; without it a folder is refused.
   missing: names without a glob are returned where there is no file, instead of a ValueError.
   """
   if problem := path_problem(path):
@@ -39,9 +46,14 @@ def find(path, source: str, missing: bool = False) -> list[str]:
         said = "no such file" if name == pattern else f"no such file {name!r}"
         raise ValueError(f"path={pattern!r}: {said}")
       files += found or [name]
+  found = []
   for file in files:
-    _refuse_what_suits_another(file, source)
-  return files
+    if in_folder is not None and storage.is_folder(file):
+      found += in_folder(file)
+    else:
+      _refuse_what_suits_another(file, source)
+      found.append(file)
+  return found
 
 
 def path_problem(path) -> str | None:

@@ -46,9 +46,11 @@ class Source:
   open: (**fields) → examples, with len() and [i]; a class or a function. Example i is {"image":
   encoded bytes or uint8 array, "captions": [str, …]}, and optionally "label": int, "weight": float,
   its weight in the loss, and "key": str, its name. The examples may have `classnames`, a tuple that
-  the labels are indices into. [i] is random access, safe from many threads, and the same on every
-  call; raising from it marks the example as broken, and training replaces it. The examples are
-  pickled for worker processes. ValueErrors of open begin with the field: "path='x': no such file".
+  the labels are indices into, `templates`, texts with {} for the name of a class, and
+  `shard_sizes`: int64 [files], how many of the examples each file holds, in their order.
+  [i] is random access, safe from many threads, and the same on every call; raising from it marks
+  the example as broken, and training replaces it. The examples are pickled for worker processes.
+  ValueErrors of open begin with the field: "path='x': no such file".
   fields: those of its specs, beside COMMON_FIELDS; open gets the value of each.
   check: (**fields) → None, or a ValueError for values that do not fit each other; reads no data.
   endings: of the files that it reads. A path of another source is told this one by them.

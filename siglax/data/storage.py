@@ -10,6 +10,7 @@ import collections
 from collections.abc import Iterator
 import glob as glob_lib
 import os
+import pathlib
 import stat
 import threading
 
@@ -77,18 +78,11 @@ def size(path: str) -> int:
 
 def read(path: str, offset: int, length: int) -> bytes:
   """`length` bytes from `offset` on, from any thread; ValueError where there are fewer."""
-  data = b""
   try:
-    file = _descriptor(path)  # stays open as long as it has a name here
-    while len(data) < length and (
-      more := os.pread(file.number, length - len(data), offset + len(data))
-    ):
-      data = data + more if data else more
+    file = _descriptor(path)
   except (OSError, ValueError) as e:
     raise _unreadable(path, e) from None
-  if len(data) < length:
-    raise ValueError(f"{path!r} ends at byte {offset + len(data)}, before {offset + length}")
-  return data
+  return _read(path, file, offset, length)
 
 
 def read_all(path: str, most: int = MAX_BYTES) -> bytes:
@@ -97,16 +91,21 @@ def read_all(path: str, most: int = MAX_BYTES) -> bytes:
     number = os.open(path, _FLAGS)
   except (OSError, ValueError) as e:
     raise _unreadable(path, e) from None
-  with os.fdopen(number, "rb", buffering=0) as file:
-    found = os.fstat(number)
-    if not stat.S_ISREG(found.st_mode):
-      raise ValueError(f"{path!r} is no file")
-    if found.st_size > most:
-      raise ValueError(f"{path!r} has {found.st_size:,} bytes, more than {most:,}")
-    try:
-      return file.read(most)
-    except OSError as e:
-      raise _unreadable(path, e) from None
+  file = _Descriptor(number)
+  found = os.fstat(number)
+  if not stat.S_ISREG(found.st_mode):
+    raise ValueError(f"{path!r} is no file")
+  if found.st_size > most:
+    raise ValueError(f"{path!r} has {found.st_size:,} bytes, more than {most:,}")
+  return _read(path, file, 0, found.st_size)
+
+
+def cache_folder() -> pathlib.Path | None:
+  """Where siglax keeps what it made of data, on the disk of this machine; None without a home."""
+  try:
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "siglax"
+  except RuntimeError:
+    return None
 
 
 def walk(folder: str) -> Iterator[tuple[str, list[str]]]:
@@ -153,6 +152,20 @@ def _descriptor(path: str) -> _Descriptor:
     while len(_descriptors) > MAX_OPEN:
       _descriptors.popitem(last=False)
   return found
+
+
+def _read(path: str, file: _Descriptor, offset: int, length: int) -> bytes:
+  data = b""
+  try:
+    while len(data) < length and (
+      more := os.pread(file.number, length - len(data), offset + len(data))
+    ):
+      data = data + more if data else more
+  except OSError as e:
+    raise _unreadable(path, e) from None
+  if len(data) < length:
+    raise ValueError(f"{path!r} ends at byte {offset + len(data)}, before {offset + length}")
+  return data
 
 
 def _unreadable(path, error) -> ValueError:

@@ -10,6 +10,7 @@ from siglax.evals import ranking
 
 # Texts embedded at a time, so that many classes times many templates stay small in memory.
 MAX_TEXTS = 2**14
+TEMPLATES = ("a photo of a {}.",)
 
 
 def evaluate(
@@ -21,13 +22,14 @@ def evaluate(
   classes).
   mean_per_class_recall: mean over the classes that occur of the share of their images that is
   right. chance/<metric>: what a guess among all classes gets.
-  classnames: names in the order of the labels, None takes the data's; templates: texts with {} for
-  the name;
+  classnames: names in the order of the labels; templates: texts with {} for the name; None takes
+  the data's, and for want of them TEMPLATES.
   examples: evaluates the first so many. Raises ValueError without names and for a label that has
   none.
   """
   del config, loss
   names = _names(data, classnames)
+  templates = templates or getattr(data, "templates", None) or TEMPLATES
   zimg, rest = ranking.embed_images(data, ranking.first(data, examples), embedder)
   labels = np.array([_label(example, i, names) for i, example in enumerate(rest)], np.int32)
   rank = ranking.ranks(
@@ -112,7 +114,11 @@ KIND = kind.Kind(
       check=_names_problem,
     ),
     "templates": Field(
-      ("a photo of a {}.",), "texts with {} for the name of a class", check=_templates_problem
+      None,
+      f"texts with {{}} for the name of a class; None takes the data's, or else {TEMPLATES!r}",
+      kind=tuple,
+      optional=True,
+      check=_templates_problem,
     ),
     "examples": kind.EXAMPLES,
   },

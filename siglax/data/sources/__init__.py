@@ -20,13 +20,17 @@ from siglax.data.source import COMMON_FIELDS
 from siglax.data.source import MAX_BAD_FRACTION
 from siglax.data.source import Source
 from siglax.data.sources import embeddings
+from siglax.data.sources import folder
 from siglax.data.sources import parquet
+from siglax.data.sources import webdataset
 
 SOURCES: Registry[Source] = Registry(
   "source",
   (
     shapes.SOURCE,
     parquet.SOURCE,
+    folder.SOURCE,
+    webdataset.SOURCE,
     embeddings.SOURCE,
   ),
 )

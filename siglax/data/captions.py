@@ -1,0 +1,62 @@
+"""Captions and labels of a source, as files of text hold them."""
+
+from __future__ import annotations
+
+from siglax.config import values
+from siglax.config.parts import Field
+
+# Bytes of a file of captions, or of one row of a table: far more than any caption.
+MAX_TEXT = 2**24
+TEMPLATE = Field(
+  "a photo of a {}.",
+  "caption of a picture that has none but a class, {} for the name of the class; None makes none",
+  kind=str,
+  optional=True,
+  check=lambda value: (
+    None if isinstance(value, str) and "{}" in value else "must be a text with {} for the name"
+  ),
+)
+
+
+def text(data: bytes, name: str) -> str:
+  """UTF-8 to text; ValueError that names the file."""
+  if len(data) > MAX_TEXT:
+    raise ValueError(f"{name} has {len(data):,} bytes, more than {MAX_TEXT:,}")
+  try:
+    return data.decode("utf-8-sig")
+  except UnicodeDecodeError as e:
+    raise ValueError(f"{name} is not UTF-8 at byte {e.start}") from None
+
+
+def lines(data: bytes, name: str) -> list[str]:
+  """The lines of a file of captions, without blank ones."""
+  return [line.strip() for line in text(data, name).splitlines() if line.strip()]
+
+
+def listed(value, name: str) -> list[str]:
+  """The captions of a value of JSON: a string, or a list of strings, or null."""
+  found = [] if value is None else value if isinstance(value, list) else [value]
+  if not all(isinstance(caption, str) for caption in found):
+    raise ValueError(f"{name}={values.shown(value)} is no string or list of strings")
+  return found
+
+
+def label(value, name: str) -> int | None:
+  """A class index, of text or JSON; None where there is none."""
+  if value is None or isinstance(value, str) and not value.strip():
+    return None
+  try:
+    if isinstance(value, bool) or isinstance(value, float) and value != int(value):
+      raise ValueError
+    return int(value)
+  except (ValueError, TypeError, OverflowError):
+    raise ValueError(f"{name}={values.shown(value)} is no whole number") from None
+
+
+def of_class(captions: list[str], index: int | None, classnames, template: str | None) -> list[str]:
+  """The captions, or where there is none that of the class."""
+  if captions or template is None or index is None or not classnames:
+    return captions
+  if not 0 <= index < len(classnames):
+    raise ValueError(f"label={index} is none of the {len(classnames)} classes")
+  return [template.replace("{}", classnames[index])]

@@ -1,0 +1,156 @@
+"""Folders of pictures, with captions in text files or with a folder a class."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from siglax.config.parts import Field
+from siglax.data import captions as captions_lib
+from siglax.data import paths
+from siglax.data import storage
+from siglax.data.source import Source
+
+# Names of folders that are parts of a dataset and no classes.
+SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+
+
+class Folder:
+  """The pictures of folders and of all folders in them, in the order of their names: {"image":
+  bytes, "captions": [str, …], "label", "key"}.
+
+  The captions of a.jpg are the lines of a.txt beside it. Where no picture has such a file, the
+  first folder on its way is its class: cat/1.jpg and cat/x/2.jpg are of the class "cat". Names that
+  begin with a dot are left out, and a link to a folder is followed once.
+  Its arguments are the fields of SOURCE. classnames: the names of the class folders, sorted, "_" as
+  a space; else None. An example costs the bytes of its file's name and 12 more; twice that while
+  the folders are listed.
+
+  Raises ValueError, beginning with the argument, for a folder without pictures, or whose pictures
+  have neither captions nor classes.
+  """
+
+  def __init__(self, path, classes, template):
+    self._path, self._template = path, template
+    self._roots = paths.find(path, "folder", in_folder=lambda folder: [folder])
+    self._list()
+    if classes is None:
+      classes = not self._with_text and all(below for _, below in self._folders)
+    if not self._with_text and not classes:
+      raise ValueError(self._nothing_to_say())
+    tops = [below.split(os.sep)[0] for _, below in self._folders]
+    self.classnames, self._labels = None, [None] * len(tops)
+    if classes:
+      names = sorted(set(tops))
+      self._check_classes(names)
+      self.classnames = tuple(name.replace("_", " ") for name in names)
+      self._labels = [names.index(top) for top in tops]
+
+  def __len__(self) -> int:
+    return len(self._folder_of)
+
+  def __getitem__(self, i: int) -> dict:
+    if not 0 <= i < len(self):
+      raise IndexError(f"picture {i} of {len(self)}")
+    start, end = self._ends[i : i + 2].tolist()
+    k, name = int(self._folder_of[i]), os.fsdecode(self._names[start:end])
+    root, below = self._folders[k]
+    stem = os.path.join(below, os.path.splitext(name)[0])
+    captions, label, text = [], self._labels[k], os.path.join(root, f"{stem}.txt")
+    if self._with_text and storage.exists(text):
+      captions = captions_lib.lines(storage.read_all(text), repr(text))
+    elif label is None:
+      raise ValueError(f"{os.path.join(root, below, name)!r} has no captions: no {stem}.txt")
+    example = {
+      "image": storage.read_all(os.path.join(root, below, name)),
+      "captions": captions_lib.of_class(captions, label, self.classnames, self._template),
+      "key": os.fsencode(stem).decode("utf-8", "replace"),
+    }
+    return example if label is None else example | {"label": label}
+
+  def __repr__(self):
+    return f"Folder({self._path!r})"
+
+  def _list(self):
+    """_folders: (root, folder below it) of those with pictures. Of each picture the number of its
+    folder, _folder_of, and its name, _names[_ends[i]:_ends[i + 1]].
+    """
+    self._folders, self._with_text = [], 0
+    names, lengths, counts = bytearray(), [np.zeros(1, np.int64)], []
+    for root in self._roots:
+      if not storage.is_folder(root):
+        raise ValueError(f"path={root!r} is a file; name the folder that holds it")
+      for below, files in storage.walk(root):
+        pictures = [name for name in files if paths.ending(name) in paths.PICTURE_ENDINGS]
+        if not pictures:
+          continue
+        if any(name.endswith(".txt") for name in files):
+          texts = set(files)
+          self._with_text += sum(f"{os.path.splitext(name)[0]}.txt" in texts for name in pictures)
+        encoded = list(map(os.fsencode, pictures))
+        names += b"".join(encoded)
+        lengths.append(np.fromiter(map(len, encoded), np.int64, len(encoded)))
+        counts.append(len(pictures))
+        self._folders.append((root, below))
+    if not counts:
+      paths.refuse_folder(self._roots[0], "folder")
+    self._names = bytes(names)
+    self._ends = np.cumsum(np.concatenate(lengths))
+    self._folder_of = np.repeat(np.arange(len(counts), dtype=np.uint32), counts)
+
+  def _nothing_to_say(self) -> str:
+    """Why pictures have neither captions nor classes."""
+    here = next(root for root, below in self._folders if not below)
+    tables = [
+      file for e in ("csv", "tsv", "jsonl", "parquet") for file in storage.glob_in(here, f"*.{e}")
+    ]
+    other = (
+      f", or use source {paths.source_of(tables[0])} with path={tables[0]!r}" if tables else ""
+    )
+    return (
+      f"path={here!r} holds pictures and no captions: write those of a.jpg into a.txt, one a line, "
+      f"or put each class into a folder of its own{other}"
+    )
+
+  def _check_classes(self, names: list[str]):
+    root = self._roots[0]
+    if "" in names:
+      here = next(root for root, below in self._folders if not below)
+      raise ValueError(
+        f"classes=True, but path={here!r} holds pictures outside of its class folders; put them "
+        "into folders, or leave classes out"
+      )
+    if set(names) <= SPLITS:
+      raise ValueError(
+        f"path={root!r} holds {', '.join(names)}, which are parts and no classes; use one of them, "
+        f"such as {os.path.join(root, names[0])!r}"
+      )
+    if len(names) == 1:
+      raise ValueError(
+        f"path={root!r} holds the pictures of one class, {names[0]!r}, and no captions; write "
+        "those of a.jpg into a.txt, one a line"
+      )
+
+
+SOURCE = Source(
+  "folder",
+  "pictures in folders, the captions of a.jpg in a.txt beside it, or a folder a class",
+  Folder,
+  endings=paths.PICTURE_ENDINGS,
+  fields={
+    "path": Field(
+      None,
+      "a folder, a glob of folders, a tuple of them, or the same with commas",
+      kind=str | tuple,
+      check=paths.path_problem,
+    ),
+    "classes": Field(
+      None,
+      "whether the folders in it are classes; None takes them as such where no picture has a .txt",
+      kind=bool,
+      optional=True,
+    ),
+    "template": captions_lib.TEMPLATE,
+  },
+)
