@@ -105,6 +105,8 @@ def test_what_cannot_be_read_is_one_line(tmp_path):
   flat = write(tmp_path / "flat", **{"a.jpg": b"1", "sub/b.jpg": b"2"})
   refused(f"path='{flat}' holds pictures and no captions: write those of a.jpg into a.txt", flat)
   refused("outside of its class folders", flat, classes=True)
+  write(tmp_path / "flat", **{"metadata.csv": b""})
+  refused(f"or use source csv with path='{flat}/metadata.csv'$", flat)
   parts = write(tmp_path / "parts", **{"train/cat/1.jpg": b"1", "val/cat/1.jpg": b"1"})
   refused(f"are parts and no classes; use one of them, such as '{parts}/train'", parts)
   one = write(tmp_path / "one", **{"images/1.jpg": b"1"})
@@ -121,7 +123,7 @@ def test_what_cannot_be_read_is_one_line(tmp_path):
   assert str(e.value) == f"path={one!r} is a folder that holds 1 .jpg: use source folder"
   for i in range(2):
     write(tmp_path / "one/images", **{f"{i}.txt": b"x", f"{i}.jpg": b"x"})
-  with pytest.raises(ValueError, match="holds 2 .txt and 2 .jpg: use source folder$"):
+  with pytest.raises(ValueError, match="holds 2 .jpg and 2 .txt: use source folder$"):
     open_source({"source": "webdataset", "path": one})
   with pytest.raises(ValueError, match=f"1.jpg' is a jpg: use source folder with path='{one}/ima"):
     open_source({"source": "parquet", "path": f"{one}/images/1.jpg"})

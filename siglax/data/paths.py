@@ -6,6 +6,7 @@ import collections
 from collections.abc import Callable
 import os
 import re
+import shlex
 
 from siglax.config import lookups
 from siglax.data import storage
@@ -15,6 +16,15 @@ MAX_EXPANDED = 1_000_000
 # Files of a folder that are looked at to say what it holds.
 LOOKED_AT = 100_000
 PICTURE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm")
+
+
+# How a compressed file begins, and what unpacks it.
+COMPRESSED = {
+  b"\x1f\x8b": "gzip -dc",
+  b"BZh": "bzip2 -dc",
+  b"\xfd7zXZ": "xz -dc",
+  b"\x28\xb5\x2f\xfd": "zstd -dc",
+}
 
 
 def find(
@@ -74,6 +84,19 @@ def refuse_url(path: str):
     raise ValueError(
       f"path={path!r} is a URL; copy the file to a local folder, and give its path there"
     )
+
+
+def refuse_compressed(file: str):
+  """ValueError for a compressed file, whose examples cannot be read one by one."""
+  head = storage.read(file, 0, min(6, storage.size(file)))
+  for begin, unpack in COMPRESSED.items():
+    if head.startswith(begin):
+      unpacked = re.sub(r"\.(gz|bz2|xz|zst)$", "", re.sub(r"\.tgz$", ".tar.gz", file))
+      unpacked = f"{file}.unpacked" if unpacked == file else unpacked
+      raise ValueError(
+        f"path={file!r} is compressed, so it would be read from its start each time; unpack it: "
+        f"{unpack} {shlex.quote(file)} > {shlex.quote(unpacked)}"
+      )
 
 
 def source_of(path: str) -> str:

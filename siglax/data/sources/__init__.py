@@ -19,8 +19,10 @@ from siglax.data.shapes import dataset as shapes
 from siglax.data.source import COMMON_FIELDS
 from siglax.data.source import MAX_BAD_FRACTION
 from siglax.data.source import Source
+from siglax.data.sources import csv
 from siglax.data.sources import embeddings
 from siglax.data.sources import folder
+from siglax.data.sources import jsonl
 from siglax.data.sources import parquet
 from siglax.data.sources import webdataset
 
@@ -31,6 +33,8 @@ SOURCES: Registry[Source] = Registry(
     parquet.SOURCE,
     folder.SOURCE,
     webdataset.SOURCE,
+    csv.SOURCE,
+    jsonl.SOURCE,
     embeddings.SOURCE,
   ),
 )

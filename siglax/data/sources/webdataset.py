@@ -6,7 +6,6 @@ import concurrent.futures
 import json
 import logging
 import os
-import shlex
 
 import numpy as np
 
@@ -23,13 +22,6 @@ from siglax.data.source import Source
 KIND = "tar 1"
 # Tars that are indexed at a time; more would only wait for the disk.
 INDEXED_AT_ONCE = 8
-# How a compressed file begins, and what unpacks it.
-COMPRESSED = {
-  b"\x1f\x8b": "gzip -dc",
-  b"BZh": "bzip2 -dc",
-  b"\xfd7zXZ": "xz -dc",
-  b"\x28\xb5\x2f\xfd": "zstd -dc",
-}
 MAX_SHARDS = 10**7
 logger = logging.getLogger("siglax")
 
@@ -132,19 +124,10 @@ def _index(file: str) -> index_lib.Index:
   try:
     if not storage.size(file):
       raise ValueError(f"{file!r} is empty (0 bytes)")
-    head = storage.read(file, 0, min(6, storage.size(file)))
   except ValueError as e:
     said = str(e).removeprefix(repr(file)).removeprefix(":").strip()
     return index_lib.Index(np.zeros(1, np.uint32), 0, (0, said))
-  for begin, unpack in COMPRESSED.items():
-    if head.startswith(begin):
-      stem = file.removesuffix(".gz").removesuffix(".bz2").removesuffix(".xz").removesuffix(".zst")
-      to = f"{os.path.splitext(file)[0]}.tar" if stem == file else stem
-      to = f"{file}.unpacked.tar" if to == file else to
-      raise ValueError(
-        f"path={file!r} is compressed, so it must be read from its start each time; unpack it: "
-        f"{unpack} {shlex.quote(file)} > {shlex.quote(to)}"
-      )
+  paths.refuse_compressed(file)
   return index_lib.of_file(file, KIND, tar.index)
 
 
