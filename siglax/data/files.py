@@ -119,30 +119,79 @@ class Columns:
 
   def bytes(self, files) -> int:
     """Uncompressed size of what `batches` reads."""
-    total = 0
-    for file in files.values():
-      wanted = tuple(f"{path}." for path in self.paths(file))
-      for group in map(file.metadata.row_group, range(file.num_row_groups)):
-        columns = map(group.column, range(group.num_columns))
-        total += sum(
-          c.total_uncompressed_size for c in columns if f"{c.path_in_schema}.".startswith(wanted)
-        )
-    return total
+    return sum(
+      self.group_bytes(file, group)
+      for file in files.values()
+      for group in range(file.num_row_groups)
+    )
+
+  def group_bytes(self, file: pq.ParquetFile, group: int) -> int:
+    """Uncompressed size of what is read of a row group, as the file states it."""
+    wanted, stated = tuple(f"{path}." for path in self.paths(file)), file.metadata.row_group(group)
+    columns = map(stated.column, range(stated.num_columns))
+    return sum(
+      c.total_uncompressed_size for c in columns if f"{c.path_in_schema}.".startswith(wanted)
+    )
 
   def batches(self, files) -> Iterator[pa.RecordBatch]:
     """The rows of all files in self.schema."""
+    return (batch for _, batch in self.numbered_batches(files))
+
+  def numbered_batches(
+    self, files, skip_damaged: bool = False
+  ) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """(number of the row group among those of all files, rows) of all files.
+
+    skip_damaged: of a damaged row group the rows before the damage are read, with a warning;
+    otherwise ValueError with the file and the offset in it.
+    """
+    number = 0
     for path, file in files.items():
-      limit = max(SMALL_BYTES, MAX_UNPACKED * size(path))
-      _check_unpacked(path, self.bytes({path: file}), limit)
+      _check_unpacked(path, self.bytes({path: file}), _limit(path))
       unpacked = 0  # counted too: the metadata understates columns with dictionaries
-      try:
-        for batch in file.iter_batches(READ_ROWS, columns=self.paths(file)):
-          batch = self.convert(batch)
-          unpacked += batch.nbytes
-          _check_unpacked(path, unpacked, limit)
-          yield batch
-      except (pa.ArrowException, OSError) as e:
-        raise ValueError(f"path={path!r} is damaged: {values.one_line(e)}") from None
+      for group in range(file.num_row_groups):
+        read = 0
+        try:
+          for batch in self.of_group(path, file, group):
+            read += batch.num_rows
+            unpacked += batch.nbytes
+            _check_unpacked(path, unpacked, _limit(path))
+            yield number, batch
+        except DamagedGroup as e:
+          if not skip_damaged:
+            raise ValueError(
+              f"{e}; mend it, or set skip_damaged_shards=True to use the other rows"
+            ) from None
+          lost = file.metadata.row_group(group).num_rows - read
+          logger.warning("%s; %d of its rows are left out", e, lost)
+        number += 1
+
+  def of_group(self, path, file: pq.ParquetFile, group: int) -> Iterator[pa.RecordBatch]:
+    """The rows of one row group. DamagedGroup says where it is damaged."""
+    try:
+      for batch in file.iter_batches(READ_ROWS, row_groups=[group], columns=self.paths(file)):
+        yield self.convert(batch)
+    except (pa.ArrowException, OSError) as e:
+      columns = file.metadata.row_group(group)
+      start = min(_start(columns.column(i)) for i in range(columns.num_columns))
+      raise DamagedGroup(
+        f"path={path!r} is damaged in row group {group}, which begins at byte {start}: "
+        f"{values.one_line(e)}"
+      ) from None
+
+
+class DamagedGroup(ValueError):
+  """A row group that cannot be read."""
+
+
+def _start(column) -> int:
+  """The first byte of a row group's column."""
+  pages = column.data_page_offset, column.dictionary_page_offset
+  return min(page for page in pages if page is not None)
+
+
+def _limit(path) -> int:
+  return max(SMALL_BYTES, MAX_UNPACKED * size(path))
 
 
 def _check_unpacked(path, unpacked: int, limit: int):
@@ -161,16 +210,16 @@ def read(files, columns: Columns) -> pa.Table:
   Row groups are units of compression, thousands of rows each: too coarse to read for one random
   row.
   """
-  needed = columns.bytes(files)
-  if needed <= MEMORY_BYTES:
+  if columns.bytes(files) <= MEMORY_BYTES:
     return pa.Table.from_batches(columns.batches(files), columns.schema)
-  return _mapped(files, columns, needed)
+  return mapped(files, columns)
 
 
-def _mapped(files, columns: Columns, needed: int) -> pa.Table:
+def mapped(files, columns: Columns) -> pa.Table:
   """The rows as an uncompressed Arrow file in the user's cache, written once, for all processes of
   the machine.
   """
+  needed = columns.bytes(files)
   if (folder := storage.cache_folder()) is None:
     raise ValueError(
       f"path: rows of {needed / 2**30:.1f} GB need a cache folder, and there is no home; set "

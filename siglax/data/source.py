@@ -32,6 +32,12 @@ COMMON_FIELDS = {
   ),
 }
 
+# Of sources whose files can be damaged in part.
+SKIP_DAMAGED = Field(
+  False,
+  "uses what can be read where a file is damaged, cut short or missing, and logs what is lost",
+)
+
 
 def nothing_more(**values):
   """The check of a source whose fields do not depend on each other."""

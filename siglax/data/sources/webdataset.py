@@ -16,6 +16,7 @@ from siglax.data import index as index_lib
 from siglax.data import paths
 from siglax.data import storage
 from siglax.data import tar
+from siglax.data.source import SKIP_DAMAGED
 from siglax.data.source import Source
 
 # What makes an index another one.
@@ -232,8 +233,6 @@ SOURCE = Source(
       optional=True,
     ),
     "template": captions_lib.TEMPLATE,
-    "skip_damaged_shards": Field(
-      False, "uses what can be read where a tar is cut short or missing, and logs what is lost"
-    ),
+    "skip_damaged_shards": SKIP_DAMAGED,
   },
 )

@@ -1,0 +1,138 @@
+"""Rows of Parquet files by their number: in memory, a few row groups at a time, or mapped from disk.
+
+A row group is what Parquet compresses, thousands of rows: the least that can be read.
+"""
+
+from __future__ import annotations
+
+import collections
+import threading
+
+import numpy as np
+import pyarrow as pa
+
+from siglax.data import files as files_lib
+
+
+class InMemory:
+  """All rows, read at the start. sizes: int64 [row groups], the rows read of each.
+
+  skip_damaged: what cannot be read of a row group is left out, with a warning; otherwise it is a
+  ValueError.
+  """
+
+  most_open = None
+
+  def __init__(self, files: dict, columns: files_lib.Columns, skip_damaged: bool = False):
+    self.sizes = _sizes(files)
+    batches, read, group = [], np.zeros_like(self.sizes), -1
+    for group, batch in columns.numbered_batches(files, skip_damaged):
+      batches.append(batch)
+      read[group] += batch.num_rows
+    self.sizes = read
+    self._table = pa.Table.from_batches(batches, columns.schema)
+
+  def __len__(self) -> int:
+    return self._table.num_rows
+
+  def __getitem__(self, i: int) -> dict:
+    return _row(self._table, i)
+
+
+class Mapped:
+  """All rows, decompressed once into a file of the cache folder, and mapped from there."""
+
+  most_open = None
+
+  def __init__(self, files: dict, columns: files_lib.Columns):
+    self.sizes = _sizes(files)
+    self._table = files_lib.mapped(files, columns)
+
+  def __len__(self) -> int:
+    return self._table.num_rows
+
+  def __getitem__(self, i: int) -> dict:
+    return _row(self._table, i)
+
+
+class OnDemand:
+  """Rows whose row group is read when one of them is asked for.
+
+  Those that were used last are held decompressed, up to files.MEMORY_BYTES. most_open: how many of
+  the largest fit. A row group that is damaged raises ValueError for each of its rows. Safe from
+  many threads: of several that ask for a row group, one reads it.
+  """
+
+  def __init__(self, files: dict, columns: files_lib.Columns):
+    self._columns, self._files = columns, list(files)
+    self.sizes = _sizes(files)
+    self._starts = np.concatenate([[0], np.cumsum(self.sizes)])
+    counts = [file.num_row_groups for file in files.values()]
+    self._first_groups = np.concatenate([[0], np.cumsum(counts)])
+    largest = max(columns.group_bytes(file, g) for file in files.values() for g in _groups(file))
+    self.most_open = max(1, files_lib.MEMORY_BYTES // max(largest, 1))
+    self._lock = threading.Lock()
+    self._held: collections.OrderedDict[int, _Held] = collections.OrderedDict()
+
+  def __len__(self) -> int:
+    return int(self._starts[-1])
+
+  def __getitem__(self, i: int) -> dict:
+    group = int(np.searchsorted(self._starts, i, "right")) - 1
+    return _row(self._group(group), i - int(self._starts[group]))
+
+  def _group(self, group: int) -> pa.Table:
+    with self._lock:
+      held = self._held.setdefault(group, _Held())
+      self._held.move_to_end(group)
+    with held.lock:
+      if held.table is None and held.error is None:
+        self._read(group, held)
+        self._make_room()
+    if held.table is None:
+      raise ValueError(held.error)
+    return held.table
+
+  def _read(self, group: int, held: _Held):
+    file = int(np.searchsorted(self._first_groups, group, "right")) - 1
+    path = self._files[file]
+    try:
+      opened = files_lib.open_parquet(path)
+      batches = self._columns.of_group(path, opened, group - int(self._first_groups[file]))
+      held.table = pa.Table.from_batches(batches, self._columns.schema)
+    except ValueError as e:
+      held.error = str(e)
+
+  def _make_room(self):
+    with self._lock:
+      held = sum(h.table.nbytes for h in self._held.values() if h.table is not None)
+      for group in list(self._held)[:-1]:
+        if held <= files_lib.MEMORY_BYTES:
+          return
+        # One that is being read by another thread has no table, and is that thread's.
+        if (table := self._held[group].table) is not None:
+          held -= table.nbytes
+          del self._held[group]
+
+
+class _Held:
+  """A row group in memory, or why it cannot be read."""
+
+  def __init__(self):
+    self.lock = threading.Lock()
+    self.table: pa.Table | None = None
+    self.error: str | None = None
+
+
+def _groups(file) -> range:
+  return range(file.num_row_groups)
+
+
+def _sizes(files: dict) -> np.ndarray:
+  """int64, the rows of each row group of all files."""
+  rows = [file.metadata.row_group(g).num_rows for file in files.values() for g in _groups(file)]
+  return np.array(rows, np.int64)
+
+
+def _row(table: pa.Table, i: int) -> dict:
+  return {name: table.column(name)[i].as_py() for name in table.column_names}
