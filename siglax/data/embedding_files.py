@@ -158,10 +158,11 @@ def parse_record(record: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 class NpzWriter:
   """Holds all rows until the end."""
 
+  # NumPy has no bfloat16 that a reader without ml_dtypes understands.
   dtypes = (
     "float32",
     "float16",
-  )  # numpy has no bfloat16 that a reader without ml_dtypes understands
+  )
 
   def __init__(self, file: pathlib.Path):
     self._file, self._rows = file, []

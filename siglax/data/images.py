@@ -151,6 +151,16 @@ def resize(
   return resized[top : top + size, left : left + size]
 
 
+def prepare(data: bytes | np.ndarray, config) -> np.ndarray:
+  """uint8 [size, size, 3], what a tower sees of a picture outside of training: `decode`, then
+  `resize`.
+
+  config: config.image, of which size, resize, fit, max_bytes and max_pixels are read. Raises
+  ValueError as `decode`.
+  """
+  return resize(decode(data, config), config.size, config.resize, config.fit)
+
+
 def augment(image: np.ndarray, rng: np.random.Generator, config) -> np.ndarray:
   """uint8 [H, W, 3] to a random view [size, size, 3] of it; a pure function of the image, rng and
   config.

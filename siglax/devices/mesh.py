@@ -76,7 +76,7 @@ def state_shardings(mesh: jax.sharding.Mesh, state, rules=()):
           )
     if leaf.size <= FSDP_MIN_ELEMENTS:
       return None
-    stacked = any(getattr(k, "key", None) == "blocks" for k in path) and leaf.ndim > 2
+    stacked = paths.is_stacked(name) and leaf.ndim > 2
     dims = [i for i in range(leaf.ndim) if leaf.shape[i] % size == 0 and not (stacked and i == 0)]
     return max(dims, key=lambda i: leaf.shape[i]) if dims else None
 

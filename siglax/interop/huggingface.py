@@ -226,9 +226,8 @@ def _text_tower(config, text, family, file):
   tower.eos_id = 1
   if family == "clip":
     tower.causal, tower.head, tower.eos_id = True, "linear_no_bias", text["eos_token_id"]
-    tower.pool = (
-      "argmax" if text["eos_token_id"] == 2 else "eos"
-    )  # as transformers reads the configs of before 2023
+    # transformers reads the configs of before 2023 in this way.
+    tower.pool = "argmax" if text["eos_token_id"] == 2 else "eos"
 
 
 def _preprocessing(config, folder, family):
@@ -283,11 +282,7 @@ CARRIES = {
   ),
   **fields.any_value("model.image.head", "image.size", "image.mean", "image.std", "image.resize"),
   **fields.sizes("image"),
-  "model.image.variant": tuple(transformer.SIZES),
-  "model.image.stem": ("patch",),
-  "model.image.patch_bias": (True,),
-  "model.image.position": ("learned",),
-  "model.image.pre_norm": (False,),
+  **fields.plain_vit(),
   "model.image.pool": ("map",),
   "image.fit": ("squash",),
 }

@@ -131,9 +131,8 @@ class Checkpoints(stored.Stored):
       except Exception as e:
         self._fail(e)
       else:
-        if os.path.exists(
-          self._path / str(self._pending)
-        ):  # False where the disk does not answer now
+        # False also where the disk does not answer now.
+        if os.path.exists(self._path / str(self._pending)):
           self._committed()
     return self._again
 
