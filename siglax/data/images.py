@@ -98,7 +98,7 @@ def _header(data) -> Image.Image:
   for name in FORMATS:
     try:
       factory, accept = Image.OPEN[name]
-      if accept(head):
+      if accept is not None and accept(head):
         return factory(io.BytesIO(data), "")
     except Exception:  # each plugin has its own
       pass

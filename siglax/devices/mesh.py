@@ -152,7 +152,7 @@ def process_indices(mesh: jax.sharding.Mesh, batch_size: int) -> np.ndarray:
   single block.
   """
   held = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
-  return np.sort(np.concatenate([np.arange(batch_size)[rows] for (rows,) in held.values()]))
+  return np.sort(np.concatenate([np.arange(batch_size)[rows] for rows in held.values()]))
 
 
 def to_host(x: jax.Array) -> np.ndarray:

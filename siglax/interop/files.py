@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import math
 import pathlib
+from typing import Any
 import zipfile
 import zlib
 
@@ -195,7 +196,7 @@ def read_json(file: pathlib.Path) -> dict:
   return value
 
 
-def checked(file: pathlib.Path, name: str, value, like):
+def checked(file: pathlib.Path, name: str, value, like) -> Any:
   """A value of a JSON file, of the type of `like`: ints are positive, floats finite and positive.
   ValueError that names both.
 
@@ -225,4 +226,5 @@ def channels(
     raise ValueError(
       f"{file}: {name}={value!r} is no list of three {'positive ' if positive else ''}numbers"
     )
-  return tuple(map(float, numbers))
+  red, green, blue = map(float, numbers)
+  return red, green, blue

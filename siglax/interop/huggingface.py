@@ -333,7 +333,7 @@ HF = Format(
   # Those of other architectures too, which `open_folder` names.
   recognises=lambda path: _is(path, lambda kind: kind not in ("siglip_vision_model", "clip")),
   open=open_folder,
-  write=lambda *what: _write(*what, HF),
+  write=lambda tower, folder, dtype, source: _write(tower, folder, dtype, source, HF),
   carries=lambda tower: CARRIES | TEXT_CARRIES,
   towers=models.TOWERS,
   problem=output.head_problem,
@@ -343,7 +343,7 @@ HF_VISION = Format(
   doc="its image tower alone, a SiglipVisionModel",
   recognises=lambda path: _is(path, lambda kind: kind == "siglip_vision_model"),
   open=open_folder,
-  write=lambda *what: _write(*what, HF_VISION),
+  write=lambda tower, folder, dtype, source: _write(tower, folder, dtype, source, HF_VISION),
   carries=lambda tower: CARRIES,
   towers=("image",),
   problem=output.head_problem,

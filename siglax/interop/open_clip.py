@@ -132,7 +132,7 @@ def _trunk(tower) -> tuple[str | None, dict]:
   shape = transformer.Shape.of(tower.model.config.image)
   sizes = (shape.width, shape.depth, shape.heads, shape.mlp_dim)
   name = next((n for n, ours in names.SIZES.items() if transformer.SIZES[ours] == sizes), None)
-  return name, names.TRUNKS.get((name, tower.config.model.image.patch), {})
+  return name, names.TRUNKS.get((name or "", tower.config.model.image.patch), {})
 
 
 def trunk_name(tower) -> str:
