@@ -22,6 +22,19 @@ COMMON_FIELDS = {
     optional=True,
     above=0,
   ),
+  "order": Field(
+    "global",
+    "global: an epoch is a permutation of all examples. shards: it goes through a few shards "
+    "(files, tars, row groups) at a time, in a shuffled order, and permutes the examples of these",
+    choices=("global", "shards"),
+  ),
+  "shuffle_shards": Field(
+    64,
+    "shards that are read at a time with order=shards; more of them mix better, and more of the "
+    "data is read at random",
+    least=1,
+    most=2**20,
+  ),
   "max_bad_fraction": Field(
     None,
     f"share of broken examples above which the run stops; None takes {MAX_BAD_FRACTION}",
@@ -48,7 +61,9 @@ class Source:
   its weight in the loss, and "key": str, its name. The examples may have `classnames`, a tuple that
   the labels are indices into. [i] is random access, safe from many threads, and the same on every
   call; raising from it marks the example as broken, and training replaces it. The examples are
-  pickled for worker processes. ValueErrors of open begin with the field: "path='x': no such file".
+  pickled for worker processes. Examples that lie in shards (files, tars, row groups) have
+  `shard_sizes`: int64 [S], how many are in each, in the order of [i]. ValueErrors of open begin
+  with the field: "path='x': no such file".
   fields: those of its specs, beside COMMON_FIELDS; open gets the value of each.
   check: (**fields) → None, or a ValueError for values that do not fit each other; reads no data.
   pictures: its examples have pictures. Where they have not, but "image_embedding": float32 [d], the
