@@ -3,7 +3,9 @@ line.
 """
 
 import concurrent.futures
+import json
 import os
+import pathlib
 import pickle
 
 import pyarrow as pa
@@ -11,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from siglax.data import files as files_lib
+from siglax.data import order
 from siglax.data import sources
+from siglax.data import tables
 from siglax.data.sources import open_source
-from siglax.data.sources import parquet as parquet_lib
 from siglax.data.sources import validate_spec
 
 IMAGE = pa.array([b"one", b"", b"three", None, b"five"], pa.binary())
@@ -21,9 +24,11 @@ CAPTIONS = ["a", "b", None, "d", "e"]
 ROWS = len(IMAGE)
 
 
-def write(path, row_group_size=2, metadata=None, **columns):
-  table = pa.table(columns)
-  pq.write_table(table.replace_schema_metadata(metadata), path, row_group_size=row_group_size)
+def write(path, row_group_size=2, metadata=None, write_page_checksum=False, **columns):
+  table = pa.table(columns).replace_schema_metadata(metadata)
+  pq.write_table(
+    table, path, row_group_size=row_group_size, write_page_checksum=write_page_checksum
+  )
   return str(path)
 
 
@@ -135,14 +140,114 @@ def test_large_data_is_mapped_from_an_arrow_file_written_once(tmp_path, monkeypa
   in_memory = parquet(path)
   assert not (tmp_path / "cache").exists()
   monkeypatch.setattr(files_lib, "MEMORY_BYTES", 0)
-  mapped = parquet(path)
+
+  def parquet_at_random(path):
+    examples = parquet(path)
+    examples.prepare_random_access()
+    return examples
+
+  mapped = parquet_at_random(path)
   assert [mapped[i] for i in range(50)] == [in_memory[i] for i in range(50)]
   (cache,) = (tmp_path / "cache/siglax").iterdir()
   written = cache.stat().st_mtime_ns
-  assert parquet(path)[7] == in_memory[7] and cache.stat().st_mtime_ns == written
+  assert parquet_at_random(path)[7] == in_memory[7] and cache.stat().st_mtime_ns == written
   write(path, image=picture[::-1], caption=CAPTIONS * 10)  # another file of the same name
-  assert parquet(path)[0] == {"image": b"49", "captions": ["a"]}
+  assert parquet_at_random(path)[0] == {"image": b"49", "captions": ["a"]}
   assert len(list((tmp_path / "cache/siglax").iterdir())) == 2
+
+
+def counted_reads(monkeypatch) -> list:
+  """(file, row group) of each row group that is decompressed from here on."""
+  reads, of_group = [], files_lib.Columns.of_group
+
+  def counted(self, path, file, group):
+    reads.append((pathlib.Path(path).stem, group))
+    return of_group(self, path, file, group)
+
+  monkeypatch.setattr(files_lib.Columns, "of_group", counted)
+  return reads
+
+
+def test_of_large_data_row_groups_are_read_when_they_are_asked_for(tmp_path, monkeypatch):
+  picture = lambda i: bytes([i]) * 1000
+  for name, first in (("a", 0), ("b", 60)):
+    write(
+      tmp_path / f"{name}.parquet",
+      10,
+      image=[picture(i) for i in range(first, first + 60)],
+      caption=[f"c{i}" for i in range(first, first + 60)],
+    )
+  want = [{"image": picture(i), "captions": [f"c{i}"]} for i in range(120)]
+  # Pages of one byte repeated are dictionaries: a row group states less than its rows take.
+  monkeypatch.setattr(files_lib, "MEMORY_BYTES", 40_000)
+  reads = counted_reads(monkeypatch)
+  examples = parquet(f"{tmp_path}/*.parquet")
+  assert not reads and examples.shard_sizes.tolist() == [10] * 12
+  assert [examples[i] for i in range(120)] == want
+  assert reads == [(name, group) for name in "ab" for group in range(6)]  # in a row, each once
+  reads.clear()
+  for i in (5, 35, 7, 36, 9, 34):
+    assert examples[i] == want[i]
+  assert reads == [("a", 0), ("a", 3)]
+  # Memory holds three of them at 10 kB; the one that was used last stays.
+  for i in (45, 55, 45, 65, 75, 45, 55):
+    examples[i]
+  assert reads[2:] == [("a", 4), ("a", 5), ("b", 0), ("b", 1), ("a", 5)]
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    assert list(pool.map(examples.__getitem__, range(120))) == want
+  copy = pickle.loads(pickle.dumps(examples))
+  assert [copy[i] for i in range(0, 120, 17)] == want[::17]
+
+
+def test_a_damaged_row_group_is_named_with_its_place(tmp_path, monkeypatch, caplog):
+  noise = [os.urandom(500) for _ in range(40)]
+  path = tmp_path / "a.parquet"
+  write(path, 10, image=noise, caption=[f"c{i}" for i in range(40)], write_page_checksum=True)
+  start = pq.ParquetFile(path).metadata.row_group(2).column(0).dictionary_page_offset
+  data = bytearray(path.read_bytes())
+  data[start + 2500] ^= 1
+  path.write_bytes(data)
+  message = f"path='{path}' is damaged in row group 2, which begins at byte "
+  refused(message, str(path))
+  refused("skip_damaged_shards=True", str(path))
+  kept = parquet(str(path), skip_damaged_shards=True)
+  assert [kept[i]["image"] for i in range(30)] == noise[:20] + noise[30:]
+  assert len(kept) == 30 and kept.shard_sizes.tolist() == [10, 10, 0, 10]
+  assert f"{message}" in caplog.text and "10 of its rows are left out" in caplog.text
+  monkeypatch.setattr(files_lib, "MEMORY_BYTES", 0)
+  reads = counted_reads(monkeypatch)
+  on_demand = parquet(str(path))
+  for i in (20, 29):  # broken examples, of which the group is read once
+    with pytest.raises(ValueError, match="is damaged in row group 2"):
+      on_demand[i]
+  assert on_demand[30]["image"] == noise[30] and reads == [("a", 2), ("a", 3)]
+
+
+def test_missing_and_cut_files_may_be_left_out(tmp_path, caplog):
+  for name in "ab":
+    write(tmp_path / f"{name}.parquet", image=IMAGE, caption=CAPTIONS)
+  (tmp_path / "b.parquet").write_bytes((tmp_path / "b.parquet").read_bytes()[:-9])
+  names = [str(tmp_path / f"{name}.parquet") for name in "abc"]
+  kept = parquet(names, skip_damaged_shards=True)
+  assert len(kept) == len(IMAGE)
+  assert "b.parquet" in caplog.text and "c.parquet" in caplog.text
+  refused("has no file that can be read", names[1:], skip_damaged_shards=True)
+
+
+def test_class_names_of_hugging_faces_features(tmp_path):
+  features = {
+    "label": {"names": ["cat", "dog"], "_type": "ClassLabel"},
+    "other": {"names": ["a"], "_type": "ClassLabel"},
+    "caption": {"dtype": "string", "_type": "Value"},
+  }
+  table = pa.table({"image": IMAGE, "caption": CAPTIONS, "label": [0] * 5, "other": [0] * 5})
+  metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+  pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "a.parquet")
+  assert parquet(str(tmp_path / "a.parquet")).classnames == ("cat", "dog")
+  assert parquet(str(tmp_path / "a.parquet"), label="other").classnames == ("a",)
+  damaged = {b"huggingface": b'{"info": 3'}
+  pq.write_table(table.replace_schema_metadata(damaged), tmp_path / "b.parquet")
+  assert parquet(str(tmp_path / "b.parquet")).classnames is None
 
 
 def test_memory_is_judged_by_the_columns_read(tmp_path):
@@ -151,9 +256,9 @@ def test_memory_is_judged_by_the_columns_read(tmp_path):
     tmp_path / "a.parquet", 20, image=noise(1000), caption=["c"] * 20, imagery=noise(100_000)
   )
   files = {path: pq.ParquetFile(path)}
-  assert (
-    20_000 <= parquet_lib._Columns(files, "image", None, None, None, None).bytes(files) <= 25_000
-  )
+  schemas = {path: files[path].schema_arrow}
+  columns = tables.ImageText(schemas, "image", None, None, None, None)
+  assert 20_000 <= columns.bytes(files) <= 25_000
 
 
 def refused(message, path, **fields):
@@ -214,7 +319,8 @@ def test_a_flipped_bit_is_noticed_where_pages_have_checksums(tmp_path):
     data[data.index(sorted(table["image"].to_pylist())[25])] ^= 1  # least and most are in headers
     (tmp_path / "a.parquet").write_bytes(data)
     if checksums:
-      refused("a.parquet' is damaged: ", str(tmp_path / "a.parquet"))
+      where = "a.parquet' is damaged in row group 0, which begins at byte 4: "
+  refused(where, str(tmp_path / "a.parquet"))
     else:  # then nothing can tell
       assert len(parquet(str(tmp_path / "a.parquet"))) == 50
 
@@ -248,7 +354,7 @@ def test_files_with_other_classes_are_refused(tmp_path):
     write(
       tmp_path / f"{name}.parquet", image=IMAGE, caption=CAPTIONS, metadata={"classes": classes}
     )
-  refused("differ in the schema metadata 'classes'", f"{tmp_path}/*.parquet")
+  refused("differ in the class names of the schema's metadata", f"{tmp_path}/*.parquet")
 
 
 @pytest.mark.parametrize(
@@ -286,3 +392,22 @@ def test_a_source_s_own_errors_name_the_field():
     {"source": "shapes", "examples": 3, "weight": 2.0, "max_bad_fraction": 0}, "config.data.1"
   )
   assert len(source) == 3 and source.classnames
+
+
+def test_the_order_keeps_to_the_shards_that_memory_holds(tmp_path, monkeypatch):
+  noise = [os.urandom(1000) for _ in range(60)]
+  path = write(tmp_path / "a.parquet", 10, image=noise, caption=[f"c{i}" for i in range(60)])
+  spec = {"source": "parquet", "path": path, "order": "shards", "shuffle_shards": 5}
+  monkeypatch.setattr(files_lib, "MEMORY_BYTES", 35_000)
+  reads = counted_reads(monkeypatch)
+  with pytest.raises(ValueError) as e:
+    order.shuffled(open_source(spec), spec, 0, "config.data.0")
+  assert str(e.value) == (
+    "config.data.0.shuffle_shards=5: memory holds 3 of the shards of source='parquet' at a time; "
+    "set it to 3 or less"
+  )
+  examples, spec = open_source(spec), spec | {"shuffle_shards": 3}
+  shuffled = order.shuffled(examples, spec, 0, "config.data.0")
+  drawn = [shuffled[k] for k in range(60)]
+  assert [examples[i]["image"] for i in drawn] == [noise[i] for i in drawn]
+  assert sorted(drawn) == list(range(60)) and sorted(reads) == [("a", g) for g in range(6)]

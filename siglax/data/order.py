@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import fractions
+import functools
 import math
 import sys
 
 import grain
+import numpy as np
+
+from siglax.data.source import COMMON_FIELDS
 
 
 class Mix(grain.transforms.DatasetSelectionMap):
@@ -26,12 +30,13 @@ class Mix(grain.transforms.DatasetSelectionMap):
 
   def __getitem__(self, k: int) -> tuple[int, int]:
     rest, after = sum(self._shares), k + 1
-    for source, share in enumerate(self._shares):
-      # Of the first k elements left, those that go to the sources to come: none after the last.
+    for source, share in enumerate(self._shares[:-1]):
+      # Of the first k elements left, those that go to the sources to come.
       left, left_after = k * (rest - share) // rest, after * (rest - share) // rest
       if left_after == left:
         return source, k - left
       k, after, rest = left, left_after, rest - share
+    return len(self._shares) - 1, k
 
 
 class ProcessBlocks(grain.transforms.DatasetSelectionMap):
@@ -53,6 +58,101 @@ class ProcessBlocks(grain.transforms.DatasetSelectionMap):
     return self._mix[
       step * self._batch_size + process * (self._batch_size // self._processes) + row
     ]
+
+
+# A group of up to so many examples is permuted in memory: grain's permutation takes 2 ms for an
+# example of a few, and microseconds only for one of many.
+SMALL = 2**17
+
+
+def shuffled(source, spec, seed: int, field: str) -> grain.MapDataset:
+  """The indices of a source's examples in the order of its data spec, anew in each epoch.
+
+  field: where the spec stands, such as "config.data.0". ValueError for order="shards" of a source
+  that has none, or where more shards would be open than its memory holds.
+  """
+  if spec.get("order", COMMON_FIELDS["order"].default) == "global":
+    if hasattr(source, "prepare_random_access"):
+      source.prepare_random_access()
+    return grain.MapDataset.range(len(source)).seed(seed).shuffle()
+  sizes = getattr(source, "shard_sizes", None)
+  if sizes is None:
+    raise ValueError(
+      f"{field}.order='shards' needs examples in shards, and source={spec['source']!r} has none; "
+      "use order='global'"
+    )
+  open_shards = spec.get("shuffle_shards", COMMON_FIELDS["shuffle_shards"].default)
+  if (most := getattr(source, "open_shards", None)) is not None and min(
+    open_shards, len(sizes)
+  ) > most:
+    raise ValueError(
+      f"{field}.shuffle_shards={open_shards}: memory holds {most} of the shards of "
+      f"source={spec['source']!r} at a time; set it to {most} or less"
+    )
+  return ShardShuffle(sizes, seed, open_shards).seed(seed)
+
+
+class ShardShuffle(grain.MapDataset):
+  """Element k → the index of an example of one source; each epoch is a permutation of all of them.
+
+  sizes: int [S], the examples of each shard. seed: a whole number. open_shards: G, at least 1.
+
+  In an epoch the shards are permuted and cut into groups of G; the examples of a group are permuted
+  among themselves, and the groups follow one another. So the example is a formula of (seed, k), and
+  only the G shards of one group are read from at a time. Where G ≥ S, it is a permutation of all
+  examples. The order of an epoch's shards takes 16 bytes a shard. The permutation of a group takes
+  no memory where it is grain's, or 8 bytes an example for up to SMALL of them.
+  """
+
+  def __init__(self, sizes, seed: int, open_shards: int):
+    super().__init__()
+    self._sizes, self._seed = np.asarray(sizes, np.int64), seed
+    self._open = min(open_shards, len(self._sizes))
+    self._starts = _starts(self._sizes)
+    self._shards = functools.lru_cache(2)(self._shards_of)
+    self._group = functools.lru_cache(4)(self._group_of)
+
+  def __reduce__(self):
+    return type(self), (self._sizes, self._seed, self._open)
+
+  def __len__(self) -> int:
+    return int(self._starts[-1])
+
+  def __getitem__(self, k: int) -> int:
+    epoch, place = divmod(k, len(self))
+    shards, starts = self._shards(epoch)
+    group = (int(np.searchsorted(starts, place, "right")) - 1) // self._open
+    first, permutation = self._group(epoch, group)
+    place = first + permutation[place - first]
+    at = int(np.searchsorted(starts, place, "right")) - 1
+    return int(self._starts[shards[at]] + place - starts[at])
+
+  def _shards_of(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """The shards in the order of an epoch, and the place of the first example of each."""
+    shards = _permutation(len(self._sizes), [self._seed, epoch, 0])
+    return shards, _starts(self._sizes[shards])
+
+  def _group_of(self, epoch: int, group: int) -> tuple[int, np.ndarray | grain.MapDataset]:
+    """The place of a group's first example, and the permutation of the group."""
+    _, starts = self._shards(epoch)
+    first = int(starts[group * self._open])
+    end = int(starts[min((group + 1) * self._open, len(self._sizes))])
+    seed = [self._seed, epoch, group + 1]
+    if end - first <= SMALL:
+      return first, _permutation(end - first, seed)
+    seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    return first, grain.MapDataset.range(end - first).seed(seed).shuffle()
+
+
+def _permutation(size: int, seed: list[int]) -> np.ndarray:
+  """int64 [size]. Of a generator whose bits no version of NumPy changes."""
+  bits = np.random.Philox(np.random.SeedSequence(seed)).random_raw(size)
+  return np.argsort(bits, kind="stable")
+
+
+def _starts(sizes: np.ndarray) -> np.ndarray:
+  """[S + 1], the examples before each shard, and in all."""
+  return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
 
 
 def mix_shares(weights: list[float]) -> list[int]:

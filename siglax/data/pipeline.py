@@ -191,8 +191,8 @@ def _elements(config, loaders, process_index, process_count):
     # Hashed: grain's shuffle adds the epoch to the seed, so neighbouring seeds would repeat each
     # other's epochs.
     seed = int(np.random.SeedSequence([config.seed % 2**64, k]).generate_state(1)[0])
-    part = grain.MapDataset.range(len(loader.source)).seed(seed).shuffle().random_map(loader)
-    parts.append(part.repeat(None))
+    indices = order.shuffled(loader.source, config.data[k], seed, f"config.data.{k}")
+    parts.append(indices.random_map(loader).repeat(None))
   shares = order.shares_of(config, [loader.source for loader in loaders])
   options = config.loader
   if options.workers and not flags.FLAGS.is_parsed():

@@ -1,4 +1,4 @@
-"""Rows of Parquet files by their number: in memory, a few row groups at a time, or mapped from disk.
+"""Rows of Parquet files by number: in memory, a few row groups at a time, or mapped from disk.
 
 A row group is what Parquet compresses, thousands of rows: the least that can be read.
 """

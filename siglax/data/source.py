@@ -22,6 +22,19 @@ COMMON_FIELDS = {
     optional=True,
     above=0,
   ),
+  "order": Field(
+    "global",
+    "global: an epoch is a permutation of all examples. shards: it goes through a few shards "
+    "(files, tars, row groups) at a time, in a shuffled order, and permutes the examples of these",
+    choices=("global", "shards"),
+  ),
+  "shuffle_shards": Field(
+    64,
+    "shards that are read at a time with order=shards; more of them mix better, and more of the "
+    "data is read at random",
+    least=1,
+    most=2**20,
+  ),
   "max_bad_fraction": Field(
     None,
     f"share of broken examples above which the run stops; None takes {MAX_BAD_FRACTION}",
@@ -52,8 +65,11 @@ class Source:
   open: (**fields) → examples, with len() and [i]; a class or a function. Example i is {"image":
   encoded bytes or uint8 array, "captions": [str, …]}, and optionally "label": int, "weight": float,
   its weight in the loss, and "key": str, its name. The examples may have `classnames`, a tuple that
-  the labels are indices into, `templates`, texts with {} for the name of a class, and
-  `shard_sizes`: int64 [files], how many of the examples each file holds, in their order.
+  the labels are indices into, and `templates`, texts with {} for the name of a class.
+  Where they lie in shards (files, row groups), `shard_sizes`: int64 [S] says how many are in each,
+  in the order of [i]; `open_shards`: how many shards are read from at a time without reading one
+  twice, None for any number; and `prepare_random_access` is called before examples are read in an
+  order that keeps to no shard.
   [i] is random access, safe from many threads, and the same on every call; raising from it marks
   the example as broken, and training replaces it. The examples are pickled for worker processes.
   ValueErrors of open begin with the field: "path='x': no such file".

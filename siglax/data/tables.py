@@ -44,8 +44,8 @@ class ImageText(files_lib.Columns):
   """The columns of pictures and texts, the same for all files: which they are, and as what they are
   read.
 
-  schemas: {path: schema}. The other arguments are those of FIELDS. Raises ValueError, beginning with
-  the argument, for a column that is missing, there twice, or of another type.
+  schemas: {path: schema}. The other arguments are those of FIELDS. Raises ValueError, beginning
+  with the argument, for a column that is missing, there twice, or of another type.
   """
 
   def __init__(self, schemas: dict[str, pa.Schema], image, caption, label, weights, key):
