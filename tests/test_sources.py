@@ -319,8 +319,8 @@ def test_a_flipped_bit_is_noticed_where_pages_have_checksums(tmp_path):
     data[data.index(sorted(table["image"].to_pylist())[25])] ^= 1  # least and most are in headers
     (tmp_path / "a.parquet").write_bytes(data)
     if checksums:
-      where = "a.parquet' is damaged in row group 0, which begins at byte 4: "
-  refused(where, str(tmp_path / "a.parquet"))
+      message = "a.parquet' is damaged in row group 0, which begins at byte 4: "
+      refused(message, str(tmp_path / "a.parquet"))
     else:  # then nothing can tell
       assert len(parquet(str(tmp_path / "a.parquet"))) == 50
 
