@@ -398,7 +398,7 @@ def test_the_order_keeps_to_the_shards_that_memory_holds(tmp_path, monkeypatch):
   noise = [os.urandom(1000) for _ in range(60)]
   path = write(tmp_path / "a.parquet", 10, image=noise, caption=[f"c{i}" for i in range(60)])
   spec = {"source": "parquet", "path": path, "order": "shards", "shuffle_shards": 5}
-  monkeypatch.setattr(files_lib, "MEMORY_BYTES", 35_000)
+  monkeypatch.setattr(files_lib, "MEMORY_BYTES", 45_000)
   reads = counted_reads(monkeypatch)
   with pytest.raises(ValueError) as e:
     order.shuffled(open_source(spec), spec, 0, "config.data.0")
