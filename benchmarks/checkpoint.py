@@ -56,9 +56,8 @@ def main():
       checkpoints.wait()
       seconds["save"].append(time.perf_counter() - begin)
     checkpoints.close()
-  medians = {
-    name: statistics.median(values[1:]) for name, values in seconds.items()
-  }  # the first compiles
+  # The first compiles
+  medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}
   check = statistics.median(
     b - a for a, b in zip(seconds["digest"][1:], seconds["digest_and_check"][1:])
   )

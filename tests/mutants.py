@@ -459,9 +459,8 @@ def chosen(fault, tests) -> list[list[str]]:
     for test, of in tests.items()
     if any(n == key or n.startswith(inside) for n in of["reached"])
   }
-  reaching = reach(key, inside) or reach(
-    fault.file, f"{fault.file}:"
-  )  # a function that runs on import alone
+  # A function that runs on import alone
+  reaching = reach(key, inside) or reach(fault.file, f"{fault.file}:")
   rest = {
     test
     for test, of in tests.items()
@@ -503,9 +502,8 @@ def judge(fault, tests, folder, number) -> dict:
     if some and status == "survived":
       limit = 120 + 5 * sum(tests[t]["seconds"] for t in some)
       code, by = run_pytest(["-m", "pytest", "-x", *some], folder, limit)
-      if (
-        code is not None and code < 0
-      ):  # XLA gives up on its collectives where the cores are busy: not for the fault
+      # XLA gives up on its collectives where the cores are busy: not for the fault
+      if code is not None and code < 0:
         code, by = run_pytest(["-m", "pytest", "-x", *some], folder, limit)
       status = "survived" if code == 0 else "timeout" if code is None else "killed"
   shutil.copyfile(ROOT / fault.file, file)

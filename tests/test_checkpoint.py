@@ -419,9 +419,8 @@ def test_verify_finds_what_the_disk_did_not_keep_before_the_old_ones_go(
   with monkeypatch.context() as patch:
     patch.setattr(checkpoint.ocp.AsyncCheckpointer, "wait_until_finished", damaged)
     checkpoints.save(10, state(mesh, 10), {})
-  assert (
-    checkpoints.steps == [8] and checkpoints.newest == 8 and checkpoints.poll()
-  )  # it is to be made again
+  # It is to be made again
+  assert checkpoints.steps == [8] and checkpoints.newest == 8 and checkpoints.poll()
   assert (run / "checkpoints" / "damaged-10").is_dir()
   with inject.failing_reads("EIO", times=2):  # a read that fails is no damage
     checkpoints.save(12, state(mesh, 12), {})
@@ -511,9 +510,8 @@ def test_saves_that_fail_are_made_again_and_then_end_the_run(kind, run, quick, c
   with inject.failing_saves(kind):
     for k in range(7, 12):
       checkpoints.save(k, state(mesh, k), {})
-      assert checkpoints.poll() == (
-        k % 2 == 1
-      )  # each is tried twice: again at the next step, then when it is due
+      # Each is tried twice: again at the next step, then when it is due
+      assert checkpoints.poll() == (k % 2 == 1)
     with pytest.raises(ValueError) as error:
       checkpoints.save(12, state(mesh, 12), {})
   assert (

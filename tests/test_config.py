@@ -353,11 +353,12 @@ def test_resolve_fills_in_what_depends_on_other_fields():
     assert c.model.bias_init == bias and c.loss.scale_max == cap
   c = valid()
   c.loss.positives = "label"
+  # 0 as of pairs; 1 has no odds
   for share, odds in (
     (0.1, 0.15625 / 0.84375),
     (0.0, 1 / 16),
     (1.0, 256),
-  ):  # 0 as of pairs; 1 has no odds
+  ):
     assert config_lib.resolve(c, text, lambda: share).model.bias_init == pytest.approx(
       math.log(odds)
     )

@@ -170,9 +170,8 @@ def test_a_stranger_reads_the_values_to_the_bit(ending, tmp_path, monkeypatch):
   monkeypatch.setattr(embedding_files, "ROW_GROUP_BYTES", 600)
   description, read = strangers(pathlib.Path(write(file, rows)))
   assert description == DESCRIPTION and len(read) == len(rows)
-  none = (
-    {"label": -1, "weight": 1.0} if ending == ".npz" else {}
-  )  # what an array has where a row has none
+  # What an array has where a row has none
+  none = {"label": -1, "weight": 1.0} if ending == ".npz" else {}
   for got, want in zip(read, rows):
     for name in ("image_embedding", "image_tokens", "text_embeddings"):
       x = np.asarray(got[name], np.float32).reshape(want[name].shape)
@@ -444,9 +443,8 @@ def test_frozen_parameters_have_no_gradients_moments_or_average(
       state.params, p.abstract_batch(), state.step
     )
   assert not jax.tree.leaves(grads["image"])
-  of_layers = {
-    shape[1:] for shape in frozen if len(shape) > 2
-  }  # what a scan over layers would add up
+  # What a scan over layers would add up
+  of_layers = {shape[1:] for shape in frozen if len(shape) > 2}
   for eqn in equations(jaxpr.jaxpr):
     if eqn.primitive.name in ("transpose", "add_any", "mul", "dot_general", "add", "while", "scan"):
       assert not {getattr(v.aval, "shape", ()) for v in eqn.outvars} & (frozen | of_layers)
@@ -471,9 +469,8 @@ def test_plan_compiles_such_a_step_without_the_data(folder):
   report = plan.plan(lit(folder, "not/there.npz"), 8)
   p = made(lit(folder, "not/there.npz"))
   assert report["flops"]["per_step"] == p.model_flops()
-  assert report["bytes_per_device"]["batch"] == 2 * (
-    20 * 4 + 12 * 4 + 4
-  )  # labels, which this loss does not read, left out
+  # Labels, which this loss does not read, left out
+  assert report["bytes_per_device"]["batch"] == 2 * (20 * 4 + 12 * 4 + 4)
   assert report["bytes_per_device"]["frozen"] == sum(
     4 * x.size for x in jax.tree.leaves(p.abstract_state.params["image"])
   )

@@ -115,9 +115,8 @@ def test_what_is_loaded_is_what_was_trained(run, states):
   want = averaged(states[run])
   raw = states[run].params["text"]["encoder"]["blocks"]["attention"]["query"]["lora"]["lora_b"]
   attention = want["text"]["encoder"]["blocks"]["attention"]
-  assert (
-    np.abs(attention["query"]["lora"]["lora_b"] - raw).max() > 1e-3
-  )  # so that the average is told from the last
+  # So that the average is told from the last
+  assert np.abs(attention["query"]["lora"]["lora_b"] - raw).max() > 1e-3
   for part in attention.values():
     lora = part.pop("lora")
     part["kernel"] = part["kernel"] + np.einsum("ldr,lre->lde", lora["lora_a"], lora["lora_b"])
@@ -160,9 +159,8 @@ def test_the_end_sees_all_patches(base, tmp_path):
   masked, whole = (made.model_flops(step) for step in (0, 5))
   d, hidden = 16, 32  # of tests/tiny.py: one block, then an attention head of one probe
   of = lambda n: n * (8 * d * d + 4 * d * hidden + 4 * n * d) + n * (4 * d * d + 4 * d)
-  assert whole - masked == made.config.batch_size * (
-    of(4) - of(2)
-  )  # of a frozen tower, one forward pass
+  # Of a frozen tower, one forward pass
+  assert whole - masked == made.config.batch_size * (of(4) - of(2))
 
 
 def test_an_end_longer_than_the_training(base, tmp_path):

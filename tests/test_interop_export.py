@@ -335,9 +335,8 @@ def test_a_new_option_is_refused_until_a_table_names_it():
   c.image.resize, c.model.image.pool = "bilinear", "mean"
   for form, table in tables().items():
     lacking = {name: values for name, values in table.items() if name != "model.image.pool"}
-    want = (
-      None if form == "stablehlo" else "config.model.image.pool='mean'; it needs 'map'"
-    )  # the default
+    # The default
+    want = None if form == "stablehlo" else "config.model.image.pool='mean'; it needs 'map'"
     assert fields.refused(lacking, c, ("image",)) == want
 
 

@@ -209,9 +209,8 @@ def test_positions_equal_torch():
     )
   smooth = np.linspace(0, 1, 24)[:, None, None] + np.zeros((24, 24, 1))
   small = positions.resize_grid(smooth.reshape(-1, 1), (24, 24), (8, 8)).reshape(8, 8)
-  np.testing.assert_allclose(
-    small[2:-2], smooth.reshape(8, 3, 8, 3).mean((1, 3))[2:-2], atol=1e-6
-  )  # antialiased
+  # Antialiased
+  np.testing.assert_allclose(small[2:-2], smooth.reshape(8, 3, 8, 3).mean((1, 3))[2:-2], atol=1e-6)
   np.testing.assert_allclose(positions.weights(24, 8).sum(1), 1)
 
 

@@ -151,9 +151,8 @@ def test_wrong_folders_are_named(tiny, tmp_path):
 def test_a_resnet_is_open_clips_in_both_modes_and_goes_back(monkeypatch, tmp_path, capsys):
   monkeypatch.setitem(resnet.SIZES, "RN50", (64, (2, 1, 1, 1), 1024))
   tower, io = siglax.load(RESNET), np.load(RESNET / "io.npz")
-  assert (
-    tower.config.image.fit == "crop" and tower.config.image.resize == "bicubic"
-  )  # open_clip's own defaults
+  # These are the defaults of open_clip.
+  assert tower.config.image.fit == "crop" and tower.config.image.resize == "bicubic"
   model, params = tower.model, tower.params
   z, (ztrain, running) = jax.jit(
     lambda p, x: (model.embed_image(p, x), model.embed_image_in_training(p, x))

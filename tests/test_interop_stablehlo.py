@@ -146,9 +146,8 @@ def test_functions_of_a_tower_that_no_library_has(elsewhere):
   )
   tokens = jax.jit(tower.model.image_tokens)(tower.params, normalized)
   np.testing.assert_allclose(out["image_tokens"], tokens, atol=1e-5)
-  mean = out["image_tokens"].mean(
-    axis=1
-  )  # pool="mean" without a head: the embedding is their mean, of length 1
+  # pool="mean" without a head: the embedding is their mean, of length 1
+  mean = out["image_tokens"].mean(axis=1)
   np.testing.assert_allclose(
     out["embed_image"], mean / np.linalg.norm(mean, axis=1, keepdims=True), atol=1e-5
   )
@@ -197,12 +196,10 @@ def test_one_function_runs_on_every_platform_and_needs_one_device(elsewhere):
       and function.nr_devices == 1
       and not function.disabled_safety_checks
     )
-    assert (
-      os.path.dirname(siglax.__file__).encode() not in data
-    )  # no path of the machine that wrote it
-    assert (
-      len(data) < (folder / "image.npz").stat().st_size * 5
-    )  # the parameters are beside, not inside
+    # No path of the machine that wrote it
+    assert os.path.dirname(siglax.__file__).encode() not in data
+    # The parameters are beside, not inside
+    assert len(data) < (folder / "image.npz").stat().st_size * 5
 
 
 def test_one_tower_alone(elsewhere):

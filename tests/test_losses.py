@@ -152,12 +152,13 @@ def test_weight_zero_removes_an_example_from_rows_and_columns(name, impl):
   w[[3, 30]] = 0
   keep = w > 0
   want, want_grads = LOSSES[name][1](zimg[keep], ztxt[keep], 10.0, -3.0, w[keep], labels[keep])
+  # Whatever a removed example holds
   zimg[3], ztxt[3], zimg[30], ztxt[30] = (
     np.nan,
     5 * ztxt[3],
     -np.inf,
     np.nan,
-  )  # whatever a removed example holds
+  )
   value, grads = compiled(name, impl, 2)[0](
     *(jnp.float32(x) for x in (zimg, ztxt, 10.0, -3.0, w)), jnp.int32(labels)
   )
@@ -189,9 +190,8 @@ def test_weights_of_any_size(name, impl):
   for size in (1e-18, 1e-25, 1e-38, 1e-42, 1e30):  # 1e-42 is subnormal, with ten bits
     some = np.where(np.arange(50) % 3 == 0, size, 1) * w
     assert max(errors(name, impl, 2, 100.0, (zimg, ztxt, exact(some), labels))) <= 1e-5
-    if (
-      name in ("softmax", "hinge_hardest") or size > 1e-30
-    ):  # elsewhere the gradients themselves are below all floats
+    # Elsewhere the gradients themselves are below all floats
+    if name in ("softmax", "hinge_hardest") or size > 1e-30:
       assert max(errors(name, impl, 2, 100.0, (zimg, ztxt, exact(size * w), labels))) <= 1e-5
 
 
@@ -296,9 +296,8 @@ def test_memory_is_flat_in_devices_and_within_five_copies_of_the_embeddings(name
   temp = {
     D: executable(name, "ring", D, b, d, 512).memory_analysis().temp_size_in_bytes for D in (4, 8)
   }
-  assert (
-    max(temp.values()) <= {"sigmoid": 4.43, "softmax": 4.69}[name] * b * d * 4
-  )  # as docs/losses.md has it
+  # As docs/losses.md has it
+  assert max(temp.values()) <= {"sigmoid": 4.43, "softmax": 4.69}[name] * b * d * 4
   weighted = executable(name, "ring", 8, b, d, 512, extras=True)
   assert weighted.memory_analysis().temp_size_in_bytes <= 5 * b * d * 4
   assert abs(temp[8] / temp[4] - 1) <= 0.02
@@ -522,10 +521,11 @@ def test_auto_gathers_what_takes_a_sixteenth_of_the_memory():
     "gather",
     "ring",
   ]
+  # 362 · 2896 ≤ 2²⁰ < 363 · 2904
   assert [losses.choose(B, 768, Devices, memory=0) for B in (2896, 2904)] == [
     "dense",
     "ring",
-  ]  # 362 · 2896 ≤ 2²⁰ < 363 · 2904
+  ]
 
   class Two:
     shape, axis_names = {"data": 2}, ("data",)

@@ -138,9 +138,8 @@ def test_lines_wait_for_a_full_disk_and_none_is_torn(tmp_path, caplog):
       lines.append({"n": n})
     lines.close()
   assert caplog.records[-1].message == f"{path} lacks its last lines, 4 of them (File too large)"
-  assert path.read_bytes() == b"".join(
-    b'{"n": %d}\n' % n for n in range(6)
-  )  # no torn line at the end either
+  # No torn line at the end either
+  assert path.read_bytes() == b"".join(b'{"n": %d}\n' % n for n in range(6))
 
 
 def test_lines_keep_the_newest_in_memory(tmp_path):
@@ -288,10 +287,11 @@ def test_tensorboard_events_and_purge_on_resume(tmp_path, config):
     ("eval/val/acc1", 10): 0.25,
   }
   record_run(tmp_path, config, [20], step=10)
+  # Hides the steps from there on
   assert [e.step for e in events(tmp_path) if e.session_log.status] == [
     1,
     11,
-  ]  # hides the steps from there on
+  ]
 
 
 def test_wandb_is_resumed_by_its_id(tmp_path, config, monkeypatch):

@@ -88,13 +88,11 @@ def test_dropped_patches_leave_the_tower_of_the_others():
     error = np.abs(wanted - z).max(axis=2)
     assert (error.min(axis=0) < 1e-5).all()
     chosen |= {tuple(error.argmin(axis=0).tolist())}
-  assert (
-    len({half for row in chosen for half in row}) == 6
-  )  # every half comes up, and not the same for all pictures
+  # Every half comes up, and not the same for all pictures
+  assert len({half for row in chosen for half in row}) == 6
   assert any(len(set(row)) > 1 for row in chosen)
-  np.testing.assert_allclose(
-    embed(params, IMAGES), numpy_image_tower(params)[1], atol=1e-5
-  )  # without keys, all
+  # Without keys, all
+  np.testing.assert_allclose(embed(params, IMAGES), numpy_image_tower(params)[1], atol=1e-5)
 
 
 def test_a_class_token_is_never_dropped():
@@ -118,9 +116,8 @@ def test_lora_is_its_merged_kernels(scan):
   model, params = tiny(**{"model.image.lora_rank": 2, "model.image.scan": scan})
   plain = models.without_lora(model)
   same = jax.tree_util.tree_leaves_with_path(params["image"])
-  assert all(
-    (x == 0).all() for path, x in same if path[-1].key == "lora_b"
-  )  # so that nothing changes at first
+  # So that nothing changes at first
+  assert all((x == 0).all() for path, x in same if path[-1].key == "lora_b")
   params = jitter(params)
   wide = jax.tree.map(np.float64, params["image"])  # merged by hand, in float64
   blocks = wide["encoder"]["blocks"]
@@ -230,9 +227,10 @@ def test_a_stem_of_convolutions_and_a_head_equal_float64_numpy():
   x = IMAGES / 127.5 - 1
   for i in range(3):
     x, n = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), x.shape[1] // 2
+    # [n, n, 3, 3, 3, …]
     windows = np.stack(
       [[x[:, 2 * r : 2 * r + 3, 2 * c : 2 * c + 3] for c in range(n)] for r in range(n)]
-    )  # [n, n, 3, 3, 3, …]
+    )
     y = np.einsum("rcnijk,ijkl->nrcl", windows, p["stem"]["convs"][str(i)]["kernel"])
     x = oracles.gelu_tanh(oracles.layer_norm(y, p["stem"]["norms"][str(i)]))
   tokens = oracles.encoder(
@@ -295,9 +293,8 @@ def test_dropout_is_a_function_of_each_examples_key():
   keys, embed = jax.random.split(jax.random.key(1), 3), jax.jit(model.embed_image)
   z = np.asarray(embed(params, IMAGES, keys))
   turned = np.array([2, 0, 1])
-  np.testing.assert_allclose(
-    embed(params, IMAGES[turned], keys[turned]), z[turned], atol=1e-6
-  )  # wherever it stands
+  # Wherever it stands
+  np.testing.assert_allclose(embed(params, IMAGES[turned], keys[turned]), z[turned], atol=1e-6)
   assert (np.abs(np.asarray(embed(params, IMAGES, keys[turned])) - z).max(axis=1) > 1e-3).all()
   same = np.asarray(embed(params, IMAGES[[0, 0, 0]], keys))
   assert np.abs(same[0] - same[1]).max() > 1e-3 and np.abs(same[1] - same[2]).max() > 1e-3

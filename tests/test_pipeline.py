@@ -370,9 +370,8 @@ def stops_at(share, limit, draws, runs):
   """The draw at which each of many simulated runs stops, 0 where it does not."""
   rng, stops = np.random.default_rng(0), []
   for _ in range(runs):
-    drawn = (
-      np.flatnonzero(rng.random(draws, np.float32) < share) + 1
-    )  # only a broken example can stop a run
+    # Only a broken example can stop a run
+    drawn = np.flatnonzero(rng.random(draws, np.float32) < share) + 1
     stops += [*drawn[broken.too_many_bad(np.arange(1, len(drawn) + 1), drawn, limit)], 0][:1]
   return np.array(stops)
 
@@ -448,9 +447,8 @@ def test_a_batch_with_more_examples_than_there_are_is_warned_of(caplog):
     start(make_config({}, batch_size=700), [700])
     start(make_config({}, {"weight": 100}, batch_size=200), [100, 100])
     start(make_config({}, batch_size=1024, positives="label"), [700])
-    start(
-      make_config({}, batch_size=1024), [700], process_index=1, process_count=2
-    )  # the first says it
+    # The first says it
+    start(make_config({}, batch_size=1024), [700], process_index=1, process_count=2)
   assert not caplog.records
   with caplog.at_level(logging.WARNING, "siglax"):
     start(make_config({}, batch_size=1024), [700])

@@ -97,9 +97,8 @@ def test_a_plan_for_eight_devices_is_the_run_on_eight_devices_byte_for_byte(tmp_
   results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
   assert used["total"] == analysis.argument_size_in_bytes + results + analysis.temp_size_in_bytes
   assert analysis.alias_size_in_bytes == held  # the new state takes the place of the old one
-  assert used["state"] == held and used["batch"] == 2 * (
-    16 * 16 * 3 + 12 * 4 + 4
-  )  # image, tokens and weight; no label
+  # Image, tokens and weight; no label
+  assert used["state"] == held and used["batch"] == 2 * (16 * 16 * 3 + 12 * 4 + 4)
   assert used["parameters"] == parameters < split_report["parameter_bytes"] == parameter_bytes
   assert split_report["parameters"]["text"] == text > 20000 * 16
   assert split_report["mesh"] == {"data": 2, "fsdp": 4} and split_report["batch_per_device"] == 2
@@ -221,9 +220,8 @@ def test_flops_of_a_step(report, split_report):
   """Three forward passes; with the loss, and what is computed again, on top in those that are
   executed.
   """
-  ends = (
-    2 * 16 * 4 * (8 * 8 * 3) * 16
-  )  # one pass of 16 images through the patch embedding: 4 patches to width 16
+  # One pass of 16 images through the patch embedding: 4 patches to width 16
+  ends = 2 * 16 * 4 * (8 * 8 * 3) * 16
   assert (
     report["flops"]["per_step"]
     == split_report["flops"]["per_step"]
@@ -396,9 +394,8 @@ def test_the_update_of_a_frozen_tower_moves_no_memory(report):
     configured(**{"optim.lr_multipliers": "(('image/.*', None), ('.*', 1.0))"}), 8, chips=("H100",)
   )
   image, text = (4 * report["parameters"][name] for name in ("image", "text"))
-  scalars = 4 * (
-    3 * 2 + 3
-  )  # scale and bias with their moments; the counts of the run, of Adam and of the rate
+  # Scale and bias with their moments; the counts of the run, of Adam and of the rate
+  scalars = 4 * (3 * 2 + 3)
   used, chip = frozen["bytes_per_device"], frozen["chips"]["H100"]
   assert used["frozen"] == image
   assert used["state"] == image + 3 * text + scalars

@@ -156,9 +156,10 @@ def test_smoke_makes_a_run(name, tmp_path):
   these parameters.
   """
   run = run_lib.Run(load(name, ":smoke=True"), tmp_path)
+  # Running statistics
   assert run.total_steps == 4 and any(jax.tree.leaves(run.frozen)) == (
     name in ("lit_b16", "clip_rn50")
-  )  # running statistics
+  )
 
 
 def test_arguments_reach_the_config():
@@ -172,9 +173,8 @@ def test_arguments_reach_the_config():
   assert c.model.init_from == "runs/x" and c.data == (
     {"source": "embeddings", "path": "e.parquet"},
   )
-  assert (
-    load("lit_b16", ":smoke=True,embedded=e.parquet").data[0]["source"] == "shapes"
-  )  # a smoke run needs no file
+  # A smoke run needs no file
+  assert load("lit_b16", ":smoke=True,embedded=e.parquet").data[0]["source"] == "shapes"
 
 
 def test_smoke_trains(tmp_path):

@@ -72,9 +72,8 @@ def test_sizes_are_those_of_open_clip(size, parameters, embed_dim):
   model = models.build(c.model)
   params = jax.eval_shape(model.init, jax.random.key(0))["image"]
   assert trainable_lib.count(params) == parameters and model.embed_dim == embed_dim
-  assert not any(
-    x.weak_type for x in jax.tree.leaves(params)
-  )  # or the second step is compiled anew
+  # Or the second step is compiled anew
+  assert not any(x.weak_type for x in jax.tree.leaves(params))
   statistics = sum(x.size for x in jax.tree.leaves(params)) - parameters
   assert statistics == sum(
     2 * x.size for path, x in jax.tree_util.tree_leaves_with_path(params) if path[-1].key == "scale"
@@ -287,17 +286,15 @@ def test_a_checkpoint_holds_the_statistics(trained, tmp_path):
   np.testing.assert_allclose(
     siglax.load(f"{tmp_path}:img").embed_images(list(IMAGES), batch_size=16), z, atol=1e-5
   )
-  assert (
-    siglax.load(f"{tmp_path}:txt").model.embed_dim == z.shape[1]
-  )  # its text tower is as wide without it
+  # Its text tower is as wide without it
+  assert siglax.load(f"{tmp_path}:txt").model.embed_dim == z.shape[1]
   start = lambda **fields: initial.initial_params(
     tmp_path, models.build(tiny(**{**RN17, **fields}).model), mesh_lib.make()
   )
   larger, old = start(**{"image.size": 96})["image"], leaves(state.params)
   assert larger["pos_embedding"].shape == (10, 128)
-  np.testing.assert_array_equal(
-    larger["pos_embedding"][0], old["image/pos_embedding"][0]
-  )  # of the mean token
+  # Of the mean token
+  np.testing.assert_array_equal(larger["pos_embedding"][0], old["image/pos_embedding"][0])
   np.testing.assert_array_equal(
     larger["stem"]["conv1"]["norm"]["var"], old["image/stem/conv1/norm/var"]
   )

@@ -252,9 +252,8 @@ def test_a_micro_batched_step_is_the_full_step(devices, microbatch, fields):
     errors[name] = [float(np.abs(a - b).max() / size) for a, b in ((x, g), (g, hand))]
   assert np.max(list(errors.values())) <= 3e-6, errors
   if devices == 1:  # on more, the ring is counted per device
-    assert (
-      work == whole + forward
-    )  # so 4/3 of the towers', which are three times their forward pass
+    # So 4/3 of the towers', which are three times their forward pass
+    assert work == whole + forward
 
 
 def test_a_frozen_tower_stays_and_the_scale_keeps_under_its_cap():

@@ -112,13 +112,13 @@ def test_logits_and_zero_shot(tower):
 
 
 def test_evaluate_repeats_the_last_evaluation_of_the_run(folder, capsys):
+  # The training data is not needed
   gone = [
     "--config.data.0.source=parquet",
     "--config.data.0.path=gone.parquet",
-  ]  # the training data is not needed
-  assert (
-    cli.main(["evaluate", "--from", str(folder), "--config.batch_size=13"]) == 1
-  )  # the task "loss" has batches of it
+  ]
+  # The task "loss" has batches of it
+  assert cli.main(["evaluate", "--from", str(folder), "--config.batch_size=13"]) == 1
   assert "config.batch_size=13 is not divisible by the 8 devices" in capsys.readouterr().err
   assert cli.main(["evaluate", "--from", str(folder), "--config.text.length=10"]) == 1
   assert (

@@ -113,10 +113,11 @@ def test_a_run_leaves_what_is_promised(whole):
   assert {"config.json", "checkpoints", "metrics.jsonl", "tokenizer.model", "curves.png"} <= names
   assert any(name.startswith("events") for name in names)
   assert [step for step, _ in losses(whole)] == list(range(1, 13))
+  # Whose values tests/test_six_steps.py checks
   assert set(records(whole)[3]) == CONTRACT | {
     "local_accuracy",
     "host_time",
-  }  # whose values tests/test_six_steps.py checks
+  }
   assert stored.Stored(whole).steps == [8, 12] and (whole / "curves.png").read_bytes().startswith(
     b"\x89PNG"
   )
@@ -181,9 +182,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     and "tower's embeddings at step" in out.strip().splitlines()[-1]
     and "are not finite" in out
   )
-  resume.check_folder(
-    run_lib.Run(config_lib.load(TINY), tmp_path / "checked")
-  )  # no checkpoint: the folder is free for another config
+  # No checkpoint: the folder is free for another config
+  resume.check_folder(run_lib.Run(config_lib.load(TINY), tmp_path / "checked"))
 
 
 def test_a_finished_run_and_a_run_of_another_config(whole, capsys):
@@ -243,9 +243,8 @@ def test_replay_makes_a_step_again_and_names_its_examples(whole, capsys):
       drawn["label"],
       list(drawn["captions"]),
     )
-  assert (
-    len({example["example"] for example in report["examples"]}) == 16
-  )  # one pass over the data, each example once
+  # One pass over the data, each example once
+  assert len({example["example"] for example in report["examples"]}) == 16
   assert {p: p.read_bytes() for p in whole.rglob("*") if p.is_file()} == before
   assert "--step 13 must lie in 1 … 12" in fails(
     capsys, "replay", "--run", str(whole), "--step", "13"

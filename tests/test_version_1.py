@@ -28,12 +28,13 @@ import tiny
 
 FOLDER = pathlib.Path(__file__).parent / "golden" / "run_version_1"
 # What b06059f logged of the same run with steps=8, and its evaluation of the folder.
+# Of steps 5 to 8
 LOSSES = (
   4.371449947357178,
   4.452136993408203,
   4.792726516723633,
   4.154070854187012,
-)  # of steps 5 to 8
+)
 DATA = "{'source':'shapes','split':'test','image_size':16,'examples':48}"
 FLAGS = (
   "text.tokenizer=small.model",

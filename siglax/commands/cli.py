@@ -21,9 +21,8 @@ INTERRUPTED = 130  # exit code
 
 def main(arguments: list[str] | None = None) -> int:
   """Runs a command; a wrong input, or a file or pipe that fails, prints one line and returns 1."""
-  if (
-    sys.stdout is None
-  ):  # closed by whoever started this: the next file to be opened would take its place
+  # Closed by whoever started this: the next file to be opened would take its place.
+  if sys.stdout is None:
     sys.stdout = open(os.devnull, "w")
   with contextlib.redirect_stdout(streams.Stdout(sys.stdout)) as stdout:
     try:

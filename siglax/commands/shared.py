@@ -90,16 +90,14 @@ def setup(arguments):
     try:
       os.fstat(number)
     except OSError:
-      os.open(
-        os.devnull, os.O_WRONLY
-      )  # takes the number of the closed stream, which a file of the run would get
+      # It takes the number of the closed stream, which a file of the run would get.
+      os.open(os.devnull, os.O_WRONLY)
   logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
   logging.getLogger("siglax").setLevel(logging.INFO)
   # Orbax logs what it raises too, and siglax says that in one line.
   logging.getLogger("absl").setLevel(logging.CRITICAL)
-  logging.getLogger("asyncio").setLevel(
-    logging.CRITICAL
-  )  # of writes of one save that fail together, the first is told
+  # Where several writes of one save fail, only the first is told.
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL)
   quiet.quiet_orbax()
   host.keep_freed_memory()
   host.keep_compiled_programs()

@@ -64,12 +64,12 @@ def origins(config: ConfigDict, in_file: dict, given: Iterable[str]) -> dict[str
   command line set.
   """
   defaults, values = leaves(fields.default()), leaves(config)
-  given = {fields.at(place) for place in given}
+  set_there = {fields.at(place) for place in given}
   found = {}
   for name, field in fields.all_fields().items():
     if field.follows:
       found[name] = f"follows {field.follows}"
-    elif name in given or values[name] != in_file[name]:  # the unit that another one replaced
+    elif name in set_there or values[name] != in_file[name]:  # the unit that another one replaced
       found[name] = "command line"
     else:
       found[name] = "default" if values[name] == defaults[name] else "file"

@@ -142,7 +142,7 @@ def roofline(chip: chips_lib.Chip, *, executed_flops, state_bytes, sent_bytes, m
     "memory": 2 * state_bytes / chip.bandwidth,
     "network": sent_bytes / chip.link,
   }
-  binds = max(seconds, key=seconds.get)
+  binds = max(seconds, key=seconds.__getitem__)
   step = seconds[binds]
   return {
     "seconds": seconds,

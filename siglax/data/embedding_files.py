@@ -16,9 +16,11 @@ the metadata "row".
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import itertools
 import json
 import pathlib
+from typing import Any
 
 from array_record.python import array_record_data_source
 from array_record.python import array_record_module
@@ -158,10 +160,11 @@ def parse_record(record: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 class NpzWriter:
   """Holds all rows until the end."""
 
+  # NumPy has no bfloat16 that a reader without ml_dtypes understands.
   dtypes = (
     "float32",
     "float16",
-  )  # numpy has no bfloat16 that a reader without ml_dtypes understands
+  )
 
   def __init__(self, file: pathlib.Path):
     self._file, self._rows = file, []
@@ -198,7 +201,7 @@ class ParquetWriter:
     self._file, self._writer, self._held, self._bytes = file, None, [], 0
 
   def write(self, rows: list[dict]):
-    column = lambda name: [row.get(name) for row in rows]
+    column: Callable[[str], list[Any]] = lambda name: [row.get(name) for row in rows]
     fixed = [name for name in ("image_embedding", "image_tokens") if name in rows[0]]
     arrays = {name: _fixed_lists(np.stack(column(name))) for name in fixed}
     if "text_embeddings" in rows[0]:

@@ -28,10 +28,9 @@ class EvalExamples:
     return len(self._source)
 
   def __getitem__(self, i: int) -> dict:
-    c = self._image_config
     try:
       example = self._source[i]
-      image = images.resize(images.decode(example["image"], c), c.size, c.resize, c.fit)
+      image = images.prepare(example["image"], self._image_config)
     except Exception as e:  # whatever a source or a decoder raises
       raise ValueError(
         f"example {i} of {self._source}: {reason(e)}; evaluation data must be without broken images"

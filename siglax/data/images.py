@@ -98,7 +98,7 @@ def _header(data) -> Image.Image:
   for name in FORMATS:
     try:
       factory, accept = Image.OPEN[name]
-      if accept(head):
+      if accept is not None and accept(head):
         return factory(io.BytesIO(data), "")
     except Exception:  # each plugin has its own
       pass
@@ -149,6 +149,16 @@ def resize(
   whole = image.nbytes <= WHOLE_BYTES
   resized = shrink(image) if whole else np.stack([shrink(image[..., k]) for k in range(3)], axis=-1)
   return resized[top : top + size, left : left + size]
+
+
+def prepare(data: bytes | np.ndarray, config) -> np.ndarray:
+  """uint8 [size, size, 3], what a tower sees of a picture outside of training: `decode`, then
+  `resize`.
+
+  config: config.image, of which size, resize, fit, max_bytes and max_pixels are read. Raises
+  ValueError as `decode`.
+  """
+  return resize(decode(data, config), config.size, config.resize, config.fit)
 
 
 def augment(image: np.ndarray, rng: np.random.Generator, config) -> np.ndarray:

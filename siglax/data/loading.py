@@ -44,7 +44,7 @@ class ExampleLoader:
     "index" and "bad".
     """
     bad = np.full(MAX_REPLACEMENTS, -1, np.int64)
-    first = i
+    first, error = i, None
     for attempt in range(MAX_REPLACEMENTS):
       try:
         return self._example(i, rng) | {
@@ -111,7 +111,7 @@ def _in_worker(kind: type, imported):
   """An object without its state, in a process that has imported what its parent had."""
   _end_with_parent()
   imports.import_again(imported)
-  return kind.__new__(kind)
+  return object.__new__(kind)
 
 
 @functools.cache

@@ -26,12 +26,13 @@ class Mix(grain.transforms.DatasetSelectionMap):
 
   def __getitem__(self, k: int) -> tuple[int, int]:
     rest, after = sum(self._shares), k + 1
-    for source, share in enumerate(self._shares):
-      # Of the first k elements left, those that go to the sources to come: none after the last.
+    for source, share in enumerate(self._shares[:-1]):
+      # Of the first k elements left, those that go to the sources to come.
       left, left_after = k * (rest - share) // rest, after * (rest - share) // rest
       if left_after == left:
         return source, k - left
       k, after, rest = left, left_after, rest - share
+    return len(self._shares) - 1, k
 
 
 class ProcessBlocks(grain.transforms.DatasetSelectionMap):

@@ -41,36 +41,28 @@ def _chip(pattern, tflops, name=None, memory_gb=0, hbm_gb_s=0, link_gb_s=0) -> C
 TABLE = (
   _chip(r"TPU v2", 22.5),  # v2: 45 a chip
   _chip(r"TPU v3", 61.5),  # v3: 123 a chip
-  _chip(
-    r"TPU v4 lite", 138
-  ),  # Jouppi et al., Ten Lessons From Three Generations, ISCA 2021: TPU v4i
+  # Jouppi et al., Ten Lessons From Three Generations, ISCA 2021: TPU v4i
+  _chip(r"TPU v4 lite", 138),
   _chip(r"TPU v4", 275),  # v4
-  _chip(
-    r"TPU v5 ?(lite|e)", 197, "v5e", 16, 819, 200
-  ),  # v5e: 16 GB, 819 GBps; bidirectional ICI 400 GBps
-  _chip(
-    r"TPU v5p?$", 459, "v5p", 95, 2765, 600
-  ),  # v5p: 95 GB, 2765 GBps; bidirectional ICI 1200 GBps
-  _chip(
-    r"TPU v6 ?(lite|e)", 918, "v6e", 32, 1600, 400
-  ),  # v6e: 32 GB, 1600 GBps; bidirectional ICI 800 GBps
+  # v5e: 16 GB, 819 GBps; bidirectional ICI 400 GBps
+  _chip(r"TPU v5 ?(lite|e)", 197, "v5e", 16, 819, 200),
+  # v5p: 95 GB, 2765 GBps; bidirectional ICI 1200 GBps
+  _chip(r"TPU v5p?$", 459, "v5p", 95, 2765, 600),
+  # v6e: 32 GB, 1600 GBps; bidirectional ICI 800 GBps
+  _chip(r"TPU v6 ?(lite|e)", 918, "v6e", 32, 1600, 400),
   _chip(r"TPU ?7x", 1153.5),  # tpu7x: 2307 a chip
-  _chip(
-    r"\bA100.*80GB", 312, "A100-80", 80, 2039, 300
-  ),  # A100: SXM 80GB, 2,039 GB/s; NVLink 600 GB/s
+  # A100: SXM 80GB, 2,039 GB/s; NVLink 600 GB/s
+  _chip(r"\bA100.*80GB", 312, "A100-80", 80, 2039, 300),
   _chip(r"\bA[18]00\b", 312),  # A100; A800: A100 with fewer links
   _chip(r"\bH[12]00 NVL\b", 835.5),  # H100 and H200: NVL, 1,671 sparse
   _chip(r"\bH100 PCIe\b", 756.5),  # H100: PCIe, 1,513 sparse
-  _chip(
-    r"\bH100\b", 989.5, "H100", 80, 3350, 450
-  ),  # H100: SXM, 1,979 sparse; 80 GB, 3.35 TB/s; NVLink 900 GB/s
-  _chip(
-    r"\bH200\b", 989.5, "H200", 141, 4800, 450
-  ),  # H200: SXM, 1,979 sparse; 141 GB, 4.8 TB/s; NVLink 900 GB/s
+  # H100: SXM, 1,979 sparse; 80 GB, 3.35 TB/s; NVLink 900 GB/s
+  _chip(r"\bH100\b", 989.5, "H100", 80, 3350, 450),
+  # H200: SXM, 1,979 sparse; 141 GB, 4.8 TB/s; NVLink 900 GB/s
+  _chip(r"\bH200\b", 989.5, "H200", 141, 4800, 450),
   _chip(r"\bG?H[128]00\b", 989.5),  # GH200: 1,979 sparse; H800: H100 with fewer links
-  _chip(
-    r"\bB200\b", 2250, "B200", 180, 8000, 900
-  ),  # DGX B200, of 8: 1,440 GB, 64 TB/s; NVLink 1.8 TB/s a GPU
+  # DGX B200, of 8: 1,440 GB, 64 TB/s; NVLink 1.8 TB/s a GPU
+  _chip(r"\bB200\b", 2250, "B200", 180, 8000, 900),
   _chip(r"\bGB200\b", 2500),  # Blackwell: GB200 NVL72, 360 PFLOPS sparse of 72
   _chip(r"\bA40\b", 149.7),  # A40
   _chip(r"\bA10\b", 125),  # A10

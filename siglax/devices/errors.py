@@ -8,6 +8,7 @@ import errno
 import logging
 import os
 import time
+from typing import Any
 
 from siglax.config.values import one_line
 
@@ -54,23 +55,22 @@ def is_failure(error: BaseException) -> bool:
   """Whether an error tells of a disk, a memory or a network that failed, and so nothing about what
   is stored.
   """
-  while error is not None:
-    if (
-      isinstance(error, MemoryError)
-      or isinstance(error, OSError)
-      and error.errno is not None
-      and error.errno not in MISSING
-    ):
-      return True
-    if any(text in str(error) for text in FAILURES):
-      return True
-    if isinstance(error, BaseExceptionGroup) and any(map(is_failure, error.exceptions)):
-      return True
-    error = error.__cause__ or error.__context__
-  return False
+  if (
+    isinstance(error, MemoryError)
+    or isinstance(error, OSError)
+    and error.errno is not None
+    and error.errno not in MISSING
+  ):
+    return True
+  if any(text in str(error) for text in FAILURES):
+    return True
+  if isinstance(error, BaseExceptionGroup) and any(map(is_failure, error.exceptions)):
+    return True
+  before = error.__cause__ or error.__context__
+  return before is not None and is_failure(before)
 
 
-def attempt(read, message: str):
+def attempt(read, message: str) -> Any:
   """What read() returns, after several attempts where the disk or the memory fails. ValueError
   after the last of them.
   """

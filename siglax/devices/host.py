@@ -28,13 +28,11 @@ def keep_freed_memory():
   ]
   libc = ctypes.CDLL(None) if sys.platform == "linux" and not accelerators else None
   if hasattr(libc, "mallopt"):  # musl has none
-    libc.mallopt(
-      -8, 1
-    )  # M_ARENA_MAX: all threads share one heap; those of their own are unmapped when empty
+    # M_ARENA_MAX: all threads share one heap; those of their own are unmapped when empty
+    libc.mallopt(-8, 1)
     libc.mallopt(-4, 0)  # M_MMAP_MAX: no mappings, so everything comes from the heap
-    libc.mallopt(
-      -1, 2**31 - 1
-    )  # M_TRIM_THRESHOLD: the heap keeps up to 2 GiB of free memory at its end
+    # M_TRIM_THRESHOLD: the heap keeps up to 2 GiB of free memory at its end
+    libc.mallopt(-1, 2**31 - 1)
 
 
 def keep_compiled_programs():

@@ -76,7 +76,7 @@ def state_shardings(mesh: jax.sharding.Mesh, state, rules=()):
           )
     if leaf.size <= FSDP_MIN_ELEMENTS:
       return None
-    stacked = any(getattr(k, "key", None) == "blocks" for k in path) and leaf.ndim > 2
+    stacked = paths.is_stacked(name) and leaf.ndim > 2
     dims = [i for i in range(leaf.ndim) if leaf.shape[i] % size == 0 and not (stacked and i == 0)]
     return max(dims, key=lambda i: leaf.shape[i]) if dims else None
 
@@ -152,7 +152,7 @@ def process_indices(mesh: jax.sharding.Mesh, batch_size: int) -> np.ndarray:
   single block.
   """
   held = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
-  return np.sort(np.concatenate([np.arange(batch_size)[rows] for (rows,) in held.values()]))
+  return np.sort(np.concatenate([np.arange(batch_size)[rows] for rows in held.values()]))
 
 
 def to_host(x: jax.Array) -> np.ndarray:

@@ -4,12 +4,21 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 
 
 def name(path) -> str:
   """Of a leaf, whose path jax.tree_util gives."""
   return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def is_stacked(name: str) -> bool:
+  """Whether a leaf holds all layers of a tower along its first dimension: "…/blocks/mlp/…", not
+  "…/blocks/0/mlp/…".
+  """
+  return re.search(r"(^|/)blocks/(?!\d+/)", name) is not None
 
 
 def flatten(tree) -> dict:

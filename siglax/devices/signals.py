@@ -23,9 +23,10 @@ def end_now():
   """Ends the process, for programs: an exception can be lost in a callback of a library, and
   threads keep a process.
   """
+  # A terminal is told to show its cursor again.
   message = (
     "siglax: interrupted\n" if not sys.stderr.isatty() else "\x1b[?25h\nsiglax: interrupted\n"
-  )  # shows the cursor again
+  )
   os.write(2, message.encode())
   os._exit(130)
 

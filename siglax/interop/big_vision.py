@@ -163,11 +163,7 @@ def _shape(arrays, name, rank) -> tuple[int, ...]:
 CARRIES = {
   **fields.any_value("model.embed_dim", "model.image.patch", "image.size"),
   **fields.sizes("image"),
-  "model.image.variant": tuple(transformer.SIZES),
-  "model.image.stem": ("patch",),
-  "model.image.patch_bias": (True,),
-  "model.image.position": ("learned",),
-  "model.image.pre_norm": (False,),
+  **fields.plain_vit(),
   "model.image.pool": ("map", "mean"),
   "model.image.activation": ("gelu_tanh",),
   "model.image.norm_eps": (1e-6,),

@@ -9,6 +9,7 @@ goes.
 from __future__ import annotations
 
 from siglax import config as config_lib
+from siglax.models import transformer
 
 ANY, LEFT_OUT = "any", "left out"
 # How a tower is trained, how fast and how exactly it is computed, which files are refused: nothing
@@ -80,6 +81,17 @@ def any_value(*names: str) -> dict[str, str]:
 def sizes(tower: str) -> dict[str, str]:
   """The four sizes of a transformer."""
   return any_value(*(f"model.{tower}.{name}" for name in ("width", "depth", "heads", "mlp_dim")))
+
+
+def plain_vit() -> dict[str, tuple]:
+  """What a Vision Transformer of Dosovitskiy et al. 2021 has, whatever its sizes, pool and head."""
+  return {
+    "model.image.variant": tuple(transformer.SIZES),
+    "model.image.stem": ("patch",),
+    "model.image.patch_bias": (True,),
+    "model.image.position": ("learned",),
+    "model.image.pre_norm": (False,),
+  }
 
 
 def preprocessing(config, towers) -> dict[str, object]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import math
 import pathlib
+from typing import Any
 import zipfile
 import zlib
 
@@ -17,10 +18,11 @@ from siglax.data import files as files_lib
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
+# sentencepiece models, as SigLIP's and Gemma's folders call them.
 TOKENIZERS = (
   "spiece.model",
   "tokenizer.model",
-)  # sentencepiece models, as SigLIP's and Gemma's folders call them
+)
 JSON_BYTES = 64 * 2**20  # of one file; the largest index of a checkpoint has a few MiB
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -194,7 +196,7 @@ def read_json(file: pathlib.Path) -> dict:
   return value
 
 
-def checked(file: pathlib.Path, name: str, value, like):
+def checked(file: pathlib.Path, name: str, value, like) -> Any:
   """A value of a JSON file, of the type of `like`: ints are positive, floats finite and positive.
   ValueError that names both.
 
@@ -224,4 +226,5 @@ def channels(
     raise ValueError(
       f"{file}: {name}={value!r} is no list of three {'positive ' if positive else ''}numbers"
     )
-  return tuple(map(float, numbers))
+  red, green, blue = map(float, numbers)
+  return red, green, blue

@@ -226,9 +226,8 @@ def _text_tower(config, text, family, file):
   tower.eos_id = 1
   if family == "clip":
     tower.causal, tower.head, tower.eos_id = True, "linear_no_bias", text["eos_token_id"]
-    tower.pool = (
-      "argmax" if text["eos_token_id"] == 2 else "eos"
-    )  # as transformers reads the configs of before 2023
+    # transformers reads the configs of before 2023 in this way.
+    tower.pool = "argmax" if text["eos_token_id"] == 2 else "eos"
 
 
 def _preprocessing(config, folder, family):
@@ -283,11 +282,7 @@ CARRIES = {
   ),
   **fields.any_value("model.image.head", "image.size", "image.mean", "image.std", "image.resize"),
   **fields.sizes("image"),
-  "model.image.variant": tuple(transformer.SIZES),
-  "model.image.stem": ("patch",),
-  "model.image.patch_bias": (True,),
-  "model.image.position": ("learned",),
-  "model.image.pre_norm": (False,),
+  **fields.plain_vit(),
   "model.image.pool": ("map",),
   "image.fit": ("squash",),
 }
@@ -338,7 +333,7 @@ HF = Format(
   # Those of other architectures too, which `open_folder` names.
   recognises=lambda path: _is(path, lambda kind: kind not in ("siglip_vision_model", "clip")),
   open=open_folder,
-  write=lambda *what: _write(*what, HF),
+  write=lambda tower, folder, dtype, source: _write(tower, folder, dtype, source, HF),
   carries=lambda tower: CARRIES | TEXT_CARRIES,
   towers=models.TOWERS,
   problem=output.head_problem,
@@ -348,7 +343,7 @@ HF_VISION = Format(
   doc="its image tower alone, a SiglipVisionModel",
   recognises=lambda path: _is(path, lambda kind: kind == "siglip_vision_model"),
   open=open_folder,
-  write=lambda *what: _write(*what, HF_VISION),
+  write=lambda tower, folder, dtype, source: _write(tower, folder, dtype, source, HF_VISION),
   carries=lambda tower: CARRIES,
   towers=("image",),
   problem=output.head_problem,

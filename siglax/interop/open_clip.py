@@ -46,11 +46,7 @@ CARRIES = {
   **_CARRIES,
   **fields.sizes("image"),
   **fields.any_value("model.image.patch", "model.image.activation", "model.image.head"),
-  "model.image.variant": tuple(transformer.SIZES),
-  "model.image.stem": ("patch",),
-  "model.image.patch_bias": (True,),
-  "model.image.position": ("learned",),
-  "model.image.pre_norm": (False,),
+  **fields.plain_vit(),
   "model.image.pool": ("map",),
   "model.image.norm_eps": (1e-6,),
   "model.text.pool": ("last",),
@@ -136,7 +132,7 @@ def _trunk(tower) -> tuple[str | None, dict]:
   shape = transformer.Shape.of(tower.model.config.image)
   sizes = (shape.width, shape.depth, shape.heads, shape.mlp_dim)
   name = next((n for n, ours in names.SIZES.items() if transformer.SIZES[ours] == sizes), None)
-  return name, names.TRUNKS.get((name, tower.config.model.image.patch), {})
+  return name, names.TRUNKS.get((name or "", tower.config.model.image.patch), {})
 
 
 def trunk_name(tower) -> str:

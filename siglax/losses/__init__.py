@@ -174,7 +174,7 @@ def _compute(loss: Loss, batch: Batch, scalars: tuple, layout: Layout, **options
     z.astype(jnp.float32) if z.dtype == jnp.float64 else z for z in (batch.zimg, batch.ztxt)
   )
   scalars = tuple(jnp.asarray(x, jnp.float32) for x in scalars)
-  weights, factors = batch.weights, ()
+  weights, factors = batch.weights, []
   if weights is not None:
     weights, *factors = pairs.scaled(weights)
   if layout.impl == "dense":

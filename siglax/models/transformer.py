@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 from flax import nnx
 import jax
@@ -219,7 +220,7 @@ class Encoder(nnx.Module):
     )
     make = functools.partial(Block, shape, config.lora_rank, dtype)
     if config.scan:
-      self.blocks = stacked(make, shape.depth, rngs)
+      self.blocks: Any = stacked(make, shape.depth, rngs)
     else:
       self.blocks = nnx.List([make(rngs) for _ in range(shape.depth)])
 

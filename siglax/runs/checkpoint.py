@@ -57,7 +57,7 @@ class Checkpoints(stored.Stored):
     super().__init__(folder)  # whose _last is also the step of the last save that succeeded
     self._config, self._every, self._sign = config, every, -1 if lower_is_better else 1
     self._aside = None  # where a damaged checkpoint of the step that is being saved has gone
-    self._pending = None  # step of the save that is under way
+    self._pending: int | None = None  # step of the save that is under way
     self._saved = None  # the shapes of its state
     self._again = False  # the last save failed and has not been tried again
     self._failed = 0  # saves in a row that failed, their second attempts included
@@ -131,9 +131,8 @@ class Checkpoints(stored.Stored):
       except Exception as e:
         self._fail(e)
       else:
-        if os.path.exists(
-          self._path / str(self._pending)
-        ):  # False where the disk does not answer now
+        # False also where the disk does not answer now.
+        if os.path.exists(self._path / str(self._pending)):
           self._committed()
     return self._again
 
@@ -312,7 +311,7 @@ class Checkpoints(stored.Stored):
       scores = {step: self._score(step) for step in steps}
       kept |= {step for step, score in scores.items() if score is None}  # could not be read
       known = {step: score for step, score in scores.items() if score is not None}
-      kept.add(max(known, key=known.get, default=steps[-1]))
+      kept.add(max(known, key=known.__getitem__, default=steps[-1]))
     return [step for step in steps if step not in kept]
 
   def _score(self, step) -> float | None:

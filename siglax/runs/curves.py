@@ -100,9 +100,12 @@ def _panels(records) -> list[tuple[str, list[Curve]]]:
 
 def _curves(records, labels: dict[str, str], colours) -> list[Curve]:
   points = {k: [(r["step"], r[k]) for r in records if r.get(k) is not None] for k in labels}
-  return [
-    Curve(labels[k], colour, *zip(*points[k])) for k, colour in zip(labels, colours) if points[k]
-  ]
+  curves = []
+  for k, colour in zip(labels, colours):
+    if points[k]:
+      steps, values = zip(*points[k])
+      curves.append(Curve(labels[k], colour, steps, values))
+  return curves
 
 
 def _evaluated(evaluations, labels: dict[str, str], facts, unit: float = 1) -> list[Curve]:
@@ -112,11 +115,13 @@ def _evaluated(evaluations, labels: dict[str, str], facts, unit: float = 1) -> l
       task, _, metric = k.rpartition("/")
       chance = facts.get(f"{task}/chance/{metric}")
       points = [(step, unit * value) for step, value in evaluations[k] if not math.isnan(value)]
+      steps, values = zip(*points)
       curves.append(
         Curve(
           label,
           COLOURS[i % len(COLOURS)],
-          *zip(*points),
+          steps,
+          values,
           chance and unit * chance,
           (best[0][0], unit * best[0][1]),
         )

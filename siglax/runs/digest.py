@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +63,7 @@ def image_tower(model, params, mesh) -> str:
   (config.model.image.scan) or not.
   """
   leaves = paths.flatten(params["image"])
-  stacked = {name for name in leaves if re.search(r"(^|/)blocks/(?!\d+/)", name)}
+  stacked = set(filter(paths.is_stacked, leaves))
   of_layers = jax.vmap(leaf_digest)
   digests = lambda leaves: {
     k: of_layers(x) if k in stacked else leaf_digest(x) for k, x in leaves.items()

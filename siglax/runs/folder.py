@@ -65,9 +65,8 @@ def read_params(folder, model, mesh, towers: tuple[str, ...] = models.TOWERS) ->
     raise ValueError(missing)
   config, shapes = read_config(folder), jax.eval_shape(model.init, jax.random.key(0))
   wanted = {"params": shapes}
-  if (
-    config.train.ema is not None
-  ):  # of the frozen parameters there is none; the patterns are those of both towers
+  # Frozen parameters have no average; the patterns are those of both towers.
+  if config.train.ema is not None:
     frozen = trainable_lib.frozen_mask(
       config, jax.eval_shape(models.build(config.model).init, jax.random.key(0))
     )

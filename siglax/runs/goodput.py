@@ -16,7 +16,7 @@ class Goodput:
   """One phase at a time; starts in "init"."""
 
   def __init__(self):
-    self._seconds = dict.fromkeys(PHASES, 0.0)
+    self._seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
     self._phase, self._since = "init", time.perf_counter()
 
   def enter(self, phase: str):

@@ -147,10 +147,9 @@ def account(starts: list[dict]) -> tuple[int, dict[str, float]]:
   A step is lost when a later start begins before it. Of what followed a start's last line in the
   log, nothing is known.
   """
-  steps, seconds, redone_from = (
-    0,
-    collections.Counter(dict.fromkeys((*goodput_lib.PHASES, LOST), 0.0)),
-    math.inf,
+  steps, redone_from = 0, math.inf
+  seconds: dict[str, float] = collections.defaultdict(
+    float, dict.fromkeys((*goodput_lib.PHASES, LOST), 0.0)
   )
   for start in reversed(starts):
     first, last = start["first_step"], start["last_step"]

@@ -23,9 +23,8 @@ FILE, FOLDER = "imports.json", "imports"
 
 def write(folder: pathlib.Path):
   """Records in a run folder what this process has imported. OSError where the disk fails."""
-  given = {
-    record["sha256"]: record["name"] for record in _read(folder / FILE)
-  }  # not that of a copy
+  # The name that the file was given by, not that of its copy.
+  given = {record["sha256"]: record["name"] for record in _read(folder / FILE)}
   records, names = [], set()
   for file in imports.imported():
     name = pathlib.Path(file.module.__file__).name

@@ -111,9 +111,8 @@ class Lock:
       with _guard(self._file.parent):
         holder = self._read()
         age = 0.0 if holder is None or _same_processes(holder) else self._age()
-        silent = (
-          0.0 if touched is None else time.monotonic() - since
-        )  # by this process's clock, whatever that of the disk
+        # By this process's clock, whatever the clock of the disk says.
+        silent = 0.0 if touched is None else time.monotonic() - since
         if holder is None or _dead(holder, max(age, silent)):
           if holder is not None:
             logger.warning(
@@ -167,9 +166,8 @@ class Lock:
 
   def _beat(self):
     while not self._released.wait(HEARTBEAT_SECONDS):
-      with contextlib.suppress(
-        OSError
-      ):  # a disk that fails for a while; `check` tells who has the lock
+      # A disk may fail for a while; `check` tells who has the lock.
+      with contextlib.suppress(OSError):
         if self.held():
           os.utime(self._file)
 

@@ -15,6 +15,7 @@ import logging
 import os
 import pathlib
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,7 @@ class Stored:
   def __init__(self, folder):
     self._path = pathlib.Path(folder).absolute() / FOLDER
     self._damaged: list[int] = []
-    self._last = 0  # step of what was restored
+    self._last: int = 0  # step of what was restored
 
   @property
   def steps(self) -> list[int]:
@@ -132,7 +133,7 @@ class Stored:
 
     return distributed.of_first(distributed.on_first(find))
 
-  def _read(self, step, abstract_state):
+  def _read(self, step, abstract_state) -> Any:
     """(state, meta) of one checkpoint. Damaged when it is; ValueError after several attempts that
     failed otherwise.
 

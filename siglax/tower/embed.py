@@ -160,8 +160,7 @@ class Readable:
   def _read(self, i: int) -> dict:
     example = self._source[i]
     "".join(example["captions"]).encode()  # raises for what no file of text can hold
-    c = self._image_config
-    image = images_lib.resize(images_lib.decode(example["image"], c), c.size, c.resize, c.fit)
+    image = images_lib.prepare(example["image"], self._image_config)
     row = {"image": image, "captions": list(example["captions"])}
     kinds = {"label": int, "weight": float, "key": str}
     return row | {

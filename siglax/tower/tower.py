@@ -85,7 +85,7 @@ class Tower(ScaleAndBias):
       if isinstance(image, (str, pathlib.Path)):
         name = str(image)
         image = images_lib.read(image, c)
-      return images_lib.resize(images_lib.decode(image, c), c.size, c.resize, c.fit)
+      return images_lib.prepare(image, c)
     except (OSError, ValueError) as e:
       raise ValueError(f"{name}: {getattr(e, 'strerror', None) or e}") from e
 

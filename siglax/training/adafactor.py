@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
 import jax.numpy as jnp
 import optax
 
+from siglax.devices import paths
 from siglax.training.optimizer import Optimizer
 from siglax.training.optimizer import by_path
 
@@ -41,8 +40,7 @@ def _clip_rms(path, update, _):
   """Divides by max(1, rms); of a leaf stacked over layers ("…/blocks/mlp/…", not
   "…/blocks/0/mlp/…"), by layer.
   """
-  stacked = re.search(r"(^|/)blocks/(?!\d+/)", path)
-  axes = tuple(range(1, update.ndim)) if stacked else None
+  axes = tuple(range(1, update.ndim)) if paths.is_stacked(path) else None
   return update / jnp.maximum(1.0, jnp.sqrt(jnp.mean(jnp.square(update), axis=axes, keepdims=True)))
 
 

@@ -35,11 +35,12 @@ class Program:
     durations = {
       name: config_lib.duration_steps(config, name, epoch_examples) for name in config_lib.DURATIONS
     }
-    self.total_steps = durations["total"]
-    if not self.total_steps:
+    total_steps = durations["total"]
+    if not total_steps:
       raise ValueError(
         f"the total of config comes to 0 steps of config.batch_size={config.batch_size}; raise it"
       )
+    self.total_steps: int = total_steps
     self.every = {name: durations[f"{name}.every"] for name in ("log", "eval", "checkpoint")}
     # The first steps, whose pictures lack config.train.patch_drop of their patches.
     self.masked_steps = self.total_steps - (durations["train.unmasked"] or 0)

@@ -239,11 +239,12 @@ def folder_of(workdir, step, **fields):
       9,
       "learning rate goes from 0.00075 to 0.001",
     ),
+    # ½(1 + cos 2π/3), ½(1 + cos π/3)
     (
       {"optim__schedule": "cosine"},
       8,
       "learning rate goes from 0.00025 to 0.00075",
-    ),  # ½(1 + cos 2π/3), ½(1 + cos π/3)
+    ),
     ({"optim__schedule": "linear"}, 6, "learning rate goes from 0.0005 to 0.00075"),
   ],
 )

@@ -122,9 +122,8 @@ def test_names_that_only_look_like_steps_are_left_alone(whole, folder):
 
 def test_a_longer_total_that_made_no_step_can_be_taken_back(whole, folder):
   config = json.loads((folder / "config.json").read_text())
-  (folder / "config.json").write_text(
-    json.dumps({**config, "total_steps": 90})
-  )  # as --extend leaves it before its first save
+  # As --extend leaves it before its first save
+  (folder / "config.json").write_text(json.dumps({**config, "total_steps": 90}))
   with inject.nonfinite():
     run(folder)
   assert_equal(state(folder), state(whole))

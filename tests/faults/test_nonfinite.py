@@ -32,9 +32,8 @@ from short_runs import whole  # two are fixtures
   ],
 )
 def test_a_value_that_is_not_finite_is_never_kept(place, step, value, last, whole, tmp_path):
-  keep = {
-    "checkpoint__keep_latest": 1
-  }  # nothing else is left when a bad one is taken for the newest
+  # Nothing else is left when a bad one is taken for the newest
+  keep = {"checkpoint__keep_latest": 1}
   with inject.nonfinite(place, step, value, leaf=3), pytest.raises(FloatingPointError) as error:
     run(tmp_path, **keep)
   message = str(error.value)
@@ -73,9 +72,8 @@ def test_updates_that_are_not_finite_are_left_out(tmp_path):
   lines = {r["step"]: r for r in records(tmp_path / "run") if "loss" in r}
   assert [lines[step]["skipped"] for step in range(1, 13)] == [0] * 5 + [1] + [2] * 6
   assert [step for step in lines if lines[step]["grad_norm"] is None] == [6, 7]
-  assert not [
-    k for line in lines.values() for k in line if k.startswith("norm_error")
-  ]  # checked, and no metric
+  # Checked, and no metric
+  assert not [k for line in lines.values() for k in line if k.startswith("norm_error")]
   # One more in a row stops the run, and what is on disk is the state before them.
   with inject.nonfinite("gradient", 5, times=3), pytest.raises(FloatingPointError) as error:
     run(tmp_path / "three", **fields)

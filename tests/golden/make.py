@@ -135,9 +135,10 @@ def big_vision(source):
   folder = HERE / "big_vision_scan"
   folder.mkdir(exist_ok=True)
   np.savez_compressed(folder / "checkpoint.npz", **np.load(source / "checkpoint.npz"))
+  # Of all rows
   rows = {
     k: x[:2] if x.ndim > 1 else x for k, x in np.load(source / "io.npz").items() if k != "loss"
-  }  # of all rows
+  }
   np.savez_compressed(folder / "io.npz", **rows)
 
 

@@ -177,7 +177,8 @@ class Shapes:
       kinds[:2] = (b, shape_a), (a, shape_b)
     spots = scenes.layout(draws, radii, relations, place)
     things = (
-      Thing(s, *kind, *spot, radius) for s, kind, spot, radius in zip(sizes, kinds, spots, radii)
+      Thing(size, colour, shape, x, y, radius)
+      for size, (colour, shape), (x, y), radius in zip(sizes, kinds, spots, radii)
     )
     return Scene(tuple(things), relations, place)
 

@@ -43,13 +43,14 @@ PLACES = {
 }
 PLACE_NAMES = tuple(PLACES)  # row by row
 OPENINGS = ("", "there is ", "a picture of ", "we see ")
+# After a place: "in the middle sits a red circle"
 VERBS = (
   "is",
   "there is",
   "sits",
   "we see",
   "lies",
-)  # after a place: "in the middle sits a red circle"
+)
 FRAMES = len(OPENINGS) + 1  # the last is a sentence: "a red circle is above a blue square"
 
 CLASSNAMES = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)

@@ -74,10 +74,11 @@ def outlines(shape):
         for x, y in ((-0.3, 0.3), (-0.3, 0.94), (0.3, 0.94))
       ]
     ],
+    # Even-odd: the inner one is a hole
     "ring": [
       [(t, 0.96) for t in circle],
       [(t, 0.54) for t in circle],
-    ],  # even-odd: the inner one is a hole
+    ],
   }[shape]
   most = math.pi / 9  # 20°: a square turned further is a diamond
   turned = []
