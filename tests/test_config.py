@@ -224,7 +224,7 @@ def test_wrong_overrides(field, text, message):
       "(('.*', 'a'),)",
       "config.mesh.shard.0=('.*', 'a') must end in a dimension from 0 up, or in None",
     ),
-    ("mesh.data", "True", "config.mesh.data=True must be a number of devices"),
+    ("mesh.data", "True", "config.mesh.data=True is of type bool; it needs int | str"),
     ("profile.steps", "9" * 5000 + ":1", "must be two steps"),
     (
       "model.init_from",
@@ -250,7 +250,7 @@ def test_wrong_overrides(field, text, message):
     (
       "eval.tasks.0.templates",
       "a {}",
-      "config.eval.tasks.0.templates='a {}' must be a tuple of texts",
+      "config.eval.tasks.0.templates='a {}' is of type str; it needs tuple",
     ),
     (
       "checkpoint.keep_best",
