@@ -261,8 +261,8 @@ def test_wrong_overrides(field, text, message):
 )
 def test_what_does_not_fit_is_one_line(field, text, message):
   c = valid()
-  config_lib.override(c, field, text)
   with pytest.raises(ValueError) as error:
+    config_lib.override(c, field, text)
     checks.validate(c, devices=8)
   assert message in str(error.value) and "\n" not in str(error.value)
 

@@ -35,8 +35,8 @@ class Field:
   optional: it may be None.
   choices: the names it may have, or a function that returns them.
   least, most: inclusive bounds of a number; above, below: exclusive ones.
-  check: value → what else is wrong with it, in words that follow "name=value "; None for a good one.
-  It is asked after the type, the choices and the bounds.
+  check: value → what else is wrong with it, in words that follow "name=value "; None for a good
+  one. It is asked after the type, the choices and the bounds.
   follows: the field whose value it takes, and which is the one to set. All but the sentence is that
   one's.
   resume: a run may go on with another value. evaluation: `siglax evaluate` may change it.
