@@ -575,3 +575,15 @@ def test_a_stdout_that_is_full_or_closed_ends_a_command_in_one_line(
     and done.stderr.endswith(line)
     and done.stderr.count("\n") == bool(line)
   ), done
+
+
+@pytest.mark.parametrize("words", [["--version"], ["config", "--help"]])
+def test_what_argparse_prints_does_not_fail_in_silence(words):
+  with open("/dev/full", "w") as full:
+    done = subprocess.run(
+      [sys.executable, "-u", "-m", "siglax.commands.cli", *words],
+      stdout=full,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+  assert (done.returncode, done.stderr) == (1, "siglax: stdout: No space left on device\n")
