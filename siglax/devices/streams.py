@@ -16,14 +16,12 @@ class Stdout:
 
   def __init__(self, stream):
     self._stream = stream
-    self._error = None  # the first; argparse keeps quiet about one
+    self.error = None  # the last one, for callers of code that catches it
 
   def write(self, text):
     return self._try(self._stream.write, text)
 
   def flush(self):
-    if self._error is not None:
-      raise self._error
     return self._try(self._stream.flush)
 
   def _try(self, function, *arguments):
@@ -31,7 +29,7 @@ class Stdout:
       return function(*arguments)
     except OSError as e:
       e.filename = "stdout"
-      self._error = e
+      self.error = e
       discard(self._stream)
       raise
 
