@@ -56,12 +56,37 @@ ROOT = pathlib.Path(__file__).parent.parent
       "B",
       "must be lower case",
     ),
-    (Field("rest", "", kind=int | str), "int | str", 3, None, None),
+    (
+      Field("rest", "", kind=int | str),
+      "int | str",
+      3,
+      None,
+      "is of type NoneType; it needs int | str",
+    ),
+    (Field(1.0, ""), "float", 2, "a", "is of type str; it needs float"),
+    (Field(1.0, ""), "float", 2, True, "is of type bool; it needs float"),
+    (Field(1.0, ""), "float", 2, float("inf"), "must be finite"),
   ],
 )
 def test_a_field_says_what_it_allows(field, allowed, good, wrong, problem):
   assert field.allowed == allowed
   assert field.problem(good) is None and field.problem(wrong) == problem
+
+
+def test_a_check_comes_after_type_choices_and_bounds():
+  even = Field(2, "", least=2, check=lambda value: "must be even" if value % 2 else None)
+  assert even.problem(4) is None
+  assert even.problem("4") == "is of type str; it needs int"
+  assert even.problem(1) == "must be at least 2"
+  assert even.problem(3) == "must be even"
+
+
+def test_a_field_has_a_type():
+  with pytest.raises(
+    ValueError, match=r"Field\(None, 'How many.'\) tells no type; give .*kind=int"
+  ):
+    Field(None, "How many.", optional=True)
+  assert Field(None, "As that.", follows="image.size").kind is None
 
 
 def test_none_is_a_value_of_optional_fields_only():

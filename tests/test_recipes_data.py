@@ -229,6 +229,7 @@ def test_declarations_that_contradict_themselves():
 
 
 def test_words_of_a_command_line_are_of_the_declared_type(files):
+  assert sources.parse_spec("shapes:examples=²") == {"source": "shapes", "examples": "²"}
   assert sources.parse_spec("a.parquet:caption=2020,weight=3")["caption"] == "2020"
   assert sources.parse_spec("sidecar:path=7,weight=0.5") == {
     "source": "sidecar",
