@@ -1,25 +1,27 @@
-"""Small pictures with captions and labels in a Parquet file: CIFAR-10, or your own of about 32
-pixels.
+"""Small pictures with captions and labels: CIFAR-10, or your own of about 32 pixels.
 
     siglax train \\
       --config configs/cifar10_captions.py:train=cifar10_train.parquet,test=cifar10_test.parquet \\
       --workdir runs/cifar10
 
-Columns: image (JPEG or PNG bytes), caption (or captions, a list) and, if there are any, label
-(int), with class names in the schema's metadata "classes". This config looks at the files:
+train and test may be any data of docs/data.md: a folder of pictures with text files, tars, CSV and
+so on. Columns of Parquet: image (JPEG or PNG bytes), caption (or captions, a list) and, if there
+are any, label (int), with class names in the schema's metadata "classes". This config looks at the
+data:
 
 - train has labels: they say which texts match a picture (config.loss.positives, as UniCL does),
   because with few different captions most pairs of a batch are not really negatives. Without
   labels, a picture matches its own text alone.
 - test has labels and class names: evaluation is zero-shot classification. Otherwise it is retrieval
   among 1,000 captions; --config.eval.tasks.0.kind=zero_shot with
-  --config.eval.tasks.0.classnames="('cat','dog')" names classes that the file does not.
+  --config.eval.tasks.0.classnames="('cat','dog')" names classes that the data do not.
 """
 
 import pyarrow.parquet as pq
 
 from siglax import config as config_lib
 from siglax.data import paths
+from siglax.data import sources
 
 
 def get_config(
@@ -28,7 +30,7 @@ def get_config(
   c = config_lib.default()
   c.batch_size = 128
   config_lib.set_duration(c, "total", epochs=epochs)
-  c.data = ({"source": "parquet", "path": train},)
+  c.data = (_spec(train),)
   c.loader.threads = 1  # small pictures: more threads wait for each other
   c.image.size = 32
   c.image.pad = 3
@@ -52,7 +54,7 @@ def get_config(
   config_lib.set_duration(c, "log.every", steps=50)
   config_lib.set_duration(c, "eval.every", epochs=4)
   config_lib.set_duration(c, "checkpoint.every", epochs=1)
-  task = {"name": "test", "data": {"source": "parquet", "path": test}}
+  task = {"name": "test", "data": _spec(test)}
   if _holds(test, classes=True):
     c.eval.tasks = (
       {"kind": "zero_shot", **task, "templates": ("a photo of a {}.", "a photo of an {}.")},
@@ -62,10 +64,17 @@ def get_config(
   return c
 
 
+def _spec(path: str) -> dict:
+  return {"source": paths.source_of(path), "path": path}
+
+
 def _holds(path: str, classes: bool) -> bool:
-  """Whether the first of the files has a column of labels, and the names of their classes."""
+  """Whether the data have labels, and the names of their classes."""
   try:
-    schema = pq.read_schema(paths.find(path, "parquet")[0])
+    if (spec := _spec(path))["source"] == "parquet":  # its schema tells
+      schema = pq.read_schema(paths.find(path, "parquet")[0])
+      return "label" in schema.names and (not classes or b"classes" in (schema.metadata or {}))
+    source = sources.open_source(spec)
+    return "label" in source[0] and (not classes or sources.classnames(source) is not None)
   except (ValueError, OSError):
-    return True  # not there, as CIFAR-10 may not be yet, or no Parquet file: opening it says so
-  return "label" in schema.names and (not classes or b"classes" in (schema.metadata or {}))
+    return True  # not there, as CIFAR-10 may not be yet, or damaged: opening it says so

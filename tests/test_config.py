@@ -224,7 +224,7 @@ def test_wrong_overrides(field, text, message):
       "(('.*', 'a'),)",
       "config.mesh.shard.0=('.*', 'a') must end in a dimension from 0 up, or in None",
     ),
-    ("mesh.data", "True", "config.mesh.data=True must be a number of devices"),
+    ("mesh.data", "True", "config.mesh.data=True is of type bool; it needs int | str"),
     ("profile.steps", "9" * 5000 + ":1", "must be two steps"),
     (
       "model.init_from",
@@ -250,7 +250,7 @@ def test_wrong_overrides(field, text, message):
     (
       "eval.tasks.0.templates",
       "a {}",
-      "config.eval.tasks.0.templates='a {}' must be a tuple of texts",
+      "config.eval.tasks.0.templates='a {}' is of type str; it needs tuple",
     ),
     (
       "checkpoint.keep_best",
@@ -261,8 +261,8 @@ def test_wrong_overrides(field, text, message):
 )
 def test_what_does_not_fit_is_one_line(field, text, message):
   c = valid()
-  config_lib.override(c, field, text)
   with pytest.raises(ValueError) as error:
+    config_lib.override(c, field, text)
     checks.validate(c, devices=8)
   assert message in str(error.value) and "\n" not in str(error.value)
 
@@ -575,3 +575,15 @@ def test_a_stdout_that_is_full_or_closed_ends_a_command_in_one_line(
     and done.stderr.endswith(line)
     and done.stderr.count("\n") == bool(line)
   ), done
+
+
+@pytest.mark.parametrize("words", [["--version"], ["config", "--help"]])
+def test_what_argparse_prints_does_not_fail_in_silence(words):
+  with open("/dev/full", "w") as full:
+    done = subprocess.run(
+      [sys.executable, "-u", "-m", "siglax.commands.cli", *words],
+      stdout=full,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+  assert (done.returncode, done.stderr) == (1, "siglax: stdout: No space left on device\n")

@@ -41,20 +41,27 @@ def recipe(title: str) -> list[tuple[str, str]]:
   return re.findall(r"^```(\w*)\n(.*?)^```$", re.split(r"^##", below, flags=re.M)[0], re.S | re.M)
 
 
-def losses(folder, command: str) -> list[float]:
-  """Those of a short training by a command, with the siglax of a folder."""
-  (words,) = (shlex.split(line) for line in command.splitlines())
-  assert words[:2] == ["siglax", "train"]
+def run(folder, *words: str, **environment) -> str:
+  """What Python prints, with the siglax of a folder."""
   done = subprocess.run(
-    [sys.executable, "-m", "siglax.commands.cli", *words[1:], *SMALL],
+    [sys.executable, *words],
     cwd=folder,
-    env=os.environ | {"PYTHONPATH": str(folder)},
+    env=os.environ | {"PYTHONPATH": str(folder), "JAX_PLATFORMS": "cpu"} | environment,
     capture_output=True,
     text=True,
     timeout=300,
   )
-  assert done.returncode == 0, done.stderr
-  lines = (folder / "runs" / "square" / "metrics.jsonl").read_text().splitlines()
+  assert done.returncode == 0, done.stdout + done.stderr
+  return done.stdout
+
+
+def losses(folder, command: str) -> list[float]:
+  """Those of a short training by a command, with the siglax of a folder."""
+  (words,) = (shlex.split(line) for line in command.splitlines())
+  assert words[:2] == ["siglax", "train"]
+  run(folder, "-m", "siglax.commands.cli", *words[1:], *SMALL)
+  workdir = words[words.index("--workdir") + 1]
+  lines = (folder / workdir / "metrics.jsonl").read_text().splitlines()
   return [record["loss"] for record in map(json.loads, lines) if "loss" in record]
 
 
@@ -67,6 +74,7 @@ def copy(tmp_path):
     shutil.copytree(
       ROOT / "siglax", folder / "siglax", ignore=shutil.ignore_patterns("__pycache__")
     )
+    shutil.copytree(ROOT / "docs", folder / "docs")
     (folder / "configs").mkdir()
     shutil.copy(ROOT / "tests" / "tiny.py", folder / "configs" / "x.py")
     return folder
@@ -90,13 +98,46 @@ def test_the_loss_recipe_inside_and_outside_of_the_package(copy):
   (_, mine), (_, command) = recipe("Outside of siglax")
   outside = copy("outside")
   (outside / "my_parts.py").write_text(mine)
-  (_, new), (language, diff), (_, command_inside) = recipe("Inside of siglax")
+  (_, new), (language, diff), (_, generate), (_, command_inside) = recipe("Inside of siglax")
   inside = copy("inside")
   (inside / "siglax" / "losses" / "square.py").write_text(new)
   assert language == "diff"
   apply(inside / "siglax" / "losses" / "__init__.py", diff)
+  python, *script = shlex.split(generate)
+  assert python == "python"
+  run(inside, *script)
+  assert "square" in (inside / "docs" / "config.md").read_text()
+  run(inside, *script, "--check")
   found = losses(inside, command_inside)
   assert len(found) == 2 and found == losses(outside, command)
+  for folder, prepare in (
+    (inside, ""),
+    (outside, "from siglax import config; config.import_parts('my_parts.py')"),
+  ):
+    errors = run(folder, "-c", f"{prepare}\n{COMPARE}", JAX_NUM_CPU_DEVICES="4")
+    assert max(map(float, errors.split())) < 1e-5
+
+
+# The loss and its gradients on a ring of four devices, less those of the formula in float64.
+COMPARE = """
+import jax, numpy as np
+from jax.sharding import AxisType
+from siglax import config, losses
+
+n, t, b = 16, 3.0, -0.5
+rng = np.random.default_rng(0)
+x, y = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in rng.normal(size=(2, n, 8)))
+c = config.default().loss
+c.name, c.impl, c.tile = "square", "ring", 2
+loss = losses.make(c, jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,)))
+value, gradients = jax.value_and_grad(loss, (0, 1, 2, 3))(*map(np.float32, (x, y, t, b)))
+error = x @ y.T * t + b - np.eye(n)
+d = 2 * error / n
+want = d @ y * t, d.T @ x * t, (d * (x @ y.T)).sum(), d.sum()
+print(abs(value - np.square(error).sum() / n))
+for got, right in zip(gradients, want):
+  print(np.abs(got - right).max())
+"""
 
 
 def imported() -> set[str]:

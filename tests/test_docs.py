@@ -34,6 +34,7 @@ FILES = (
   "docs/api.md",
   "docs/architecture.md",
   "docs/config.md",
+  "docs/data.md",
   "docs/index.md",
   "docs/losses.md",
   "docs/metrics.md",
@@ -52,6 +53,12 @@ SMALL = (
 RUN = {
   "siglax train --config configs/quickstart.py --workdir runs/quickstart": f"{SMALL} "
   + " ".join(f"--config.eval.tasks.{i}.examples=16" for i in range(5)),
+  "siglax tokenizer --from pictures --out pictures.model --vocab-size 8000": "--vocab-size 80",
+  "siglax train --config configs/cifar10_captions.py:train=pictures,test=held_out "
+  "--workdir runs/pictures --config.text.tokenizer=pictures.model --config.image.size=64 "
+  "--config.image.flip=False": SMALL,
+  "siglax search --from runs/pictures --images held_out 'a dog in the snow' --out snow.html": "",
+  "tar --sort=name -cf pictures.tar -C pictures .": "&& test -s pictures.tar",
   "siglax tokenizer --from mine.parquet --out mine.model --vocab-size 8000": "--vocab-size 80",
   "siglax train --config configs/cifar10_captions.py:train=mine.parquet,test=held_out.parquet "
   "--workdir runs/mine "
@@ -273,9 +280,14 @@ def folder(tmp_path, monkeypatch):
     pq.write_table(
       pa.table({"image": pictures[rows], "caption": captions[rows]}), tmp_path / f"{name}.parquet"
     )
+    (tmp_path / name).mkdir()
+    for i, (picture, caption) in enumerate(zip(pictures[rows], captions[rows])):
+      (tmp_path / name / f"{i}.png").write_bytes(picture)
+      (tmp_path / name / f"{i}.txt").write_text(caption)
   for name in ("a.jpg", "b.jpg", "a.png", "b.png", "pictures/c.png", "photos/d.jpg"):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     cv2.imwrite(str(tmp_path / name), source[len(name)]["image"])
+  (tmp_path / "pictures/c.txt").write_text("a picture")
   monkeypatch.chdir(tmp_path)
   return tmp_path
 

@@ -430,7 +430,7 @@ GOOD = {"kind": "retrieval", "name": "a", "data": {"source": "shapes"}}
     ),
     (
       ({**GOOD, "kind": "zero_shot", "templates": "a {}"},),
-      "config.eval.tasks.0.templates='a {}' must be a tuple",
+      "config.eval.tasks.0.templates='a {}' is of type str; it needs tuple",
     ),
     (
       ({**GOOD, "kind": "zero_shot", "templates": ("a photo",)},),

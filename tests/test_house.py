@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -48,6 +49,14 @@ def test_no_function_is_over_60_lines():
     for p, node in functions
     if (n := node.end_lineno - node.lineno + 1) > 60
   }
+  assert not long
+
+
+def test_files_that_the_recipes_print_have_no_line_over_100_columns():
+  long = []
+  for file in (ROOT / "CONTRIBUTING.md", *(ROOT / "docs" / "recipes").glob("*.md")):
+    for code in re.findall(r"^```python\n(.*?)^```$", file.read_text(), re.M | re.S):
+      long += [(file.name, line) for line in code.splitlines() if len(line) > 100]
   assert not long
 
 

@@ -2,6 +2,7 @@
 asked for when it is opened.
 """
 
+import errno
 import json
 import os
 import pathlib
@@ -16,6 +17,7 @@ from siglax.commands import COMMANDS
 from siglax.commands import cli
 from siglax.config import imports
 from siglax.config import parts
+from siglax.devices import errors
 from siglax.runs import imports as run_imports
 
 del conftest  # it sets up the devices
@@ -258,3 +260,19 @@ def test_a_damaged_record_is_one_line(tmp_path, content):
   with pytest.raises(ValueError, match="imports.json") as error:
     run_imports.check(tmp_path)
   assert "\n" not in str(error.value)
+  assert "remove it and give --import the files in imports/" in str(error.value)
+
+
+def test_a_disk_that_fails_for_a_moment_is_asked_again(tmp_path, monkeypatch):
+  (tmp_path / run_imports.FILE).write_text("[]")
+  monkeypatch.setattr(errors, "RETRY_SECONDS", (0.01,))
+  read, failures = pathlib.Path.read_bytes, [OSError(errno.EIO, os.strerror(errno.EIO))]
+
+  def fails_once(self):
+    if failures:
+      raise failures.pop()
+    return read(self)
+
+  monkeypatch.setattr(pathlib.Path, "read_bytes", fails_once)
+  run_imports.check(tmp_path)
+  assert not failures

@@ -57,6 +57,8 @@ def test_a_path_means_files_in_its_order(tmp_path, monkeypatch):
   for many in ("{1..99999999}", "{1..9999}{1..9999}"):
     with pytest.raises(ValueError, match="stands for more than 1,000,000 files"):
       find(many)
+  with pytest.raises(ValueError, match="path has more than 100 braces"):
+    find("{a," * 5000 + "}" * 5000)
 
 
 def test_a_mistaken_path_is_told_what_is_there(tmp_path):

@@ -625,3 +625,19 @@ def test_the_share_of_pairs_with_equal_labels_of_a_sample_has_no_bias(monkeypatc
   want = (counts * (counts - 1)).sum() / (6 * 5)
   config = make_config({}, positives="label")
   assert data.same_label(config, [Source(len(labels), labels=labels)]) == pytest.approx(want)
+
+
+def test_batches_that_ended_with_an_error_tell_it_again():
+  """A StopIteration would look as if the data were over."""
+  batches = data.train_batches(make_config({}), Text(), sources=[Unreadable()])
+  for _ in range(2):
+    with pytest.raises(ValueError, match="examples in a row are broken"):
+      next(batches)
+
+
+class Unreadable:
+  def __len__(self):
+    return 8
+
+  def __getitem__(self, i):
+    raise OSError("unreadable")

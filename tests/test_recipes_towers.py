@@ -49,9 +49,9 @@ def blocks(name, language):
 
 
 def printed(name, files, **paths):
-  """The words of the command that the recipe prints, with other paths for some of its flags."""
+  """The words of the last command that the recipe prints, with other paths for some flags."""
   (text,) = blocks(name, "")
-  words = shlex.split(text)[1:]
+  words = shlex.split(text.splitlines()[-1])[1:]
   paths = {"import": files[name], **paths}
   for flag, path in paths.items():
     words[words.index(f"--{flag}") + 1] = str(path)
@@ -208,10 +208,15 @@ def test_statistics_that_are_not_declared_are_named(files, monkeypatch):
 
 
 def test_the_format_comes_back_bit_for_bit(files, tmp_path, monkeypatch):
-  c = small(**{"model.image.pool": "mean"})
+  # The tower of the training that the recipe prints, before its first step.
+  _, _, _, config, _, _, *given = shlex.split(blocks("format", "")[0].splitlines()[0])
+  c = config_lib.load(str(ROOT / config))
+  for word in given:
+    config_lib.override(c, *word.removeprefix("--config.").split("="))
+  c = config_lib.resolve(c, TextProcessor())
   model = models.build(c.model)
   params = jax.jit(model.init)(jax.random.key(0))
-  before = tower_lib.Tower(c, params, TextProcessor(length=12), mesh_lib.make())
+  before = tower_lib.Tower(c, params, TextProcessor(length=24), mesh_lib.make())
   load = tower_lib.load
   monkeypatch.setattr(tower_lib, "load", lambda source: before)
   out = tmp_path / "tower.vit"

@@ -273,7 +273,7 @@ def test_bad_files_are_refused_in_one_line(tmp_path):
   refused("path='/nowhere/a.parquet': no such file", "/nowhere/a.parquet")
   refused("no such file", f"{tmp_path}/*.nothing")
   refused(f"use '{tmp_path}/*.parquet'", str(tmp_path))
-  refused("must be a file, a glob, or a tuple", 3)
+  refused("is of type int; it needs str | tuple", 3)
   refused("must be a file, a glob, or a tuple", [good, 3])
   for url in (
     "gs://bucket/a.parquet",

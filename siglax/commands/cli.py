@@ -30,6 +30,10 @@ def main(arguments: list[str] | None = None) -> int:
         return _main(arguments)
       finally:
         stdout.flush()
+    except SystemExit:
+      if stdout.error is None:
+        raise
+      return _failed("siglax", stdout.error)  # argparse catches it when it prints
     except OSError as e:
       return _failed("siglax", e)
 

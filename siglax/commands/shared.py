@@ -7,7 +7,9 @@ import logging
 import os
 import signal
 
-DATA_HELP = "file.parquet or shapes, and fields of the spec: file.parquet:caption=text"
+DATA_HELP = (
+  "files, a folder or a source such as shapes, and fields of the spec: file.parquet:caption=text"
+)
 
 
 def add_from_flag(parser):

@@ -32,15 +32,30 @@ def _run(arguments):
     )
   spec = sources.parse_spec(arguments.source)
   source = sources.open_source(spec, "--from")
-  captions = (caption for i in range(len(source)) for caption in source[i]["captions"])
+  broken = []
   text.train_tokenizer(
-    captions,
+    _captions(source, broken),
     arguments.out,
     arguments.vocab_size,
     lowercase=not arguments.keep_case,
     strip_punctuation=not arguments.keep_punctuation,
   )
+  if broken:
+    print(f"left out {len(broken):,} broken examples, first example {broken[0][0]}: {broken[0][1]}")
   print(f"wrote {arguments.out}; use it with --config.text.tokenizer={arguments.out}")
+
+
+def _captions(source, broken: list):
+  """The captions of the examples, without the broken ones: (example, reason)."""
+  from siglax.data.broken import reason
+
+  for i in range(len(source)):
+    try:
+      captions = source[i]["captions"]
+    except Exception as e:  # whatever a source raises
+      broken.append((i, reason(e)))
+      continue
+    yield from captions
 
 
 COMMAND = Command(

@@ -1,6 +1,5 @@
-"""The fields in words: what `siglax config` prints, and docs/config.md, which is made by
-
-python -m siglax.config.document > docs/config.md
+"""The fields in words: what `siglax config` prints, and docs/config.md, which docs/generate.py
+writes.
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ from siglax.config.values import leaves
 WIDTH = 100  # columns of what is printed
 START = """# The fields of a config
 
-This file is made of their declarations in `siglax/config/declared/`: `python -m
-siglax.config.document > docs/config.md`.
+`python docs/generate.py` makes this file of their declarations in `siglax/config/declared/`.
 
 A config file sets a field in Python, `c.optim.lr = 3e-4`, and a command line by
 `--config.optim.lr=3e-4`. The fields of one config, their values and where each comes from (the
@@ -127,7 +125,3 @@ def markdown() -> str:
 
 def _sentence(field: Field) -> str:
   return field.doc if field.follows else f"{field.doc} ({field.allowed})"
-
-
-if __name__ == "__main__":
-  print(markdown())

@@ -28,6 +28,11 @@ def registry(kind: str) -> parts.Registry:
   return _table(REGISTRIES[kind])
 
 
+def source_of(path: str) -> str:
+  """The source of data that a path suits; see siglax/data/paths.py."""
+  return _table("siglax.data.paths.source_of")(path)
+
+
 def _names(*tables: str) -> Callable[[], tuple[str, ...]]:
   """A function that returns the names in tables, as `Field.choices` takes it."""
   return lambda: tuple(name for table in tables for name in _table(table))

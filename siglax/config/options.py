@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import difflib
-import math
 from typing import Any
 
 from siglax.config.parts import Field
-from siglax.config.types import type_problem
 
 
 def filled(
@@ -32,7 +30,7 @@ def filled(
     if name not in given:
       if required(field):
         raise ValueError(f"{where}{name} is missing; {owner} needs it")
-    elif problem := value_problem(field, given[name]):
+    elif problem := field.problem(given[name]):
       raise ValueError(f"{where}{name}={given[name]!r} {problem}")
   return {name: given.get(name, field.default) for name, field in fields.items()}
 
@@ -40,19 +38,6 @@ def filled(
 def required(field: Field) -> bool:
   """Whether a field must be given."""
   return field.default is None and not field.optional
-
-
-def value_problem(field: Field, value) -> str | None:
-  """What is wrong with a value, in words that follow "name=value "; None for a good one."""
-  if value is None and field.optional:
-    return None
-  if field.check is not None:
-    return field.check(value)  # says more than the type does
-  if problem := type_problem(field, value):
-    return problem
-  if isinstance(value, float) and not math.isfinite(value):
-    return "must be finite"
-  return field.problem(value)
 
 
 def table(fields: Mapping[str, Field]) -> str:

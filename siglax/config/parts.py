@@ -13,10 +13,17 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 import dataclasses
 import difflib
+import math
 import types
+import typing
 from typing import Any
 from typing import Generic
 from typing import TypeVar
+
+from ml_collections import ConfigDict
+
+# Types whose values a field of another type takes too.
+TAKEN_TOO = {float: (int,), tuple: (list,), dict: (ConfigDict,)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +35,8 @@ class Field:
   optional: it may be None.
   choices: the names it may have, or a function that returns them.
   least, most: inclusive bounds of a number; above, below: exclusive ones.
-  check: value → what is wrong with it, in words that follow "name=value "; None for a good one.
+  check: value → what else is wrong with it, in words that follow "name=value "; None for a good
+  one. It is asked after the type, the choices and the bounds.
   follows: the field whose value it takes, and which is the one to set. All but the sentence is that
   one's.
   resume: a run may go on with another value. evaluation: `siglax evaluate` may change it.
@@ -51,6 +59,11 @@ class Field:
   def __post_init__(self):
     if self.kind is None and self.default is not None:
       object.__setattr__(self, "kind", type(self.default))
+    if self.kind is None and self.follows is None:
+      raise ValueError(
+        f"Field(None, {self.doc!r}) tells no type; give a default that is not None, or kind=, such "
+        "as kind=int"
+      )
 
   @property
   def names(self) -> tuple[str, ...] | None:
@@ -78,17 +91,34 @@ class Field:
     return f"{self._kind_name}, {bounds}{self._or_none}"
 
   def problem(self, value) -> str | None:
-    """What is wrong with a value of the right type, in words that follow "name=value "; None for a
-    good one.
-    """
-    if value is None:
+    """What is wrong with a value, in words that follow "name=value "; None for a good one."""
+    if value is None and self.optional:
       return None
-    if (names := self.names) is not None:
-      if value in names:
-        return None
+    if problem := self.type_problem(value):
+      return problem
+    if isinstance(value, float) and not math.isfinite(value):
+      return "must be finite"
+    if (names := self.names) is not None and value not in names:
       return f"is unknown; known are {', '.join(names)}{did_you_mean(value, names)}"
-    if self.check is not None:
-      return self.check(value)
+    if problem := self._bounds_problem(value):
+      return problem
+    return None if self.check is None else self.check(value)
+
+  def type_problem(self, value) -> str | None:
+    """What is wrong with the type of a value, as `problem` says it."""
+    if value is None and self.optional:
+      return None
+    kinds = typing.get_args(self.kind) or (self.kind,)
+    kinds_too = {kind for of in kinds for kind in TAKEN_TOO.get(of, ())}
+    bad_bool = isinstance(value, bool) and not {bool, object} & set(kinds)
+    if not isinstance(value, (*kinds, *kinds_too)) or bad_bool:
+      return f"is of type {type(value).__name__}; it needs {self.type_in_words}"
+    return None
+
+  def _bounds_problem(self, value) -> str | None:
+    """Bounds are those of a number: of a type such as `int | str`, a text has none."""
+    if not isinstance(value, (int, float)):
+      return None
     open_low, open_high = self.above is not None, self.below is not None
     low = self._low is not None and (value <= self._low if open_low else value < self._low)
     high = self._high is not None and (value >= self._high if open_high else value > self._high)

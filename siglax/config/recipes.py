@@ -10,6 +10,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from siglax import config as config_lib
+from siglax.config import lookups
 
 # OpenAI's pixel statistics, from the preprocessing of the released models.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -22,9 +23,9 @@ def siglip(
 ) -> ConfigDict:
   """SigLIP with B towers at 256 pixels: 256 patches and 64 tokens.
 
-  train: Parquet files. tokenizer: a sentencepiece model; the released models' has 32k pieces and
-  was trained on C4.
-  zero_shot: Parquet files with labels and class names to evaluate on; none when empty.
+  train: files or a folder (docs/data.md). tokenizer: a sentencepiece model; the released models'
+  has 32k pieces and was trained on C4.
+  zero_shot: data with labels and class names to evaluate on; none when empty.
   Sources: Zhai et al., arXiv 2303.15343, section 4: batch 32k, Adafactor with b2 0.95 against
   spikes at large batches, lr 1e-3, weight decay 1e-4, cosine, scale 10 and bias −10 at the start.
   Tschannen et al. (SigLIP 2), arXiv 2502.14786, section 2.1: clip norm 1, 20k steps of warmup (here
@@ -135,15 +136,14 @@ def shrink(c: ConfigDict) -> ConfigDict:
 
 
 def _data(c, train, zero_shot):
-  c.data = ({"source": "parquet", "path": train},)
+  c.data = ({"source": lookups.source_of(train), "path": train},)
   c.loader.threads = 16
   if zero_shot:
     c.eval.tasks = (
       {
         "kind": "zero_shot",
         "name": "zero_shot",
-        "data": {"source": "parquet", "path": zero_shot},
-        "templates": ("a photo of a {}.",),
+        "data": {"source": lookups.source_of(zero_shot), "path": zero_shot},
       },
     )
 

@@ -56,22 +56,10 @@ def check_value(name: str, value: Any):
 
 
 def _check_type(name: str, field: Field, value: Any):
-  if problem := type_problem(field, value):
+  if problem := field.type_problem(value):
     raise ValueError(f"config.{name}={shown(value)} {problem}")
   if value is not None:
     _check_plain(name, value)
-
-
-def type_problem(field: Field, value: Any) -> str | None:
-  """What is wrong with the type of a value, in words that follow "name=value "; None for a good
-  one.
-  """
-  if value is None and field.optional:
-    return None
-  kinds_too = {float: (int, float), tuple: (tuple, list)}.get(field.kind, field.kind)
-  if not isinstance(value, kinds_too) or isinstance(value, bool) and field.kind in (int, float):
-    return f"is of type {type(value).__name__}; it needs {field.type_in_words}"
-  return None
 
 
 def _check_plain(field: str, value: Any):

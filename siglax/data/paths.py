@@ -9,10 +9,12 @@ import re
 import shlex
 
 from siglax.config import lookups
+from siglax.config import values
 from siglax.data import storage
 
 # Files that one pair of braces may stand for.
 MAX_EXPANDED = 1_000_000
+MAX_BRACES = 100
 # Files of a folder that are looked at to say what it holds.
 LOOKED_AT = 100_000
 PICTURE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm")
@@ -185,10 +187,13 @@ def _split(text: str) -> list[str]:
 
 def _expand(pattern: str) -> list[str]:
   """What braces stand for, as in a shell: {a,b}, {3..12}, {003..012}; others are themselves."""
-  start = next((m.start() for m in re.finditer("{", pattern) if _group(pattern, m.start())), None)
-  if start is None:
+  if pattern.count("{") > MAX_BRACES:
+    raise ValueError(f"path has more than {MAX_BRACES} braces: {values.shown(pattern)}")
+  groups = ((m.start(), _group(pattern, m.start())) for m in re.finditer("{", pattern))
+  start, group = next(((start, group) for start, group in groups if group), (0, None))
+  if group is None:
     return [pattern]
-  end, choices = _group(pattern, start)
+  end, choices = group
   heads = [pattern[:start] + choice for choice in choices]
   tails = _expand(pattern[end:])
   if len(heads) * len(tails) > MAX_EXPANDED:

@@ -108,6 +108,7 @@ class TrainBatches:
     self._first_bad = {}  # by source: (example, reason)
     self._named = set()
     self._workers = config.loader.workers
+    self._error = None  # that ended the batches
     self._iterator = _elements(config, self._loaders, process_index, process_count)
     self._iterator.set_state({"global_next_index": start_step * config.batch_size})
 
@@ -120,6 +121,8 @@ class TrainBatches:
     return self
 
   def __next__(self) -> dict[str, np.ndarray]:
+    if self._error is not None:  # never StopIteration, as if endless data were over
+      raise self._error
     if self._iterator is None:
       raise StopIteration
     try:
@@ -127,7 +130,8 @@ class TrainBatches:
       source, index = batch.pop("source"), batch.pop("index")
       self._count(source, batch.pop("bad"))
       self.last = source.tolist(), index.tolist()
-    except BaseException:
+    except BaseException as e:
+      self._error = e
       self.close()
       raise
     if self._workers:  # out of the shared memory, which grain then gives back

@@ -16,6 +16,7 @@ class Stdout:
 
   def __init__(self, stream):
     self._stream = stream
+    self.error = None  # the last one, for callers of code that catches it
 
   def write(self, text):
     return self._try(self._stream.write, text)
@@ -28,6 +29,7 @@ class Stdout:
       return function(*arguments)
     except OSError as e:
       e.filename = "stdout"
+      self.error = e
       discard(self._stream)
       raise
 

@@ -15,10 +15,14 @@ from siglax.config import imports
 from siglax.config import parts
 from siglax.config import values
 from siglax.devices import disk
+from siglax.devices import errors
 
 logger = logging.getLogger("siglax")
 
 FILE, FOLDER = "imports.json", "imports"
+_ADVICE = (
+  f"bring it back from a copy, or remove it and give --import the files in {FOLDER}/ beside it"
+)
 
 
 def write(folder: pathlib.Path):
@@ -78,15 +82,23 @@ def check(folder, same: bool = False):
 
 
 def _read(file: pathlib.Path) -> list[dict]:
-  """The records; none where there is no file. ValueError that names a damaged one."""
+  """The records; none where there is no file. ValueError that names a damaged one, and, after
+  several attempts, one that the disk does not give.
+  """
   try:
-    records = json.loads(file.read_bytes())
+    content = errors.attempt(file.read_bytes, f"{file} cannot be read")
   except FileNotFoundError:
     return []
-  except (OSError, ValueError, RecursionError) as e:
-    raise ValueError(f"{file} cannot be read: {values.one_line(e)}") from e
+  except OSError as e:
+    raise ValueError(f"{file} cannot be read: {values.one_line(e)}; {_ADVICE}") from e
+  try:
+    records = json.loads(content)
+  except (ValueError, RecursionError) as e:
+    raise ValueError(f"{file} is damaged: {values.one_line(e)}; {_ADVICE}") from e
   if not isinstance(records, list) or not all(map(_whole, records)):
-    raise ValueError(f"{file} is damaged: it must hold name, sha256, copy and parts of each import")
+    raise ValueError(
+      f"{file} is damaged: it must hold name, sha256, copy and parts of each import; {_ADVICE}"
+    )
   return records
 
 

@@ -2,13 +2,14 @@
 a summary.
 
 A run folder's metrics.jsonl has one JSON object a line, with non-decreasing "step". A training line
-carries step, examples, loss, scale, bias, logit_pos, logit_neg, grad_norm, lr, examples_per_sec,
-examples_per_sec_per_device, mfu (absent where the device's peak is unknown), data_wait and
-step_time (seconds). An evaluation line carries step, examples and eval/<name>/<metric>. The first
-one of a task, and one after a change, also carries what is known whatever the model:
-eval/<name>/chance/<metric>, what guessing gets, and eval/<name>/batch/loss, the examples of a
-batch. The last line of a start carries goodput/<phase>, shares of its wall time. A value that is
-not finite is null.
+carries step, examples, loss, scale, bias, logit_pos, logit_neg, local_accuracy, grad_norm, lr,
+examples_per_sec, examples_per_sec_per_device, mfu (absent where the device's peak is unknown),
+data_wait (a share of the time), step_time and host_time (seconds), and with
+config.optim.skip_nonfinite also skipped. docs/metrics.md says what each means. An evaluation line
+carries step, examples and eval/<name>/<metric>. The first one of a task, and one after a change,
+also carries what is known whatever the model: eval/<name>/chance/<metric>, what guessing gets, and
+eval/<name>/batch/loss, the examples of a batch. The last line of a start carries goodput/<phase>,
+shares of its wall time. A value that is not finite is null.
 """
 
 from __future__ import annotations

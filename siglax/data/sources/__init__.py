@@ -67,7 +67,13 @@ def _parsed(value: str, kind):
     return value
   if kind is bool and value in ("True", "False"):
     return value == "True"
-  number = int if value.isdigit() else float if re.fullmatch(r"\d*\.\d+", value) else str
+  number = (
+    int
+    if re.fullmatch("[0-9]+", value)
+    else float
+    if re.fullmatch(r"[0-9]*\.[0-9]+", value)
+    else str
+  )
   return number(value)
 
 

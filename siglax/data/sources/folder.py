@@ -60,8 +60,6 @@ class Folder:
     captions, label, text = [], self._labels[k], os.path.join(root, f"{stem}.txt")
     if self._with_text and storage.exists(text):
       captions = captions_lib.lines(storage.read_all(text), repr(text))
-    elif label is None:
-      raise ValueError(f"{os.path.join(root, below, name)!r} has no captions: no {stem}.txt")
     example = {
       "image": storage.read_all(os.path.join(root, below, name)),
       "captions": captions_lib.of_class(captions, label, self.classnames, self._template),
