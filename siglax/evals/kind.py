@@ -49,6 +49,11 @@ class Kind:
   clip_benchmark: str | None = None
 
   def __post_init__(self):
+    if wrong := [metric for metric in self.metrics if "/" in metric]:
+      raise ValueError(
+        f"the evaluation kind {self.name!r} has the metric {wrong[0]!r}; a name has no '/', which "
+        "stands before it in eval/<task>/<metric>"
+      )
     if not self.metrics or not set(self.lower_is_better) <= set(self.metrics):
       raise ValueError(
         f"the evaluation kind {self.name!r} has metrics={self.metrics!r} and "
