@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pathlib
+import pickle
 import subprocess
 import sys
 
@@ -156,14 +157,11 @@ def test_opening_asks_for_the_file_and_executes_no_copy(folder, tmp_path):
 @pytest.fixture
 def here(monkeypatch):
   """Forgets what a test imports."""
-  from siglax import losses
 
   monkeypatch.setattr(imports, "_imported", {})
   before = len(parts.registered)
   yield
-  for _, name in parts.registered[before:]:
-    losses.LOSSES.forget(name)
-  del parts.registered[before:]
+  parts.withdraw(parts.registered[before:])
 
 
 def test_each_file_is_executed_once_and_named(here, tmp_path, monkeypatch):
@@ -224,6 +222,72 @@ def test_an_error_in_it_is_one_line_with_file_and_line(
   with pytest.raises(ValueError) as error:
     imports.import_parts("bad.py")
   assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+CLASHES = """
+from siglax import losses
+from siglax.config import Field
+from siglax.training.optimizer import Optimizer
+from siglax.training.optimizers import OPTIMIZERS
+losses.pairwise("mine", lambda x, p: x)
+OPTIMIZERS.register(Optimizer("own", "", print, fields={"lr": Field(1.0, "")}))
+"""
+
+
+@pytest.mark.parametrize(
+  "content, message",
+  [
+    (MINE + "\n1 / 0\n", "ZeroDivisionError"),
+    (CLASHES, "an optimizer declares the field 'lr', which config.optim has already"),
+  ],
+)
+def test_a_file_that_fails_leaves_nothing(here, tmp_path, content, message):
+  (tmp_path / "half.py").write_text(content)
+  (tmp_path / "whole.py").write_text(MINE)
+  before = list(parts.registered), set(sys.modules)
+  for _ in range(2):  # it fails alike when it is tried again
+    with pytest.raises(ValueError, match=message):
+      imports.import_parts(str(tmp_path / "half.py"))
+    assert (list(parts.registered), imports.imported()) == (before[0], ())
+    assert not {name for name in set(sys.modules) - before[1] if name.startswith("siglax_imported")}
+  imports.import_parts(str(tmp_path / "whole.py"))  # whose loss has the same name
+  assert parts.registered[-1] == ("loss", "mine")
+
+
+def test_a_file_that_fails_keeps_what_it_imported_whole(here, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  pathlib.Path("whole.py").write_text(MINE)
+  pathlib.Path("half.py").write_text(
+    "from siglax import config, losses\nconfig.import_parts('whole.py')\n"
+    "losses.pairwise('other', lambda x, p: x)\n1 / 0\n"
+  )
+  with pytest.raises(ValueError, match="--import half.py, line 4"):
+    imports.import_parts("half.py")
+  assert parts.registered[-1] == ("loss", "mine")
+  assert imports.import_parts("whole.py").__name__ in sys.modules
+
+
+def test_a_worker_does_not_import_a_module_that_has_changed(here, tmp_path, monkeypatch):
+  file = tmp_path / "a_module_that_changes.py"
+  file.write_text(MINE)
+  monkeypatch.syspath_prepend(tmp_path)
+  imports.import_parts("a_module_that_changes")
+  code = (
+    "import pickle, sys; from siglax.config import imports\n"
+    "imports.import_again(pickle.load(sys.stdin.buffer)); print(len(imports.imported()))"
+  )
+
+  def worker():
+    return subprocess.run(
+      [sys.executable, "-c", code],
+      env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+      input=pickle.dumps(imports.contents()),
+      capture_output=True,
+    )
+
+  assert worker().stdout == b"1\n"
+  file.write_text(MINE + "# changed\n")
+  assert b"--import a_module_that_changes: the module has changed since" in worker().stderr
 
 
 def test_what_is_not_there(tmp_path, monkeypatch):

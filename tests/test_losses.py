@@ -554,9 +554,7 @@ def registered():
   before = len(parts.registered)
   register_own()
   yield
-  for _, name in parts.registered[before:]:
-    losses.LOSSES.forget(name)
-  del parts.registered[before:]
+  parts.withdraw(parts.registered[before:])
 
 
 def of_config(name, impl, D, tile=None, **fields):

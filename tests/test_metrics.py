@@ -589,7 +589,9 @@ def test_summary_shows_the_best_chance_batches_and_a_loss_that_rises(tmp_path, c
     ("eval/in/acc1", "0.2500 at step 50, best 0.3000 at step 20, chance 0.1000"),
   ]
   # 5.86 is above 5.8 by 1.03%, 5.83 by 0.5%; and 5.9 by 1.7%.
-  rises = "the validation loss has risen since step 20 (best 5.8000, now {}): the model overfits"
+  rises = (
+    "it has risen since step 20 (best 5.8000, now {}), where lower is better: the model overfits"
+  )
   assert [rows(n)[2:] for n in range(1, 7)] == [
     [],
     [],

@@ -30,8 +30,10 @@ FIELDS = (
 )
 
 
-def start(workdir, count, *fields, devices=8):
-  """`count` processes of siglax train with devices / count devices each."""
+def start(workdir, count, *fields, devices=8, each=None):
+  """`count` processes of siglax train with devices / count devices each. each: more words of one
+  process.
+  """
   port = free_port()
   command = [
     sys.executable,
@@ -55,7 +57,7 @@ def start(workdir, count, *fields, devices=8):
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices // count)}
     started.append(
       subprocess.Popen(
-        command + group,
+        command + group + (each[i] if each else []),
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -129,17 +131,7 @@ def test_a_killed_process_ends_the_others_and_four_resume(whole, tmp_path):
 
 
 def test_processes_with_different_configs_are_told_apart(tmp_path):
-  first, second = start(tmp_path, 2)
-  second.kill()
-  command = [*second.args, "--config.optim.lr=0.5"]
-  other = subprocess.Popen(
-    command,
-    env={**os.environ, "JAX_NUM_CPU_DEVICES": "4"},
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-  )
-  codes, outputs = finish([first, other])
+  codes, outputs = finish(start(tmp_path, 2, each=[[], ["--config.optim.lr=0.5"]]))
   assert codes == [1, 1]
   for output in outputs:
     assert (
@@ -148,6 +140,19 @@ def test_processes_with_different_configs_are_told_apart(tmp_path):
     )
     assert "Traceback" not in output
   assert not (tmp_path / "config.json").exists()
+
+
+def test_processes_with_different_imports_are_told_apart(tmp_path):
+  for name, power in (("a.py", 2), ("b.py", 3)):
+    (tmp_path / name).write_text(
+      f"from siglax import losses\nlosses.pairwise('own', lambda x, p: (x - p) ** {power})\n"
+    )
+  each = [["--import", str(tmp_path / name)] for name in ("a.py", "b.py")]
+  codes, outputs = finish(start(tmp_path / "run", 2, each=each))
+  assert codes == [1, 1]
+  for output in outputs:
+    assert "the processes have imported different files: " in output and "a.py (" in output
+    assert "Traceback" not in output
 
 
 @pytest.mark.parametrize(

@@ -66,9 +66,7 @@ def files(tmp_path_factory):
       found[name].write_text(code)
       imports.import_parts(found[name].name)
     yield found
-  for kind, name in parts.registered[before:]:
-    {"source": data.SOURCES, "evaluation kind": evals.KINDS}[kind].forget(name)
-  del parts.registered[before:]
+  parts.withdraw(parts.registered[before:])
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +220,11 @@ def test_declarations_that_contradict_themselves():
   nothing = lambda **values: None
   with pytest.raises(ValueError, match="lower_is_better"):
     Kind("x", "", ("a",), nothing, lower_is_better=("b",))
+  with pytest.raises(ValueError, match="has the metric 'a/b'; a name has no '/'"):
+    Kind("x", "", ("a/b",), nothing)
+  with pytest.raises(ValueError, match="'x' has the metric 'loss' with another lower_is_better"):
+    evals.KINDS.register(Kind("x", "", ("loss",), nothing))
+  assert "x" not in evals.KINDS
   with pytest.raises(ValueError, match="declares the field 'data', which every task has"):
     Kind("x", "", ("a",), nothing, fields={"data": Field(1, "")})
   with pytest.raises(ValueError, match="declares the field 'weight', which every data spec has"):

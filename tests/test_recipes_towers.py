@@ -19,7 +19,6 @@ import pytest
 
 import siglax
 from siglax import config as config_lib
-from siglax import interop
 from siglax import models
 from siglax import tower as tower_lib
 from siglax.commands import cli
@@ -32,13 +31,10 @@ from siglax.tower import export
 from siglax.training import checks
 from siglax.training import initial
 from siglax.training import optim
-from siglax.training.optimizers import OPTIMIZERS
-from siglax.training.schedules import SCHEDULES
 
 import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
-REGISTRIES = (*models.BY_KIND.values(), interop.FORMATS, OPTIMIZERS, SCHEDULES)
 NAMES = ("tower", "format", "optimizer")
 
 
@@ -65,9 +61,7 @@ def forget():
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(imports, "_imported", {})
     yield
-  for kind, name in parts.registered[before:]:
-    next(registry for registry in REGISTRIES if registry.kind == kind).forget(name)
-  del parts.registered[before:]
+  parts.withdraw(parts.registered[before:])
 
 
 @pytest.fixture(scope="module")

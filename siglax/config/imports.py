@@ -46,6 +46,7 @@ def _digest(content: bytes) -> str:
   return hashlib.sha256(content).hexdigest()
 
 
+PREFIX = "siglax_imported_"  # of the names of the modules
 _imported: dict[str, Imported] = {}  # by digest
 
 
@@ -71,8 +72,9 @@ def import_parts(name: str) -> types.ModuleType:
       f"; write --import {name}.py for the file" if pathlib.Path(f"{name}.py").is_file() else ""
     )
     raise ValueError(f"--import {name}: no such Python module{hint}")
-  with in_one_line("--import", name, spec.origin):
+  with _whole_or_not(), in_one_line("--import", name, spec.origin):
     module = importlib.import_module(name)
+    _check_fields()
   _keep(Imported(name, pathlib.Path(spec.origin).read_bytes(), _since(before), module))
   return module
 
@@ -107,29 +109,60 @@ def import_again(files: tuple[tuple[str, bytes], ...]):
       jax.config.update("jax_platforms", "cpu")
   for name, content in missing:
     if _is_file(name):
-      _execute(name, content, "--import", always_kept=True)
+      _execute(name, content, "--import", always_kept=True, check=False)
     else:
       import_parts(name)
+      if _digest(content) not in _imported:
+        raise ValueError(
+          f"--import {name}: the module has changed since the start of the command; start it again"
+        )
 
 
 def _is_file(name: str) -> bool:
   return name.endswith(".py") or pathlib.Path(name).parent != pathlib.Path(".")
 
 
-def _execute(path: str, content: bytes, flag: str, always_kept: bool) -> types.ModuleType:
+def _execute(
+  path: str, content: bytes, flag: str, always_kept: bool, check: bool = True
+) -> types.ModuleType:
   digest = _digest(content)
   if (known := _imported.get(digest)) is not None:
     return known.module
   before = len(parts.registered)
   # The same name in every process, by which pickle finds the file's classes.
-  module = types.ModuleType(f"siglax_imported_{digest[:16]}_{pathlib.Path(path).stem}")
+  module = types.ModuleType(f"{PREFIX}{digest[:16]}_{pathlib.Path(path).stem}")
   module.__file__ = path
-  sys.modules[module.__name__] = module  # where dataclasses and pickle look for it
-  with in_one_line(flag, path):
+  with _whole_or_not(), in_one_line(flag, path):
+    sys.modules[module.__name__] = module  # where dataclasses and pickle look for it
     exec(compile(content, path, "exec"), module.__dict__)
+    if check:
+      _check_fields()
   if always_kept or _since(before):
     _keep(Imported(path, content, _since(before), module))
   return module
+
+
+@contextlib.contextmanager
+def _whole_or_not():
+  """Of a file that fails neither parts nor its module stay."""
+  before, modules = len(parts.registered), set(sys.modules)
+  try:
+    yield
+  except BaseException:
+    parts.withdraw(_since(before))
+    kept = {file.module.__name__ for file in imported()}  # of files that it imported in turn
+    for name in set(sys.modules) - modules - kept:
+      if name.startswith(PREFIX):
+        del sys.modules[name]
+    raise
+
+
+def _check_fields():
+  """ValueError where a part declares a field that its group of the config has already."""
+  from siglax.config import declared  # late: it asks the rooms above for their parts
+
+  for group in declared.GROUPS:
+    group.fields()
 
 
 def _since(before: int) -> tuple[tuple[str, str], ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Mapping
 import difflib
 from typing import Any
@@ -33,6 +34,17 @@ def filled(
     elif problem := field.problem(given[name]):
       raise ValueError(f"{where}{name}={given[name]!r} {problem}")
   return {name: given.get(name, field.default) for name, field in fields.items()}
+
+
+def refuse_taken(owner: str, fields: Mapping[str, Field], taken: Iterable[str], what: str):
+  """ValueError where a part declares a field that every data spec, or task, has already.
+
+  owner, what: for the message.
+  """
+  if both := set(fields) & set(taken):
+    raise ValueError(
+      f"{owner} declares the field {min(both)!r}, which every {what} has; give it another name"
+    )
 
 
 def required(field: Field) -> bool:

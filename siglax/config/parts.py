@@ -9,6 +9,7 @@ has one Registry. A part of a user's own file is registered in the same way
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 import dataclasses
@@ -171,6 +172,15 @@ Part = TypeVar("Part")
 # (kind, name) of the parts that were added to registries after these were made: a user's own, in
 # the order they came.
 registered: list[tuple[str, str]] = []
+_registries: list[Registry] = []  # of each of them
+
+
+def withdraw(added: Iterable[tuple[str, str]]):
+  """Takes parts out of their registries again, which `registered` lists."""
+  for part in added:
+    i = registered.index(part)
+    registered.pop(i)
+    _registries.pop(i).forget(part[1])
 
 
 class Registry(Mapping, Generic[Part]):
@@ -198,6 +208,7 @@ class Registry(Mapping, Generic[Part]):
       self.forget(part.name)
       raise
     registered.append((self.kind, part.name))
+    _registries.append(self)
     return part
 
   def forget(self, name: str):

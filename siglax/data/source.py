@@ -89,11 +89,7 @@ class Source:
   pictures: bool = True
 
   def __post_init__(self):
-    if taken := set(self.fields) & set(COMMON_FIELDS):
-      raise ValueError(
-        f"the source {self.name!r} declares the field {min(taken)!r}, which every data spec has; "
-        "give it another name"
-      )
+    options.refuse_taken(f"the source {self.name!r}", self.fields, COMMON_FIELDS, "data spec")
 
   def values(self, given: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     """The value of each of its fields in a data spec. where: what stands before a field's name in a

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import contextlib
+import glob
 import os
 import pathlib
 import secrets
 import shutil
+import time
+
+# What a killed process left unfinished is removed after so long without a change.
+STALE_SECONDS = 24 * 3600
 
 
 @contextlib.contextmanager
@@ -18,15 +23,28 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   `path` is as it was.
   """
   path = pathlib.Path(path)
+  _remove_stale(path)
   # The name is no other process's, on whatever host.
   temporary = path.with_name(f".{path.stem}.{secrets.token_hex(8)}{path.suffix}")
   try:
     yield temporary
     os.replace(temporary, path)
   except BaseException:
-    with contextlib.suppress(OSError):
-      shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+    _remove(temporary)
     raise
+
+
+def _remove_stale(path: pathlib.Path):
+  name = f".{glob.escape(path.stem)}.{'[0-9a-f]' * 16}{glob.escape(path.suffix)}"
+  with contextlib.suppress(OSError):
+    for left in path.parent.glob(name):
+      if time.time() - left.stat().st_mtime > STALE_SECONDS:
+        _remove(left)
+
+
+def _remove(path: pathlib.Path):
+  with contextlib.suppress(OSError):
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def write_atomic(path: str | os.PathLike, content: bytes):

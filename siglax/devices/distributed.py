@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from siglax import config as config_lib
+from siglax.config import imports
 
 # A process that has said nothing for so long is dead, and the others end: within a minute in all.
 HEARTBEAT_SECONDS = 20
@@ -69,10 +70,7 @@ def check_same_config(config):
   """
   if jax.process_count() == 1:
     return
-  text = np.frombuffer(config_lib.to_json(config).encode(), np.uint8)
-  longest = int(np.max(multihost_utils.process_allgather(np.int32(len(text)))))
-  texts = multihost_utils.process_allgather(np.pad(text, (0, longest - len(text))))
-  first, *others = (config_lib.from_json(bytes(row).rstrip(b"\0").decode()) for row in texts)
+  first, *others = map(config_lib.from_json, _of_all(config_lib.to_json(config)))
   for i, other in enumerate(others, 1):
     different = config_lib.differences(first, other, "in process 0", f"in process {i}")
     if different:
@@ -80,6 +78,31 @@ def check_same_config(config):
         f"the processes have different configs: {'; '.join(different)}; start all with the same "
         "command"
       )
+
+
+def check_same_imports():
+  """Compares what the processes have imported by --import. Raises the same ValueError on all where
+  the files differ.
+  """
+  if jax.process_count() == 1:
+    return
+  here = {file.digest: file.name for file in imports.imported()}
+  first, *others = map(json.loads, _of_all(json.dumps(here)))
+  for i, other in enumerate(others, 1):
+    if first.keys() != other.keys():
+      shown = lambda files: ", ".join(f"{name} ({d[:8]})" for d, name in files.items()) or "nothing"
+      raise ValueError(
+        f"the processes have imported different files: {shown(first)} in process 0, {shown(other)} "
+        f"in process {i}; start all with the same --import, and the same content of the files"
+      )
+
+
+def _of_all(text: str) -> list[str]:
+  """The text of each process, on all of them."""
+  data = np.frombuffer(text.encode(), np.uint8)
+  longest = int(np.max(multihost_utils.process_allgather(np.int32(len(data)))))
+  rows = multihost_utils.process_allgather(np.pad(data, (0, longest - len(data))))
+  return [bytes(row).rstrip(b"\0").decode() for row in rows]
 
 
 def on_first(function):

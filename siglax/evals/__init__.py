@@ -23,7 +23,22 @@ from siglax.evals import retrieval
 from siglax.evals import zero_shot
 from siglax.evals.kind import Kind
 
-KINDS: Registry[Kind] = Registry(
+
+class _Kinds(Registry[Kind]):
+  """The better direction of a metric is known by its name, so all kinds agree on it."""
+
+  def _add(self, part: Kind):
+    for other in self.values():
+      for metric in set(part.metrics) & set(other.metrics):
+        if (metric in part.lower_is_better) != (metric in other.lower_is_better):
+          raise ValueError(
+            f"the evaluation kind {part.name!r} has the metric {metric!r} with another "
+            f"lower_is_better than {other.name!r}; give it another name"
+          )
+    super()._add(part)
+
+
+KINDS = _Kinds(
   "evaluation kind",
   (
     zero_shot.KIND,
@@ -102,7 +117,7 @@ def metric_names(config: ConfigDict) -> list[str]:
 
 def lower_is_better(name: str) -> bool:
   """Of a key that `run` returns."""
-  metric = name.rpartition("/")[2]
+  metric = name.rpartition("/")[2]  # of which _Kinds knows one direction only
   return any(metric in kind.lower_is_better for kind in KINDS.values())
 
 

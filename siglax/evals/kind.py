@@ -49,16 +49,17 @@ class Kind:
   clip_benchmark: str | None = None
 
   def __post_init__(self):
+    if wrong := [metric for metric in self.metrics if "/" in metric]:
+      raise ValueError(
+        f"the evaluation kind {self.name!r} has the metric {wrong[0]!r}; a name has no '/', which "
+        "stands before it in eval/<task>/<metric>"
+      )
     if not self.metrics or not set(self.lower_is_better) <= set(self.metrics):
       raise ValueError(
         f"the evaluation kind {self.name!r} has metrics={self.metrics!r} and "
         f"lower_is_better={self.lower_is_better!r}; it needs a metric, and the latter among them"
       )
-    if taken := set(self.fields) & set(COMMON_FIELDS):
-      raise ValueError(
-        f"the evaluation kind {self.name!r} declares the field {min(taken)!r}, which every task "
-        "has; give it another name"
-      )
+    options.refuse_taken(f"the evaluation kind {self.name!r}", self.fields, COMMON_FIELDS, "task")
 
   def values(self, task: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     """The value of each of its fields in a task. where: what stands before a field's name in a

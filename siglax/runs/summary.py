@@ -100,6 +100,6 @@ def _rises(records):
       if since >= RISE_EVALUATIONS and last - lowest > RISE * abs(lowest):
         yield (
           name,
-          f"the validation loss has risen since step {step:,} (best {lowest:.4f}, now "
-          f"{last:.4f}): the model overfits",
+          f"it has risen since step {step:,} (best {lowest:.4f}, now {last:.4f}), where lower is "
+          "better: the model overfits",
         )

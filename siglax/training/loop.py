@@ -7,6 +7,7 @@ device never waits for the host.
 from __future__ import annotations
 
 from collections.abc import Iterator
+import contextlib
 import dataclasses
 import logging
 
@@ -49,6 +50,7 @@ def train(
   with signals.StopSignals(second_signal) as stop:
     goodput = goodput_lib.Goodput()
     # Before the config, which names what they add.
+    distributed.check_same_imports()
     distributed.on_first(lambda: resume.check_imports(workdir))
     run = run_lib.Run(config, workdir)
     distributed.check_same_config(run.config)
@@ -68,35 +70,39 @@ def _train(run: run_lib.Run, stop: signals.StopSignals, goodput, lock):
   keep = run.config.checkpoint
   lower_is_better = keep.keep_best is not None and evals.lower_is_better(keep.keep_best)
   checkpoints = checkpoint.Checkpoints(workdir, keep, run.every["checkpoint"], lower_is_better)
-  state, meta = _first_state(run, checkpoints)
-  start = meta["step"]
-  _announce(run, start)
-  batches = run.batches(start, meta.get("data", {}).get("counts"))
-  profiler = profiler_lib.Profiler(run, start)
-  with (
-    history_lib.History(
-      workdir, step=start, goodput=goodput, saved=lambda: checkpoints.on_disk
-    ) as history,
-    metrics_lib.RunMetrics(workdir, run.config, total_steps=run.total_steps, step=start) as writer,
-    jax.set_mesh(run.mesh),
-  ):
-    log = log_lib.Log(
-      run, writer, history, start, checkpoints, goodput, meta.get("skipped", 0), lock
-    )
-    goodput.enter("step")
-    loop = _Loop(run, start, stop, goodput, lock, checkpoints, batches, profiler, log, writer)
-    try:
-      step = loop.until_the_end(state)
-    finally:
-      profiler.close()
-      batches.close()
-      checkpoints.close()
-    ended_by = stop.requested or "SIGTERM"  # which came to another process
-    history.end(step, "finished" if step == run.total_steps else ended_by)
-    if step > start:
-      writer.write(step, goodput.shares())
-    if step == run.total_steps:
-      _report(run, writer)
+  with contextlib.ExitStack() as closing:
+    closing.callback(checkpoints.close)
+    state, meta = _first_state(run, checkpoints)
+    start = meta["step"]
+    _announce(run, start)
+    batches = run.batches(start, meta.get("data", {}).get("counts"))
+    closing.callback(batches.close)
+    profiler = profiler_lib.Profiler(run, start)
+    closing.callback(profiler.close)
+    with (
+      history_lib.History(
+        workdir, step=start, goodput=goodput, saved=lambda: checkpoints.on_disk
+      ) as history,
+      metrics_lib.RunMetrics(
+        workdir, run.config, total_steps=run.total_steps, step=start
+      ) as writer,
+      jax.set_mesh(run.mesh),
+    ):
+      log = log_lib.Log(
+        run, writer, history, start, checkpoints, goodput, meta.get("skipped", 0), lock
+      )
+      goodput.enter("step")
+      loop = _Loop(run, start, stop, goodput, lock, checkpoints, batches, profiler, log, writer)
+      try:
+        step = loop.until_the_end(state)
+      finally:
+        closing.close()  # before the end of this start is noted
+      ended_by = stop.requested or "SIGTERM"  # which came to another process
+      history.end(step, "finished" if step == run.total_steps else ended_by)
+      if step > start:
+        writer.write(step, goodput.shares())
+      if step == run.total_steps:
+        _report(run, writer)
   if jax.process_index() == 0 and step < run.total_steps:
     saved_too = (
       ", saved; the same command resumes there"
@@ -155,7 +161,8 @@ class _Loop:
         with self.goodput.during("data_wait"):
           batch = next(self.batches)
       except ValueError as e:
-        if not stop.requested:
+        # Several processes agree on a step to stop at, which may be a later one.
+        if not stop.requested or jax.process_count() > 1:
           raise
         logger.warning("%s", e)  # its worker got the signal too: what there is is saved
         continue
