@@ -344,8 +344,9 @@ def fails(config, sources, steps=400):
     for _ in range(steps):
       next(batches)
   assert "\n" not in str(e.value)
-  with pytest.raises(StopIteration):  # and it is closed
+  with pytest.raises(ValueError) as again:  # and it is closed
     next(batches)
+  assert again.value is e.value
   return str(e.value), batches
 
 
