@@ -10,63 +10,80 @@ import pyarrow.compute as pc
 from siglax.config.parts import Field
 from siglax.data import files as files_lib
 
-# Those of a data spec that choose the columns.
-FIELDS = {
-  "image": Field("image", "column of encoded images: bytes, or a struct with bytes"),
-  "caption": Field(
-    None,
-    'column of captions, a string or a list of strings a row; None takes "captions" or "caption"',
-    kind=str,
-    optional=True,
-  ),
-  "label": Field(
-    None,
-    'column of class indices; None takes "label" if there is one',
-    kind=str,
-    optional=True,
-  ),
-  "weights": Field(
-    None,
-    'column of weights in the loss; None takes "weight" if there is one',
-    kind=str,
-    optional=True,
-  ),
-  "key": Field(
-    None,
-    'column of names of the examples; None takes "key" if there is one that holds strings',
-    kind=str,
-    optional=True,
-  ),
-}
+# Names that are taken where a spec gives none, the first that is there.
+CAPTIONS = ("captions", "caption")
+
+
+def named(part: str) -> dict[str, Field]:
+  """The fields of a data spec that name the parts of an example. part: what it calls one, such as
+  "column".
+  """
+  default = lambda name, what: Field(
+    None, f'{part} of {what}; None takes "{name}" if there is one', kind=str, optional=True
+  )
+  return {
+    "image": Field("image", f"{part} of encoded images"),
+    "caption": Field(
+      None,
+      f"{part} of captions, one or a list of them; None takes {' or '.join(CAPTIONS)}",
+      kind=str,
+      optional=True,
+    ),
+    "label": default("label", "class indices"),
+    "weights": default("weight", "weights in the loss"),
+    "key": default("key", "names of the examples"),
+  }
+
+
+def chosen(there, given: dict, part: str, need_caption: bool = True) -> dict[str, str]:
+  """{field: the name that it stands for} of the fields of `named`, without what is not there.
+
+  there: the names of the columns or features. given: {field: value} of the data spec. Raises
+  ValueError, beginning with the field, for a name that is not there, and for none of captions.
+  """
+  found = {}
+  defaults = {"caption": CAPTIONS, "label": ("label",), "weights": ("weight",), "key": ("key",)}
+  for field, name in given.items():
+    if name is None:
+      name = next((name for name in defaults[field] if name in there), None)
+    elif name not in there:
+      raise ValueError(f"{field}={name!r}: no such {part} but {', '.join(there)}; name one")
+    if name is not None:
+      found[field] = name
+  if need_caption and "caption" not in found:
+    raise ValueError(
+      f"caption=None: no {part} {' or '.join(map(repr, CAPTIONS))} but {', '.join(there)}; name one"
+    )
+  return found
 
 
 class ImageText(files_lib.Columns):
   """The columns of pictures and texts, the same for all files: which they are, and as what they are
   read.
 
-  schemas: {path: schema}. The other arguments are those of FIELDS. Raises ValueError, beginning
+  schemas: {path: schema}. The other arguments are those of `named`. Raises ValueError, beginning
   with the argument, for a column that is missing, there twice, or of another type.
   """
 
-  def __init__(self, schemas: dict[str, pa.Schema], image, caption, label, weights, key):
+  def __init__(
+    self,
+    schemas: dict[str, pa.Schema],
+    image,
+    caption,
+    label,
+    weights,
+    key,
+    need_caption: bool = True,
+  ):
     first = next(iter(schemas.values()))
-    if caption is None:
-      caption = next((name for name in ("captions", "caption") if name in first.names), None)
-      if caption is None:
-        raise ValueError(
-          f"caption=None: no column 'captions' or 'caption' but {', '.join(first.names)}; name one"
-        )
-    label = "label" if label is None and "label" in first.names else label
-    weights = "weight" if weights is None and "weight" in first.names else weights
-    if key is None and "key" in first.names and pa.types.is_string(first.field("key").type):
-      key = "key"
-    wanted = {"image": image, "caption": caption, "label": label, "weights": weights, "key": key}
-    self._wanted = {argument: name for argument, name in wanted.items() if name is not None}
+    if key is None and "key" in first.names and not _is_string(first.field("key").type):
+      first = first.remove(first.get_field_index("key"))  # a number is no name
+    given = {"image": image, "caption": caption, "label": label, "weights": weights, "key": key}
+    self._wanted = chosen(first.names, given, "column", need_caption)
     for path, schema in schemas.items():
       self._check(path, schema)
-    listed = pa.types.is_list(first.field(caption).type) or pa.types.is_large_list(
-      first.field(caption).type
-    )
+    caption = self._wanted.get("caption")
+    listed = caption is not None and _is_list(first.field(caption).type)
     types = {
       "image": ("image", pa.binary()),
       "caption": ("captions", pa.list_(pa.string()) if listed else pa.string()),
@@ -106,6 +123,11 @@ class ImageText(files_lib.Columns):
     """The name of the column of labels."""
     return self._wanted.get("label")
 
+  def row(self, table: pa.Table) -> dict:
+    """The values of a table of one row, of the columns as they are stored."""
+    (batch,) = table.select(list(self._wanted.values())).to_batches()
+    return self.convert(batch).to_pylist()[0]
+
   def convert(self, batch):
     arrays = []
     for name, target in zip(self._wanted.values(), self.schema.types):
@@ -122,12 +144,20 @@ def _is_bytes(kind):
   return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
+def _is_list(kind):
+  return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+
+
+def _is_string(kind):
+  return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
 def _is_text(kind):
-  if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+  if _is_list(kind):
     kind = kind.value_type
   if pa.types.is_dictionary(kind):
     kind = kind.value_type
-  return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+  return _is_string(kind)
 
 
 _TYPES = {
@@ -135,13 +165,13 @@ _TYPES = {
   "caption": (_is_text, "strings or lists of strings"),
   "label": (pa.types.is_integer, "whole numbers"),
   "weights": (lambda kind: pa.types.is_floating(kind) or pa.types.is_integer(kind), "numbers"),
-  "key": (lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind), "strings"),
+  "key": (_is_string, "strings"),
 }
 
 
 def example(row: dict) -> dict:
   """An example of the values of a row in the schema of `ImageText`."""
-  captions = row["captions"]
+  captions = row.get("captions")
   captions = [captions] if isinstance(captions, str) else captions or ()
   row = row | {"captions": [caption for caption in captions if caption is not None]}
   # A caption, a label or a weight may be null; a null image stays one, and is broken.

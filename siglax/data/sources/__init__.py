@@ -19,11 +19,14 @@ from siglax.data.shapes import dataset as shapes
 from siglax.data.source import COMMON_FIELDS
 from siglax.data.source import MAX_BAD_FRACTION
 from siglax.data.source import Source
+from siglax.data.sources import array_record
 from siglax.data.sources import csv
 from siglax.data.sources import embeddings
 from siglax.data.sources import folder
+from siglax.data.sources import hf
 from siglax.data.sources import jsonl
 from siglax.data.sources import parquet
+from siglax.data.sources import tfds
 from siglax.data.sources import webdataset
 
 SOURCES: Registry[Source] = Registry(
@@ -35,6 +38,9 @@ SOURCES: Registry[Source] = Registry(
     webdataset.SOURCE,
     csv.SOURCE,
     jsonl.SOURCE,
+    array_record.SOURCE,
+    tfds.SOURCE,
+    hf.SOURCE,
     embeddings.SOURCE,
   ),
 )

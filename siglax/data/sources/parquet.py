@@ -99,7 +99,7 @@ SOURCE = Source(
       kind=str | tuple,
       check=paths.path_problem,
     ),
-    **tables.FIELDS,
+    **tables.named("column"),
     "skip_damaged_shards": SKIP_DAMAGED,
   },
 )

@@ -1,0 +1,117 @@
+"""ArrayRecord files of tf.train.Example records, as T5X and MaxText write them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from siglax.config import values
+from siglax.config.parts import Field
+from siglax.data import captions as captions_lib
+from siglax.data import paths
+from siglax.data import storage
+from siglax.data import tables
+from siglax.data.source import Source
+
+
+class ArrayRecord:
+  """Records of ArrayRecord files, in the order of the files: {"image": bytes, "captions": [str, …],
+  "label", "weight", "key"}.
+
+  A record is a tf.train.Example, whose features the fields of SOURCE name; one that is not there
+  is left out. Each record is read when it is asked for. shard_sizes: int64 [files].
+  Raises ValueError, beginning with the argument, for a missing, empty or damaged file, and for a
+  first record that is no Example or lacks a feature.
+  """
+
+  classnames = None
+
+  def __init__(self, path, image, caption, label, weights, key):
+    from array_record.python import array_record_data_source  # late: 0.1 s, and not for others
+
+    self._arguments = (path, image, caption, label, weights, key)
+    self._files = paths.find(path, "array_record")
+    self._bytes = [storage.size(file) for file in self._files]
+    try:
+      opened = [array_record_data_source.ArrayRecordDataSource(file) for file in self._files]
+      self.shard_sizes = np.array([len(records) for records in opened], np.int64)
+    except (RuntimeError, ValueError, OSError) as e:
+      raise ValueError(
+        f"path={path!r} is not ArrayRecord, or damaged: {values.one_line(e)}"
+      ) from None
+    self._records, self._starts = opened, np.concatenate([[0], np.cumsum(self.shard_sizes)])
+    if not len(self):
+      raise ValueError(f"path={path!r} has no records")
+    given = {"image": image, "caption": caption, "label": label, "weights": weights, "key": key}
+    first = _features(self._record(0))
+    # A feature that the first record lacks may be in another one.
+    rest = {"label": "label", "weights": "weight", "key": "key"}
+    self._names = rest | tables.chosen(first, given, "feature in the first record")
+
+  def __len__(self) -> int:
+    return int(self._starts[-1])
+
+  def __getitem__(self, i: int) -> dict:
+    if not 0 <= i < len(self):
+      raise IndexError(f"record {i} of {len(self)}")
+    features = _features(self._record(i))
+    found = {field: features.get(name) for field, name in self._names.items()}
+    captions = [captions_lib.text(text, "a caption") for text in found["caption"] or ()]
+    example = {"image": (found["image"] or [None])[0], "captions": captions}
+    for field, part, kind in (
+      ("label", "label", int),
+      ("weights", "weight", float),
+      ("key", "key", bytes.decode),
+    ):
+      if value := found[field]:
+        example[part] = kind(value[0])
+    return example
+
+  def __repr__(self):
+    return f"ArrayRecord({self._arguments[0]!r})"
+
+  def __reduce__(self):  # a worker process opens the files itself
+    return ArrayRecord, self._arguments
+
+  def _record(self, i: int) -> bytes:
+    file = int(np.searchsorted(self._starts, i, "right")) - 1
+    try:
+      return self._records[file][i - int(self._starts[file])]
+    except (RuntimeError, ValueError, OSError) as e:
+      raise ValueError(
+        f"{self._files[file]!r}, record {i - self._starts[file]}: {values.one_line(e)}"
+      ) from None
+
+
+def _features(record: bytes) -> dict[str, list]:
+  """{name: values} of a tf.train.Example; ValueError for other bytes."""
+  # The message without TensorFlow, which tensorflow-datasets has.
+  from tensorflow_datasets.proto import tf_example_pb2
+
+  try:
+    example = tf_example_pb2.Example.FromString(record)
+  except Exception as e:  # protobuf has one of its own for each of its implementations
+    raise ValueError(
+      f"a record of {len(record)} bytes is no tf.train.Example: {values.one_line(e)}"
+    ) from None
+  found = {}
+  for name, feature in example.features.feature.items():
+    kind = feature.WhichOneof("kind")
+    found[name] = list(getattr(feature, kind).value) if kind else []
+  return found
+
+
+SOURCE = Source(
+  "array_record",
+  "records of ArrayRecord files, each a tf.train.Example",
+  ArrayRecord,
+  endings=("array_record",),
+  fields={
+    "path": Field(
+      None,
+      "a file, a glob, braces, a tuple of them, or the same with commas",
+      kind=str | tuple,
+      check=paths.path_problem,
+    ),
+    **tables.named("feature"),
+  },
+)
