@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from siglax.data.sources import open_source
+from siglax.data.sources import parse_spec
 
 NAMES = ("cat", "dog", "cow")
 
@@ -189,7 +190,7 @@ def test_what_tfds_has_not_prepared_is_one_line(prepared):
 
 
 def save(folder, rows: list[range], indices=False, **more):
-  """As Dataset.save_to_disk writes it; tests/test_records.py was compared with datasets 4.4."""
+  """As Dataset.save_to_disk writes it; compared with what datasets wrote."""
   folder.mkdir(parents=True)
   files = []
   for k, part in enumerate(rows):
@@ -248,3 +249,9 @@ def test_what_is_no_saved_dataset_is_one_line(tmp_path):
   refused("is damaged or missing", source="hf", path=path)
   (tmp_path / "cut" / "state.json").write_text('{"_data_files": [{"filename": "../x"}]}')
   refused("its state.json is damaged", source="hf", path=path)
+
+
+def test_a_folder_of_a_saved_dataset_is_told_by_what_it_holds(tmp_path):
+  path = save(tmp_path / "d", [range(7)])
+  assert parse_spec(path) == {"source": "hf", "path": path}
+  refused("that holds 2 .json and 1 .arrow: use source hf", source="parquet", path=path)

@@ -115,6 +115,7 @@ SOURCE = Source(
   "hf",
   "rows of a folder that Hugging Face's Dataset.save_to_disk wrote",
   HuggingFace,
+  endings=("arrow",),
   fields={
     "path": Field(None, "the folder", kind=str),
     "split": Field(None, "the split, of a folder that has several", kind=str, optional=True),
