@@ -90,11 +90,7 @@ class ExampleLoader:
     }
 
   def _augmented(self, example, rng):
-    return {
-      "image": images.augment(
-        images.decode(example["image"], self._image_config), rng, self._image_config
-      )
-    }
+    return {"image": images.augment(example["image"], rng, self._image_config)}
 
   def _label(self, label):
     label = label if label is None else int(label)  # NumPy's small integers would overflow
