@@ -189,8 +189,8 @@ def augment(data: bytes | np.ndarray, rng: np.random.Generator, config) -> np.nd
   and an image of that size is returned as it is.
 
   A JPEG whose crop is at least 2, 4 or 8 times as large as the view, on both sides, is decoded at
-  1/2, 1/4 or 1/8 of its size, which takes a fraction of the time. The sides of the crop then move by
-  up to half a pixel of what is decoded. Raises ValueError as `decode`, and leaves rng as it was.
+  1/2, 1/4 or 1/8 of its size, which takes a fraction of the time. The sides of the crop then move
+  by up to half a pixel of what is decoded. Raises ValueError as `decode`, and leaves rng as it was.
   """
   if isinstance(data, np.ndarray):
     return _view(_from_array(data), rng.random(7).tolist(), config)
