@@ -1,4 +1,4 @@
-"""The order of the examples: of which source element k of a run is, and which process has it."""
+"""The order of the examples: of which source element k of a run is."""
 
 from __future__ import annotations
 
@@ -33,27 +33,6 @@ class Mix(grain.transforms.DatasetSelectionMap):
         return source, k - left
       k, after, rest = left, left_after, rest - share
     return len(self._shares) - 1, k
-
-
-class ProcessBlocks(grain.transforms.DatasetSelectionMap):
-  """A mix whose element s·B + r·P + p is element s·B + p·B/P + r of another.
-
-  grain gives process p of P every P-th element from p on; of this one, those are its block of each
-  batch of B.
-  """
-
-  def __init__(self, mix: Mix, batch_size: int, processes: int):
-    self._mix, self._batch_size, self._processes = mix, batch_size, processes
-
-  def __len__(self) -> int:
-    return len(self._mix)
-
-  def __getitem__(self, k: int) -> tuple[int, int]:
-    step, place = divmod(k, self._batch_size)
-    row, process = divmod(place, self._processes)
-    return self._mix[
-      step * self._batch_size + process * (self._batch_size // self._processes) + row
-    ]
 
 
 def mix_shares(weights: list[float]) -> list[int]:

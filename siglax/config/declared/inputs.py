@@ -26,8 +26,11 @@ LOADER = Group(
   "How fast examples are read and decoded, in each process.",
   {
     "threads": Field(
-      2,
-      "Threads that read and decode in a process, or in each of its workers.",
+      None,
+      "Threads that read and decode in a process, or in each of its workers. None: one for each "
+      "core that the process may use, by affinity and CPU quota of its cgroup; workers share them.",
+      kind=int,
+      optional=True,
       least=1,
       most=2**10,
     ),
@@ -37,7 +40,13 @@ LOADER = Group(
       least=0,
       most=2**10,
     ),
-    "buffer": Field(2, "Batches that are read ahead.", least=1, most=2**16),
+    "buffer": Field(
+      2,
+      "Batches in memory that are ready or in the making, beside the one that trains. All threads "
+      "work on the same batch.",
+      least=1,
+      most=2**16,
+    ),
   },
   resume=True,
   evaluation=True,
