@@ -136,7 +136,6 @@ def shrink(c: ConfigDict) -> ConfigDict:
 
 def _data(c, train, zero_shot):
   c.data = ({"source": "parquet", "path": train},)
-  c.loader.threads = 16
   if zero_shot:
     c.eval.tasks = (
       {

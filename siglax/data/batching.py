@@ -15,6 +15,7 @@ import functools
 from multiprocessing import util
 import threading
 import time
+import traceback
 import weakref
 
 import numpy as np
@@ -115,10 +116,16 @@ def _make(elements, chunk: Chunk, ended):
 
 def _work(schedule: Schedule, make):
   """What each thread does until the end."""
+  chunk = None
   try:
-    while (chunk := schedule.take()) is not None:
+    while True:
+      chunk = schedule.take()
+      if chunk is None:
+        return
       schedule.put_back(chunk, make(chunk, schedule.ended))
+      chunk = None  # no batch is kept alive by a thread that waits for the next one
   except BaseException as e:  # no memory for a batch, or a worker that is gone
+    chunk = None
     schedule.end(e)
 
 
@@ -192,6 +199,8 @@ class Schedule:
       chunk.batch.done += chunk.last - chunk.first
       if error is not None:
         self._failed = True
+        # An exception may be kept for long; the frames it came through hold the batch.
+        traceback.clear_frames(error[1].__traceback__)
         chunk.batch.errors.append(error)
         self._room.notify_all()
       if chunk.batch.done == chunk.batch.taken:
@@ -200,17 +209,21 @@ class Schedule:
   def next(self) -> dict[str, np.ndarray]:
     """The arrays of the oldest batch, once they are whole."""
     with self._ready:
-      while not self._ended:
-        batch = self._batches[0] if self._batches else None
-        if batch is not None and batch.done == batch.taken:
-          if batch.errors:
-            raise min(batch.errors, key=lambda error: error[0])[1]
-          if batch.done == self._rows:
-            self._forget(self._batches.popleft())
-            self._room.notify_all()
-            return batch.arrays
+      while not (self._ended or self._is_ready()):
         self._ready.wait()
-      raise StopIteration if self._error is None else self._error
+      if self._ended:
+        raise StopIteration if self._error is None else self._error
+      if self._batches[0].errors:
+        raise min(self._batches[0].errors, key=lambda error: error[0])[1]
+      batch = self._batches.popleft()
+      self._forget(batch)
+      self._room.notify_all()
+      return batch.arrays
+
+  def _is_ready(self):
+    """Whether the oldest batch is whole, or has a row in error and all rows before it made."""
+    batch = self._batches[0] if self._batches else None
+    return batch and batch.done == batch.taken and (batch.errors or batch.done == self._rows)
 
   def ended(self) -> bool:
     return self._ended
@@ -221,6 +234,8 @@ class Schedule:
       if self._ended:
         return
       self._ended, self._error = True, error
+      if error is not None:
+        traceback.clear_frames(error.__traceback__)
       while self._batches:
         self._forget(self._batches.pop())
       self._room.notify_all()

@@ -64,7 +64,7 @@ class Pool:
     for process in self._processes:
       process.kill()
     for process in self._processes:
-      process.join(END_SECONDS)
+      _exit_code(process)
 
 
 class _Maker:
@@ -89,8 +89,7 @@ class _Maker:
       raise self._gone() from None
 
   def _gone(self):
-    self._process.join(END_SECONDS)
-    code = self._process.exitcode
+    code = _exit_code(self._process)
     how = "with its pipe" if code is None else f"with exit code {code}"
     if code is not None and code < 0:
       how = f"by {signal.Signals(-code).name}"
@@ -98,6 +97,17 @@ class _Maker:
       f"the worker process {self._process.pid}, which loads data, was ended {how}; the same "
       f"command resumes, with fewer config.loader.workers={self._workers} where memory was short"
     )
+
+
+# Of two threads that wait for a process at once, one is told that there is none.
+_waiting = threading.RLock()
+
+
+def _exit_code(process) -> int | None:
+  """Waits for the end of a process; None if it does not come."""
+  with _waiting:
+    process.join(END_SECONDS)
+    return process.exitcode
 
 
 def _serve_all(pipes):
