@@ -36,8 +36,8 @@ LOADER = Group(
     ),
     "workers": Field(
       0,
-      "Worker processes that read and decode; 0 leaves it to threads of the process itself. They take "
-      "seconds to start, and help where Python takes the time, not a decoder: small pictures.",
+      "Worker processes that read and decode; 0 leaves it to threads of the process itself. They "
+      "take seconds to start, and help where Python takes the time, not a decoder: small pictures.",
       least=0,
       most=2**10,
     ),
