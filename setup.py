@@ -21,7 +21,6 @@ setup(
     "sentencepiece>=0.2.3",
     "ml-collections>=1.1.0",
     "ml_dtypes>=0.6.0",
-    "absl-py>=2.5.1",
     "safetensors>=0.8.0",
     # Not imported: jax.export, which writes the stablehlo format, needs it and does not ask for it.
     "flatbuffers>=25.12.19",

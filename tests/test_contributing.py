@@ -26,7 +26,6 @@ SMALL = (
 )
 # The module that a distribution is imported as, where its name is another one.
 MODULES = {
-  "absl-py": "absl",
   "opencv-python-headless": "cv2",
   "orbax-checkpoint": "orbax",
   "pillow": "PIL",

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import multiprocessing
-import os
-import threading
 import types
 
 import numpy as np
@@ -105,21 +101,8 @@ class ExampleLoader:
 
 def _in_worker(kind: type, imported):
   """An object without its state, in a process that has imported what its parent had."""
-  _end_with_parent()
   imports.import_again(imported)
   return object.__new__(kind)
-
-
-@functools.cache
-def _end_with_parent():
-  """In a worker process: ends it when its parent is gone, which a SIGKILL keeps from telling it."""
-  if (parent := multiprocessing.parent_process()) is not None:
-
-    def watch():
-      parent.join()
-      os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _embedding(example):

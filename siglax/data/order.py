@@ -1,9 +1,10 @@
-"""The order of the examples: of which source element k of a run is, and which process has it."""
+"""The order of the examples: of which source element k of a run is."""
 
 from __future__ import annotations
 
 import fractions
 import functools
+import hashlib
 import math
 import sys
 
@@ -11,6 +12,8 @@ import grain
 import numpy as np
 
 from siglax.data.source import COMMON_FIELDS
+
+FINGERPRINTED = 1000
 
 
 class Mix(grain.transforms.DatasetSelectionMap):
@@ -39,25 +42,38 @@ class Mix(grain.transforms.DatasetSelectionMap):
     return len(self._shares) - 1, k
 
 
-class ProcessBlocks(grain.transforms.DatasetSelectionMap):
-  """A mix whose element s·B + r·P + p is element s·B + p·B/P + r of another.
+def of_sources(config, sources) -> list[grain.MapDataset]:
+  """The indices of each source's examples, in the order of its data spec."""
+  found = []
+  for k, (source, spec) in enumerate(zip(sources, config.data)):
+    # Hashed: grain's shuffle adds the epoch to the seed, so neighbouring seeds would repeat each
+    # other's epochs.
+    seed = int(np.random.SeedSequence([config.seed % 2**64, k]).generate_state(1)[0])
+    found.append(shuffled(source, spec, seed, f"config.data.{k}"))
+  return found
 
-  grain gives process p of P every P-th element from p on; of this one, those are its block of each
-  batch of B.
+
+def mixed(config, sources, parts: list[grain.MapDataset]) -> grain.MapDataset:
+  """The elements of the run, of the elements of each source, epoch after epoch."""
+  mix = Mix(shares_of(config, sources))
+  return grain.MapDataset.select_from_datasets([part.repeat(None) for part in parts], mix)
+
+
+def fingerprint(config, sources, step: int) -> dict[str, str]:
+  """What tells one order of the examples from another: a digest of which examples come from a step
+  on, FINGERPRINTED of them or an epoch, and the version of grain, which makes the permutations.
   """
+  parts = [
+    part.map(functools.partial(_numbered, k)) for k, part in enumerate(of_sources(config, sources))
+  ]
+  elements, first = mixed(config, sources, parts), step * config.batch_size
+  count = min(FINGERPRINTED, sum(map(len, sources)))
+  numbers = np.array([elements[first + k] for k in range(count)], "<i8")
+  return {"grain": grain.__version__, "examples": hashlib.sha256(numbers.tobytes()).hexdigest()}
 
-  def __init__(self, mix: Mix, batch_size: int, processes: int):
-    self._mix, self._batch_size, self._processes = mix, batch_size, processes
 
-  def __len__(self) -> int:
-    return len(self._mix)
-
-  def __getitem__(self, k: int) -> tuple[int, int]:
-    step, place = divmod(k, self._batch_size)
-    row, process = divmod(place, self._processes)
-    return self._mix[
-      step * self._batch_size + process * (self._batch_size // self._processes) + row
-    ]
+def _numbered(source: int, index: int) -> tuple[int, int]:
+  return source, index
 
 
 # A group of up to so many examples is permuted in memory: grain's permutation takes 2 ms for an
