@@ -122,9 +122,10 @@ def cell(batch, threads, workers, buffer, size, seconds):
 
 
 def run(checkout, values) -> dict:
+  given = [os.environ.get("PYTHONPATH")]
   done = subprocess.run(
     [sys.executable, __file__, "--cell", json.dumps(values)],
-    env={**os.environ, "PYTHONPATH": str(checkout)},
+    env={**os.environ, "PYTHONPATH": os.pathsep.join([str(checkout), *filter(None, given)])},
     capture_output=True,
     text=True,
   )
