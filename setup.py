@@ -14,8 +14,7 @@ setup(
     "flax>=0.12.8",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
-    # Not imported yet: the reader of TensorFlow Datasets' files, for a source of its own (tfds).
-    "tensorflow-datasets>=4.9.10",
+    "tensorflow-datasets>=4.9.10",  # the source tfds, and records of tf.train.Example
     "grain>=0.2.18",
     "array_record>=0.8.6",
     "sentencepiece>=0.2.3",
