@@ -65,8 +65,10 @@ class Spans:
   """Where each example of several files lies, in the order of the files.
 
   files: paths. indices: of each. unit: bytes that its starts count. In memory are the starts: 4 or
-  8 bytes an example.
+  8 bytes an example. random: the examples are read in an order that keeps to no file.
   """
+
+  random = False
 
   def __init__(self, files: Sequence[str], indices: Sequence[Index], unit: int = 1):
     self.files, self._unit = list(files), unit
@@ -99,14 +101,16 @@ class Spans:
       raise ValueError(
         f"{file!r}, byte {start}: an example of {length:,} bytes; {storage.MAX_BYTES:,} are allowed"
       )
-    return storage.read(file, start, length)
+    return storage.read(file, start, length, self.random)
 
 
 def _places(path: str) -> list[pathlib.Path]:
-  """Where the index of a file may be: beside it, or where its folder is read-only in the cache."""
-  places = [pathlib.Path(path + storage.INDEX_ENDING)]
+  """Where the index of a file may be: beside it, or where that is read-only or a bucket in the
+  cache.
+  """
+  places = [] if storage.is_url(path) else [pathlib.Path(path + storage.INDEX_ENDING)]
   if (cache := storage.cache_folder()) is not None:
-    name = hashlib.sha256(os.fsencode(os.path.abspath(path))).hexdigest()[:24]
+    name = hashlib.sha256(os.fsencode(storage.absolute(path))).hexdigest()[:24]
     places.append(cache / (name + storage.INDEX_ENDING))
   return places
 

@@ -111,6 +111,10 @@ class Rows:
       raise ValueError(f"{file!r}, byte {start}: {e}") from None
     return example if label is None else example | {"label": label}
 
+  def prepare_random_access(self):
+    """Rows in any order are read one by one from here on."""
+    self._spans.random = True
+
   def __repr__(self):
     return f"{type(self).__name__}({self._path!r})"
 

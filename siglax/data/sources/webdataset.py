@@ -76,6 +76,10 @@ class WebDataset:
     except ValueError as e:
       raise ValueError(f"{file!r}, byte {start}: {e}") from None
 
+  def prepare_random_access(self):
+    """Examples in any order are read one by one from here on."""
+    self._spans.random = True
+
   def __repr__(self):
     return f"WebDataset({self._path!r})"
 
@@ -175,7 +179,7 @@ def _beside(files: list[str], name: str) -> tuple[str, ...] | None:
   """The lines of a file beside the tars, or else one folder up."""
   found = set()
   for folder in {os.path.dirname(file) for file in files}:
-    places = [os.path.join(folder, name), os.path.join(folder, os.pardir, name)]
+    places = [os.path.join(folder, name), os.path.join(storage.parent(folder), name)]
     place = next(filter(storage.exists, places), None)
     data = storage.read_all(place, captions_lib.MAX_TEXT) if place else b""
     found.add(tuple(captions_lib.lines(data, f"path={place!r}")))
