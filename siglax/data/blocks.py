@@ -7,7 +7,6 @@ of a file, and hardly again.
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import functools
 import hashlib
@@ -28,10 +27,10 @@ AHEAD = 8
 THREADS = 16
 # What the blocks may take of the disk where SIGLAX_CACHE_BYTES does not say it: half of what is
 # free, and no more than this.
-MOST_BYTES = 2**36
+MOST_BYTES = 2**38
 VARIABLE = "SIGLAX_CACHE_BYTES"
-# Of the blocks that are there or on their way, so many are known; of others the disk is asked.
-KNOWN = 2**16
+# Of the blocks that are there or on their way, so many are known; then the disk is asked again.
+KNOWN = 2**13
 logger = logging.getLogger("siglax")
 
 
@@ -46,7 +45,7 @@ class Cache:
     # A block is fetched by one thread; another that needs it waits.
     self._fetching = [threading.Lock() for _ in range(2**12)]
     self._lock = threading.Lock()
-    self._known: collections.OrderedDict[tuple[str, int], None] = collections.OrderedDict()
+    self._known: set[tuple[str, int]] = set()
     self._bytes: int | None = None
     self._waiting: queue.PriorityQueue = queue.PriorityQueue()
     self._order = itertools.count()
@@ -64,34 +63,39 @@ class Cache:
       pieces.append(self._piece(path, found, file, block, begin, stop))
     return b"".join(pieces)
 
-  def read_ahead(self, path: str, found: buckets.Found):
+  def read_ahead(self, path: str):
     """Has all blocks of a file fetched, after what is more urgent."""
-    self._announce(path, found, range(-(-found.size // BLOCK)), urgency=1)
+
+    def announce():
+      found = buckets.known(path)
+      self._announce(path, found, range(-(-found.size // BLOCK)), urgency=1)
+
+    self._put(0, announce)
 
   def _announce(self, path, found, blocks: range, urgency: int):
     file, count = _file(path, found.version, found.size), -(-found.size // BLOCK)
     with self._lock:
       new = [b for b in blocks if b < count and (file, b) not in self._known]
-      for block in new:
-        self._known[file, block] = None
-      while len(self._known) > KNOWN:
-        self._known.popitem(last=False)
-      if new and not self._threads:
+      if len(self._known) > KNOWN:
+        self._known.clear()
+      self._known.update((file, block) for block in new)
+    for block in new:
+      self._put(urgency, functools.partial(self._piece, path, found, file, block, 0, 0))
+
+  def _put(self, urgency: int, work):
+    with self._lock:
+      if not self._threads:
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(THREADS)]
         for thread in self._threads:
           thread.start()
-    for block in new:
-      self._waiting.put((urgency, next(self._order), path, found, file, block))
+    self._waiting.put((urgency, next(self._order), work))
 
   def _work(self):
     while True:
-      _, _, path, found, file, block = self._waiting.get()
-      try:
-        self._piece(path, found, file, block, 0, 0)
-      except (ValueError, OSError):
-        # The reader that needs the block meets the error itself.
-        with self._lock:
-          self._known.pop((file, block), None)
+      _, _, work = self._waiting.get()
+      # The reader that needs the block meets the error itself.
+      with contextlib.suppress(ValueError, OSError):
+        work()
 
   def _piece(self, path, found, file: str, block: int, begin: int, stop: int) -> bytes:
     """Bytes begin to stop of a block, which is fetched where it is not there."""
@@ -138,6 +142,7 @@ class Cache:
       self._bytes = sum(size for _, size, _ in there)
       if self._bytes <= self.limit:
         return
+      self._known.clear()
       for _, size, file in sorted(there):
         if self._bytes <= self.limit * 0.9:
           return

@@ -51,7 +51,7 @@ def of_file(path: str, kind: str, make: Callable[[str, int], Index]) -> Index:
   """
   size, modified = storage.stamp(path)
   key = {"kind": kind, "bytes": size, "modified": modified}
-  places = _places(path) if size >= MIN_BYTES else []
+  places = _places(path) if size >= MIN_BYTES or storage.is_url(path) else []
   for place in places:
     if (stored := _read(place, key)) is not None:
       return stored
@@ -102,6 +102,18 @@ class Spans:
         f"{file!r}, byte {start}: an example of {length:,} bytes; {storage.MAX_BYTES:,} are allowed"
       )
     return storage.read(file, start, length, self.random)
+
+
+  def read_ahead(self, k: int):
+    """Fetches file k, where it is in a bucket, because its examples are going to be read."""
+    storage.read_ahead(self.files[k])
+
+  @property
+  def most_open(self) -> int | None:
+    """Files that the disk keeps at a time while as many come from a bucket; None for local ones."""
+    if not any(map(storage.is_url, self.files)):
+      return None
+    return max(1, storage.room() // (2 * max(self._bytes)))
 
 
 def _places(path: str) -> list[pathlib.Path]:

@@ -107,7 +107,7 @@ def refuse_url(path: str, source: str):
 
 def refuse_compressed(file: str):
   """ValueError for a compressed file, whose examples cannot be read one by one."""
-  head = storage.read(file, 0, min(6, storage.size(file)))
+  head = storage.read(file, 0, min(6, storage.size(file)), alone=True)
   for begin, unpack in COMPRESSED.items():
     if head.startswith(begin):
       unpacked = re.sub(r"\.(gz|bz2|xz|zst)$", "", re.sub(r"\.tgz$", ".tar.gz", file))

@@ -71,7 +71,8 @@ class Rows:
     for file in files:
       _check_text(file)
     self._spans = index_lib.Spans(files, [self._index(file) for file in files])
-    self.shard_sizes = self._spans.sizes
+    self.shard_sizes, self.open_shards = self._spans.sizes, self._spans.most_open
+    self.read_ahead = self._spans.read_ahead
     if not len(self):
       raise ValueError(f"path={path!r} has no rows")
     given = {"image": image, "caption": caption, "label": label}

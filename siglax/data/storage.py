@@ -155,7 +155,7 @@ def look_up(paths: Sequence[str]):
 def read_ahead(path: str):
   """Fetches a file of a bucket in the background, because it is going to be read."""
   if is_url(path):
-    _blocks().read_ahead(path, buckets.known(path))
+    _blocks().read_ahead(path)
 
 
 def room() -> int:
