@@ -14,7 +14,6 @@ import pytest
 
 from siglax.data import files as files_lib
 from siglax.data import order
-from siglax.data import sources
 from siglax.data import tables
 from siglax.data.sources import open_source
 from siglax.data.sources import validate_spec
@@ -394,8 +393,8 @@ def test_the_order_keeps_to_the_shards_that_memory_holds(tmp_path, monkeypatch):
   with pytest.raises(ValueError) as e:
     order.shuffled(open_source(spec), spec, 0, "config.data.0")
   assert str(e.value) == (
-    "config.data.0.shuffle_shards=5: there is room for 3 of the shards of source='parquet' at a time; "
-    "set it to 3 or less"
+    "config.data.0.shuffle_shards=5: there is room for 3 of the shards of source='parquet' at a "
+    "time; set it to 3 or less"
   )
   examples, spec = open_source(spec), spec | {"shuffle_shards": 3}
   shuffled = order.shuffled(examples, spec, 0, "config.data.0")

@@ -37,7 +37,7 @@ logger = logging.getLogger("siglax")
 class Cache:
   """Blocks of files in a folder. Safe from many threads and processes.
 
-  limit: bytes that they may take; those that were fetched or opened longest ago go first.
+  limit: bytes that they may take; those that were wanted longest ago go first.
   """
 
   def __init__(self, folder: pathlib.Path, limit: int):
@@ -74,13 +74,16 @@ class Cache:
 
   def _announce(self, path, found, blocks: range, urgency: int):
     file, count = _file(path, found.version, found.size), -(-found.size // BLOCK)
+    # Without the lock first: nearly always all are known.
+    if not (new := [b for b in blocks if b < count and (file, b) not in self._known]):
+      return
     with self._lock:
-      new = [b for b in blocks if b < count and (file, b) not in self._known]
+      new = [b for b in new if (file, b) not in self._known]
       if len(self._known) > KNOWN:
         self._known.clear()
       self._known.update((file, block) for block in new)
     for block in new:
-      self._put(urgency, functools.partial(self._piece, path, found, file, block, 0, 0))
+      self._put(urgency, functools.partial(self._ahead, path, found, file, block))
 
   def _put(self, urgency: int, work):
     with self._lock:
@@ -99,16 +102,22 @@ class Cache:
 
   def _piece(self, path, found, file: str, block: int, begin: int, stop: int) -> bytes:
     """Bytes begin to stop of a block, which is fetched where it is not there."""
-    place = self._folder / file[:2] / f"{file}-{block}"
-    length = min(BLOCK, found.size - block * BLOCK)
-    if (data := _stored(place, length, begin, stop)) is not None:
+    place = f"{self._folder}/{file[:2]}/{file}-{block}"
+    if (data := _stored(place, begin, stop)) is not None:
       return data
     with self._fetching[hash((file, block)) % len(self._fetching)]:
-      if (data := _stored(place, length, begin, stop)) is None:
-        whole = buckets.fetch(path, block * BLOCK, length)
-        self._keep(place, whole)
+      if (data := _stored(place, begin, stop)) is None:
+        start = block * BLOCK
+        whole = buckets.fetch(path, start, min(BLOCK, found.size - start))
+        self._keep(pathlib.Path(place), whole)
         data = whole[begin:stop]
     return data
+
+  def _ahead(self, path, found, file: str, block: int):
+    length = min(BLOCK, found.size - block * BLOCK)
+    self._piece(path, found, file, block, length - 1, length)
+    # It is going to be used, so that it goes late.
+    os.utime(f"{self._folder}/{file[:2]}/{file}-{block}")
 
   def _keep(self, place: pathlib.Path, data: bytes):
     temporary = place.with_name(f"{place.name}.{secrets.token_hex(4)}")
@@ -151,18 +160,13 @@ class Cache:
         self._bytes -= size
 
 
-def _stored(place: pathlib.Path, length: int, begin: int, stop: int) -> bytes | None:
-  """Bytes begin to stop of a block's file; None where it is missing or not whole."""
+def _stored(place: str, begin: int, stop: int) -> bytes | None:
+  """Bytes begin to stop of a block's file; None where it is missing or too short."""
   try:
     number = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
   except OSError:
     return None
   try:
-    if os.fstat(number).st_size != length:
-      return None
-    if stop:
-      # It is used, so that it goes late.
-      os.utime(number)
     data = os.pread(number, stop - begin, begin)
     return data if len(data) == stop - begin else None
   except OSError:
@@ -187,7 +191,8 @@ def limit(folder: pathlib.Path) -> int:
     free = shutil.disk_usage(folder).free
   except OSError as e:
     raise ValueError(
-      f"data in a bucket needs the cache folder {str(folder)!r}: {e.strerror}; XDG_CACHE_HOME moves it"
+      f"data in a bucket needs the cache folder {str(folder)!r}: {e.strerror}; XDG_CACHE_HOME "
+      "moves it"
     ) from None
   return min(MOST_BYTES, (free + sum(size for _, size, _ in _files(folder))) // 2)
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable
-import concurrent.futures
 import dataclasses
 import logging
-import os
 import random
 import re
 import threading
@@ -26,14 +24,12 @@ from siglax.config import values
 # A request is made so many times, with pauses that double, and each may take so many seconds.
 TRIES = 6
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 20.0
-TIMEOUT, LIST_TIMEOUT = 60.0, 900.0
+TIMEOUT = 60.0
 # Requests to a server at a time.
 CONNECTIONS = 64
 # What was found of a file is believed for so long when it is opened again.
 BELIEVED_SECONDS = 600.0
 REMEMBERED = 2**18
-# More files of one folder than this are looked up by listing it.
-LISTED_FROM = 64
 # What a library that opens URLs is installed by.
 PACKAGES = {"s3": "siglax[s3]", "s3a": "siglax[s3]", "gs": "siglax[gcs]", "gcs": "siglax[gcs]"}
 PACKAGES |= {"hf": "huggingface_hub", "http": "aiohttp", "https": "aiohttp", "az": "adlfs"}
@@ -90,8 +86,7 @@ def find(path: str) -> Found | None:
 
 def known(path: str) -> Found:
   """What stood at a URL when it was looked at last, however long ago; ValueError for no file."""
-  with _lock:
-    _, found = _remembered.get(path, (0.0, None))
+  _, found = _remembered.get(path, (0.0, None))
   found = found or _look(path)
   if found is None:
     raise Missing(f"{path!r}: No such file")
@@ -100,38 +95,11 @@ def known(path: str) -> Found:
   return found
 
 
-def look_up(paths: list[str]):
-  """Looks at many URLs at a time, so that `find` of each answers at once."""
-  folders = collections.defaultdict(list)
-  for path in paths:
-    folders[os.path.dirname(path)].append(path)
-  single = [path for found in folders.values() if len(found) < LISTED_FROM for path in found]
-  listed = [folder for folder, found in folders.items() if len(found) >= LISTED_FROM]
-  with concurrent.futures.ThreadPoolExecutor(CONNECTIONS) as pool:
-    list(pool.map(_list, listed))
-    list(pool.map(find, single))
-
-
-def glob(pattern: str) -> list[str]:
-  """URLs that match a pattern, sorted."""
-  try:
-    found = request(pattern, lambda f, name: _call(f, "glob", name, detail=True), LIST_TIMEOUT)
-  except Missing:
-    return []
-  return sorted(_remember_all(pattern, found))
-
-
-def files_in(folder: str) -> list[str]:
-  """The URLs of all files in a folder and below it."""
-  found = request(folder, lambda f, name: _call(f, "find", name, detail=True), LIST_TIMEOUT)
-  return _remember_all(folder, found)
-
-
 def fetch(path: str, offset: int, length: int) -> bytes:
   """`length` bytes from `offset` on, in one request."""
 
   def ask(filesystem, name):
-    data = _call(filesystem, "cat_file", name, start=offset, end=offset + length)
+    data = call(filesystem, "cat_file", name, start=offset, end=offset + length)
     if len(data) != length:
       raise ConnectionError(f"the server sent {len(data)} bytes of {length} from byte {offset} on")
     return data
@@ -139,12 +107,16 @@ def fetch(path: str, offset: int, length: int) -> bytes:
   return request(path, ask) if length else b""
 
 
-def request(path: str, ask: Callable[[Any, str], Any], timeout: float = TIMEOUT):
+def request(
+  path: str, ask: Callable[[Any, str], Any], timeout: float = TIMEOUT, listing: bool = False
+):
   """ask(filesystem, name in it), and again while the server fails.
+
+  listing: it asks for a folder, which may be many requests, each made again by the library itself.
 
   Raises Missing for what is not there, Unreachable where the server refuses or fails each time.
   """
-  filesystem, name = _filesystem(path)
+  filesystem, name = _filesystem(path, listing)
   began, last = time.monotonic(), None
   for attempt in range(TRIES):
     if attempt:
@@ -169,7 +141,8 @@ def request(path: str, ask: Callable[[Any, str], Any], timeout: float = TIMEOUT)
 _limits = threading.local()
 
 
-def _call(filesystem, method: str, *arguments, **options):
+def call(filesystem, method: str, *arguments, **options):
+  """A method of a filesystem, within the seconds of the request."""
   if not filesystem.async_impl:
     return getattr(filesystem, method)(*arguments, **options)
   function = getattr(filesystem, f"_{method}")
@@ -177,13 +150,13 @@ def _call(filesystem, method: str, *arguments, **options):
   return fsspec.asyn.sync(filesystem.loop, function, *arguments, timeout=seconds, **options)
 
 
-def _filesystem(path: str):
+def _filesystem(path: str, listing: bool):
   """(fsspec's filesystem, name in it) of a URL."""
   protocol = path.partition(":")[0]
   options: dict[str, Any] = {"use_listings_cache": False}
   if protocol in ("s3", "s3a"):
     # A failure is counted here, and the request made again, not by botocore.
-    retries = {"total_max_attempts": 1}
+    retries = {"total_max_attempts": TRIES if listing else 1}
     options["config_kwargs"] = {"max_pool_connections": CONNECTIONS, "retries": retries}
   try:
     filesystem, name = fsspec.core.url_to_fs(path, **options)
@@ -194,7 +167,7 @@ def _filesystem(path: str):
   except Exception as e:  # an unknown protocol, a broken URL, a library that finds no server
     raise ValueError(f"{path!r} cannot be opened: {values.one_line(e)}") from None
   if protocol in ("s3", "s3a"):
-    filesystem.retries = 1
+    filesystem.retries = TRIES if listing else 1
   return filesystem, name
 
 
@@ -232,35 +205,16 @@ def _count(path: str, error: Exception):
 
 def _look(path: str) -> Found | None:
   try:
-    facts = request(path, lambda f, name: _call(f, "info", name))
+    facts = request(path, lambda f, name: call(f, "info", name))
   except Missing:
     with _lock:
       _remembered.pop(path, None)
     return None
-  return _remember(path, facts)
+  return remember(path, facts)
 
 
-def _list(folder: str):
-  try:
-    found = request(folder, lambda f, name: _call(f, "ls", name, detail=True), LIST_TIMEOUT)
-  except (Missing, Unreachable):
-    # Files may be readable where listing is not allowed.
-    return
-  _remember_all(folder, {facts["name"]: facts for facts in found})
-
-
-def _remember_all(path: str, found: dict) -> list[str]:
-  """The URLs of the files of a listing {name: facts}."""
-  filesystem, _ = _filesystem(path)
-  protocol, urls = path.partition("://")[0], []
-  for name, facts in found.items():
-    rest = filesystem.unstrip_protocol(name).partition("://")[2]
-    urls.append(f"{protocol}://{rest.lstrip('/') if protocol == 'memory' else rest}")
-    _remember(urls[-1], facts)
-  return urls
-
-
-def _remember(path: str, facts: dict) -> Found:
+def remember(path: str, facts: dict) -> Found:
+  """Keeps what a server says of a URL for `find` and `known`."""
   version = next((facts[key] for key in _VERSIONS if facts.get(key)), "")
   folder = facts.get("type") == "directory"
   if facts.get("size") is None and not folder:

@@ -251,8 +251,6 @@ def mapped(files, columns: Columns) -> pa.Table:
 
 def _fingerprint(files, columns: Columns) -> str:
   """Names the content: which files, their sizes and times, and the columns read."""
-  stats = [
-    (storage.absolute(path), *storage.stamp(path)) for path in files
-  ]
+  stats = [(storage.absolute(path), *storage.stamp(path)) for path in files]
   paths = [columns.paths(file) for file in files.values()]
   return hashlib.sha256(repr((stats, paths, columns.schema.to_string())).encode()).hexdigest()[:24]

@@ -103,7 +103,6 @@ class Spans:
       )
     return storage.read(file, start, length, self.random)
 
-
   def read_ahead(self, k: int):
     """Fetches file k, where it is in a bucket, because its examples are going to be read."""
     storage.read_ahead(self.files[k])

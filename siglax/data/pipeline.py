@@ -22,6 +22,7 @@ import numpy as np
 
 from siglax.data import order
 from siglax.data import sources as sources_lib
+from siglax.data import storage
 from siglax.data.broken import too_many_bad
 from siglax.data.labels import check_labels
 from siglax.data.labels import first_labels
@@ -141,6 +142,8 @@ class TrainBatches:
   def _next(self):
     try:
       return next(self._iterator)
+    except storage.Unreachable as e:  # without the lines that grain adds
+      raise storage.Unreachable(str(e).partition("\n")[0]) from e
     except RuntimeError as e:
       if not self._workers:
         raise

@@ -1,4 +1,4 @@
-"""A file of a bucket as libraries read it, and copies of files and folders for those that cannot."""
+"""Files of buckets for libraries: read as Python's files are, or copied to this machine."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import logging
 import os
 
 from siglax.data import buckets
+from siglax.data import listing
 from siglax.data import storage
 from siglax.devices import disk
 
@@ -56,7 +57,7 @@ def copied(path: str) -> str:
   if (found := buckets.find(path)) is None:
     raise ValueError(f"{path!r}: no such file or folder")
   folder = found.folder
-  files = sorted(buckets.files_in(path)) if folder else [path]
+  files = sorted(listing.files_in(path)) if folder else [path]
   facts = [(file, buckets.known(file)) for file in files]
   if (cache := storage.cache_folder()) is None:
     raise ValueError(f"{path!r} needs a cache folder, and there is no home; set XDG_CACHE_HOME")

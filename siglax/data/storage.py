@@ -20,6 +20,7 @@ import threading
 
 from siglax.data import blocks
 from siglax.data import buckets
+from siglax.data import listing
 from siglax.data.buckets import Unreachable as Unreachable
 from siglax.data.buckets import is_url as is_url
 
@@ -60,7 +61,7 @@ def is_folder(path: str) -> bool:
 def glob(pattern: str) -> list[str]:
   """Paths that match a pattern, sorted; `**` means any folders."""
   if is_url(pattern):
-    return [path for path in buckets.glob(pattern) if not path.endswith(INDEX_ENDING)]
+    return [path for path in listing.glob(pattern) if not path.endswith(INDEX_ENDING)]
   found = sorted(glob_lib.glob(pattern, recursive=True))
   return [path for path in found if not path.endswith(INDEX_ENDING)]
 
@@ -149,7 +150,7 @@ def cache_folder() -> pathlib.Path | None:
 def look_up(paths: Sequence[str]):
   """Asks for many files of buckets at a time, before each is opened."""
   if urls := list(filter(is_url, paths)):
-    buckets.look_up(urls)
+    listing.look_up(urls)
 
 
 def read_ahead(path: str):
@@ -228,7 +229,7 @@ def _read(path: str, file: _Descriptor, offset: int, length: int) -> bytes:
 
 def _walk_url(folder: str) -> Iterator[tuple[str, list[str]]]:
   folders = collections.defaultdict(list)
-  for path in buckets.files_in(folder):
+  for path in listing.files_in(folder):
     below, _, name = path[len(folder) + 1 :].rpartition("/")
     if name and not any(part.startswith(".") for part in (*below.split("/"), name)):
       folders[below].append(name)
@@ -249,7 +250,9 @@ def _read_url(path: str, offset: int, length: int, alone: bool = False) -> bytes
 @functools.cache
 def _blocks() -> blocks.Cache:
   if (folder := cache_folder()) is None:
-    raise ValueError("data in a bucket needs a cache folder, and there is no home; set XDG_CACHE_HOME")
+    raise ValueError(
+      "data in a bucket needs a cache folder, and there is no home; set XDG_CACHE_HOME"
+    )
   folder = folder / "blocks"
   return blocks.Cache(folder, blocks.limit(folder))
 

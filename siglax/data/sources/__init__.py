@@ -98,7 +98,9 @@ def open_source(spec, field: str = ""):
     examples = source.open(**values)
   except (ValueError, storage.Unreachable) as e:
     kind = ValueError if isinstance(e, ValueError) else storage.Unreachable
-    raise kind(f"{_prefix(field)}{e}") from e
+    # What storage says begins with the file.
+    said = f"path={e}" if str(e).startswith("'") else e
+    raise kind(f"{_prefix(field)}{said}") from e
   except TypeError as e:
     raise ValueError(f"{field or 'data'}={dict(spec)!r} has a value of a wrong type: {e}") from e
   if not len(examples):
