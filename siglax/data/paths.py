@@ -120,14 +120,17 @@ def refuse_compressed(file: str):
 
 def source_of(path: str) -> str:
   """The source that a path suits: by its ending, of a folder by whether it holds tars or a saved
-  dataset. Parquet where nothing else tells.
+  dataset. Parquet where nothing else tells. A server is asked only of a URL without an ending.
   """
+  of_ending = _source_of_ending(ending(path.rstrip("}")))
+  if of_ending and storage.is_url(path):
+    return of_ending
   if storage.is_folder(path):
     if any(storage.exists(os.path.join(path, name)) for name in SAVED):
       return "hf"
     tars = storage.glob_in(path, "*.tar") or storage.glob_in(path, "*/*.tar")
     return "webdataset" if tars else "folder"
-  return _source_of_ending(ending(path.rstrip("}"))) or "parquet"
+  return of_ending or "parquet"
 
 
 def ending(path: str) -> str:
