@@ -8,6 +8,7 @@ import numpy as np
 
 from siglax.config import imports
 from siglax.data import images
+from siglax.data import storage
 from siglax.data.broken import MAX_REPLACEMENTS
 from siglax.data.broken import reason
 from siglax.data.labels import LABEL_STRIDE
@@ -48,6 +49,9 @@ class ExampleLoader:
           "index": np.int64(i),
           "bad": bad,
         }
+      except storage.Unreachable:
+        # The example is sound; another in its place would depend on the day.
+        raise
       except Exception as e:  # whatever a source, a decoder or a tokenizer raises
         error = e
       bad[attempt] = i

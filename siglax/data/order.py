@@ -102,16 +102,19 @@ def shuffled(source, spec, seed: int, field: str) -> grain.MapDataset:
     open_shards, len(sizes)
   ) > most:
     raise ValueError(
-      f"{field}.shuffle_shards={open_shards}: memory holds {most} of the shards of "
+      f"{field}.shuffle_shards={open_shards}: there is room for {most} of the shards of "
       f"source={spec['source']!r} at a time; set it to {most} or less"
     )
-  return ShardShuffle(sizes, seed, open_shards).seed(seed)
+  announce = getattr(source, "read_ahead", None)
+  return ShardShuffle(sizes, seed, open_shards, announce).seed(seed)
 
 
 class ShardShuffle(grain.MapDataset):
   """Element k → the index of an example of one source; each epoch is a permutation of all of them.
 
   sizes: int [S], the examples of each shard. seed: a whole number. open_shards: G, at least 1.
+  announce: is told the number of each shard of a group before, and of the next group at the same
+  time, so that they can be fetched.
 
   In an epoch the shards are permuted and cut into groups of G; the examples of a group are permuted
   among themselves, and the groups follow one another. So the example is a formula of (seed, k), and
@@ -120,8 +123,9 @@ class ShardShuffle(grain.MapDataset):
   no memory where it is grain's, or 8 bytes an example for up to SMALL of them.
   """
 
-  def __init__(self, sizes, seed: int, open_shards: int):
+  def __init__(self, sizes, seed: int, open_shards: int, announce=None):
     super().__init__()
+    self._announce = announce
     self._sizes, self._seed = np.asarray(sizes, np.int64), seed
     self._open = min(open_shards, len(self._sizes))
     self._starts = _starts(self._sizes)
@@ -129,7 +133,7 @@ class ShardShuffle(grain.MapDataset):
     self._group = functools.lru_cache(4)(self._group_of)
 
   def __reduce__(self):
-    return type(self), (self._sizes, self._seed, self._open)
+    return type(self), (self._sizes, self._seed, self._open, self._announce)
 
   def __len__(self) -> int:
     return int(self._starts[-1])
@@ -150,7 +154,10 @@ class ShardShuffle(grain.MapDataset):
 
   def _group_of(self, epoch: int, group: int) -> tuple[int, np.ndarray | grain.MapDataset]:
     """The place of a group's first example, and the permutation of the group."""
-    _, starts = self._shards(epoch)
+    shards, starts = self._shards(epoch)
+    if self._announce is not None:
+      for shard in shards[group * self._open : (group + 2) * self._open].tolist():
+        self._announce(shard)
     first = int(starts[group * self._open])
     end = int(starts[min((group + 1) * self._open, len(self._sizes))])
     seed = [self._seed, epoch, group + 1]

@@ -20,6 +20,7 @@ import numpy as np
 
 from siglax.data import order
 from siglax.data import sources as sources_lib
+from siglax.data import storage
 from siglax.data.batching import Batches
 from siglax.data.broken import too_many_bad
 from siglax.data.labels import check_labels
@@ -139,8 +140,10 @@ class TrainBatches:
       self.last = source.tolist(), index.tolist()
     except BaseException as e:
       self._error = e
+      if isinstance(e, storage.Unreachable):  # without the lines that grain adds
+        self._error = storage.Unreachable(str(e).partition("\n")[0])
       self.close()
-      raise
+      raise self._error
     return batch
 
   def close(self):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from siglax.config.declared.group import Group
 from siglax.config.parts import Field
-from siglax.config.values import local_problem
+from siglax.config.values import readable_problem
 
 
 def three_numbers(value) -> str | None:
@@ -125,7 +125,7 @@ TEXT = Group(
     "tokenizer": Field(
       "shapes",
       'A sentencepiece .model file, or "shapes" for the built-in dataset\'s own.',
-      check=local_problem,
+      check=readable_problem,
     ),
     "length": Field(64, "Tokens, to which a text is padded and cut.", least=2, most=2**20),
     "lowercase": Field(True, "Make letters lower case before tokenizing."),

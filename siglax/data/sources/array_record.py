@@ -29,7 +29,7 @@ class ArrayRecord:
     from array_record.python import array_record_data_source  # late: 0.1 s, and not for others
 
     self._arguments = (path, image, caption, label, weights, key)
-    self._files = paths.find(path, "array_record")
+    self._files = paths.find(path, "array_record", urls=False)
     self._bytes = [storage.size(file) for file in self._files]
     try:
       opened = [array_record_data_source.ArrayRecordDataSource(file) for file in self._files]

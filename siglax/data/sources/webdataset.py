@@ -50,7 +50,8 @@ class WebDataset:
       indices = list(pool.map(_index, files))
     _report_damage(path, files, indices, skip_damaged_shards)
     self._spans = index_lib.Spans(files, indices, tar.BLOCK)
-    self.shard_sizes = self._spans.sizes
+    self.shard_sizes, self.open_shards = self._spans.sizes, self._spans.most_open
+    self.read_ahead = self._spans.read_ahead
     if not len(self):
       raise ValueError(f"path={path!r} has no examples: no member of the tars is named as NAME.jpg")
     self.classnames = _beside(files, "classnames.txt")
@@ -75,6 +76,10 @@ class WebDataset:
       raise ValueError(f"{file!r}, byte {start + e.offset}: {e}") from None
     except ValueError as e:
       raise ValueError(f"{file!r}, byte {start}: {e}") from None
+
+  def prepare_random_access(self):
+    """Examples in any order are read one by one from here on."""
+    self._spans.random = True
 
   def __repr__(self):
     return f"WebDataset({self._path!r})"
@@ -128,8 +133,12 @@ def _index(file: str) -> index_lib.Index:
   except ValueError as e:
     said = str(e).removeprefix(repr(file)).removeprefix(":").strip()
     return index_lib.Index(np.zeros(1, np.uint32), 0, (0, said))
+  return index_lib.of_file(file, KIND, _indexed)
+
+
+def _indexed(file: str, size: int) -> index_lib.Index:
   paths.refuse_compressed(file)
-  return index_lib.of_file(file, KIND, tar.index)
+  return tar.index(file, size)
 
 
 def _report_damage(path, files, indices, skip: bool):
@@ -175,7 +184,7 @@ def _beside(files: list[str], name: str) -> tuple[str, ...] | None:
   """The lines of a file beside the tars, or else one folder up."""
   found = set()
   for folder in {os.path.dirname(file) for file in files}:
-    places = [os.path.join(folder, name), os.path.join(folder, os.pardir, name)]
+    places = [os.path.join(folder, name), os.path.join(storage.parent(folder), name)]
     place = next(filter(storage.exists, places), None)
     data = storage.read_all(place, captions_lib.MAX_TEXT) if place else b""
     found.add(tuple(captions_lib.lines(data, f"path={place!r}")))
