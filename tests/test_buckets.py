@@ -352,6 +352,7 @@ def train(workdir, data, *more, steps=20):
   return [line["loss"] for line in map(json.loads, lines) if "loss" in line]
 
 
+@pytest.mark.slow
 def test_training_from_s3_is_training_from_the_disk(s3, data, tmp_path):
   """Parameters to start from, too; while one of twenty requests fails."""
   server, url = s3
