@@ -144,7 +144,7 @@ def _execute(
 
 @contextlib.contextmanager
 def _whole_or_not():
-  """Of a file that fails neither parts nor its module stay."""
+  """A file that fails leaves behind neither parts nor its module."""
   before, modules = len(parts.registered), set(sys.modules)
   try:
     yield

@@ -11,6 +11,7 @@ import sys
 import grain
 import numpy as np
 
+from siglax.data.numbering import Numbering
 from siglax.data.source import COMMON_FIELDS
 
 FINGERPRINTED = 1000
@@ -128,7 +129,7 @@ class ShardShuffle(grain.MapDataset):
     self._announce = announce
     self._sizes, self._seed = np.asarray(sizes, np.int64), seed
     self._open = min(open_shards, len(self._sizes))
-    self._starts = _starts(self._sizes)
+    self._starts = Numbering(self._sizes).starts
     self._shards = functools.lru_cache(2)(self._shards_of)
     self._group = functools.lru_cache(4)(self._group_of)
 
@@ -150,7 +151,7 @@ class ShardShuffle(grain.MapDataset):
   def _shards_of(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     """The shards in the order of an epoch, and the place of the first example of each."""
     shards = _permutation(len(self._sizes), [self._seed, epoch, 0])
-    return shards, _starts(self._sizes[shards])
+    return shards, Numbering(self._sizes[shards]).starts
 
   def _group_of(self, epoch: int, group: int) -> tuple[int, np.ndarray | grain.MapDataset]:
     """The place of a group's first example, and the permutation of the group."""
@@ -171,11 +172,6 @@ def _permutation(size: int, seed: list[int]) -> np.ndarray:
   """int64 [size]. Of a generator whose bits no version of NumPy changes."""
   bits = np.random.Philox(np.random.SeedSequence(seed)).random_raw(size)
   return np.argsort(bits, kind="stable")
-
-
-def _starts(sizes: np.ndarray) -> np.ndarray:
-  """[S + 1], the examples before each shard, and in all."""
-  return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
 
 
 def mix_shares(weights: list[float]) -> list[int]:

@@ -12,47 +12,43 @@ import numpy as np
 import pyarrow as pa
 
 from siglax.data import files as files_lib
+from siglax.data.numbering import Numbering
 
 
-class InMemory:
+class _Whole:
+  """All rows in one table."""
+
+  most_open = None
+  _table: pa.Table
+
+  def __len__(self) -> int:
+    return self._table.num_rows
+
+  def __getitem__(self, i: int) -> dict:
+    return _row(self._table, i)
+
+
+class InMemory(_Whole):
   """All rows, read at the start. sizes: int64 [row groups], the rows read of each.
 
   skip_damaged: what cannot be read of a row group is left out, with a warning; otherwise it is a
   ValueError.
   """
 
-  most_open = None
-
   def __init__(self, files: dict, columns: files_lib.Columns, skip_damaged: bool = False):
-    self.sizes = _sizes(files)
-    batches, read, group = [], np.zeros_like(self.sizes), -1
+    self.sizes, batches = np.zeros_like(_sizes(files)), []
     for group, batch in columns.numbered_batches(files, skip_damaged):
       batches.append(batch)
-      read[group] += batch.num_rows
-    self.sizes = read
+      self.sizes[group] += batch.num_rows
     self._table = pa.Table.from_batches(batches, columns.schema)
 
-  def __len__(self) -> int:
-    return self._table.num_rows
 
-  def __getitem__(self, i: int) -> dict:
-    return _row(self._table, i)
-
-
-class Mapped:
+class Mapped(_Whole):
   """All rows, decompressed once into a file of the cache folder, and mapped from there."""
-
-  most_open = None
 
   def __init__(self, files: dict, columns: files_lib.Columns):
     self.sizes = _sizes(files)
     self._table = files_lib.mapped(files, columns)
-
-  def __len__(self) -> int:
-    return self._table.num_rows
-
-  def __getitem__(self, i: int) -> dict:
-    return _row(self._table, i)
 
 
 class OnDemand:
@@ -66,20 +62,19 @@ class OnDemand:
   def __init__(self, files: dict, columns: files_lib.Columns):
     self._columns, self._files = columns, list(files)
     self.sizes = _sizes(files)
-    self._starts = np.concatenate([[0], np.cumsum(self.sizes)])
-    counts = [file.num_row_groups for file in files.values()]
-    self._first_groups = np.concatenate([[0], np.cumsum(counts)])
+    self._rows = Numbering(self.sizes)
+    self._groups = Numbering([file.num_row_groups for file in files.values()])
     largest = max(columns.group_bytes(file, g) for file in files.values() for g in _groups(file))
     self.most_open = max(1, files_lib.MEMORY_BYTES // max(largest, 1))
     self._lock = threading.Lock()
     self._held: collections.OrderedDict[int, _Held] = collections.OrderedDict()
 
   def __len__(self) -> int:
-    return int(self._starts[-1])
+    return len(self._rows)
 
   def __getitem__(self, i: int) -> dict:
-    group = int(np.searchsorted(self._starts, i, "right")) - 1
-    return _row(self._group(group), i - int(self._starts[group]))
+    group, row = self._rows.find(i)
+    return _row(self._group(group), row)
 
   def _group(self, group: int) -> pa.Table:
     with self._lock:
@@ -94,11 +89,11 @@ class OnDemand:
     return held.table
 
   def _read(self, group: int, held: _Held):
-    file = int(np.searchsorted(self._first_groups, group, "right")) - 1
+    file, group = self._groups.find(group)
     path = self._files[file]
     try:
       opened = files_lib.open_parquet(path)
-      batches = self._columns.of_group(path, opened, group - int(self._first_groups[file]))
+      batches = self._columns.of_group(path, opened, group)
       held.table = pa.Table.from_batches(batches, self._columns.schema)
     except ValueError as e:
       held.error = str(e)

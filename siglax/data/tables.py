@@ -178,6 +178,17 @@ def example(row: dict) -> dict:
   return {name: value for name, value in row.items() if value is not None or name == "image"}
 
 
+def rest(values: dict) -> dict:
+  """What an example has beside its picture and captions, of {field of `named`: value or None}."""
+  parts = ("label", "label", int), ("weights", "weight", float), ("key", "key", text)
+  return {part: kind(values[field]) for field, part, kind in parts if values.get(field) is not None}
+
+
+def text(value) -> str:
+  """Of bytes in UTF-8, or of a text."""
+  return value.decode() if isinstance(value, bytes) else str(value)
+
+
 def classnames(schemas: dict[str, pa.Schema], label: str | None) -> tuple[str, ...] | None:
   """The names of the classes, the same in all files; None where there are none.
 

@@ -74,7 +74,7 @@ class _Maker:
     self._process, self._pipe, self._content, self._workers = process, pipe, content, workers
 
   def __call__(self, chunk, ended):
-    """As rows.write: None, or the row in error and its exception."""
+    """As layout.write: None, or the row in error and its exception."""
     batch = chunk.batch
     try:
       if self._content is not None:

@@ -10,6 +10,7 @@ from siglax.data import captions as captions_lib
 from siglax.data import paths
 from siglax.data import storage
 from siglax.data import tables
+from siglax.data.numbering import Numbering
 from siglax.data.source import Source
 
 
@@ -30,7 +31,8 @@ class ArrayRecord:
 
     self._arguments = (path, image, caption, label, weights, key)
     self._files = paths.find(path, "array_record", urls=False)
-    self._bytes = [storage.size(file) for file in self._files]
+    for file in self._files:  # a ValueError for one that is missing
+      storage.size(file)
     try:
       opened = [array_record_data_source.ArrayRecordDataSource(file) for file in self._files]
       self.shard_sizes = np.array([len(records) for records in opened], np.int64)
@@ -38,7 +40,7 @@ class ArrayRecord:
       raise ValueError(
         f"path={path!r} is not ArrayRecord, or damaged: {values.one_line(e)}"
       ) from None
-    self._records, self._starts = opened, np.concatenate([[0], np.cumsum(self.shard_sizes)])
+    self._records, self._numbering = opened, Numbering(self.shard_sizes)
     if not len(self):
       raise ValueError(f"path={path!r} has no records")
     given = {"image": image, "caption": caption, "label": label, "weights": weights, "key": key}
@@ -48,23 +50,14 @@ class ArrayRecord:
     self._names = rest | tables.chosen(first, given, "feature in the first record")
 
   def __len__(self) -> int:
-    return int(self._starts[-1])
+    return len(self._numbering)
 
   def __getitem__(self, i: int) -> dict:
-    if not 0 <= i < len(self):
-      raise IndexError(f"record {i} of {len(self)}")
     features = _features(self._record(i))
     found = {field: features.get(name) for field, name in self._names.items()}
     captions = [captions_lib.text(text, "a caption") for text in found["caption"] or ()]
-    example = {"image": (found["image"] or [None])[0], "captions": captions}
-    for field, part, kind in (
-      ("label", "label", int),
-      ("weights", "weight", float),
-      ("key", "key", bytes.decode),
-    ):
-      if value := found[field]:
-        example[part] = kind(value[0])
-    return example
+    first = {field: value[0] if value else None for field, value in found.items()}
+    return {"image": first["image"], "captions": captions} | tables.rest(first)
 
   def __repr__(self):
     return f"ArrayRecord({self._arguments[0]!r})"
@@ -73,13 +66,11 @@ class ArrayRecord:
     return ArrayRecord, self._arguments
 
   def _record(self, i: int) -> bytes:
-    file = int(np.searchsorted(self._starts, i, "right")) - 1
+    file, record = self._numbering.find(i)
     try:
-      return self._records[file][i - int(self._starts[file])]
+      return self._records[file][record]
     except (RuntimeError, ValueError, OSError) as e:
-      raise ValueError(
-        f"{self._files[file]!r}, record {i - self._starts[file]}: {values.one_line(e)}"
-      ) from None
+      raise ValueError(f"{self._files[file]!r}, record {record}: {values.one_line(e)}") from None
 
 
 def _features(record: bytes) -> dict[str, list]:

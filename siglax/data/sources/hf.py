@@ -13,6 +13,7 @@ from siglax.config.parts import Field
 from siglax.data import captions as captions_lib
 from siglax.data import storage
 from siglax.data import tables
+from siglax.data.numbering import Numbering
 from siglax.data.source import Source
 
 
@@ -37,18 +38,16 @@ class HuggingFace:
     self._columns = tables.ImageText(schemas, *named, need_caption=needed)
     self.classnames = tables.names_of(features, self._columns.label)
     self.shard_sizes = np.array([table.num_rows for table in self._tables], np.int64)
-    self._starts = np.concatenate([[0], np.cumsum(self.shard_sizes)])
+    self._numbering = Numbering(self.shard_sizes)
     if not len(self):
       raise ValueError(f"path={path!r} has no rows")
 
   def __len__(self) -> int:
-    return int(self._starts[-1])
+    return len(self._numbering)
 
   def __getitem__(self, i: int) -> dict:
-    if not 0 <= i < len(self):
-      raise IndexError(f"row {i} of {len(self)}")
-    file = int(np.searchsorted(self._starts, i, "right")) - 1
-    row = self._tables[file].slice(i - int(self._starts[file]), 1)
+    file, row = self._numbering.find(i)
+    row = self._tables[file].slice(row, 1)
     example = tables.example(self._columns.row(row))
     captions, label = example["captions"], example.get("label")
     texts = captions_lib.of_class(captions, label, self.classnames, self._template)

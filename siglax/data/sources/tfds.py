@@ -54,29 +54,17 @@ class TFDS:
     captions = row.get("caption", ())
     captions = [captions] if isinstance(captions, (bytes, str)) else list(captions)
     label = row.get("label")
-    texts = [text.decode() if isinstance(text, bytes) else str(text) for text in captions]
+    texts = list(map(tables.text, captions))
     texts = captions_lib.of_class(
       texts, None if label is None else int(label), self.classnames, self._template
     )
-    example = {"image": row["image"], "captions": texts}
-    for field, part, kind in (
-      ("label", "label", int),
-      ("weights", "weight", float),
-      ("key", "key", _text),
-    ):
-      if row.get(field) is not None:
-        example[part] = kind(row[field])
-    return example
+    return {"image": row["image"], "captions": texts} | tables.rest(row)
 
   def __repr__(self):
     return f"TFDS({self._arguments[0]!r}, {self._arguments[1]!r})"
 
   def __reduce__(self):  # a worker process opens the files itself
     return TFDS, self._arguments
-
-
-def _text(value) -> str:
-  return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _classnames(feature) -> tuple[str, ...] | None:
