@@ -4,6 +4,7 @@ here.
 
 from siglax.commands import classify
 from siglax.commands import config
+from siglax.commands import convert
 from siglax.commands import embed
 from siglax.commands import evaluate
 from siglax.commands import export
@@ -22,6 +23,7 @@ COMMANDS = (
   search.COMMAND,
   export.COMMAND,
   tokenizer.COMMAND,
+  convert.COMMAND,
   plan.COMMAND,
   config.COMMAND,
 )
