@@ -14,14 +14,13 @@ setup(
     "flax>=0.12.8",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
-    # Not imported yet: the reader of TensorFlow Datasets' files, for a source of its own (tfds).
-    "tensorflow-datasets>=4.9.10",
+    "tensorflow-datasets>=4.9.10",  # the source tfds, and records of tf.train.Example
     "grain>=0.2.18",
     "array_record>=0.8.6",
     "sentencepiece>=0.2.3",
+    "fsspec>=2026.9.0",
     "ml-collections>=1.1.0",
     "ml_dtypes>=0.6.0",
-    "absl-py>=2.5.1",
     "safetensors>=0.8.0",
     # Not imported: jax.export, which writes the stablehlo format, needs it and does not ask for it.
     "flatbuffers>=25.12.19",
@@ -37,6 +36,8 @@ setup(
     "gpu": ["jax[cuda13]>=0.10.2"],
     "tpu": ["jax[tpu]>=0.10.2"],
     "wandb": ["wandb>=0.19"],
+    "s3": ["s3fs>=2026.9.0"],
+    "gcs": ["gcsfs>=2026.10.1"],
     "test": [
       "pytest>=9.2",
       "pytest-xdist>=3.8",
@@ -44,6 +45,11 @@ setup(
       "pyyaml>=6.0",
       "import-linter>=2.17",
       "chex>=0.1.92",  # comparisons of trees
+      # A server of S3 on this machine, about 130 MB; without it the tests of s3:// are skipped.
+      "s3fs>=2026.9.0",
+      "moto[s3]>=5.2.5",
+      "flask>=3.1.3",
+      "flask-cors>=6.0.5",
     ],
     "dev": [
       "ruff>=0.17.6",

@@ -26,12 +26,11 @@ SMALL = (
 )
 # The module that a distribution is imported as, where its name is another one.
 MODULES = {
-  "absl-py": "absl",
   "opencv-python-headless": "cv2",
   "orbax-checkpoint": "orbax",
   "pillow": "PIL",
 }
-NOT_IMPORTED = {"tensorflow-datasets", "flatbuffers"}  # setup.py says why
+NOT_IMPORTED = {"flatbuffers"}  # setup.py says why
 OPTIONAL = {"wandb", "transformers"}  # of functions that say what to install
 
 

@@ -108,6 +108,9 @@ CLUSTER = {
   "--config configs/siglip_b16.py:train=PATH,tokenizer=FILE.model --workdir DIR": 16,
   "launch/tpu_vm.sh start --config configs/siglip_b16.py:train=PATH,tokenizer=FILE.model "
   "--workdir DIR": 32,
+  "siglax train --workdir runs/b16 --config.data.0.order=shards --config "
+  "'configs/siglip_b16.py:train=s3://bucket/shards/{00000..00331}.tar,"
+  "tokenizer=s3://bucket/32k.model'": 16,
 }
 # What other programs do. .ci/run installs siglax and runs the tests.
 OTHERS = (
@@ -252,10 +255,17 @@ def test_every_block_is_known():
 @pytest.mark.parametrize("command", CLUSTER)
 def test_what_needs_a_cluster_is_parsed_and_its_config_checked(command):
   words = shlex.split(command)
-  known, rest = cli.parse(["train", *words[words.index("--config") :]])
-  config = config_lib.load(str(ROOT / known.config), cli.overrides(rest))
+  words = (
+    words[words.index("train") + 1 :] if "train" in words else words[words.index("--config") :]
+  )
+  known, rest = cli.parse(["train", *words])
+  config = config_lib.load(f"{ROOT}/{known.config}", cli.overrides(rest))
   checks.validate(config, CLUSTER[command])
-  assert config.data[0]["path"] == "PATH" and config.text.tokenizer == "FILE.model"
+  path, tokenizer = config.data[0]["path"], config.text.tokenizer
+  assert (path, tokenizer) in (
+    ("PATH", "FILE.model"),
+    ("s3://bucket/shards/{00000..00331}.tar", "s3://bucket/32k.model"),
+  )
 
 
 def test_extras_that_the_docs_install_are_there():

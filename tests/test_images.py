@@ -30,9 +30,9 @@ def encode(image, kind="PNG", **options):
 
 
 def image_config(size, **fields):
-  return types.SimpleNamespace(
-    **dict(size=size, crop_min_area=1.0, crop_max_aspect=4 / 3, pad=0, flip=False) | fields
-  )
+  off = dict(crop_min_area=1.0, crop_max_aspect=4 / 3, pad=0, flip=False)
+  limits = dict(max_bytes=2**24, max_pixels=2**26)
+  return types.SimpleNamespace(**dict(size=size) | off | limits | fields)
 
 
 def test_decode_gives_rgb_whatever_the_file():
@@ -183,7 +183,8 @@ def test_an_image_of_the_size_passes_untouched():
   image = draw(32, 32)
   assert images.resize(image, 32) is image
   assert images.fast_resize(image, 32) is image
-  assert images.augment(image, np.random.default_rng(0), image_config(32)) is image
+  view = images.augment(image, np.random.default_rng(0), image_config(32))
+  assert np.shares_memory(view, image) and (view == image).all()
 
 
 @pytest.mark.parametrize(
@@ -366,3 +367,87 @@ def test_a_crop_is_the_centre_of_the_resized_shorter_side(shape):
   np.testing.assert_array_equal(
     images.resize(picture, 16, "bicubic", "crop"), whole[top : top + 16, left : left + 16]
   )
+
+
+def photo(width, height, rng, orientation=1) -> bytes:
+  """A JPEG of smooth colours with noise, as photographs have it."""
+  coarse = rng.integers(0, 256, (height // 150 + 2, width // 150 + 2, 3), np.uint8)
+  smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+  noisy = np.clip(smooth + rng.normal(0, 4, smooth.shape), 0, 255).astype(np.uint8)
+  out, exif = io.BytesIO(), Image.Exif()
+  exif[0x0112] = orientation
+  Image.fromarray(noisy).save(out, "JPEG", quality=90, exif=exif)
+  return out.getvalue()
+
+
+@pytest.fixture
+def scales(monkeypatch):
+  """The scales at which JPEGs are decoded."""
+  found, imdecode = [], cv2.imdecode
+
+  def recorded(data, flags):
+    found.append(next(scale for scale, f in images.SCALES.items() if f == flags))
+    return imdecode(data, flags)
+
+  monkeypatch.setattr(cv2, "imdecode", recorded)
+  return found
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+  "width, height, fields, expected",
+  [
+    (800, 600, {}, [8]),  # 600 / 64 > 8
+    (500, 375, {}, [4]),
+    (201, 187, {}, [2]),
+    (127, 600, {}, [1]),
+    (800, 600, {"crop_min_area": 0.9, "crop_max_aspect": 1.05, "pad": 3, "flip": True}, [8]),
+    (800, 600, {"crop_min_area": 0.3, "crop_max_aspect": 1.1}, [4]),
+  ],
+)
+def test_a_view_of_a_large_jpeg_is_that_of_all_its_pixels(
+  scales, width, height, fields, expected, orientation
+):
+  data = photo(width, height, np.random.default_rng(orientation), orientation)
+  config = image_config(64, **fields)
+  whole = images.decode(data)
+  scales.clear()
+  view = images.augment(data, np.random.default_rng(11), config)
+  assert scales == expected and view.shape == (64, 64, 3)
+  # Pillow's antialiased filter over the crop whose sides are multiples of the scale.
+  draws, box = np.random.default_rng(11).random(7), (0, 0, *whole.shape[1::-1])
+  if config.crop_min_area < 1:
+    limits = config.crop_min_area, config.crop_max_aspect
+    box = images.crop_box(*whole.shape[1::-1], *limits, *draws[:4])
+  x, y, w, h = (round(side / scales[0]) * scales[0] for side in box)
+  box = x, y, min(x + w, whole.shape[1]), min(y + h, whole.shape[0])
+  want = np.asarray(Image.fromarray(whole).resize((64, 64), Image.Resampling.BILINEAR, box))
+  if pad := config.pad:
+    want = np.pad(want, ((pad, pad), (pad, pad), (0, 0)), mode="reflect")
+    x, y = (draws[4:6] * (2 * pad + 1)).astype(int)
+    want = want[y : y + 64, x : x + 64]
+  if config.flip and draws[6] < 0.5:
+    want = want[:, ::-1]
+  assert np.abs(view - want.astype(int)).mean() < 1.5  # grey levels, of 256
+
+
+def test_small_pictures_and_other_formats_are_decoded_whole(scales):
+  rng = np.random.default_rng(0)
+  whole = images.decode(photo(400, 300, rng))
+  png = cv2.imencode(".png", whole)[1].tobytes()
+  small = photo(127, 300, rng)
+  config = image_config(64, crop_min_area=0.5)
+  for data in (png, small):
+    pixels = images.decode(data)
+    scales.clear()
+    got = images.augment(data, np.random.default_rng(1), config)
+    assert scales == [1]
+    np.testing.assert_array_equal(got, images.augment(pixels, np.random.default_rng(1), config))
+
+
+def test_a_large_jpeg_that_is_cut_short_leaves_the_random_numbers():
+  data = photo(800, 600, np.random.default_rng(0))
+  rng, other = np.random.default_rng(5), np.random.default_rng(5)
+  with pytest.raises(ValueError, match="cannot be decoded"):
+    images.augment(data[: len(data) // 2], rng, image_config(64))
+  assert rng.random() == other.random()

@@ -1,14 +1,18 @@
 """The order of examples that lie in shards: a formula, exact in every epoch."""
 
+import hashlib
 import pickle
 import tracemalloc
+import types
 
+import grain
 import numpy as np
 import pytest
 
 from siglax import config as config_lib
 from siglax import data
 from siglax.data import order
+from siglax.training import resume
 
 SIZES = [3, 0, 5, 1, 7, 0, 0, 4, 2, 6, 1, 1]
 COUNT = sum(SIZES)
@@ -128,4 +132,35 @@ def test_a_source_without_shards_says_so():
   assert str(e.value) == (
     "config.data.0.order='shards' needs examples in shards, and source='shapes' has none; use "
     "order='global'"
+  )
+
+
+def test_the_fingerprint_is_of_the_next_examples():
+  source = Shards()
+  made = config()
+  first = order.fingerprint(made, [source], 0)
+  assert first == order.fingerprint(made, [Shards()], 0)
+  seed = int(np.random.SeedSequence([0, 0]).generate_state(1)[0])
+  shuffle = order.ShardShuffle(SIZES, seed, 3)
+  for step in (0, 2):
+    numbers = np.array([(0, shuffle[6 * step + k]) for k in range(COUNT)], "<i8")
+    assert order.fingerprint(made, [source], step) == {
+      "grain": grain.__version__,
+      "examples": hashlib.sha256(numbers.tobytes()).hexdigest(),
+    }
+  for other in (config(shuffle_shards=4), config(order="global")):
+    assert order.fingerprint(other, [source], 0)["examples"] != first["examples"]
+
+
+def test_a_run_does_not_go_on_with_other_examples(tmp_path):
+  run = types.SimpleNamespace(config=config(), sources=[Shards()], workdir=tmp_path)
+  then = order.fingerprint(run.config, run.sources, 5)
+  for known in (then, None):  # None: a checkpoint of before
+    resume._check_order(run, 5, known)
+  with pytest.raises(ValueError) as e:
+    resume._check_order(run, 6, then | {"grain": "0.1"})
+  assert str(e.value) == (
+    f"the examples after step 6 would be others than when the run in --workdir {tmp_path} was "
+    f"trained (grain 0.1 then, {grain.__version__} now); give the same data and versions, or go on "
+    "with new ones by --config.loader.allow_new_order=True"
   )

@@ -2,8 +2,11 @@
 ones do.
 """
 
+import gc
 import json
 import logging
+import math
+import multiprocessing
 import os
 import pathlib
 import signal
@@ -11,8 +14,8 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 
-from absl import flags as absl_flags
 import cv2
 import numpy as np
 import pyarrow as pa
@@ -24,9 +27,13 @@ from siglax import data
 from siglax.data import broken
 from siglax.data import images
 from siglax.data import labels as label_lib
+from siglax.data import layout
 from siglax.data import order
+from siglax.data import pipeline
+from siglax.data.batching import Batches
 from siglax.data.labels import LABEL_STRIDE
 from siglax.data.text import TextProcessor
+from siglax.devices import cores
 
 SIZE, LENGTH = 8, 6
 
@@ -472,7 +479,7 @@ def test_a_batch_must_divide_over_the_processes():
 
 
 def loader_threads():
-  return [thread for thread in threading.enumerate() if thread.name.startswith(("grain", "siglax"))]
+  return [thread for thread in threading.enumerate() if thread.name.startswith("siglax-data")]
 
 
 def test_no_thread_outlives_the_iterator():
@@ -573,12 +580,209 @@ def test_a_broken_source_stops_beside_a_good_one():
   batches.close()
 
 
-def test_flags_of_the_host_are_left_alone_without_loader_processes(monkeypatch):
-  marked = []
-  monkeypatch.setattr(absl_flags.FlagValues, "is_parsed", lambda self: False)
-  monkeypatch.setattr(absl_flags.FlagValues, "mark_as_parsed", marked.append)
-  next(data.train_batches(make_config({}), Text(), start_step=0, sources=[Source(8)]))
-  assert not marked
+def allocations(monkeypatch, config, steps):
+  """Batches alive at most, of those allocated, while a slow consumer takes some."""
+  alive, most = set(), []
+
+  def counted(layout, memory=None, original=layout.Layout.arrays):
+    arrays = original(layout, memory)
+    key = len(most)
+    alive.add(key)
+    most.append(len(alive))
+    weakref.finalize(arrays["image"], alive.discard, key)
+    return arrays
+
+  monkeypatch.setattr(layout.Layout, "arrays", counted)
+  batches = data.train_batches(config, Text(), sources=[Source(400)])
+  for _ in range(steps):
+    batch = None
+    batch = next(batches)
+    full = time.monotonic() + 10  # as during a step: as many as there may be
+    while len(batches._iterator._schedule._batches) < config.loader.buffer:
+      assert time.monotonic() < full
+      time.sleep(0.001)
+  batches.close()
+  assert batch is not None
+  return max(most), len(most)
+
+
+@pytest.mark.parametrize("threads, buffer", [(1, 1), (1, 3), (16, 1), (16, 2)])
+def test_batches_in_memory_do_not_depend_on_threads(threads, buffer, monkeypatch):
+  config = make_config(batch_size=32, loader={"threads": threads, "buffer": buffer})
+  most, all_of_them = allocations(monkeypatch, config, 6)
+  assert most == buffer + 1 and all_of_them == 6 + buffer
+
+
+class Numbers:
+  """Element k is {"x": k}, unless k is in errors."""
+
+  def __init__(self, *errors):
+    self.errors = errors
+
+  def __getitem__(self, k):
+    if k in self.errors:
+      raise KeyError(k)
+    return {"x": np.int64(k)}
+
+
+def test_an_error_comes_after_the_batches_before_it_and_the_first_row_s_is_told():
+  for _ in range(20):
+    batches = Batches(Numbers(47, 44, 81), 0, 20, 20, threads=4, buffer=3)
+    for step in (0, 1):
+      np.testing.assert_array_equal(next(batches)["x"], step * 20 + np.arange(20))
+    for _ in range(2):
+      with pytest.raises(KeyError, match="44"):
+        next(batches)
+    batches.close()
+
+
+class Odd(Numbers):
+  def __getitem__(self, k):
+    return {"x": np.zeros(3 if k == 5 else 1)}
+
+
+def test_a_row_of_another_shape_is_an_error_not_broadcast():
+  batches = Batches(Odd(), 0, 8, 8, threads=2, buffer=1)
+  with pytest.raises(ValueError, match=r"x is float64\[3\], the first one's was float64\[1\]"):
+    next(batches)
+  batches.close()
+
+
+def test_iterators_that_are_forgotten_leave_no_thread():
+  for end in ("forgotten", "closed", "failed"):
+    batches = Batches(Numbers(*[70] * (end == "failed")), 0, 10, 10, threads=3, buffer=2)
+    next(batches)
+    assert loader_threads()
+    if end == "closed":
+      batches.close()
+      with pytest.raises(StopIteration):
+        next(batches)
+    del batches
+    gc.collect()
+    until = time.monotonic() + 10
+    while loader_threads() and time.monotonic() < until:
+      time.sleep(0.01)
+    assert not loader_threads()
+
+
+class Slow(Numbers):
+  """Waits at element 5 until it is let go."""
+
+  def __init__(self):
+    super().__init__()
+    self.go, self.there = threading.Event(), threading.Event()
+
+  def __getitem__(self, k):
+    if k >= 5:
+      self.there.set()
+      self.go.wait()
+    return {"x": np.int64(k)}
+
+
+def test_closing_wakes_who_waits_for_a_batch():
+  elements, ended = Slow(), []
+  batches = Batches(elements, 0, 8, 8, threads=2, buffer=1)
+
+  def consume():
+    try:
+      next(batches)
+    except StopIteration:
+      ended.append(True)
+
+  consumer = threading.Thread(target=consume)
+  consumer.start()
+  elements.there.wait()
+  threading.Timer(0.1, elements.go.set).start()
+  batches.close()
+  consumer.join(10)
+  assert ended == [True] and not loader_threads()
+
+
+def descriptors():
+  return {os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")}
+
+
+def test_a_killed_worker_is_named_and_nothing_is_left():
+  shm = set(os.listdir("/dev/shm"))
+  batches = Batches(Numbers(), 0, 6, 6, threads=2, workers=2, buffer=2)
+  np.testing.assert_array_equal(next(batches)["x"], np.arange(6))
+  assert set(os.listdir("/dev/shm")) == shm
+  victim = multiprocessing.active_children()[0]
+  os.kill(victim.pid, signal.SIGKILL)
+  message = rf"the worker process {victim.pid}, which loads data, was ended by SIGKILL; .*workers=2"
+  with pytest.raises(ValueError, match=message):
+    for _ in range(1000):
+      next(batches)
+  batches.close()
+  assert not multiprocessing.active_children() and not loader_threads()
+  assert not any("siglax-batch" in file for file in descriptors())
+
+
+def test_an_error_in_a_worker_comes_as_it_is():
+  batches = Batches(Numbers(13), 0, 6, 6, threads=1, workers=2, buffer=2)
+  next(batches), next(batches)
+  with pytest.raises(KeyError, match="13"):
+    next(batches)
+  batches.close()
+  assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("how", ["raise ZeroDivisionError", "os.kill(os.getpid(), signal.SIGINT)"])
+def test_an_exception_in_the_step_ends_the_process(workers, how, tmp_path):
+  program = tmp_path / "trainer.py"
+  program.write_text(f"""
+import os, signal, time
+import numpy as np
+from siglax.data.batching import Batches
+
+class Numbers:
+  def __getitem__(self, k):
+    return {{"x": np.int64(k)}}
+
+if __name__ == "__main__":
+  batches = Batches(Numbers(), 0, 64, 64, threads=2, workers={workers}, buffer=2)
+  for batch in batches:
+    {how}
+    time.sleep(60)
+""")
+  done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=50)
+  error = "ZeroDivisionError" if "Zero" in how else "KeyboardInterrupt"
+  assert done.stderr.rstrip().endswith(error) and done.stderr.count("Traceback") == 1
+  assert done.returncode == (1 if "Zero" in how else -signal.SIGINT)
+
+
+def test_cores_are_those_of_the_affinity_and_the_cgroups(tmp_path, monkeypatch):
+  monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+  assert 1 <= cores.usable() <= 8
+  (tmp_path / "proc/self").mkdir(parents=True)
+  group = tmp_path / "proc/self/cgroup"
+  assert cores.quota(tmp_path) == math.inf
+  group.write_text("0::/pod/trainer\n")
+  inner = tmp_path / "sys/fs/cgroup/pod/trainer"
+  inner.mkdir(parents=True)
+  (inner / "cpu.max").write_text("max 100000\n")
+  assert cores.quota(tmp_path) == math.inf
+  (inner.parent / "cpu.max").write_text("250000 100000\n")
+  assert cores.quota(tmp_path) == 2.5
+  monkeypatch.setattr(cores, "quota", lambda: 2.5)
+  assert cores.usable() == 3
+  monkeypatch.undo()
+  group.write_text("3:cpu,cpuacct:/docker/of-the-host\n2:memory:/x\n")
+  folder = tmp_path / "sys/fs/cgroup/cpu"
+  folder.mkdir()
+  (folder / "cpu.cfs_quota_us").write_text("150000\n")
+  (folder / "cpu.cfs_period_us").write_text("100000\n")
+  assert cores.quota(tmp_path) == 1.5
+  (folder / "cpu.cfs_quota_us").write_text("-1\n")
+  assert cores.quota(tmp_path) == math.inf
+
+
+def test_threads_are_as_many_as_cores_unless_they_are_given(monkeypatch):
+  monkeypatch.setattr(cores, "usable", lambda: 5)
+  threads = lambda **loader: pipeline.loader_threads(make_config(loader=loader))
+  assert threads() == 5 and threads(threads=3) == 3
+  assert threads(workers=2) == 2 and threads(workers=9) == 1 and threads(workers=2, threads=4) == 4
 
 
 def test_loader_processes_end_with_a_trainer_that_is_killed(tmp_path):
@@ -589,6 +793,7 @@ def test_loader_processes_end_with_a_trainer_that_is_killed(tmp_path):
 import glob, os, pathlib, signal
 from siglax import config as config_lib, data
 from siglax.data.text import TextProcessor
+from siglax.devices import cores
 
 if __name__ == "__main__":
   c = config_lib.default()

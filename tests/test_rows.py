@@ -259,10 +259,10 @@ def test_one_endless_line_is_never_held(pictures, monkeypatch):
   largest = 0
   read = storage.read
 
-  def watched(path, offset, length):
+  def watched(path, offset, length, alone=False):
     nonlocal largest
     largest = max(largest, length)
-    return read(path, offset, length)
+    return read(path, offset, length, alone)
 
   monkeypatch.setattr(storage, "read", watched)
   a = pictures / "a.csv"

@@ -299,7 +299,7 @@ def test_shipped_tokenizer_is_what_make_tokenizer_makes(tmp_path):
     ({"examples": 1e5}, "examples=100000.0 is of type float; it needs int"),
     ({"image_size": 15}, "image_size=15 must be at least 16"),
     ({"objects": ()}, "objects=() must be a tuple of numbers from 1 to 3"),
-    ({"objects": 2}, "objects=2 must be a tuple"),
+    ({"objects": 2}, "objects=2 is of type int; it needs tuple"),
     ({"objects": (1, 4)}, "objects=(1, 4) must be"),
     ({"split": "test", "pairs": "all"}, "pairs='all' is unknown"),
     ({"pairs": "unseen"}, 'pairs="unseen" is not for training'),

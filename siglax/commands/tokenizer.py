@@ -9,7 +9,7 @@ from siglax.commands.command import Command
 
 
 def _add_arguments(parser):
-  parser.add_argument("--from", dest="source", required=True, metavar="DATA", help=shared.DATA_HELP)
+  parser.add_argument("--from", dest="data", required=True, metavar="DATA", help=shared.DATA_HELP)
   parser.add_argument("--out", required=True, metavar="FILE.model", help="file to write")
   parser.add_argument("--vocab-size", required=True, type=int, help="number of tokens")
   parser.add_argument("--keep-case", action="store_true", help="for config.text.lowercase=False")
@@ -30,7 +30,7 @@ def _run(arguments):
       f"{'exists' if os.path.lexists(arguments.out) else 'must end in .model'}; give a path that "
       "does not exist and ends in .model"
     )
-  spec = sources.parse_spec(arguments.source)
+  spec = sources.parse_spec(arguments.data)
   source = sources.open_source(spec, "--from")
   broken = []
   text.train_tokenizer(
@@ -47,11 +47,14 @@ def _run(arguments):
 
 def _captions(source, broken: list):
   """The captions of the examples, without the broken ones: (example, reason)."""
+  from siglax.data import storage
   from siglax.data.broken import reason
 
   for i in range(len(source)):
     try:
       captions = source[i]["captions"]
+    except storage.Unreachable:
+      raise
     except Exception as e:  # whatever a source raises
       broken.append((i, reason(e)))
       continue

@@ -137,7 +137,6 @@ def shrink(c: ConfigDict) -> ConfigDict:
 
 def _data(c, train, zero_shot):
   c.data = ({"source": lookups.source_of(train), "path": train},)
-  c.loader.threads = 16
   if zero_shot:
     c.eval.tasks = (
       {

@@ -65,6 +65,13 @@ def local_problem(path) -> str | None:
   return None
 
 
+def readable_problem(path) -> str | None:
+  """What keeps a path from being one that is read, local or a URL; as `local_problem`."""
+  if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://.", str(path)):
+    return None
+  return local_problem(path)
+
+
 def arguments(text: str) -> list[str]:
   """The parts of "name=value,name=value"; a comma that no name= follows is part of a value."""
   return list(filter(None, re.split(r",(?=[A-Za-z_]\w*=|$)", text)))

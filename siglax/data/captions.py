@@ -74,7 +74,7 @@ def beside(files: list[str], name: str) -> tuple[str, ...] | None:
   """
   found = set()
   for folder in {os.path.dirname(file) for file in files}:
-    places = [os.path.join(folder, name), os.path.join(folder, os.pardir, name)]
+    places = [os.path.join(folder, name), os.path.join(storage.parent(folder), name)]
     place = next(filter(storage.exists, places), None)
     data = storage.read_all(place, MAX_TEXT) if place else b""
     found.add(tuple(lines(data, f"path={place!r}")))

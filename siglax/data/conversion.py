@@ -34,6 +34,7 @@ from siglax.data import sources as sources_lib
 from siglax.data.broken import Skipped
 from siglax.data.broken import reason
 from siglax.data.source import COMMON_FIELDS
+from siglax.devices import cores
 from siglax.devices import disk
 
 logger = logging.getLogger("siglax")
@@ -186,7 +187,7 @@ def _write_missing(folder, conversion, source, order, limit, job, threads):
   places = itertools.chain.from_iterable(map(conversion.places, todo))
   read = functools.partial(_read, source, conversion)
   rows = reading.read_ahead(
-    lambda place: read(order(place)), places, AHEAD * (threads or reading.cores()), threads
+    lambda place: read(order(place)), places, AHEAD * (threads or cores.usable()), threads
   )
   progress = reading.Progress(sum(len(conversion.places(shard)) for shard in todo))
 

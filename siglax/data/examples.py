@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 
 from siglax.data import images
+from siglax.data import storage
 from siglax.data.broken import reason
 from siglax.data.sources import classnames
 
@@ -31,6 +32,8 @@ class EvalExamples:
     try:
       example = self._source[i]
       image = images.prepare(example["image"], self._image_config)
+    except storage.Unreachable:
+      raise
     except Exception as e:  # whatever a source or a decoder raises
       raise ValueError(
         f"example {i} of {self._source}: {reason(e)}; evaluation data must be without broken images"

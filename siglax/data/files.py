@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from siglax.config import values
+from siglax.data import remote
 from siglax.data import storage
 from siglax.devices import disk
 
@@ -89,15 +90,20 @@ def _npy_header(f, name, size: int):
 
 def open_parquet(file: str) -> pq.ParquetFile:
   """A Parquet file whose pages are compared with their checksums, where it has them."""
-  bytes_there = size(file)
+  bytes_there, source = size(file), file
+  if storage.is_url(file):
+    source = remote.File(file)
+  else:
+    try:
+      open(file, "rb").close()
+    except OSError as e:
+      raise ValueError(f"path={file!r} cannot be read: {e.strerror}") from None
   try:
-    open(file, "rb").close()
-  except OSError as e:
-    raise ValueError(f"path={file!r} cannot be read: {e.strerror}") from None
-  try:
-    opened = pq.ParquetFile(file, page_checksum_verification=True)
+    opened = pq.ParquetFile(source, page_checksum_verification=True)
     opened.schema_arrow  # made of the footer, which may contradict itself
     return opened
+  except storage.Unreachable:
+    raise
   except (pa.ArrowException, OSError) as e:
     reason = f"is not a Parquet file, or is cut short: {values.one_line(e)}"
     raise ValueError(f"path={file!r} ({bytes_there} bytes) {reason}") from None
@@ -171,6 +177,8 @@ class Columns:
     try:
       for batch in file.iter_batches(READ_ROWS, row_groups=[group], columns=self.paths(file)):
         yield self.convert(batch)
+    except storage.Unreachable:
+      raise
     except (pa.ArrowException, OSError) as e:
       columns = file.metadata.row_group(group)
       start = min(_start(columns.column(i)) for i in range(columns.num_columns))
@@ -243,8 +251,6 @@ def mapped(files, columns: Columns) -> pa.Table:
 
 def _fingerprint(files, columns: Columns) -> str:
   """Names the content: which files, their sizes and times, and the columns read."""
-  stats = [
-    (os.path.abspath(path), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files
-  ]
+  stats = [(storage.absolute(path), *storage.stamp(path)) for path in files]
   paths = [columns.paths(file) for file in files.values()]
   return hashlib.sha256(repr((stats, paths, columns.schema.to_string())).encode()).hexdigest()[:24]

@@ -51,7 +51,7 @@ def of_file(path: str, kind: str, make: Callable[[str, int], Index]) -> Index:
   """
   size, modified = storage.stamp(path)
   key = {"kind": kind, "bytes": size, "modified": modified}
-  places = _places(path) if size >= MIN_BYTES else []
+  places = _places(path) if size >= MIN_BYTES or storage.is_url(path) else []
   for place in places:
     if (stored := _read(place, key)) is not None:
       return stored
@@ -65,8 +65,10 @@ class Spans:
   """Where each example of several files lies, in the order of the files.
 
   files: paths. indices: of each. unit: bytes that its starts count. In memory are the starts: 4 or
-  8 bytes an example.
+  8 bytes an example. random: the examples are read in an order that keeps to no file.
   """
+
+  random = False
 
   def __init__(self, files: Sequence[str], indices: Sequence[Index], unit: int = 1):
     self.files, self._unit = list(files), unit
@@ -99,14 +101,27 @@ class Spans:
       raise ValueError(
         f"{file!r}, byte {start}: an example of {length:,} bytes; {storage.MAX_BYTES:,} are allowed"
       )
-    return storage.read(file, start, length)
+    return storage.read(file, start, length, self.random)
+
+  def read_ahead(self, k: int):
+    """Fetches file k, where it is in a bucket, because its examples are going to be read."""
+    storage.read_ahead(self.files[k])
+
+  @property
+  def most_open(self) -> int | None:
+    """Files that the disk keeps at a time while as many come from a bucket; None for local ones."""
+    if not any(map(storage.is_url, self.files)):
+      return None
+    return max(1, storage.room() // (2 * max(self._bytes)))
 
 
 def _places(path: str) -> list[pathlib.Path]:
-  """Where the index of a file may be: beside it, or where its folder is read-only in the cache."""
-  places = [pathlib.Path(path + storage.INDEX_ENDING)]
+  """Where the index of a file may be: beside it, or where that is read-only or a bucket in the
+  cache.
+  """
+  places = [] if storage.is_url(path) else [pathlib.Path(path + storage.INDEX_ENDING)]
   if (cache := storage.cache_folder()) is not None:
-    name = hashlib.sha256(os.fsencode(os.path.abspath(path))).hexdigest()[:24]
+    name = hashlib.sha256(os.fsencode(storage.absolute(path))).hexdigest()[:24]
     places.append(cache / (name + storage.INDEX_ENDING))
   return places
 

@@ -7,6 +7,7 @@ import logging
 
 import numpy as np
 
+from siglax.data import storage
 from siglax.data.broken import MAX_REPLACEMENTS
 from siglax.data.order import shares_of
 from siglax.data.sources import classnames
@@ -50,6 +51,8 @@ def _label(source, i) -> int | None:
   try:
     label = source[i].get("label")
     label = label if label is None else int(label)  # NumPy's small integers would overflow
+  except storage.Unreachable:
+    raise
   except Exception:
     return None
   return None if label is None or label < 0 else label
@@ -69,6 +72,8 @@ def check_labels(sources):
     for i in range(min(len(source), MAX_REPLACEMENTS)):
       try:
         example = source[i]
+      except storage.Unreachable:
+        raise
       except Exception:  # broken; training deals with it
         continue
       if example.get("label") is None:

@@ -1,9 +1,10 @@
-"""The order of the examples: of which source element k of a run is, and which process has it."""
+"""The order of the examples: of which source element k of a run is."""
 
 from __future__ import annotations
 
 import fractions
 import functools
+import hashlib
 import math
 import sys
 
@@ -11,6 +12,8 @@ import grain
 import numpy as np
 
 from siglax.data.source import COMMON_FIELDS
+
+FINGERPRINTED = 1000
 
 
 class Mix(grain.transforms.DatasetSelectionMap):
@@ -39,25 +42,38 @@ class Mix(grain.transforms.DatasetSelectionMap):
     return len(self._shares) - 1, k
 
 
-class ProcessBlocks(grain.transforms.DatasetSelectionMap):
-  """A mix whose element s·B + r·P + p is element s·B + p·B/P + r of another.
+def of_sources(config, sources) -> list[grain.MapDataset]:
+  """The indices of each source's examples, in the order of its data spec."""
+  found = []
+  for k, (source, spec) in enumerate(zip(sources, config.data)):
+    # Hashed: grain's shuffle adds the epoch to the seed, so neighbouring seeds would repeat each
+    # other's epochs.
+    seed = int(np.random.SeedSequence([config.seed % 2**64, k]).generate_state(1)[0])
+    found.append(shuffled(source, spec, seed, f"config.data.{k}"))
+  return found
 
-  grain gives process p of P every P-th element from p on; of this one, those are its block of each
-  batch of B.
+
+def mixed(config, sources, parts: list[grain.MapDataset]) -> grain.MapDataset:
+  """The elements of the run, of the elements of each source, epoch after epoch."""
+  mix = Mix(shares_of(config, sources))
+  return grain.MapDataset.select_from_datasets([part.repeat(None) for part in parts], mix)
+
+
+def fingerprint(config, sources, step: int) -> dict[str, str]:
+  """What tells one order of the examples from another: a digest of which examples come from a step
+  on, FINGERPRINTED of them or an epoch, and the version of grain, which makes the permutations.
   """
+  parts = [
+    part.map(functools.partial(_numbered, k)) for k, part in enumerate(of_sources(config, sources))
+  ]
+  elements, first = mixed(config, sources, parts), step * config.batch_size
+  count = min(FINGERPRINTED, sum(map(len, sources)))
+  numbers = np.array([elements[first + k] for k in range(count)], "<i8")
+  return {"grain": grain.__version__, "examples": hashlib.sha256(numbers.tobytes()).hexdigest()}
 
-  def __init__(self, mix: Mix, batch_size: int, processes: int):
-    self._mix, self._batch_size, self._processes = mix, batch_size, processes
 
-  def __len__(self) -> int:
-    return len(self._mix)
-
-  def __getitem__(self, k: int) -> tuple[int, int]:
-    step, place = divmod(k, self._batch_size)
-    row, process = divmod(place, self._processes)
-    return self._mix[
-      step * self._batch_size + process * (self._batch_size // self._processes) + row
-    ]
+def _numbered(source: int, index: int) -> tuple[int, int]:
+  return source, index
 
 
 # A group of up to so many examples is permuted in memory: grain's permutation takes 2 ms for an
@@ -86,16 +102,19 @@ def shuffled(source, spec, seed: int, field: str) -> grain.MapDataset:
     open_shards, len(sizes)
   ) > most:
     raise ValueError(
-      f"{field}.shuffle_shards={open_shards}: memory holds {most} of the shards of "
+      f"{field}.shuffle_shards={open_shards}: there is room for {most} of the shards of "
       f"source={spec['source']!r} at a time; set it to {most} or less"
     )
-  return ShardShuffle(sizes, seed, open_shards).seed(seed)
+  announce = getattr(source, "read_ahead", None)
+  return ShardShuffle(sizes, seed, open_shards, announce).seed(seed)
 
 
 class ShardShuffle(grain.MapDataset):
   """Element k → the index of an example of one source; each epoch is a permutation of all of them.
 
   sizes: int [S], the examples of each shard. seed: a whole number. open_shards: G, at least 1.
+  announce: is told the number of each shard of a group before, and of the next group at the same
+  time, so that they can be fetched.
 
   In an epoch the shards are permuted and cut into groups of G; the examples of a group are permuted
   among themselves, and the groups follow one another. So the example is a formula of (seed, k), and
@@ -104,8 +123,9 @@ class ShardShuffle(grain.MapDataset):
   no memory where it is grain's, or 8 bytes an example for up to SMALL of them.
   """
 
-  def __init__(self, sizes, seed: int, open_shards: int):
+  def __init__(self, sizes, seed: int, open_shards: int, announce=None):
     super().__init__()
+    self._announce = announce
     self._sizes, self._seed = np.asarray(sizes, np.int64), seed
     self._open = min(open_shards, len(self._sizes))
     self._starts = _starts(self._sizes)
@@ -113,7 +133,7 @@ class ShardShuffle(grain.MapDataset):
     self._group = functools.lru_cache(4)(self._group_of)
 
   def __reduce__(self):
-    return type(self), (self._sizes, self._seed, self._open)
+    return type(self), (self._sizes, self._seed, self._open, self._announce)
 
   def __len__(self) -> int:
     return int(self._starts[-1])
@@ -134,7 +154,10 @@ class ShardShuffle(grain.MapDataset):
 
   def _group_of(self, epoch: int, group: int) -> tuple[int, np.ndarray | grain.MapDataset]:
     """The place of a group's first example, and the permutation of the group."""
-    _, starts = self._shards(epoch)
+    shards, starts = self._shards(epoch)
+    if self._announce is not None:
+      for shard in shards[group * self._open : (group + 2) * self._open].tolist():
+        self._announce(shard)
     first = int(starts[group * self._open])
     end = int(starts[min((group + 1) * self._open, len(self._sizes))])
     seed = [self._seed, epoch, group + 1]

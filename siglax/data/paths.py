@@ -17,6 +17,7 @@ SAVED = ("state.json", "dataset_dict.json")
 # Files that one pair of braces may stand for.
 MAX_EXPANDED = 1_000_000
 MAX_BRACES = 100
+_GLOB = re.compile(r"[*?\[]")
 # Files of a folder that are looked at to say what it holds.
 LOOKED_AT = 100_000
 PICTURE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm")
@@ -36,6 +37,7 @@ def find(
   source: str,
   missing: bool = False,
   in_folder: Callable[[str], list[str]] | None = None,
+  urls: bool = True,
 ) -> list[str]:
   """The files of a path, in its order.
 
@@ -44,6 +46,7 @@ def find(
   whatever characters it has. The files of a glob are sorted.
   source: the source that asks. Raises ValueError for a path of another one, which it names.
   in_folder: gives the files that a folder stands for; without it a folder is refused.
+  urls: whether the source reads files in buckets; otherwise a URL is refused.
   missing: names without a glob are returned where there is no file, instead of a ValueError.
   """
   if problem := path_problem(path):
@@ -51,12 +54,15 @@ def find(
   patterns = _split(path) if isinstance(path, str) else [os.fsdecode(p).strip() for p in path]
   files = []
   for pattern in patterns:
-    refuse_url(pattern)
+    if not urls:
+      refuse_url(pattern, source)
     if "\0" in pattern:
       raise ValueError(f"path={pattern!r} has a NUL byte, which no file's name has")
-    for name in [pattern] if storage.exists(pattern) else _expand(pattern):
-      found = [name] if storage.exists(name) else storage.glob(name)
-      if not found and not (missing and not re.search(r"[*?\[]", name)):
+    names = [pattern] if _is_there(pattern) else _expand(pattern)
+    storage.look_up([name for name in names if not _GLOB.search(name)])
+    for name in names:
+      found = [name] if _is_there(name) else storage.glob(name) if _GLOB.search(name) else []
+      if not found and not (missing and not _GLOB.search(name)):
         said = "no such file" if name == pattern else f"no such file {name!r}"
         raise ValueError(f"path={pattern!r}: {said}")
       files += found or [name]
@@ -68,6 +74,15 @@ def find(
       _refuse_what_suits_another(file, source)
       found.append(file)
   return found
+
+
+def _is_there(name: str) -> bool:
+  """Whether it is a file's or a folder's name, whatever characters it has. A URL with those of a
+  pattern is one: servers that list no files refuse to say what is not there.
+  """
+  if storage.is_url(name) and re.search(r"[*?\[{,]", name):
+    return False
+  return storage.exists(name)
 
 
 def path_problem(path) -> str | None:
@@ -82,17 +97,17 @@ def path_problem(path) -> str | None:
   return "must be a file, a glob, or a tuple of them"
 
 
-def refuse_url(path: str):
-  """ValueError for a path in a bucket or on a server: files are read from disks."""
-  if re.match(r"[A-Za-z][\w+.-]*://", path):
+def refuse_url(path: str, source: str):
+  """ValueError for a URL, of a source whose files a library reads from this machine's disks."""
+  if storage.is_url(path):
     raise ValueError(
-      f"path={path!r} is a URL; copy the file to a local folder, and give its path there"
+      f"path={path!r} is a URL, and source {source} reads local files; copy it to a local folder"
     )
 
 
 def refuse_compressed(file: str):
   """ValueError for a compressed file, whose examples cannot be read one by one."""
-  head = storage.read(file, 0, min(6, storage.size(file)))
+  head = storage.read(file, 0, min(6, storage.size(file)), alone=True)
   for begin, unpack in COMPRESSED.items():
     if head.startswith(begin):
       unpacked = re.sub(r"\.(gz|bz2|xz|zst)$", "", re.sub(r"\.tgz$", ".tar.gz", file))
@@ -105,8 +120,12 @@ def refuse_compressed(file: str):
 
 def source_of(path: str) -> str:
   """The source that a path suits: by its ending, of a folder by whether it holds tars, ArrayRecord
-  files or a saved dataset. Parquet where nothing else tells.
+  files or a saved dataset. Parquet where nothing else tells. A server is asked only of a URL
+  without an ending.
   """
+  of_ending = _source_of_ending(ending(path.rstrip("}")))
+  if of_ending and storage.is_url(path):
+    return of_ending
   if storage.is_folder(path):
     if any(storage.exists(os.path.join(path, name)) for name in SAVED):
       return "hf"
@@ -114,7 +133,7 @@ def source_of(path: str) -> str:
       return "array_record"
     tars = storage.glob_in(path, "*.tar") or storage.glob_in(path, "*/*.tar")
     return "webdataset" if tars else "folder"
-  return _source_of_ending(ending(path.rstrip("}"))) or "parquet"
+  return of_ending or "parquet"
 
 
 def ending(path: str) -> str:
@@ -179,7 +198,7 @@ def _endings_in(folder: str) -> collections.Counter:
 def _split(text: str) -> list[str]:
   """The parts between commas that stand outside of braces; the whole where it is a file."""
   text = text.strip()
-  if "," not in text or "\0" not in text and storage.exists(text):
+  if "," not in text or "\0" not in text and _is_there(text):
     return [text]
   parts, depth = [""], 0
   for c in text:

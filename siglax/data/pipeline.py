@@ -16,16 +16,17 @@ from collections.abc import Iterator
 import logging
 import os
 
-from absl import flags
-import grain
 import numpy as np
 
 from siglax.data import order
 from siglax.data import sources as sources_lib
+from siglax.data import storage
+from siglax.data.batching import Batches
 from siglax.data.broken import too_many_bad
 from siglax.data.labels import check_labels
 from siglax.data.labels import first_labels
 from siglax.data.loading import ExampleLoader
+from siglax.devices import cores
 
 logger = logging.getLogger("siglax")
 
@@ -107,10 +108,17 @@ class TrainBatches:
     self.last = [], []
     self._first_bad = {}  # by source: (example, reason)
     self._named = set()
-    self._workers = config.loader.workers
     self._error = None  # that ended the batches
-    self._iterator = _elements(config, self._loaders, process_index, process_count)
-    self._iterator.set_state({"global_next_index": start_step * config.batch_size})
+    rows, loader = config.batch_size // process_count, config.loader
+    self._iterator = Batches(
+      _elements(config, self._loaders),
+      start_step * config.batch_size + process_index * rows,
+      rows,
+      config.batch_size,
+      threads=loader_threads(config),
+      workers=loader.workers,
+      buffer=loader.buffer,
+    )
 
   @property
   def counts(self) -> dict[str, list[int]]:
@@ -126,34 +134,20 @@ class TrainBatches:
     if self._iterator is None:
       raise StopIteration
     try:
-      batch = self._next()
+      batch = next(self._iterator)
       source, index = batch.pop("source"), batch.pop("index")
       self._count(source, batch.pop("bad"))
       self.last = source.tolist(), index.tolist()
     except BaseException as e:
       self._error = e
+      if isinstance(e, storage.Unreachable):  # without the lines that grain adds
+        self._error = storage.Unreachable(str(e).partition("\n")[0])
       self.close()
-      raise
-    if self._workers:  # out of the shared memory, which grain then gives back
-      batch = {name: np.array(array) for name, array in batch.items()}
+      raise self._error
     return batch
 
-  def _next(self):
-    try:
-      return next(self._iterator)
-    except RuntimeError as e:
-      if not self._workers:
-        raise
-      raise ValueError(
-        f"a worker process that loads data has ended: {str(e).partition('.')[0]}; the same command "
-        "resumes, with fewer "
-        f"config.loader.workers={self._workers} where memory was short"
-      ) from e
-
   def close(self):
-    """Stops threads and workers, for good; a thread ends with the batch it is at, which is not
-    waited for.
-    """
+    """Stops workers, and threads with the example that each is at, for good."""
     if self._iterator is not None:
       self._iterator.close()
       self._iterator = None
@@ -188,34 +182,21 @@ class TrainBatches:
       )
 
 
-def _elements(config, loaders, process_index, process_count):
-  """grain's iterator over batches of elements; its whole state is the next element's number."""
-  parts = []
-  for k, loader in enumerate(loaders):
-    # Hashed: grain's shuffle adds the epoch to the seed, so neighbouring seeds would repeat each
-    # other's epochs.
-    seed = int(np.random.SeedSequence([config.seed % 2**64, k]).generate_state(1)[0])
-    indices = order.shuffled(loader.source, config.data[k], seed, f"config.data.{k}")
-    parts.append(indices.random_map(loader).repeat(None))
-  shares = order.shares_of(config, [loader.source for loader in loaders])
-  options = config.loader
-  if options.workers and not flags.FLAGS.is_parsed():
-    # grain's worker processes read absl flags, which only absl.app parses
-    flags.FLAGS.mark_as_parsed()
-  return iter(
-    grain.experimental.ElasticIterator(
-      grain.MapDataset.select_from_datasets(
-        parts, order.ProcessBlocks(order.Mix(shares), config.batch_size, process_count)
-      ),
-      config.batch_size,
-      grain.sharding.ShardOptions(process_index, process_count),
-      # A thread makes a whole batch, so a smaller buffer would idle threads.
-      read_options=grain.ReadOptions(options.threads, max(options.buffer, options.threads)),
-      multiprocessing_options=grain.MultiprocessingOptions(options.workers)
-      if options.workers
-      else None,
-    )
-  )
+def _elements(config, loaders):
+  """Element k of the run at index k, whichever process or thread asks for it."""
+  sources = [loader.source for loader in loaders]
+  indices = order.of_sources(config, sources)
+  parts = [part.random_map(loader) for part, loader in zip(indices, loaders)]
+  return order.mixed(config, sources, parts)
+
+
+def loader_threads(config) -> int:
+  """config.loader.threads; where it is None, as many as cores that this process may use, which its
+  workers share.
+  """
+  if config.loader.threads is not None:
+    return config.loader.threads
+  return max(1, cores.usable() // max(1, config.loader.workers))
 
 
 def _check_memory(config, process_count):

@@ -9,18 +9,14 @@ from collections.abc import Iterator
 import concurrent.futures
 import itertools
 import logging
-import os
 import time
 from typing import Any
 
+from siglax.data import storage
+from siglax.devices import cores
+
 logger = logging.getLogger("siglax")
 REPORT_SECONDS = 10
-
-
-def cores() -> int:
-  """Cores that this process may use."""
-  allowed = getattr(os, "sched_getaffinity", None)
-  return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def read_ahead(
@@ -28,9 +24,12 @@ def read_ahead(
 ) -> Iterator[tuple[int, Any]]:
   """(i, read(i)) of the indices in their order, in place of it the exception that it raised.
 
-  Threads, one for each core by default, read `ahead` of them before they are asked for.
+  Threads, one for each core by default, read `ahead` of them before they are asked for. Raises
+  Unreachable where a bucket does not answer: the examples may be sound.
   """
-  pool = concurrent.futures.ThreadPoolExecutor(threads or cores(), thread_name_prefix="siglax-read")
+  pool = concurrent.futures.ThreadPoolExecutor(
+    threads or cores.usable(), thread_name_prefix="siglax-read"
+  )
   try:
     pending, left = collections.deque(), iter(indices)
     submit = lambda most: pending.extend(
@@ -40,7 +39,7 @@ def read_ahead(
     while pending:
       i, future = pending.popleft()
       error = future.exception()
-      if error is not None and not isinstance(error, Exception):
+      if isinstance(error, storage.Unreachable) or not isinstance(error, Exception | None):
         raise error
       yield i, future.result() if error is None else error
       submit(1)

@@ -71,7 +71,8 @@ class Rows:
     for file in files:
       _check_text(file)
     self._spans = index_lib.Spans(files, [self._index(file) for file in files])
-    self.shard_sizes = self._spans.sizes
+    self.shard_sizes, self.open_shards = self._spans.sizes, self._spans.most_open
+    self.read_ahead = self._spans.read_ahead
     if not len(self):
       raise ValueError(f"path={path!r} has no rows")
     given = {"image": image, "caption": caption, "label": label}
@@ -110,6 +111,10 @@ class Rows:
     except ValueError as e:
       raise ValueError(f"{file!r}, byte {start}: {e}") from None
     return example if label is None else example | {"label": label}
+
+  def prepare_random_access(self):
+    """Rows in any order are read one by one from here on."""
+    self._spans.random = True
 
   def __repr__(self):
     return f"{type(self).__name__}({self._path!r})"

@@ -68,8 +68,8 @@ class Source:
   the labels are indices into, and `templates`, texts with {} for the name of a class.
   Where they lie in shards (files, row groups), `shard_sizes`: int64 [S] says how many are in each,
   in the order of [i]; `open_shards`: how many shards are read from at a time without reading one
-  twice, None for any number; and `prepare_random_access` is called before examples are read in an
-  order that keeps to no shard.
+  twice, None for any number; `read_ahead`(shard) is called before a shard is read; and
+  `prepare_random_access` is called before examples are read in an order that keeps to no shard.
   [i] is random access, safe from many threads, and the same on every call; raising from it marks
   the example as broken, and training replaces it. The examples are pickled for worker processes.
   ValueErrors of open begin with the field: "path='x': no such file".

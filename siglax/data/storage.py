@@ -1,18 +1,28 @@
 """Access to files: all that the sources of pictures and text read goes through here.
 
 Reads name a path, an offset and a length, so that a file of any size costs no memory but what is
-asked for, and so that another kind of storage can stand behind the same functions.
+asked for. A path is one of this machine's disks, or a URL of a bucket or a server
+(siglax/data/buckets.py), whose files are read by way of blocks on the disk
+(siglax/data/blocks.py).
 """
 
 from __future__ import annotations
 
 import collections
 from collections.abc import Iterator
+from collections.abc import Sequence
+import functools
 import glob as glob_lib
 import os
 import pathlib
 import stat
 import threading
+
+from siglax.data import blocks
+from siglax.data import buckets
+from siglax.data import listing
+from siglax.data.buckets import Unreachable as Unreachable
+from siglax.data.buckets import is_url as is_url
 
 # Files that are open at a time, whatever the number of shards and threads.
 MAX_OPEN = 128
@@ -37,15 +47,21 @@ _descriptors: collections.OrderedDict[str, _Descriptor] = collections.OrderedDic
 
 
 def exists(path: str) -> bool:
+  if is_url(path):
+    return buckets.find(path) is not None
   return os.path.exists(path)
 
 
 def is_folder(path: str) -> bool:
+  if is_url(path):
+    return (found := buckets.find(path)) is not None and found.folder
   return os.path.isdir(path)
 
 
 def glob(pattern: str) -> list[str]:
   """Paths that match a pattern, sorted; `**` means any folders."""
+  if is_url(pattern):
+    return [path for path in listing.glob(pattern) if not path.endswith(INDEX_ENDING)]
   found = sorted(glob_lib.glob(pattern, recursive=True))
   return [path for path in found if not path.endswith(INDEX_ENDING)]
 
@@ -55,11 +71,25 @@ def glob_in(folder: str, pattern: str) -> list[str]:
   return glob(os.path.join(glob_lib.escape(folder), pattern))
 
 
-def stamp(path: str) -> tuple[int, int]:
-  """(bytes, time of the last change in ns) of a file as it is now; reads that follow are of it.
+def parent(folder: str) -> str:
+  """The folder that holds a folder."""
+  return os.path.dirname(folder.rstrip("/")) if is_url(folder) else os.path.join(folder, os.pardir)
+
+
+def absolute(path: str) -> str:
+  """The path as it is from any folder."""
+  return path if is_url(path) else os.path.abspath(path)
+
+
+def stamp(path: str) -> tuple[int, int | str]:
+  """(bytes, time of the last change in ns) of a file as it is now; reads that follow are of it. Of
+  a URL the server's own name of the content takes the place of the time.
 
   Raises ValueError for one that is missing, or is no file.
   """
+  if is_url(path):
+    buckets.find(path)
+    return (found := buckets.known(path)).size, found.version
   with _lock:
     _descriptors.pop(path, None)
   try:
@@ -76,8 +106,13 @@ def size(path: str) -> int:
   return stamp(path)[0]
 
 
-def read(path: str, offset: int, length: int) -> bytes:
-  """`length` bytes from `offset` on, from any thread; ValueError where there are fewer."""
+def read(path: str, offset: int, length: int, alone: bool = False) -> bytes:
+  """`length` bytes from `offset` on, from any thread; ValueError where there are fewer.
+
+  alone: what stands near them is not going to be read, so that it is not fetched from a bucket.
+  """
+  if is_url(path):
+    return _read_url(path, offset, length, alone)
   try:
     file = _descriptor(path)
   except (OSError, ValueError) as e:
@@ -87,6 +122,10 @@ def read(path: str, offset: int, length: int) -> bytes:
 
 def read_all(path: str, most: int = MAX_BYTES) -> bytes:
   """A whole file of at most so many bytes; ValueError for a larger one."""
+  if is_url(path):
+    if (size := buckets.known(path).size) > most:
+      raise ValueError(f"{path!r} has {size:,} bytes, more than {most:,}")
+    return _read_url(path, 0, size)
   try:
     number = os.open(path, _FLAGS)
   except (OSError, ValueError) as e:
@@ -108,12 +147,32 @@ def cache_folder() -> pathlib.Path | None:
     return None
 
 
+def look_up(paths: Sequence[str]):
+  """Asks for many files of buckets at a time, before each is opened."""
+  if urls := list(filter(is_url, paths)):
+    listing.look_up(urls)
+
+
+def read_ahead(path: str):
+  """Fetches a file of a bucket in the background, because it is going to be read."""
+  if is_url(path):
+    _blocks().read_ahead(path)
+
+
+def room() -> int:
+  """Bytes of buckets that this machine's disk keeps."""
+  return _blocks().limit
+
+
 def walk(folder: str) -> Iterator[tuple[str, list[str]]]:
   """(sub-folder, names of its files), of the folder itself, "", and of all in it, sorted.
 
   Names that begin with a dot are left out. A link to a folder is followed; each folder is read
   once. Raises ValueError for a folder that cannot be read.
   """
+  if is_url(folder):
+    yield from _walk_url(folder.rstrip("/"))
+    return
   seen, waiting = set(), [""]
   while waiting:
     below = waiting.pop()
@@ -166,6 +225,36 @@ def _read(path: str, file: _Descriptor, offset: int, length: int) -> bytes:
   if len(data) < length:
     raise ValueError(f"{path!r} ends at byte {offset + len(data)}, before {offset + length}")
   return data
+
+
+def _walk_url(folder: str) -> Iterator[tuple[str, list[str]]]:
+  folders = collections.defaultdict(list)
+  for path in listing.files_in(folder):
+    below, _, name = path[len(folder) + 1 :].rpartition("/")
+    if name and not any(part.startswith(".") for part in (*below.split("/"), name)):
+      folders[below].append(name)
+  folders[""].sort()
+  for below in sorted(folders, key=lambda below: below.split("/")):
+    yield below, sorted(folders[below])
+
+
+def _read_url(path: str, offset: int, length: int, alone: bool = False) -> bytes:
+  found = buckets.known(path)
+  if offset + length > found.size:
+    raise ValueError(f"{path!r} ends at byte {found.size}, before {offset + length}")
+  if alone or not length:
+    return buckets.fetch(path, offset, length)
+  return _blocks().read(path, found, offset, length)
+
+
+@functools.cache
+def _blocks() -> blocks.Cache:
+  if (folder := cache_folder()) is None:
+    raise ValueError(
+      "data in a bucket needs a cache folder, and there is no home; set XDG_CACHE_HOME"
+    )
+  folder = folder / "blocks"
+  return blocks.Cache(folder, blocks.limit(folder))
 
 
 def _unreadable(path, error) -> ValueError:

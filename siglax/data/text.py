@@ -18,6 +18,8 @@ import string
 import numpy as np
 import sentencepiece
 
+from siglax.data import storage
+
 SHIPPED = {"shapes": pathlib.Path(__file__).with_name("shapes.model")}
 # Of a tokenizer's file; Gemma's 256,000 pieces take 4 MB.
 MAX_BYTES = 2**26
@@ -198,6 +200,11 @@ def _load(tokenizer):
   """The sentencepiece processor of a name or a path."""
   field = f"config.text.tokenizer={tokenizer!r}"
   path = SHIPPED.get(tokenizer) or pathlib.Path(tokenizer)
+  if storage.is_url(tokenizer):
+    try:
+      return _pieces(storage.read_all(tokenizer, MAX_BYTES), field, tokenizer)
+    except (ValueError, storage.Unreachable) as e:
+      raise type(e)(f"{field}: {e}") from None
   if not os.path.isfile(path):
     raise ValueError(f"{field}: no such file; give a sentencepiece .model, or {', '.join(SHIPPED)}")
   if (size := path.stat().st_size) > MAX_BYTES:
@@ -209,6 +216,10 @@ def _load(tokenizer):
     model = path.read_bytes()
   except OSError as e:
     raise ValueError(f"{field}: {path} cannot be read: {e.strerror}") from None
+  return _pieces(model, field, path)
+
+
+def _pieces(model: bytes, field: str, path):
   try:
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model) if model else None
   except RuntimeError:

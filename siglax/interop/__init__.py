@@ -13,6 +13,7 @@ import pathlib
 
 from siglax import models
 from siglax.config import parts
+from siglax.data import remote
 from siglax.interop import big_vision
 from siglax.interop import huggingface
 from siglax.interop import open_clip
@@ -49,6 +50,14 @@ def split(path) -> tuple[pathlib.Path, tuple[str, ...]]:
     if colon and end in ONE_TOWER
     else (pathlib.Path(path), models.TOWERS)
   )
+
+
+def local(path) -> str:
+  """`path`, `path:img` or `path:txt` as it is on this machine: of a URL, a copy is made."""
+  path, suffix = str(path), ""
+  if path.endswith(tuple(f":{end}" for end in ONE_TOWER)):
+    path, suffix = path[:-4], path[-4:]
+  return remote.copied(path) + suffix
 
 
 def find(path) -> Checkpoint | None:

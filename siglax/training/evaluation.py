@@ -15,6 +15,7 @@ from siglax import losses
 from siglax import models
 from siglax import tower
 from siglax.config import fields
+from siglax.devices import cores
 from siglax.devices import mesh as mesh_lib
 from siglax.devices import streams
 from siglax.runs import folder as folder_lib
@@ -33,7 +34,12 @@ class Evaluator:
   def __init__(self, config, model, text, mesh):
     self._config, self._mesh = config, mesh
     self._embedder = tower.Embedder(
-      model, None, text, mesh, batch_size=config.eval.batch_size, threads=config.loader.threads
+      model,
+      None,
+      text,
+      mesh,
+      batch_size=config.eval.batch_size,
+      threads=config.loader.threads or cores.usable(),
     )
     loss = losses.make(config.loss, mesh, mesh_lib.BATCH_AXES)
     self._loss = jax.jit(loss, out_shardings=mesh_lib.replicated(mesh))

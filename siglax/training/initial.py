@@ -25,7 +25,7 @@ def initial_params(path, model, mesh, config=None) -> dict:
   config: of the run that starts; how its preprocessing differs from theirs is a line in the log.
   Raises ValueError in one line when they do not fit the model.
   """
-  model = models.without_lora(model)
+  model, path = models.without_lora(model), interop.local(path)
   if (foreign := interop.find(path)) is not None:
     params = foreign.read_into(model, mesh)
     if config is not None:

@@ -14,6 +14,7 @@ import logging
 import jax
 
 from siglax import config as config_lib
+from siglax import data as data_lib
 from siglax import evals
 from siglax import losses
 from siglax.config import values
@@ -195,6 +196,7 @@ class _Loop:
       "global_next_index": step * config.batch_size,
       "counts": self.batches.counts,
       "examples": list(map(len, self.run.sources)),
+      "order": data_lib.fingerprint(config, self.run.sources, step),
     }
     meta = {"data": data, "config": config_lib.to_json(config), "skipped": self.log.skipped}
     metrics = self.evaluated if step == self.evaluated_at else None

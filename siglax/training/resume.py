@@ -8,6 +8,7 @@ import os
 import jax
 
 from siglax import config as config_lib
+from siglax import data as data_lib
 from siglax.devices import distributed
 from siglax.runs import folder as folder_lib
 from siglax.runs import history as history_lib
@@ -61,6 +62,8 @@ def check_folder(run, extend: bool = False):
       "use another --workdir, or the same values to resume"
     )
   _check_inputs(run, (meta or {}).get("data", {}).get("examples"))
+  if meta is not None and not run.config.loader.allow_new_order:
+    _check_order(run, meta["step"], meta.get("data", {}).get("order"))
   if different:
     _check_longer(run, program_lib.Program(there, run.epoch_examples), max(steps), extend)
 
@@ -82,6 +85,20 @@ def _check_inputs(run, examples: list[int] | None):
       f"config.text.tokenizer={run.config.text.tokenizer!r} is another model than {kept}, which "
       "the run was trained with; "
       "give that one, or use another --workdir"
+    )
+
+
+def _check_order(run, step: int, then: dict[str, str] | None):
+  """ValueError where the examples after the checkpoint of `step` are not those that would have come
+  then. then: `data.fingerprint` of that time; None in a checkpoint of before there was one.
+  """
+  now = data_lib.fingerprint(run.config, run.sources, step)
+  if then is not None and then["examples"] != now["examples"]:
+    versions = f" (grain {then['grain']} then, {now['grain']} now)"
+    raise ValueError(
+      f"the examples after step {step} would be others than when the run in --workdir "
+      f"{run.workdir} was trained{versions * (then['grain'] != now['grain'])}; give the same data "
+      "and versions, or go on with new ones by --config.loader.allow_new_order=True"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from siglax.config.declared.group import Group
 from siglax.config.parts import Field
-from siglax.config.values import local_problem
+from siglax.config.values import readable_problem
 
 
 def three_numbers(value) -> str | None:
@@ -26,18 +26,33 @@ LOADER = Group(
   "How fast examples are read and decoded, in each process.",
   {
     "threads": Field(
-      2,
-      "Threads that read and decode in a process, or in each of its workers.",
+      None,
+      "Threads that read and decode in a process, or in each of its workers. None: one for each "
+      "core that the process may use, by affinity and CPU quota of its cgroup; workers share them.",
+      kind=int,
+      optional=True,
       least=1,
       most=2**10,
     ),
     "workers": Field(
       0,
-      "Worker processes that read and decode; 0 leaves it to threads of the process itself.",
+      "Worker processes that read and decode; 0 leaves it to threads of the process itself. They "
+      "take seconds to start, and help where Python takes the time, not a decoder: small pictures.",
       least=0,
       most=2**10,
     ),
-    "buffer": Field(2, "Batches that are read ahead.", least=1, most=2**16),
+    "buffer": Field(
+      2,
+      "Batches in memory that are ready or in the making, beside the one that trains. All threads "
+      "work on the same batch.",
+      least=1,
+      most=2**16,
+    ),
+    "allow_new_order": Field(
+      False,
+      "Resumes even where the next examples are not those that would have come when the checkpoint "
+      "was written, as after a change of the library that permutes them.",
+    ),
   },
   resume=True,
   evaluation=True,
@@ -110,7 +125,7 @@ TEXT = Group(
     "tokenizer": Field(
       "shapes",
       'A sentencepiece .model file, or "shapes" for the built-in dataset\'s own.',
-      check=local_problem,
+      check=readable_problem,
     ),
     "length": Field(64, "Tokens, to which a text is padded and cut.", least=2, most=2**20),
     "lowercase": Field(True, "Make letters lower case before tokenizing."),

@@ -6,7 +6,7 @@ from siglax.config import lookups
 from siglax.config.declared.group import MANY
 from siglax.config.declared.group import Group
 from siglax.config.parts import Field
-from siglax.config.values import local_problem
+from siglax.config.values import readable_problem
 
 
 def _sizes(first_of: str) -> dict[str, Field]:
@@ -70,7 +70,7 @@ MODEL = Group(
       "image.size.",
       kind=str,
       optional=True,
-      check=local_problem,
+      check=readable_problem,
     ),
     "scale_init": Field(None, "The scale where training begins.", follows="loss.scale_init"),
     "bias_init": Field(None, "The bias where training begins.", follows="loss.bias_init"),

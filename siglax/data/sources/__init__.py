@@ -15,6 +15,7 @@ from siglax.config import options
 from siglax.config import values as values_lib
 from siglax.config.parts import Registry
 from siglax.data import paths
+from siglax.data import storage
 from siglax.data.shapes import dataset as shapes
 from siglax.data.source import COMMON_FIELDS
 from siglax.data.source import MAX_BAD_FRACTION
@@ -55,8 +56,11 @@ def parse_spec(text: str) -> dict:
   "path": "pictures"} (`paths.source_of`). A value may contain commas. Raises ValueError for a part
   that is no field=value.
   """
-  paths.refuse_url(text)
-  head, _, rest = text.partition(":")
+  if storage.is_url(text):
+    # It may have a port, so that only name= ends it.
+    head, rest = re.fullmatch(r"(.*?)(?::([A-Za-z_]\w*=.*))?", text, re.DOTALL).groups("")
+  else:
+    head, _, rest = text.partition(":")
   spec = {"source": head} if head in SOURCES else {"source": paths.source_of(head), "path": head}
   fields = COMMON_FIELDS | SOURCES[spec["source"]].fields
   for part in values_lib.arguments(rest):
@@ -92,8 +96,11 @@ def open_source(spec, field: str = ""):
   source, values = _values(spec, field)
   try:
     examples = source.open(**values)
-  except ValueError as e:
-    raise ValueError(f"{_prefix(field)}{e}") from e
+  except (ValueError, storage.Unreachable) as e:
+    kind = ValueError if isinstance(e, ValueError) else storage.Unreachable
+    # What storage says begins with the file.
+    said = f"path={e}" if str(e).startswith("'") else e
+    raise kind(f"{_prefix(field)}{said}") from e
   except TypeError as e:
     raise ValueError(f"{field or 'data'}={dict(spec)!r} has a value of a wrong type: {e}") from e
   if not len(examples):

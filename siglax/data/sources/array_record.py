@@ -29,7 +29,7 @@ class ArrayRecord:
     from array_record.python import array_record_data_source  # late: 0.1 s, and not for others
 
     self._arguments = (path, image, caption, label, weights, key)
-    self._files = paths.find(path, "array_record", in_folder=_in_folder)
+    self._files = paths.find(path, "array_record", in_folder=_in_folder, urls=False)
     self.classnames = captions_lib.beside(self._files, captions_lib.CLASSNAMES)
     self.templates = captions_lib.templates(self._files)
     self._bytes = [storage.size(file) for file in self._files]

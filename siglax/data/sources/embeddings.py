@@ -26,7 +26,7 @@ class Embeddings:
 
   def __init__(self, path):
     self._path = path
-    names = paths.find(path, "embeddings")
+    names = paths.find(path, "embeddings", urls=False)
     self._files = [embedding_files.open_file(name) for name in names]
     self._starts = list(itertools.accumulate(map(len, self._files), initial=0))
     self.description = self._files[0].description

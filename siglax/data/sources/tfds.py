@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from siglax.config import values
 from siglax.config.parts import Field
 from siglax.data import captions as captions_lib
@@ -23,7 +25,7 @@ class TFDS:
     import tensorflow_datasets as tfds  # late: it is slow, and only this source needs it
 
     try:
-      builder = tfds.builder(name, data_dir=data_dir)
+      builder: Any = tfds.builder(name, data_dir=data_dir)
       features = builder.info.features
     except Exception as e:  # it has errors of its own, some of them of TensorFlow
       raise ValueError(f"name={name!r}: {values.one_line(e)}") from None

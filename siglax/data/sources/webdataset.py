@@ -50,7 +50,8 @@ class WebDataset:
       indices = list(pool.map(_index, files))
     _report_damage(path, files, indices, skip_damaged_shards)
     self._spans = index_lib.Spans(files, indices, tar.BLOCK)
-    self.shard_sizes = self._spans.sizes
+    self.shard_sizes, self.open_shards = self._spans.sizes, self._spans.most_open
+    self.read_ahead = self._spans.read_ahead
     if not len(self):
       raise ValueError(f"path={path!r} has no examples: no member of the tars is named as NAME.jpg")
     self.classnames = captions_lib.beside(files, captions_lib.CLASSNAMES)
@@ -74,6 +75,10 @@ class WebDataset:
       raise ValueError(f"{file!r}, byte {start + e.offset}: {e}") from None
     except ValueError as e:
       raise ValueError(f"{file!r}, byte {start}: {e}") from None
+
+  def prepare_random_access(self):
+    """Examples in any order are read one by one from here on."""
+    self._spans.random = True
 
   def __repr__(self):
     return f"WebDataset({self._path!r})"
@@ -127,8 +132,12 @@ def _index(file: str) -> index_lib.Index:
   except ValueError as e:
     said = str(e).removeprefix(repr(file)).removeprefix(":").strip()
     return index_lib.Index(np.zeros(1, np.uint32), 0, (0, said))
+  return index_lib.of_file(file, KIND, _indexed)
+
+
+def _indexed(file: str, size: int) -> index_lib.Index:
   paths.refuse_compressed(file)
-  return index_lib.of_file(file, KIND, tar.index)
+  return tar.index(file, size)
 
 
 def _report_damage(path, files, indices, skip: bool):

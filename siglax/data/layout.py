@@ -1,0 +1,76 @@
+"""The arrays of a batch, and how its rows are written into them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import dataclasses
+import math
+
+import numpy as np
+
+# Arrays in one piece of memory begin at multiples of this many bytes, as XLA wants them.
+ALIGNMENT = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """Of the arrays of a batch of `rows`: the shape and type of one row of each."""
+
+  rows: int
+  fields: tuple[tuple[str, tuple[int, ...], np.dtype], ...]
+
+  @classmethod
+  def of(cls, example: dict, rows: int) -> Layout:
+    """That of a batch of examples like this one."""
+    fields = ((name, np.shape(value), np.asarray(value).dtype) for name, value in example.items())
+    return cls(rows, tuple(fields))
+
+  @property
+  def nbytes(self) -> int:
+    """Of one piece of memory for all arrays."""
+    return sum(size for _, _, _, size in self._places())
+
+  def arrays(self, memory=None) -> dict[str, np.ndarray]:
+    """Arrays of their own, or in a buffer of `nbytes`."""
+    if memory is None:
+      return {name: np.empty((self.rows, *shape), dtype) for name, shape, dtype in self.fields}
+    arrays, offset = {}, 0
+    for name, shape, dtype, size in self._places():
+      arrays[name] = np.ndarray((self.rows, *shape), dtype, memory, offset)
+      offset += size
+    return arrays
+
+  def _places(self):
+    for name, shape, dtype in self.fields:
+      size = self.rows * math.prod(shape) * dtype.itemsize
+      yield name, shape, dtype, -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def write(
+  elements, number: int, arrays: dict, first: int, last: int, ended: Callable[[], bool]
+) -> tuple[int, BaseException] | None:
+  """Writes elements[number], elements[number + 1], … into rows first … last − 1 of the arrays.
+
+  Stops at an element that raises, and returns (row, exception); stops as well once `ended()`.
+  """
+  for row in range(first, last):
+    if ended():
+      return None
+    try:
+      _write_row(elements[number + row - first], arrays, row)
+    except BaseException as e:
+      return row, e
+  return None
+
+
+def _write_row(example, arrays, row):
+  if example.keys() != arrays.keys():
+    raise ValueError(f"an example has {sorted(example)}, the first one had {sorted(arrays)}")
+  for name, array in arrays.items():
+    value = np.asarray(example[name])
+    if value.shape != array.shape[1:] or value.dtype != array.dtype:
+      raise ValueError(
+        f"an example's {name} is {value.dtype}{list(value.shape)}, the first one's was "
+        f"{array.dtype}{list(array.shape[1:])}; all must be alike"
+      )
+    array[row] = value
