@@ -284,6 +284,33 @@ def test_a_full_disk_is_one_line_and_then_it_goes_on(tmp_path, capsys, format):
   assert contents(tmp_path / "out") == contents(tmp_path / "other")
 
 
+FAR = """
+from siglax.data import SOURCES, Source, storage
+
+class Far:
+  def __len__(self):
+    return 8
+
+  def __getitem__(self, i):
+    raise storage.Unreachable("s3://bucket/a.tar does not answer")
+
+SOURCES.register(Source("far", "data of a server that does not answer", Far))
+"""
+
+
+def test_a_bucket_that_does_not_answer_makes_no_example_broken(tmp_path, capsys):
+  (tmp_path / "far.py").write_text(FAR)
+  far = ["--import", str(tmp_path / "far.py")]
+  refused(
+    "convert: s3://bucket/a.tar does not answer",
+    capsys,
+    "far:max_bad_fraction=1",
+    tmp_path / "x",
+    *far,
+  )
+  assert not list((tmp_path / "x").glob("*.array_record"))
+
+
 def test_the_array_of_jobs_that_the_docs_print(mixed, tmp_path, monkeypatch):
   source, _ = mixed
   line = re.search(r"^sbatch .*--wrap '(.*)'$", (ROOT / "docs/data.md").read_text(), re.M)[1]

@@ -59,6 +59,8 @@ RUN = {
   "--config.image.flip=False": SMALL,
   "siglax search --from runs/pictures --images held_out 'a dog in the snow' --out snow.html": "",
   "tar --sort=name -cf pictures.tar -C pictures .": "&& test -s pictures.tar",
+  "siglax inspect pictures --out sheet.png": "--pictures 4",
+  "siglax inspect pictures --config configs/quickstart.py --out views.png": "",
   "siglax convert pictures shards --short-side 256 --shuffle 0": "--short-side 16",
   "siglax convert pictures tars --format tar --examples-per-shard 1000": "--examples-per-shard 5",
   "siglax tokenizer --from mine.parquet --out mine.model --vocab-size 8000": "--vocab-size 80",

@@ -8,6 +8,7 @@ from siglax.commands import convert
 from siglax.commands import embed
 from siglax.commands import evaluate
 from siglax.commands import export
+from siglax.commands import inspect
 from siglax.commands import plan
 from siglax.commands import replay
 from siglax.commands import search
@@ -24,6 +25,7 @@ COMMANDS = (
   export.COMMAND,
   tokenizer.COMMAND,
   convert.COMMAND,
+  inspect.COMMAND,
   plan.COMMAND,
   config.COMMAND,
 )

@@ -31,6 +31,7 @@ from siglax.data import images
 from siglax.data import reading
 from siglax.data import shards as shards_lib
 from siglax.data import sources as sources_lib
+from siglax.data import storage
 from siglax.data.broken import Skipped
 from siglax.data.broken import reason
 from siglax.data.source import COMMON_FIELDS
@@ -127,6 +128,8 @@ def convert(
     _begin(folder, conversion, source)
     _write_missing(folder, conversion, source, order, limit, job, threads)
     return _finish(folder, conversion)
+  except storage.Unreachable:
+    raise
   except OSError as e:
     raise ValueError(
       f"DST {folder} cannot be written: {e.strerror or e}; the shards that are finished stay, and "

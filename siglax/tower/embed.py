@@ -21,6 +21,7 @@ from siglax.data import embeddings
 from siglax.data import images as images_lib
 from siglax.data import reading
 from siglax.data import sources as sources_lib
+from siglax.data import storage
 from siglax.devices import disk
 from siglax.devices import mesh as mesh_lib
 from siglax.runs import digest
@@ -84,6 +85,8 @@ def embed(
         "skipped": readable.bad,
       }
       writer.close(description)
+  except storage.Unreachable:
+    raise
   except (OSError, pa.ArrowException) as e:
     raise ValueError(f"--out {out} cannot be written: {getattr(e, 'strerror', None) or e}") from e
   return description
