@@ -59,6 +59,10 @@ RUN = {
   "--config.image.flip=False": SMALL,
   "siglax search --from runs/pictures --images held_out 'a dog in the snow' --out snow.html": "",
   "tar --sort=name -cf pictures.tar -C pictures .": "&& test -s pictures.tar",
+  "siglax inspect pictures --out sheet.png": "--pictures 4",
+  "siglax inspect pictures --config configs/quickstart.py --out views.png": "",
+  "siglax convert pictures shards --short-side 256 --shuffle 0": "--short-side 16",
+  "siglax convert pictures tars --format tar --examples-per-shard 1000": "--examples-per-shard 5",
   "siglax tokenizer --from mine.parquet --out mine.model --vocab-size 8000": "--vocab-size 80",
   "siglax train --config configs/cifar10_captions.py:train=mine.parquet,test=held_out.parquet "
   "--workdir runs/mine "
@@ -119,6 +123,9 @@ OTHERS = (
   "python benchmarks/soak.py --minutes 30 --every 20 --seed 0",
   "python benchmarks/soak.py --tiny --seed 2 --counts kill=60,full=20,double=10",
   "python benchmarks/soak.py --here --seed 0 --counts damage=200,transient=40,nonfinite=200",
+  # tests/test_convert.py runs what it starts.
+  "sbatch --array=0-99 --cpus-per-task=16 --wrap 'siglax convert train.csv shards --short-side 256 "
+  "--shard $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT'",
   "pip install onnx onnx-ir onnxruntime equinox dm-pix",
   "pip install --no-deps jax2onnx==0.17.1",
   "export TPU=name ZONE=us-central2-b",

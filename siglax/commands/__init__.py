@@ -4,9 +4,11 @@ here.
 
 from siglax.commands import classify
 from siglax.commands import config
+from siglax.commands import convert
 from siglax.commands import embed
 from siglax.commands import evaluate
 from siglax.commands import export
+from siglax.commands import inspect
 from siglax.commands import plan
 from siglax.commands import replay
 from siglax.commands import search
@@ -22,6 +24,8 @@ COMMANDS = (
   search.COMMAND,
   export.COMMAND,
   tokenizer.COMMAND,
+  convert.COMMAND,
+  inspect.COMMAND,
   plan.COMMAND,
   config.COMMAND,
 )

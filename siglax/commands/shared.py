@@ -75,6 +75,12 @@ def import_parts(arguments):
     config.import_parts(name)
 
 
+def log_to_stderr():
+  """Warnings of all, and what siglax tells of its progress."""
+  logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
+  logging.getLogger("siglax").setLevel(logging.INFO)
+
+
 def setup(arguments):
   """Logging to stderr, memory kept between steps, compiled programs kept between runs; the
   processes joined, where there are several; and the files of --import.
@@ -92,8 +98,7 @@ def setup(arguments):
     except OSError:
       # It takes the number of the closed stream, which a file of the run would get.
       os.open(os.devnull, os.O_WRONLY)
-  logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
-  logging.getLogger("siglax").setLevel(logging.INFO)
+  log_to_stderr()
   # Orbax logs what it raises too, and siglax says that in one line.
   logging.getLogger("absl").setLevel(logging.CRITICAL)
   # Where several writes of one save fail, only the first is told.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 
@@ -48,3 +49,33 @@ def reason(error):
   """One line of an exception, with its type where it is no ValueError."""
   kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
   return kind + values.one_line(error)
+
+
+# Kinds of reasons that are told apart; more are counted together.
+MAX_KINDS = 100
+
+
+class Skipped:
+  """Counts what is broken by its reason; names and numbers in a reason make no other one.
+
+  total: how many were counted.
+  """
+
+  def __init__(self):
+    self.total, self._kinds = 0, {}
+
+  def add(self, example: int, said: str, count: int = 1):
+    """count: how many examples, of which this is the first."""
+    kind = re.sub(r"'[^']*'|\"[^\"]*\"", "…", said)
+    kind = re.sub(r"\d[\d.,]*(?<=\d)", "N", kind)
+    if kind not in self._kinds and len(self._kinds) >= MAX_KINDS:
+      kind = "others"
+    found = self._kinds.setdefault(kind, {"count": 0, "first": example, "reason": said})
+    if example < found["first"]:
+      found |= {"first": example, "reason": said}
+    found["count"] += count
+    self.total += count
+
+  def listed(self) -> list[dict]:
+    """[{"count", "first": example, "reason": of the first}, …], the most frequent ones first."""
+    return sorted(self._kinds.values(), key=lambda found: (-found["count"], found["first"]))

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 from siglax.config import values
 from siglax.config.parts import Field
+from siglax.data import storage
 
 # Bytes of a file of captions, or of one row of a table: far more than any caption.
 MAX_TEXT = 2**24
+# Files beside the data, with a name or a template a line.
+CLASSNAMES = "classnames.txt"
+TEMPLATES = "zeroshot_classification_templates.txt"
 TEMPLATE = Field(
   "a photo of a {}.",
   "caption of a picture that has none but a class, {} for the name of the class; None makes none",
@@ -60,3 +66,24 @@ def of_class(captions: list[str], index: int | None, classnames, template: str |
   if not 0 <= index < len(classnames):
     raise ValueError(f"label={index} is none of the {len(classnames)} classes")
   return [template.replace("{}", classnames[index])]
+
+
+def beside(files: list[str], name: str) -> tuple[str, ...] | None:
+  """The lines of a file beside these files, or else one folder up: the names of the classes, or
+  templates.
+  """
+  found = set()
+  for folder in {os.path.dirname(file) for file in files}:
+    places = [os.path.join(folder, name), os.path.join(storage.parent(folder), name)]
+    place = next(filter(storage.exists, places), None)
+    data = storage.read_all(place, MAX_TEXT) if place else b""
+    found.add(tuple(lines(data, f"path={place!r}")))
+  if len(found) > 1:
+    raise ValueError(f"path: the files differ in their {name}; give them as separate specs")
+  return found.pop() or None
+
+
+def templates(files: list[str]) -> tuple[str, ...] | None:
+  """Those beside the files, with {} for the name of a class, which CLIP_benchmark writes {c}."""
+  found = beside(files, TEMPLATES)
+  return found and tuple(text.replace("{c}", "{}") for text in found)

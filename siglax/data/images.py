@@ -94,7 +94,7 @@ def _check_size(data, config) -> Image.Image:
       f"the image has more than config.image.max_bytes={config.max_bytes} bytes; shrink it, or "
       "raise the field"
     )
-  header = _header(data)
+  header = read_header(data)
   width, height = header.size
   if width * height > config.max_pixels:
     raise ValueError(
@@ -110,8 +110,10 @@ def _check_size(data, config) -> Image.Image:
   return header
 
 
-def _header(data) -> Image.Image:
-  """What the header states. Not by Image.open, which warns and refuses by limits of its own."""
+def read_header(data) -> Image.Image:
+  """What the header states, such as format and size. Not by Image.open, which warns and refuses by
+  limits of its own.
+  """
   head = bytes(data[:16])
   for name in FORMATS:
     try:
@@ -167,6 +169,27 @@ def resize(
   whole = image.nbytes <= WHOLE_BYTES
   resized = shrink(image) if whole else np.stack([shrink(image[..., k]) for k in range(3)], axis=-1)
   return resized[top : top + size, left : left + size]
+
+
+def shrink(image: np.ndarray, short_side: int) -> np.ndarray:
+  """uint8 [H, W, 3] with its short side shrunk to short_side by the average of areas; a smaller one
+  is returned as it is.
+  """
+  height, width = image.shape[:2]
+  if (short := min(height, width)) <= short_side:
+    return image
+  sides = (max(short_side, round(side * short_side / short)) for side in (width, height))
+  return cv2.resize(image, tuple(sides), interpolation=cv2.INTER_AREA)
+
+
+def encode(image: np.ndarray, ending: str, *options: int) -> bytes:
+  """uint8 [H, W, 3] RGB as the bytes of a file. ending: ".png" and so on; options: of
+  cv2.imencode.
+  """
+  done, data = cv2.imencode(ending, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
+  if not done:
+    raise ValueError(f"an image of {image.shape[1]} × {image.shape[0]} pixels is no {ending}")
+  return data.tobytes()
 
 
 def prepare(data: bytes | np.ndarray, config) -> np.ndarray:

@@ -42,6 +42,15 @@ class Mix(grain.transforms.DatasetSelectionMap):
       k, after, rest = left, left_after, rest - share
     return len(self._shares) - 1, k
 
+  def counts(self, k: int) -> list[int]:
+    """How many of the elements 0 … k − 1 each source gives."""
+    rest, found = sum(self._shares), []
+    for share in self._shares:
+      left = k * (rest - share) // rest
+      found.append(k - left)
+      k, rest = left, rest - share
+    return found
+
 
 def of_sources(config, sources) -> list[grain.MapDataset]:
   """The indices of each source's examples, in the order of its data spec."""

@@ -119,8 +119,9 @@ def refuse_compressed(file: str):
 
 
 def source_of(path: str) -> str:
-  """The source that a path suits: by its ending, of a folder by whether it holds tars or a saved
-  dataset. Parquet where nothing else tells. A server is asked only of a URL without an ending.
+  """The source that a path suits: by its ending, of a folder by whether it holds tars, ArrayRecord
+  files or a saved dataset. Parquet where nothing else tells. A server is asked only of a URL
+  without an ending.
   """
   of_ending = _source_of_ending(ending(path.rstrip("}")))
   if of_ending and storage.is_url(path):
@@ -128,6 +129,8 @@ def source_of(path: str) -> str:
   if storage.is_folder(path):
     if any(storage.exists(os.path.join(path, name)) for name in SAVED):
       return "hf"
+    if storage.glob_in(path, "*.array_record"):
+      return "array_record"
     tars = storage.glob_in(path, "*.tar") or storage.glob_in(path, "*/*.tar")
     return "webdataset" if tars else "folder"
   return of_ending or "parquet"
@@ -152,7 +155,7 @@ def refuse_folder(folder: str, source: str):
       raise ValueError(f"{told}; use {_files(folder, most)!r}")
   for most in [e for e, _ in counts.most_common()]:
     if suits := _source_of_ending(most):
-      of_folders = suits in ("folder", "webdataset", "hf")
+      of_folders = suits in ("folder", "webdataset", "array_record", "hf")
       where = "" if of_folders else f" with path={_files(folder, most)!r}"
       raise ValueError(f"{told} that holds {held}: use source {suits}{where}")
   raise ValueError(f"{told} that holds {held}; name files of source {source}")

@@ -94,6 +94,12 @@ class TextProcessor:
     """The string that a token stands for."""
     return self._pieces.id_to_piece(token)
 
+  def decode(self, tokens) -> str:
+    """The text that the tokens of one text stand for, up to its end: what a model gets of it."""
+    ids = [int(token) for token in tokens]
+    ends = [ids.index(end) for end in {self.eos_id, self.pad_id} if end in ids]
+    return self._pieces.decode(ids[: min(ends, default=len(ids))])
+
   @property
   def model(self) -> bytes:
     """The sentencepiece model."""

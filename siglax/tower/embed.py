@@ -7,7 +7,6 @@ from __future__ import annotations
 import itertools
 import logging
 import pathlib
-import time
 from typing import Iterator
 
 import jax
@@ -20,14 +19,15 @@ from siglax.config import versions
 from siglax.data import embedding_files
 from siglax.data import embeddings
 from siglax.data import images as images_lib
+from siglax.data import reading
 from siglax.data import sources as sources_lib
+from siglax.data import storage
 from siglax.devices import disk
 from siglax.devices import mesh as mesh_lib
 from siglax.runs import digest
 from siglax.tower import embedder
 
 logger = logging.getLogger("siglax")
-REPORT_SECONDS = 10
 
 
 def embed(
@@ -70,7 +70,7 @@ def embed(
   try:
     out.parent.mkdir(parents=True, exist_ok=True)
     with disk.replacing(out) as temporary:
-      writer, progress, first = make_writer(temporary), Progress(len(dataset)), None
+      writer, progress, first = make_writer(temporary), reading.Progress(len(dataset)), None
       for rows in _rows(tower, readable, texts, tokens, batch_size, embedding_files.DTYPES[dtype]):
         first = first or rows[0]
         writer.write(rows)
@@ -85,6 +85,8 @@ def embed(
         "skipped": readable.bad,
       }
       writer.close(description)
+  except storage.Unreachable:
+    raise
   except (OSError, pa.ArrowException) as e:
     raise ValueError(f"--out {out} cannot be written: {getattr(e, 'strerror', None) or e}") from e
   return description
@@ -148,7 +150,7 @@ class Readable:
   def batches(self, size: int) -> Iterator[list[dict]]:
     """Lists of `size` examples, fewer in the last: {"image": uint8 [S, S, 3], "captions", …}."""
     batch = []
-    for i, example in embedder.read_ahead(self._read, len(self._source), 2 * size):
+    for i, example in reading.read_ahead(self._read, range(len(self._source)), 2 * size):
       if isinstance(example, Exception):
         self._skip(i, example)
       else:
@@ -208,23 +210,3 @@ def _rows(tower, readable: Readable, texts, tokens, batch_size, dtype) -> Iterat
       for row, part in zip(rows, parts):
         row["text_embeddings"] = part
     yield rows
-
-
-class Progress:
-  """Counts examples, and tells of them in the log every REPORT_SECONDS."""
-
-  def __init__(self, total: int):
-    self.done, self._total, self._start = 0, total, time.perf_counter()
-    self._reported = self._start
-
-  def add(self, count: int):
-    self.done += count
-    now = time.perf_counter()
-    if now - self._reported > REPORT_SECONDS:
-      self._reported = now
-      logger.info(
-        "%s of %s, %.0f a second",
-        f"{self.done:,}",
-        f"{self._total:,}",
-        self.done / (now - self._start),
-      )

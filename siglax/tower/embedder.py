@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 import concurrent.futures
-import itertools
-import os
-from typing import Any
 
 import jax
 import numpy as np
@@ -81,26 +77,3 @@ def in_turn(compute: Callable, mesh, batches: Iterable) -> Iterator[tuple]:
     before = kept, outputs
   if before is not None:
     yield before[0], jax.tree.map(mesh_lib.to_host, before[1])
-
-
-def read_ahead(read: Callable[[int], Any], count: int, ahead: int) -> Iterator[tuple[int, Any]]:
-  """(i, read(i)) of 0 … count − 1 in order, in place of it the exception that it raised.
-
-  Threads, one for each core, read `ahead` of them before they are asked for.
-  """
-  pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="siglax-read")
-  try:
-    pending, indices = collections.deque(), iter(range(count))
-    submit = lambda most: pending.extend(
-      (i, pool.submit(read, i)) for i in itertools.islice(indices, most)
-    )
-    submit(ahead)
-    while pending:
-      i, future = pending.popleft()
-      error = future.exception()
-      if error is not None and not isinstance(error, Exception):
-        raise error
-      yield i, future.result() if error is None else error
-      submit(1)
-  finally:
-    pool.shutdown(cancel_futures=True)

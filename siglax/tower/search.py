@@ -14,9 +14,9 @@ import numpy as np
 
 from siglax import tower as tower_lib
 from siglax.data import images as images_lib
+from siglax.data import reading
 from siglax.devices import disk
 from siglax.devices.streams import shown
-from siglax.tower import embedder
 
 logger = logging.getLogger("siglax")
 
@@ -89,7 +89,7 @@ def embed(tower, paths: list[pathlib.Path]) -> tuple[np.ndarray, list[pathlib.Pa
   from rich import progress
 
   zimg, readable, batch = [], [], []
-  read = embedder.read_ahead(lambda i: tower.pixels(paths[i]), len(paths), 2 * BATCH)
+  read = reading.read_ahead(lambda i: tower.pixels(paths[i]), range(len(paths)), 2 * BATCH)
   for i, pixels in progress.track(
     read,
     "embedding",

@@ -26,13 +26,8 @@ def replay(folder, step: int) -> dict:
   step that the run does not have, or whose checkpoint cannot be read.
   """
   folder = pathlib.Path(folder)
-  checkpoints, config = stored.Stored(folder), folder_lib.read_config(folder)
-  # A run that was made longer since took this step by the schedule of the first checkpoint after
-  # it.
-  after = next((s for s in checkpoints.steps if s >= step), None)
-  run = run_lib.Run(
-    config if after is None else config_lib.from_json(checkpoints.meta(after)["config"]), folder
-  )
+  checkpoints = stored.Stored(folder)
+  run = run_lib.Run(config_of(folder, step), folder)
   if not 1 <= step <= run.total_steps:
     raise ValueError(f"--step {step} must lie in 1 … {run.total_steps}, the steps of {folder}")
   restored = checkpoints.restore(run.abstract_state, before=step)
@@ -57,6 +52,15 @@ def replay(folder, step: int) -> dict:
     "logged": _logged(folder, step),
     "examples": examples,
   }
+
+
+def config_of(folder, step: int):
+  """The config that a run took a step with. A run that was made longer since took it by the
+  schedule of the first checkpoint after it.
+  """
+  checkpoints, config = stored.Stored(folder), folder_lib.read_config(folder)
+  after = next((s for s in checkpoints.steps if s >= step), None)
+  return config if after is None else config_lib.from_json(checkpoints.meta(after)["config"])
 
 
 def _logged(folder, step) -> float | None:

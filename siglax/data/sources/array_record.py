@@ -21,18 +21,19 @@ class ArrayRecord:
   A record is a tf.train.Example, whose features the fields of SOURCE name; one that is not there
   is left out. Each record is read when it is asked for. shard_sizes: int64 [files].
   Raises ValueError, beginning with the argument, for a missing, empty or damaged file, and for a
-  first record that is no Example or lacks a feature.
+  first record that is no Example or lacks a feature. classnames, templates: of the files
+  classnames.txt and zeroshot_classification_templates.txt beside the files or one folder up, else
+  None.
   """
-
-  classnames = None
 
   def __init__(self, path, image, caption, label, weights, key):
     from array_record.python import array_record_data_source  # late: 0.1 s, and not for others
 
     self._arguments = (path, image, caption, label, weights, key)
-    self._files = paths.find(path, "array_record", urls=False)
-    for file in self._files:  # a ValueError for one that is missing
-      storage.size(file)
+    self._files = paths.find(path, "array_record", in_folder=_in_folder, urls=False)
+    self.classnames = captions_lib.beside(self._files, captions_lib.CLASSNAMES)
+    self.templates = captions_lib.templates(self._files)
+    self._bytes = [storage.size(file) for file in self._files]
     try:
       opened = [array_record_data_source.ArrayRecordDataSource(file) for file in self._files]
       self.shard_sizes = np.array([len(records) for records in opened], np.int64)
@@ -73,6 +74,10 @@ class ArrayRecord:
       raise ValueError(f"{self._files[file]!r}, record {record}: {values.one_line(e)}") from None
 
 
+def _in_folder(folder: str) -> list[str]:
+  return storage.glob_in(folder, "*.array_record") or paths.refuse_folder(folder, "array_record")
+
+
 def _features(record: bytes) -> dict[str, list]:
   """{name: values} of a tf.train.Example; ValueError for other bytes."""
   # The message without TensorFlow, which tensorflow-datasets has.
@@ -99,7 +104,7 @@ SOURCE = Source(
   fields={
     "path": Field(
       None,
-      "a file, a glob, braces, a tuple of them, or the same with commas",
+      "a file, a folder of them, a glob, braces, a tuple of them, or the same with commas",
       kind=str | tuple,
       check=paths.path_problem,
     ),

@@ -54,9 +54,8 @@ class WebDataset:
     self.read_ahead = self._spans.read_ahead
     if not len(self):
       raise ValueError(f"path={path!r} has no examples: no member of the tars is named as NAME.jpg")
-    self.classnames = _beside(files, "classnames.txt")
-    templates = _beside(files, "zeroshot_classification_templates.txt")
-    self.templates = templates and tuple(text.replace("{c}", "{}") for text in templates)
+    self.classnames = captions_lib.beside(files, captions_lib.CLASSNAMES)
+    self.templates = captions_lib.templates(files)
 
   def __len__(self) -> int:
     return len(self._spans)
@@ -178,19 +177,6 @@ def _tars(folder: str) -> list[str]:
       f"one of them, such as {folders[0]!r}, or {os.path.join(folder, '*/*.tar')!r} for all"
     )
   return paths.refuse_folder(folder, "webdataset")
-
-
-def _beside(files: list[str], name: str) -> tuple[str, ...] | None:
-  """The lines of a file beside the tars, or else one folder up."""
-  found = set()
-  for folder in {os.path.dirname(file) for file in files}:
-    places = [os.path.join(folder, name), os.path.join(storage.parent(folder), name)]
-    place = next(filter(storage.exists, places), None)
-    data = storage.read_all(place, captions_lib.MAX_TEXT) if place else b""
-    found.add(tuple(captions_lib.lines(data, f"path={place!r}")))
-  if len(found) > 1:
-    raise ValueError(f"path: the tars differ in their {name}; give them as separate specs")
-  return found.pop() or None
 
 
 def _json(data: bytes, key: str):

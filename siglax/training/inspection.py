@@ -1,0 +1,103 @@
+"""What `siglax inspect` looks at: pictures and captions as a model gets them, and how far a run has
+come in its data. No device is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import pathlib
+
+import numpy as np
+
+from siglax import config as config_lib
+from siglax import data as data_lib
+from siglax.data import images
+from siglax.data import loading
+from siglax.data import order
+from siglax.data import sheet
+from siglax.data import storage
+from siglax.data import survey
+from siglax.runs import folder as folder_lib
+from siglax.runs import stored
+from siglax.training import replay
+
+Cells = Iterator[tuple[np.ndarray, str]]
+
+
+def cells(source, image, pictures: int) -> Cells:
+  """(picture, captions) of so many sound examples of a source, evenly spaced, as they are."""
+  for i in survey.indices(len(source), pictures):
+    try:
+      example = source[i]
+      picture = images.decode(example["image"], image)
+    except storage.Unreachable:
+      raise
+    except Exception:  # the survey tells of it
+      continue
+    yield sheet.fitted(picture), f"{i}: " + " / ".join(example["captions"])
+
+
+def augmented_cells(source, config, pictures: int) -> Cells:
+  """(view, caption) of so many examples, evenly spaced, as training with this config makes them; of
+  a broken example another one's, as there.
+  """
+  text = folder_lib.text_processor(config)
+  load = loading.ExampleLoader(0, source, 0, False, config.image, text)
+  for i in survey.indices(len(source), pictures):
+    row = load(i, np.random.default_rng([config.seed % 2**64, i]))
+    yield row["image"], f"{row['index']}: {text.decode(row['tokens'])}"
+
+
+def position(folder) -> dict:
+  """How far a run has come, by its newest checkpoint: {"step", "batch_size", "data": [{"source",
+  "examples", "elements": that it gave, "epoch": elements / examples, "drawn": elements and those
+  in place of broken ones, by process 0, "broken": of these}, …]}. ValueError for a folder that has
+  no checkpoint.
+  """
+  folder = pathlib.Path(folder)
+  folder_lib.read_config(folder)
+  meta = stored.Stored(folder).newest_meta()
+  if meta is None or "counts" not in meta.get("data", {}):
+    raise ValueError(f"--run {folder} has no checkpoint that tells of its data")
+  config, data = config_lib.from_json(meta["config"]), meta["data"]
+  lengths = data["examples"]
+  weights = order.shares_of(config, [range(length) for length in lengths])
+  elements = order.Mix(weights).counts(meta["step"] * config.batch_size)
+  return {
+    "step": meta["step"],
+    "batch_size": config.batch_size,
+    "data": [
+      {
+        "source": dict(spec),
+        "examples": length,
+        "elements": count,
+        "epoch": count / length,
+        "drawn": drawn,
+        "broken": bad,
+      }
+      for spec, length, count, drawn, bad in zip(
+        config.data,
+        lengths,
+        elements,
+        data["counts"]["drawn"],
+        data["counts"]["bad"],
+      )
+    ],
+  }
+
+
+def batch_cells(folder, step: int, pictures: int) -> Cells:
+  """(view, caption) of the first rows of the batch of a step, as in metrics.jsonl from 1."""
+  if step < 1:
+    raise ValueError(f"--step {step} must be at least 1")
+  config = replay.config_of(folder, step)
+  text = folder_lib.text_processor(config, folder)
+  batches = data_lib.train_batches(config, text, start_step=step - 1)
+  try:
+    rows = next(batches)
+  finally:
+    batches.close()
+  if "image" not in rows:
+    raise ValueError(f"--run {folder} is trained on embeddings, which are no pictures")
+  for k, i, picture, tokens in list(zip(*batches.last, rows["image"], rows["tokens"]))[:pictures]:
+    yield picture, f"{k}/{i}: {text.decode(tokens)}"
