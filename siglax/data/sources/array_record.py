@@ -33,7 +33,8 @@ class ArrayRecord:
     self._files = paths.find(path, "array_record", in_folder=_in_folder, urls=False)
     self.classnames = captions_lib.beside(self._files, captions_lib.CLASSNAMES)
     self.templates = captions_lib.templates(self._files)
-    self._bytes = [storage.size(file) for file in self._files]
+    for file in self._files:  # a ValueError for one that is missing
+      storage.size(file)
     try:
       opened = [array_record_data_source.ArrayRecordDataSource(file) for file in self._files]
       self.shard_sizes = np.array([len(records) for records in opened], np.int64)
