@@ -41,11 +41,13 @@ def write(root: pathlib.Path) -> dict[str, dict]:
   """{source: a data spec}, of every source."""
   specs = sources.write(root, [picture(seed) for seed in range(EXAMPLES)], SHARDS)
   shapes = {"source": "shapes", "examples": EXAMPLES, "image_size": SIZE}
-  writer = embedding_files.WRITERS[".array_record"](root / "embedded.array_record")
+  (root / "embedded").mkdir()
+  file = root / "embedded/a.array_record"
+  writer = embedding_files.WRITERS[".array_record"](file)
   embedding = np.zeros(32, np.float32)
   writer.write([{"image_embedding": embedding, "captions": ["a caption"]}] * EXAMPLES)
   writer.close({"digest": "", "width": 32, "image": {}, "classnames": None})
-  embedded = {"source": "embeddings", "path": str(root / "embedded.array_record")}
+  embedded = {"source": "embeddings", "path": str(file)}
   return {"shapes": shapes, **specs, ON_DEMAND: specs["parquet"], "embeddings": embedded}
 
 

@@ -138,23 +138,24 @@ def test_a_source_without_shards_says_so():
 def test_the_fingerprint_is_of_the_next_examples():
   source = Shards()
   made = config()
-  first = order.fingerprint(made, [source], 0)
-  assert first == order.fingerprint(made, [Shards()], 0)
+  fingerprint = order.Fingerprint(made, [source])
+  first = fingerprint(0)
+  assert first == order.Fingerprint(made, [Shards()])(0)
   seed = int(np.random.SeedSequence([0, 0]).generate_state(1)[0])
   shuffle = order.ShardShuffle(SIZES, seed, 3)
   for step in (0, 2):
     numbers = np.array([(0, shuffle[6 * step + k]) for k in range(COUNT)], "<i8")
-    assert order.fingerprint(made, [source], step) == {
+    assert fingerprint(step) == {
       "grain": grain.__version__,
       "examples": hashlib.sha256(numbers.tobytes()).hexdigest(),
     }
   for other in (config(shuffle_shards=4), config(order="global")):
-    assert order.fingerprint(other, [source], 0)["examples"] != first["examples"]
+    assert order.Fingerprint(other, [source])(0)["examples"] != first["examples"]
 
 
 def test_a_run_does_not_go_on_with_other_examples(tmp_path):
   run = types.SimpleNamespace(config=config(), sources=[Shards()], workdir=tmp_path)
-  then = order.fingerprint(run.config, run.sources, 5)
+  then = order.Fingerprint(run.config, run.sources)(5)
   for known in (then, None):  # None: a checkpoint of before
     resume._check_order(run, 5, known)
   with pytest.raises(ValueError) as e:

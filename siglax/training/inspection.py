@@ -88,11 +88,12 @@ def position(folder) -> dict:
 
 def batch_cells(folder, step: int, pictures: int) -> Cells:
   """(view, caption) of the first rows of the batch of a step, as in metrics.jsonl from 1."""
-  if step < 1:
-    raise ValueError(f"--step {step} must be at least 1")
   config = replay.config_of(folder, step)
   text = folder_lib.text_processor(config, folder)
-  batches = data_lib.train_batches(config, text, start_step=step - 1)
+  sources = data_lib.open_data(config)
+  total = config_lib.duration_steps(config, "total", data_lib.num_examples(sources))
+  replay.check_step(folder, step, total)
+  batches = data_lib.train_batches(config, text, start_step=step - 1, sources=sources)
   try:
     rows = next(batches)
   finally:
