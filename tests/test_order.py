@@ -87,17 +87,64 @@ def test_a_billion_examples_take_no_more_than_their_shards():
   assert len(drawn) > 998 and max(drawn) < 10**9  # two epochs, which may share an example
 
 
+def test_more_examples_than_32_bits_count_are_permuted():
+  """The global order is grain's, whose sources speak of 32 bits. Of 400,000 random draws some would
+  be the same but for 1 in 10^8 times.
+  """
+  size = 2**32 + 5
+  shuffled = order.shuffled(range(size), {"source": "shapes"}, 7, "config.data.0")
+  seen = {shuffled[k] for k in range(400_000)}
+  assert len(seen) == 400_000 and 0 <= min(seen) and 2**32 - 2**20 < max(seen) < size
+
+
+@pytest.mark.parametrize("way", ["global", "shards"])
+def test_a_hundred_epochs_are_a_hundred_permutations_in_exact_shares(way):
+  """Of two sources of 1,000 examples, three of the one come with one of the other."""
+  made = config_lib.default()
+  spec = {"source": "shapes", "order": way, "shuffle_shards": 3}
+  made.data = ({**spec, "weight": 3}, {**spec, "weight": 1})
+  sources = [Shards(np.full(10, 100)) for _ in made.data]
+  parts = [
+    part.map(lambda i, k=k: (k, i)) for k, part in enumerate(order.of_sources(made, sources))
+  ]
+  mixed = order.mixed(made, sources, parts)
+  drawn = np.array([mixed[k] for k in range(4 * 100_000 // 3)])
+  second = np.concatenate([[0], np.cumsum(drawn[:, 0])])
+  assert (second[4000:] - second[:-4000] == 1000).all()  # of any 4,000 in a row
+  epochs = drawn[drawn[:, 0] == 0, 1][:100_000].reshape(100, 1000)
+  assert (np.sort(epochs) == np.arange(1000)).all()
+  assert len({tuple(epoch) for epoch in epochs}) == 100
+
+
+@pytest.mark.parametrize("way", ["global", "shards"])
+def test_a_billion_examples_take_the_memory_of_a_million(way):
+  """From sources to the first batch. A process has 200 MiB before it begins; 5 % are 10 MiB."""
+  peaks = []
+  for shards in (100, 100_000):
+    source = Shards(np.full(shards, 10_000))
+    text = lambda texts: np.zeros((len(texts), 4), np.int32)
+    tracemalloc.start()
+    try:
+      batches = data.train_batches(config(order=way), text, sources=[source], start_step=123)
+      next(batches)
+      batches.close()
+      peaks.append(tracemalloc.get_traced_memory()[1])
+    finally:
+      tracemalloc.stop()
+  assert peaks[1] - peaks[0] < 10 * 2**20
+
+
 class Shards:
   """Examples whose only content is their number."""
 
-  def __init__(self):
-    self.shard_sizes = np.array(SIZES)
+  def __init__(self, sizes=SIZES):
+    self.shard_sizes = np.array(sizes)
 
   def __len__(self):
-    return COUNT
+    return int(self.shard_sizes.sum())
 
   def __getitem__(self, i):
-    return {"image": np.full((8, 8, 3), i, np.uint8), "captions": ["x"]}
+    return {"image": np.full((8, 8, 3), i % 256, np.uint8), "captions": ["x"]}
 
 
 def config(**spec):
