@@ -57,7 +57,8 @@ def children() -> list[str]:
 
 
 def held() -> dict[str, float]:
-  """What this process and its workers hold at the moment."""
+  """What this process and its workers hold while all batches that may be made ahead are made."""
+  time.sleep(1)
   pids = children()
   memory = own_memory("self", bool(not pids)) + sum(own_memory(pid, False) for pid in pids)
   count = lambda what: sum(len(os.listdir(f"/proc/{pid}/{what}")) for pid in ("self", *pids))

@@ -3,6 +3,7 @@ process, on one device.
 """
 
 import itertools
+import multiprocessing
 import os
 import pathlib
 import resource
@@ -10,9 +11,11 @@ import signal
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from siglax import data
+from siglax.devices import distributed
 from siglax.devices import errors
 from siglax.runs import checkpoint
 from siglax.runs import folder as folder_lib
@@ -180,6 +183,38 @@ def test_a_signal_at_any_moment_saves_and_the_run_resumes(number, moment, whole,
     assert steps(tmp_path)[-1:] == ([found] if found else [])
     run(tmp_path)
   assert_equal(state(tmp_path), whole)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_loader_worker_that_dies_with_a_signal(processes, tmp_path, monkeypatch, capsys):
+  """One process saves what there is. Several agree on a later step to save at, which this one
+  cannot reach without batches: it ends in one line, and waits for no agreement.
+  """
+  make, calls = data.TrainBatches.__next__, []
+
+  def call(self):
+    calls.append(True)
+    assert len(calls) < 9, "it asks a dead loader again and again"
+    if len(calls) == 6:
+      monkeypatch.setattr(jax, "process_count", lambda: processes)
+      monkeypatch.setattr(distributed, "preempted", lambda step: False)
+      os.kill(os.getpid(), signal.SIGTERM)
+      for worker in multiprocessing.active_children():
+        worker.kill()
+      for _ in range(99):  # what is ready is used up
+        make(self)
+    return make(self)
+
+  monkeypatch.setattr(data.TrainBatches, "__next__", call)
+  fields = {"loader__workers": 1, "checkpoint__every_steps": 99}
+  if processes == 1:
+    run(tmp_path, **fields)
+    assert "stopped by SIGTERM at step 5, saved" in capsys.readouterr().out
+    assert steps(tmp_path) == [5]
+  else:
+    with pytest.raises(ValueError, match="the worker process .* was ended by SIGKILL"):
+      run(tmp_path, **fields)
+  assert not multiprocessing.active_children()
 
 
 def test_under_nohup_a_hangup_is_ignored(whole, tmp_path, monkeypatch):
