@@ -18,7 +18,9 @@ from siglax import config as config_lib
 from siglax.data import files as files_lib
 from siglax.data import order
 from siglax.data import pipeline
+from siglax.data import reading
 from siglax.data import tables
+from siglax.data.examples import EvalExamples
 from siglax.data.sources import open_source
 from siglax.data.sources import validate_spec
 
@@ -239,6 +241,10 @@ def test_a_damaged_row_group_that_is_read_late_ends_the_training_or_is_skipped(
     with pytest.raises(files_lib.DamagedGroup, match="is damaged in row group 2"):
       on_demand[i]
   assert on_demand[30]["image"] == pictures[30] and reads == [("a", 2), ("a", 3)]
+  with pytest.raises(files_lib.DamagedGroup):
+    list(reading.read_ahead(on_demand.__getitem__, range(40), 4))
+  with pytest.raises(files_lib.DamagedGroup):
+    EvalExamples(on_demand, config_lib.default())[25]
   found = {}
   for way in ("shards", "global"):
     spec = {"source": "parquet", "path": str(path), "order": way, "shuffle_shards": 1}

@@ -49,14 +49,14 @@ def _captions(source, broken: list):
   """The captions of the examples, without the broken ones: (example, reason). Pictures are not read
   where the captions stand apart from them.
   """
-  from siglax.data import storage
+  from siglax.data.broken import NOT_BROKEN
   from siglax.data.broken import reason
 
   read = getattr(source, "captions", None) or (lambda i: source[i]["captions"])
   for i in range(len(source)):
     try:
       captions = read(i)
-    except storage.Unreachable:
+    except NOT_BROKEN:
       raise
     except Exception as e:  # whatever a source raises
       broken.append((i, reason(e)))

@@ -11,11 +11,11 @@ import numpy as np
 
 from siglax import config as config_lib
 from siglax import data as data_lib
+from siglax.data import broken
 from siglax.data import images
 from siglax.data import loading
 from siglax.data import order
 from siglax.data import sheet
-from siglax.data import storage
 from siglax.data import survey
 from siglax.runs import folder as folder_lib
 from siglax.runs import stored
@@ -30,7 +30,7 @@ def cells(source, image, pictures: int) -> Cells:
     try:
       example = source[i]
       picture = images.decode(example["image"], image)
-    except storage.Unreachable:
+    except broken.NOT_BROKEN:
       raise
     except Exception:  # the survey tells of it
       continue
