@@ -166,7 +166,7 @@ class Columns:
             yield number, batch
         except DamagedGroup as e:
           if not skip_damaged:
-            raise e.with_advice() from None
+            raise
           lost = file.metadata.row_group(group).num_rows - read
           logger.warning("%s; %d of its rows are left out", e, lost)
           if fill:
@@ -192,9 +192,6 @@ class Columns:
 
 class DamagedGroup(ValueError):
   """A row group that cannot be read: it says where it is."""
-
-  def with_advice(self) -> DamagedGroup:
-    return DamagedGroup(f"{self}; mend it, or set skip_damaged_shards=True to use the other rows")
 
 
 def _start(column) -> int:

@@ -6,6 +6,7 @@ A row group is what Parquet compresses, thousands of rows: the least that can be
 from __future__ import annotations
 
 import collections
+import contextlib
 import logging
 import threading
 
@@ -15,6 +16,7 @@ import pyarrow as pa
 from siglax.data import files as files_lib
 from siglax.data.numbering import Numbering
 
+ADVICE = "; mend it, or set skip_damaged_shards=True to use the other rows"
 logger = logging.getLogger("siglax")
 
 
@@ -40,9 +42,10 @@ class InMemory(_Whole):
 
   def __init__(self, files: dict, columns: files_lib.Columns, skip_damaged: bool = False):
     self.sizes, batches = np.zeros_like(_sizes(files)), []
-    for group, batch in columns.numbered_batches(files, skip_damaged):
-      batches.append(batch)
-      self.sizes[group] += batch.num_rows
+    with _advice():
+      for group, batch in columns.numbered_batches(files, skip_damaged):
+        batches.append(batch)
+        self.sizes[group] += batch.num_rows
     self._table = pa.Table.from_batches(batches, columns.schema)
 
 
@@ -55,7 +58,8 @@ class Mapped(_Whole):
 
   def __init__(self, files: dict, columns: files_lib.Columns, skip_damaged: bool = False):
     self.sizes = _sizes(files)
-    self._table = files_lib.mapped(files, columns, skip_damaged)
+    with _advice():
+      self._table = files_lib.mapped(files, columns, skip_damaged)
     if skip_damaged and (lost := self._table.column("image").null_count):
       logger.warning("path: %d rows have no picture; those of damaged row groups are of them", lost)
 
@@ -108,8 +112,7 @@ class OnDemand:
       opened = files_lib.open_parquet(path)
       batches.extend(self._columns.of_group(path, opened, group))
     except ValueError as e:  # a file that is gone by now, too
-      advised = files_lib.DamagedGroup(str(e)).with_advice()
-      held.damage = str(e if self._skip else advised)
+      held.damage = str(e) if self._skip else f"{e}{ADVICE}"
       if self._skip and number not in self._told:
         self._told.add(number)
         lost = int(self.sizes[number]) - sum(batch.num_rows for batch in batches)
@@ -135,6 +138,15 @@ class _Held:
     self.lock = threading.Lock()
     self.table: pa.Table | None = None
     self.damage: str | None = None
+
+
+@contextlib.contextmanager
+def _advice():
+  """Says of a damaged row group what can be done."""
+  try:
+    yield
+  except files_lib.DamagedGroup as e:
+    raise files_lib.DamagedGroup(f"{e}{ADVICE}") from None
 
 
 def _groups(file) -> range:

@@ -15,11 +15,13 @@ import jax
 import pytest
 
 from siglax import data
+from siglax.data import order
 from siglax.devices import distributed
 from siglax.devices import errors
 from siglax.runs import checkpoint
 from siglax.runs import folder as folder_lib
 from siglax.runs import lock
+from siglax.runs import stored
 from siglax.training import evaluation
 from siglax.training import program
 from siglax.training import resume
@@ -115,6 +117,22 @@ def test_a_run_that_broken_examples_stopped_goes_on_with_a_higher_limit(tmp_path
     resume.check_folder(
       run_lib.Run(make_config(data=(spec % 0.1).replace("64", "63")), tmp_path / "run")
     )
+
+
+def test_a_run_goes_on_with_the_examples_that_its_checkpoint_tells_of(tmp_path, monkeypatch):
+  with inject.nonfinite():
+    run(tmp_path, checkpoint__keep_latest=5)
+    made, checkpoints = run_lib.Run(make_config(), tmp_path), stored.Stored(tmp_path)
+    fingerprint = data.Fingerprint(made.config, made.sources)
+    for step in (4, 8, 12):
+      assert checkpoints.meta(step)["data"]["order"] == fingerprint(step)
+    shuffled = order.shuffled
+    monkeypatch.setattr(
+      order, "shuffled", lambda source, spec, seed, field: shuffled(source, spec, seed + 1, field)
+    )
+    with pytest.raises(ValueError, match="the examples after step 12 would be others than when"):
+      run(tmp_path, checkpoint__keep_latest=5)
+    run(tmp_path, checkpoint__keep_latest=5, loader__allow_new_order=True)
 
 
 def test_a_read_that_fails_for_ever_changes_nothing(whole, tmp_path):
