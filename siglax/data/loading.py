@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import types
 
 import numpy as np
@@ -62,6 +63,36 @@ class ExampleLoader:
       f"{bad[-1]}: {reason(error)}; repair the data (config.data.{self._index}.max_bad_fraction "
       "allows single ones)"
     ) from error
+
+  @property
+  def reads_rows(self) -> bool:
+    """Whether the source reads several examples at once: one of embeddings."""
+    return hasattr(self.source, "rows")
+
+  def rows(self, numbers: Sequence[int], draws: Sequence[float]) -> dict[str, np.ndarray]:
+    """Several examples at once, each as from a call. Raises where one of them is broken.
+
+    draws: of each example the first random number of its generator.
+    """
+    found, count = self.source.rows(numbers), len(numbers)
+    texts = []
+    for draw, listed in zip(draws, found["captions"]):
+      captions = [caption for caption in listed if caption.strip()]
+      # None of them is an IndexError.
+      texts.append(captions[int(draw * len(captions))])
+    embedding, label, weight = found["image_embedding"], found["label"], found["weight"]
+    sound = np.isfinite(embedding).all() and ((0 <= weight) & (weight <= MAX_WEIGHT)).all()
+    if not sound or label.max() >= LABEL_STRIDE or self._need_labels and label.min() < 0:
+      raise ValueError("one of the examples is broken")
+    return {
+      "image_embedding": embedding,
+      "tokens": self._text(texts),
+      "label": np.where(label < 0, NO_LABEL, self._first_label + label).astype(np.int32),
+      "weight": weight.astype(np.float32),
+      "source": np.full(count, self._index, np.int32),
+      "index": np.array(numbers, np.int64),
+      "bad": np.full((count, MAX_REPLACEMENTS), -1, np.int64),
+    }
 
   def why_bad(self, i: int) -> str:
     try:

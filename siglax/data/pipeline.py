@@ -23,6 +23,7 @@ from siglax.data import sources as sources_lib
 from siglax.data import storage
 from siglax.data.batching import Batches
 from siglax.data.broken import too_many_bad
+from siglax.data.elements import Elements
 from siglax.data.labels import check_labels
 from siglax.data.labels import first_labels
 from siglax.data.loading import ExampleLoader
@@ -111,7 +112,7 @@ class TrainBatches:
     self._error = None  # that ended the batches
     rows, loader = config.batch_size // process_count, config.loader
     self._iterator = Batches(
-      _elements(config, self._loaders),
+      Elements(config, self._loaders),
       start_step * config.batch_size + process_index * rows,
       rows,
       config.batch_size,
@@ -180,14 +181,6 @@ class TrainBatches:
       logger.warning(
         "config.data.%d: example %d is broken and replaced by another: %s", k, example, reason
       )
-
-
-def _elements(config, loaders):
-  """Element k of the run at index k, whichever process or thread asks for it."""
-  sources = [loader.source for loader in loaders]
-  indices = order.of_sources(config, sources)
-  parts = [part.random_map(loader) for part, loader in zip(indices, loaders)]
-  return order.mixed(config, sources, parts)
 
 
 def loader_threads(config) -> int:
