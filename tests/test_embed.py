@@ -24,9 +24,12 @@ from siglax import data
 from siglax import losses
 from siglax.commands import cli
 from siglax.costs import plan
+from siglax.data import elements
 from siglax.data import embedding_files
 from siglax.data import embeddings
 from siglax.data import files
+from siglax.data import labels
+from siglax.data import loading
 from siglax.data import sources
 from siglax.data.text import TextProcessor
 from siglax.devices import flops
@@ -479,12 +482,6 @@ def test_plan_compiles_such_a_step_without_the_data(folder):
 @pytest.mark.parametrize(
   "fields, message",
   [
-    (
-      {"image__crop_min_area": 0.5},
-      "config.image.crop_min_area=0.5 changes what an image tower sees",
-    ),
-    ({"image__pad": 2}, "config.image.pad=2 changes"),
-    ({"image__flip": True}, "config.image.flip=True changes"),
     ({"model__image__dropout": 0.1}, "config.model.image.dropout=0.1 changes"),
     ({"model__image__lora_rank": 2}, "config.model.image.lora_rank=2 changes"),
     ({"train__patch_drop": 0.5}, "config.train.patch_drop=0.5 changes"),
@@ -523,6 +520,57 @@ def test_what_does_not_go_with_embeddings_is_one_line(fields, message, folder, e
   with pytest.raises(ValueError) as e:
     run_lib.Run(c, tmp_path)
   assert message in str(e.value) and "\n" not in str(e.value)
+
+
+def test_augmentation_of_a_recipe_has_no_effect_and_the_log_says_so(folder, embedded, caplog):
+  text = TextProcessor(length=12)
+  recipe = {"image__crop_min_area": 0.5, "image__flip": True}
+  found = []
+  for fields in ({}, recipe):
+    c = lit(folder, embedded[".npz"], **fields)
+    embeddings.validate(c)
+    sources_of = data.open_data(c)
+    embeddings.check(c, sources_of, embed_dim=20)
+    batches = data.train_batches(c, text, sources=sources_of)
+    found.append(next(batches))
+    batches.close()
+  for name in found[0]:
+    np.testing.assert_array_equal(found[0][name], found[1][name])
+  said = [r.getMessage() for r in caplog.records if "without effect" in r.getMessage()]
+  assert said == [
+    "without effect, since config.data holds embeddings: config.image.crop_min_area=0.5, "
+    "config.image.flip=True"
+  ]
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_rows_read_at_once_are_those_read_one_by_one(ending, tmp_path):
+  """Of two sources mixed, with one to three captions, weights, and labels of different classes."""
+  rows = [
+    row | {"captions": [f"red {k}", " ", f"circle {k}", "blue"][: 1 + k % 4]}
+    for k, row in enumerate(rows_of(40, np.random.default_rng(0)))
+  ]
+  files = (
+    write(tmp_path / f"a{ending}", rows[:25]),
+    write(tmp_path / f"b{ending}", rows[25:], classnames=None),
+  )
+  c = configured(batch_size=8)
+  c.data = tuple({"source": "embeddings", "path": str(file), "weight": 1} for file in files)
+  sources_of = data.open_data(c)
+  text, firsts = TextProcessor(length=12), labels.first_labels(sources_of)
+  loaders = [
+    loading.ExampleLoader(k, source, first, False, c.image, text)
+    for k, (source, first) in enumerate(zip(sources_of, firsts))
+  ]
+  made = elements.Elements(c, loaders)
+  together = made.rows(7, 90)
+  for row in range(90):
+    one = made[7 + row]
+    assert one.keys() == together.keys()
+    for name, value in one.items():
+      np.testing.assert_array_equal(together[name][row], value, err_msg=name)
+      assert together[name].dtype == np.asarray(value).dtype
+  assert {0, 1} == set(together["source"]) and len(set(together["label"])) > 10
 
 
 def test_pictures_and_embeddings_do_not_mix_and_another_tower_is_refused(

@@ -22,12 +22,12 @@ import re
 from typing import Any
 
 import cv2
-import grain
 import numpy as np
 
 from siglax.config import values
 from siglax.data import captions as captions_lib
 from siglax.data import images
+from siglax.data import order as order_lib
 from siglax.data import reading
 from siglax.data import shards as shards_lib
 from siglax.data import sources as sources_lib
@@ -143,8 +143,7 @@ def _order(source, shuffle: int | None) -> Callable[[int], int]:
     return lambda place: place
   if hasattr(source, "prepare_random_access"):
     source.prepare_random_access()
-  permutation = grain.MapDataset.range(len(source)).seed(shuffle).shuffle()
-  return lambda place: int(permutation[place])
+  return order_lib.Shuffle(len(source), shuffle).__getitem__
 
 
 def _begin(folder: pathlib.Path, conversion: Conversion, source):

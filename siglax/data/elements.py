@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from grain.experimental import RngPool
 import numpy as np
 
 from siglax.data import order
@@ -17,14 +18,16 @@ class Elements:
     sources = [loader.source for loader in loaders]
     self._loaders = loaders
     self._mix = order.Mix(order.shares_of(config, sources))
-    indices = order.of_sources(config, sources)
-    # At the same place behind the indices as the loaders, and so of the same random numbers.
-    self._numbered = [part.random_map(_numbered) for part in indices]
-    parts = [part.random_map(loader) for part, loader in zip(indices, loaders)]
-    self._elements = order.mixed(config, sources, parts)
+    self._orders = order.of_sources(config, sources)
+    self._random = [RngPool(shuffled.random_seed) for shuffled in self._orders]
 
   def __getitem__(self, k: int) -> dict:
-    return self._elements[k]
+    source, place = self._mix[k]
+    rng = self._random[source].acquire_rng(place)
+    try:
+      return self._loaders[source](self._orders[source][place], rng)
+    finally:
+      self._random[source].release_rng(rng)
 
   def rows(self, first: int, count: int) -> dict[str, np.ndarray] | None:
     """Elements first … first + count − 1 as arrays [count, …], the same as one by one. None where a
@@ -32,27 +35,28 @@ class Elements:
     """
     if not all(loader.reads_rows for loader in self._loaders):
       return None
-    numbers = [self._mix[k] for k in range(first, first + count)]
+    elements = [self._mix[k] for k in range(first, first + count)]
     try:
       parts = []
-      for source in sorted({source for source, _ in numbers}):
-        which = [row for row, (of, _) in enumerate(numbers) if of == source]
-        parts.append((which, self._rows(source, [numbers[row][1] for row in which])))
+      for source in sorted({source for source, _ in elements}):
+        which = [row for row, (of, _) in enumerate(elements) if of == source]
+        parts.append((which, self._rows(source, [elements[row][1] for row in which])))
+      order_of_rows = np.argsort(np.concatenate([which for which, _ in parts]))
+      return {
+        name: np.concatenate([found[name] for _, found in parts])[order_of_rows]
+        for name in parts[0][1]
+      }
     except Exception:  # whatever a source raises of a row that is broken
       return None
-    if len(parts) == 1:
-      return parts[0][1]
-    made = {name: np.empty((count, *x.shape[1:]), x.dtype) for name, x in parts[0][1].items()}
-    for which, found in parts:
-      for name, array in made.items():
-        array[which] = found[name]
-    return made
 
   def _rows(self, source: int, places: list[int]) -> dict[str, np.ndarray]:
     """Of one source, the elements at these places of its order."""
-    numbered = self._numbered[source]
-    return self._loaders[source].rows(*zip(*(numbered[place] for place in places)))
 
+    def draw(row: int) -> float:
+      rng = self._random[source].acquire_rng(places[row])
+      number = rng.random()
+      self._random[source].release_rng(rng)
+      return number
 
-def _numbered(index, rng: np.random.Generator) -> tuple[int, float]:
-  return int(index), rng.random()
+    shuffled = self._orders[source]
+    return self._loaders[source].rows([shuffled[place] for place in places], draw)

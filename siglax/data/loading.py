@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence
 import types
 
@@ -69,17 +70,17 @@ class ExampleLoader:
     """Whether the source reads several examples at once: one of embeddings."""
     return hasattr(self.source, "rows")
 
-  def rows(self, numbers: Sequence[int], draws: Sequence[float]) -> dict[str, np.ndarray]:
+  def rows(self, numbers: Sequence[int], draw: Callable[[int], float]) -> dict[str, np.ndarray]:
     """Several examples at once, each as from a call. Raises where one of them is broken.
 
-    draws: of each example the first random number of its generator.
+    draw: row → the first random number of its generator.
     """
     found, count = self.source.rows(numbers), len(numbers)
     texts = []
-    for draw, listed in zip(draws, found["captions"]):
+    for row, listed in enumerate(found["captions"]):
       captions = [caption for caption in listed if caption.strip()]
       # None of them is an IndexError.
-      texts.append(captions[int(draw * len(captions))])
+      texts.append(captions[int(draw(row) * len(captions)) if len(captions) > 1 else 0])
     embedding, label, weight = found["image_embedding"], found["label"], found["weight"]
     sound = np.isfinite(embedding).all() and ((0 <= weight) & (weight <= MAX_WEIGHT)).all()
     if not sound or label.max() >= LABEL_STRIDE or self._need_labels and label.min() < 0:

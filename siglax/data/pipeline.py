@@ -20,7 +20,6 @@ import numpy as np
 
 from siglax.data import order
 from siglax.data import sources as sources_lib
-from siglax.data import storage
 from siglax.data.batching import Batches
 from siglax.data.broken import too_many_bad
 from siglax.data.elements import Elements
@@ -141,8 +140,6 @@ class TrainBatches:
       self.last = source.tolist(), index.tolist()
     except BaseException as e:
       self._error = e
-      if isinstance(e, storage.Unreachable):  # without the lines that grain adds
-        self._error = storage.Unreachable(str(e).partition("\n")[0])
       self.close()
       raise self._error
     return batch
