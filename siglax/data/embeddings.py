@@ -15,6 +15,8 @@ AUGMENTATION = {
   "image.crop_min_area": 1.0,
   "image.pad": 0,
   "image.flip": False,
+  "image.jitter": 0.0,
+  "image.grey_probability": 0.0,
 }
 
 
