@@ -104,10 +104,7 @@ class ExampleLoader:
 
   def _example(self, i, rng):
     example = self.source[i]
-    captions = [caption for caption in example["captions"] if caption.strip()]
-    if not captions:
-      raise ValueError("no caption")
-    caption = captions[int(rng.random() * len(captions))]
+    caption = _drawn(example, rng)
     picture = _embedding(example) if "image_embedding" in example else self._augmented(example, rng)
     weight = example.get("weight", 1.0)
     if not 0 <= weight <= MAX_WEIGHT:
@@ -139,6 +136,23 @@ def _in_worker(kind: type, imported):
   """An object without its state, in a process that has imported what its parent had."""
   imports.import_again(imported)
   return object.__new__(kind)
+
+
+def _drawn(example: dict, rng: np.random.Generator) -> str:
+  """One of the captions: each is as likely, or by "caption_weights"."""
+  weights = example.get("caption_weights") or [1.0] * len(example["captions"])
+  found = [(c, w) for c, w in zip(example["captions"], weights, strict=True) if c.strip()]
+  if not found:
+    raise ValueError("no caption")
+  number = rng.random()
+  if "caption_weights" not in example:
+    return found[int(number * len(found))][0]
+  number *= sum(weight for _, weight in found)
+  for caption, weight in found:
+    number -= weight
+    if number < 0:
+      break
+  return caption
 
 
 def _embedding(example):

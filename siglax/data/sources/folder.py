@@ -32,7 +32,7 @@ class Folder:
   """
 
   def __init__(self, path, classes, template):
-    self._path, self._template = path, template
+    self._path, self._templates = path, captions_lib.read_templates(template)
     self._roots = paths.find(path, "folder", in_folder=lambda folder: [folder])
     self._list()
     if classes is None:
@@ -62,7 +62,7 @@ class Folder:
       captions = captions_lib.lines(storage.read_all(text), repr(text))
     example = {
       "image": storage.read_all(os.path.join(root, below, name)),
-      "captions": captions_lib.of_class(captions, label, self.classnames, self._template),
+      "captions": captions_lib.of_class(captions, label, self.classnames, self._templates),
       "key": os.fsencode(stem).decode("utf-8", "replace"),
     }
     return example if label is None else example | {"label": label}
