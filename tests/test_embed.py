@@ -573,6 +573,24 @@ def test_rows_read_at_once_are_those_read_one_by_one(ending, tmp_path):
   assert {0, 1} == set(together["source"]) and len(set(together["label"])) > 10
 
 
+def test_embeddings_are_filtered_when_they_are_read(tmp_path):
+  rows = [
+    {"image_embedding": np.full(5, i, np.float32), "captions": [str(i)], "label": i % 4}
+    for i in range(20)
+  ]
+  c = configured(batch_size=8)
+  spec = {"source": "embeddings", "path": write(tmp_path / "a.npz", rows), "label_in": (1, 2)}
+  c.data = (spec,)
+  sources_of = data.open_data(c)
+  assert sources_of[0].description["width"] == 5
+  batches = data.train_batches(c, TextProcessor(length=12), sources=sources_of)
+  labels_of = np.concatenate([next(batches)["label"] for _ in range(5)])
+  batches.close()
+  assert set(labels_of) == {1, 2} and batches.filtered[0] > 5
+  with pytest.raises(ValueError, match="max_pixels=9: source 'embeddings' has no pictures"):
+    sources.open_source({**spec, "max_pixels": 9})
+
+
 def test_pictures_and_embeddings_do_not_mix_and_another_tower_is_refused(
   folder, embedded, tmp_path
 ):

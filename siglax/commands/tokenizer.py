@@ -47,6 +47,7 @@ def _run(arguments):
 
 def _captions(source, broken: list):
   """The captions of the examples, without the broken ones: (example, reason)."""
+  from siglax.data import filters
   from siglax.data import storage
   from siglax.data.broken import reason
 
@@ -55,8 +56,10 @@ def _captions(source, broken: list):
       captions = source[i]["captions"]
     except storage.Unreachable:
       raise
+    except filters.FilteredOut:
+      continue
     except Exception as e:  # whatever a source raises
-      broken.append((i, reason(e)))
+      broken.append((filters.number(source, i), reason(e)))
       continue
     yield from captions
 

@@ -88,8 +88,10 @@ def of_example(columns: list[list[str]], weights, index, classnames, templates) 
 
 def read_templates(value: str | Sequence[str] | None) -> tuple[str, ...] | None:
   """The templates that the field `template` stands for."""
-  if value is None or not isinstance(value, str):
-    return value and tuple(value)
+  if value is None:
+    return None
+  if not isinstance(value, str):
+    return tuple(value)
   if _is_template(value):
     return (value,)
   try:
@@ -103,6 +105,15 @@ def read_templates(value: str | Sequence[str] | None) -> tuple[str, ...] | None:
   if not found or not all(map(_is_template, found)):
     raise ValueError(f"template={value!r}: each line must have {{}} for the name of the class")
   return found
+
+
+def refuse_weights(spec, where: str):
+  """ValueError for weights of captions where what is written has no place for them."""
+  if spec.get("caption_weights") is not None:
+    raise ValueError(
+      f"{where}: caption_weights={spec['caption_weights']!r} has no place in what is written: all "
+      "captions of an example in one list; leave it out"
+    )
 
 
 def beside(files: list[str], name: str) -> tuple[str, ...] | None:

@@ -9,6 +9,7 @@ import types
 import numpy as np
 
 from siglax.config import imports
+from siglax.data import filters
 from siglax.data import images
 from siglax.data import storage
 from siglax.data.broken import MAX_REPLACEMENTS
@@ -16,6 +17,9 @@ from siglax.data.broken import reason
 from siglax.data.labels import LABEL_STRIDE
 from siglax.data.labels import NO_LABEL
 
+# Examples that may be drawn in place of one: of filters that keep a hundredth, more would be needed
+# once in 10^43 times.
+MAX_FILTERED = 10_000
 MAX_WEIGHT = float(np.finfo(np.float32).max)
 
 
@@ -40,30 +44,40 @@ class ExampleLoader:
 
   def __call__(self, i: int, rng: np.random.Generator) -> dict:
     """The example, or the first sound one drawn instead: as a row of `TrainBatches`, with "source",
-    "index" and "bad".
+    "index", "bad" and "filtered".
     """
-    bad = np.full(MAX_REPLACEMENTS, -1, np.int64)
-    first, error = i, None
-    for attempt in range(MAX_REPLACEMENTS):
+    bad, broken = np.full(MAX_REPLACEMENTS, -1, np.int64), 0
+    for filtered in range(MAX_FILTERED):
       try:
         return self._example(i, rng) | {
           "source": np.int32(self._index),
-          "index": np.int64(i),
+          "index": np.int64(filters.number(self.source, i)),
           "bad": bad,
+          "filtered": np.int32(filtered - broken),
         }
       except storage.Unreachable:
         # The example is sound; another in its place would depend on the day.
         raise
-      except Exception as e:  # whatever a source, a decoder or a tokenizer raises
+      except filters.FilteredOut as e:
         error = e
-      bad[attempt] = i
+      except Exception as e:  # whatever a source, a decoder or a tokenizer raises
+        bad[broken] = filters.number(self.source, i)
+        broken += 1
+        if broken == MAX_REPLACEMENTS:
+          raise self._all_broken(bad, e) from e
       i = int(rng.integers(len(self.source)))
     raise ValueError(
+      f"config.data.{self._index}: {MAX_FILTERED:,} examples in a row are filtered out, the last "
+      f"because {error}; loosen the filters, or let siglax convert write what they leave"
+    )
+
+  def _all_broken(self, bad, error) -> ValueError:
+    return ValueError(
       f"config.data.{self._index}: {MAX_REPLACEMENTS} examples in a row are broken, first example "
-      f"{first}, last "
+      f"{bad[0]}, last "
       f"{bad[-1]}: {reason(error)}; repair the data (config.data.{self._index}.max_bad_fraction "
       "allows single ones)"
-    ) from error
+    )
 
   @property
   def reads_rows(self) -> bool:
@@ -93,17 +107,22 @@ class ExampleLoader:
       "source": np.full(count, self._index, np.int32),
       "index": np.array(numbers, np.int64),
       "bad": np.full((count, MAX_REPLACEMENTS), -1, np.int64),
+      "filtered": np.zeros(count, np.int32),
     }
 
-  def why_bad(self, i: int) -> str:
+  def why_bad(self, number: int) -> str:
+    """Of an example by its number in the source, before any is filtered out."""
+    source = self.source.source if isinstance(self.source, filters.Filtered) else self.source
     try:
-      self._example(i, np.random.default_rng(0))
+      self._loaded(source[number], np.random.default_rng(0))
     except Exception as e:
       return reason(e)
     return "it could not be read the first time"
 
   def _example(self, i, rng):
-    example = self.source[i]
+    return self._loaded(self.source[i], rng)
+
+  def _loaded(self, example, rng):
     caption = _drawn(example, rng)
     picture = _embedding(example) if "image_embedding" in example else self._augmented(example, rng)
     weight = example.get("weight", 1.0)

@@ -75,8 +75,11 @@ class TrainBatches:
   config.loss.positives is "label", is replaced by another one of its source, logged by name the
   first time, and counted.
 
-  bad, drawn: examples by source that were broken, and that were drawn in all, by this process.
-  last: (sources, indices) of the examples in the rows of the last batch.
+  bad, drawn, filtered: by source the examples that were broken, those drawn in all without the
+  filtered, and those that filters left out when they were read (siglax/data/filters.py), by this
+  process.
+  last: (sources, indices) of the examples in the rows of the last batch; these are their numbers
+  before any is filtered out.
 
   Raises ValueError at the start for a batch that does not divide and as `open_data`, from
   `__next__` when the examples drawn show that more than a spec's max_bad_fraction are broken; see
@@ -103,8 +106,10 @@ class TrainBatches:
     ]
     if process_index == 0:
       _warn_of_repeats(config, sources)
-    counts = counts or {"bad": [0] * len(sources), "drawn": [0] * len(sources)}
-    self.bad, self.drawn = list(counts["bad"]), list(counts["drawn"])
+    counts = counts or {}
+    self.bad, self.drawn, self.filtered = (
+      list(counts.get(name) or [0] * len(sources)) for name in ("bad", "drawn", "filtered")
+    )
     self.last = [], []
     self._first_bad = {}  # by source: (example, reason)
     self._named = set()
@@ -122,8 +127,8 @@ class TrainBatches:
 
   @property
   def counts(self) -> dict[str, list[int]]:
-    """{"bad": by source, "drawn": by source}, which JSON can hold."""
-    return {"bad": list(self.bad), "drawn": list(self.drawn)}
+    """{"bad", "drawn", "filtered"}, each by source, which JSON can hold."""
+    return {"bad": list(self.bad), "drawn": list(self.drawn), "filtered": list(self.filtered)}
 
   def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
     return self
@@ -136,6 +141,7 @@ class TrainBatches:
     try:
       batch = next(self._iterator)
       source, index = batch.pop("source"), batch.pop("index")
+      self._count_filtered(source, batch.pop("filtered"))
       self._count(source, batch.pop("bad"))
       self.last = source.tolist(), index.tolist()
     except BaseException as e:
@@ -149,6 +155,18 @@ class TrainBatches:
     if self._iterator is not None:
       self._iterator.close()
       self._iterator = None
+
+  def _count_filtered(self, source, filtered):
+    """filtered: int32 [b], the examples that were filtered out in place of each row."""
+    counts = np.bincount(source, filtered, len(self.filtered)).astype(int).tolist()
+    for k, count in enumerate(counts):
+      if count and not self.filtered[k]:
+        logger.info(
+          "config.data.%d: examples that its filters leave out when they are read are replaced by "
+          "others, and counted: siglax inspect --run tells how many",
+          k,
+        )
+    self.filtered = [before + count for before, count in zip(self.filtered, counts)]
 
   def _count(self, source, bad):
     """source: int32 [b]; bad: int64 [b, MAX_REPLACEMENTS], the broken examples each row replaces,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Mapping
 import os
 import re
@@ -94,22 +95,31 @@ class Rows:
 
   def __getitem__(self, i: int) -> dict:
     file, start, _ = self._spans[i]
-    wanted = self._wanted[self._spans.file_of(i)]
     try:
-      row = self._row(i)
-      of_image, of_label = wanted["image"][0], wanted.get("label", ("",))[0]
-      columns = [_captions(row.get(column), column) for column in wanted.get("caption", ())]
+      row, wanted = self._row(i), self._wanted[self._spans.file_of(i)]
+      (of_image,) = wanted["image"]
       if not isinstance(name := row.get(of_image), str) or not name.strip():
         raise ValueError(f"{of_image} names no picture")
-      example = {
-        "image": storage.read_all(os.path.join(self._folder(file), name)),
-        **captions_lib.of_example(columns, self._weights, None, None, None),
-        "key": name,
-      }
-      label = captions_lib.label(row.get(of_label), of_label)
+      image = storage.read_all(os.path.join(self._folder(file), name))
+      return {"image": image, **self._texts_of(row, wanted), "key": name}
     except ValueError as e:
       raise ValueError(f"{file!r}, byte {start}: {e}") from None
-    return example if label is None else example | {"label": label}
+
+  def _texts_of(self, row: Mapping[str, Any], wanted: dict[str, tuple[str, ...]]) -> dict:
+    """The captions of a row, and its label where it has one."""
+    columns = [_captions(row.get(column), column) for column in wanted.get("caption", ())]
+    found = captions_lib.of_example(columns, self._weights, None, None, None)
+    (of_label,) = wanted.get("label", ("",))
+    label = captions_lib.label(row.get(of_label), of_label)
+    return found if label is None else found | {"label": label}
+
+  def texts(self) -> Iterator[dict | None]:
+    """Captions and labels, of which the pictures are not read."""
+    for i in range(len(self)):
+      try:
+        yield self._texts_of(self._row(i), self._wanted[self._spans.file_of(i)])
+      except ValueError:  # broken; training deals with it
+        yield None
 
   def prepare_random_access(self):
     """Rows in any order are read one by one from here on."""

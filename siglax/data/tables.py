@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pyarrow as pa
@@ -106,6 +107,14 @@ class ImageText(files_lib.Columns):
     """Names to ask Parquet for: of a struct only its bytes."""
     kinds = {name: file.schema_arrow.field(name).type for name in self._columns}
     return [f"{name}.bytes" if pa.types.is_struct(kind) else name for name, kind in kinds.items()]
+
+  def without_pictures(self) -> ImageText:
+    """The columns of captions and labels alone."""
+    found = copy.copy(self)
+    found._wanted = {f: n for f, n in self._wanted.items() if f in ("caption", "label")}
+    fields = [f for f in self.schema if f.name in ("label", *self._captions)]
+    found.schema = pa.schema(fields)
+    return found
 
   @property
   def label(self) -> str | None:

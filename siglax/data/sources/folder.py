@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 import os
 
 import numpy as np
@@ -66,6 +67,14 @@ class Folder:
       "key": os.fsencode(stem).decode("utf-8", "replace"),
     }
     return example if label is None else example | {"label": label}
+
+  def texts(self) -> Iterator[dict] | None:
+    """Captions and labels, where the folders alone tell them."""
+    if self._with_text:
+      return None
+    labels = (self._labels[k] for k in self._folder_of.tolist())
+    class_of = lambda k: captions_lib.of_class([], k, self.classnames, self._templates)
+    return ({"captions": class_of(label), "label": label} for label in labels)
 
   def __repr__(self):
     return f"Folder({self._path!r})"

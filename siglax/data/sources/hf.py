@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 import functools
 import json
 import os
@@ -51,6 +52,14 @@ class HuggingFace:
     file, row = self._numbering.find(i)
     row = self._columns.row(self._tables[file].slice(row, 1))
     return self._columns.example(row, self.classnames, self._templates)
+
+  def texts(self) -> Iterator[dict]:
+    """Captions and labels, of which the pictures are not read."""
+    columns = self._columns.without_pictures()
+    for table in self._tables:
+      for batch in table.to_batches():
+        for row in columns.convert(batch).to_pylist():
+          yield columns.example(row, self.classnames, self._templates)
 
   def __repr__(self):
     return f"HuggingFace({self._arguments['path']!r})"

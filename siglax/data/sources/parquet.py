@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 import logging
 
 from siglax.config.parts import Field
@@ -61,6 +62,11 @@ class Parquet:
     if not 0 <= i < len(self):
       raise IndexError(f"row {i} of {len(self)}")
     return self._columns.example(self._rows[i], self.classnames, self._templates)
+
+  def texts(self) -> Iterator[dict | None]:
+    """Captions and labels, of which the pictures are not read."""
+    for row in self._rows.read(self._columns.without_pictures()):
+      yield row and self._columns.example(row, self.classnames, self._templates)
 
   def __repr__(self):
     return f"Parquet({self._arguments['path']!r})"
