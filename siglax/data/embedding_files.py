@@ -101,6 +101,8 @@ class NpzReader:
         f"it has {rows} embeddings, {len(self._captions)} rows of captions and {len(self._keys)} "
         "keys"
       )
+    arrays = self._embeddings, self._labels, self._weights, self._captions, self._keys
+    self.held_bytes = sum(array.nbytes for array in arrays)
 
   def __len__(self):
     return len(self._embeddings)
@@ -137,6 +139,8 @@ class ParquetReader:
     columns = files_lib.Columns(pa.schema([schema.field(name) for name in names]))
     table = files_lib.read({file: opened}, columns)
     self._columns, self._rows = {name: table.column(name) for name in names}, table.num_rows
+    # Of a file that is mapped, the pages belong to all processes.
+    self.held_bytes = table.nbytes if table.nbytes <= files_lib.MEMORY_BYTES else 0
 
   def __len__(self):
     return self._rows
@@ -157,6 +161,7 @@ class ArrayRecordReader:
     self._records = array_record_data_source.ArrayRecordDataSource(file)
     _, metadata = parse_record(self._records[len(self._records) - 1])
     self.description = json.loads(metadata[DESCRIPTION])
+    self.held_bytes = 8 * len(self._records)
 
   def __len__(self):
     return len(self._records) - 1

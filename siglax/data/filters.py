@@ -137,6 +137,7 @@ class Filtered:
     "classnames",
     "templates",
     "description",
+    "held_bytes",
     "open_shards",
     "read_ahead",
     "prepare_random_access",

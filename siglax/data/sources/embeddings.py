@@ -18,7 +18,8 @@ class Embeddings:
   "label", "weight", "key"}.
 
   path: a .npz, .parquet or .array_record file, a glob, a tuple of them, or the same with commas.
-  description: of the first file. An .npz is held in memory; so are the embeddings and captions of
+  description: of the first file. held_bytes: what each process that reads the rows holds in memory.
+  An .npz is held in memory; so are the embeddings and captions of
   .parquet up to files.MEMORY_BYTES, above which they are mapped from disk; an .array_record is read
   row by row. Raises ValueError, beginning with the argument, for a missing or damaged file, another
   file, or parts of which some were embedded by another tower or in another way.
@@ -37,6 +38,7 @@ class Embeddings:
           raise ValueError(
             f"path: {names[0]} and {name} differ in their {field}; give them as separate specs"
           )
+    self.held_bytes = sum(file.held_bytes for file in self._files)
     if not len(self):
       raise ValueError(f"path={path!r} has no rows")
 
