@@ -51,7 +51,7 @@ def embed(
   stored. Pictures are prepared as in evaluation. The description is {"siglax": version, "tower":
   source, "digest": the image tower's (siglax/runs/digest.py), "width": d, "dtype", "tokens":
   [patches, width] or None, "image": {size, mean, std, resize, fit}, "classnames": list or None,
-  "examples", "skipped"}; siglax/data/embedding_files.py tells how the file holds it. Nothing is
+  "examples", "skipped", "filtered"}; siglax/data/embedding_files.py tells how the file holds it. Nothing is
   there until all is written. Raises ValueError in one line for an `out` that exists or cannot hold
   the dtype, a tower or a tokenizer that is not there, and more broken pictures than the spec's
   max_bad_fraction.
@@ -60,11 +60,7 @@ def embed(
   make_writer = _writer(out, dtype)
   if batch_size is not None and batch_size < 1:
     raise ValueError(f"--batch-size {batch_size} must be at least 1")
-  sources_lib.validate_spec(spec, "--data")
-  if not sources_lib.SOURCES[spec["source"]].pictures:
-    raise ValueError(f'--data: source "{spec["source"]}" has no pictures to embed')
-  captions_lib.refuse_weights(spec, "--data")
-  dataset = sources_lib.open_source(spec, "--data")
+  dataset = _opened(spec)
   tower = _load(source, texts)
   limit = spec.get("max_bad_fraction")
   readable = Readable(
@@ -94,6 +90,15 @@ def embed(
   except (OSError, pa.ArrowException) as e:
     raise ValueError(f"--out {out} cannot be written: {getattr(e, 'strerror', None) or e}") from e
   return description
+
+
+def _opened(spec):
+  """The examples of a data spec."""
+  sources_lib.validate_spec(spec, "--data")
+  if not sources_lib.SOURCES[spec["source"]].pictures:
+    raise ValueError(f'--data: source "{spec["source"]}" has no pictures to embed')
+  captions_lib.refuse_weights(spec, "--data")
+  return sources_lib.open_source(spec, "--data")
 
 
 def _load(source, texts: bool):
