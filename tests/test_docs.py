@@ -270,6 +270,7 @@ def test_what_needs_a_cluster_is_parsed_and_its_config_checked(command):
   assert (path, tokenizer) in (
     ("PATH", "FILE.model"),
     ("s3://bucket/shards/{00000..00331}.tar", "s3://bucket/32k.model"),
+    ("train.parquet", "32k.model"),
   )
 
 

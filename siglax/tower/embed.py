@@ -51,10 +51,10 @@ def embed(
   stored. Pictures are prepared as in evaluation. The description is {"siglax": version, "tower":
   source, "digest": the image tower's (siglax/runs/digest.py), "width": d, "dtype", "tokens":
   [patches, width] or None, "image": {size, mean, std, resize, fit}, "classnames": list or None,
-  "examples", "skipped", "filtered"}; siglax/data/embedding_files.py tells how the file holds it. Nothing is
-  there until all is written. Raises ValueError in one line for an `out` that exists or cannot hold
-  the dtype, a tower or a tokenizer that is not there, and more broken pictures than the spec's
-  max_bad_fraction.
+  "examples", "skipped", "filtered"}; siglax/data/embedding_files.py tells how the file holds it.
+  Nothing is there until all is written. Raises ValueError in one line for an `out` that exists or
+  cannot hold the dtype, a tower or a tokenizer that is not there, and more broken pictures than the
+  spec's max_bad_fraction.
   """
   out = pathlib.Path(out)
   make_writer = _writer(out, dtype)
