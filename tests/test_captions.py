@@ -183,6 +183,11 @@ def test_what_does_not_fit_is_one_line(specs, fields, message):
   assert message in str(e.value) and "\n" not in str(e.value)
 
 
+def test_only_captions_have_several_names(specs):
+  with pytest.raises(ValueError, match="image='image,written': no such column"):
+    open_source({**specs["parquet"], "image": "image,written"})
+
+
 def test_a_name_with_a_comma_is_that_of_a_column(tmp_path):
   file = str(tmp_path / "a.parquet")
   pq.write_table(pa.table({"image": PICTURES, "a,b": [f"x {i}" for i in range(ROWS)]}), file)

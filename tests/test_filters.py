@@ -194,6 +194,43 @@ def test_folders_of_classes_are_filtered_by_their_names_alone(tmp_path):
   assert open_source(spec).at_reading == ["label_in"]
 
 
+def test_broken_examples_are_left_and_stay_broken(tmp_path):
+  """A label without a class, and a line that is no JSON: training names them."""
+  columns = {"image": PICTURES, "caption": [None] * ROWS, "label": [i % 3 for i in range(ROWS)]}
+  table = pa.table(
+    columns, pa.schema([("image", pa.binary()), ("caption", pa.string()), ("label", pa.int64())])
+  )
+  file = tmp_path / "a.parquet"
+  pq.write_table(table.replace_schema_metadata({"classes": "cat,dog"}), file, row_group_size=10)
+  found = open_source({"source": "parquet", "path": str(file), "label_in": 0})
+  assert len(found) == sum(i % 3 in (0, 2) for i in range(ROWS))
+  with pytest.raises(ValueError, match="label=2 is none of the 2 classes"):
+    found[1]
+  assert found[0]["captions"] == ["a photo of a cat."]
+  lines = [json.dumps({"image": "x.png", "caption": "red", "label": i % 2}) for i in range(6)]
+  (tmp_path / "a.jsonl").write_text("\n".join([*lines[:3], "{none", *lines[3:]]))
+  found = open_source({"source": "jsonl", "path": str(tmp_path / "a.jsonl"), "label_in": (1,)})
+  assert [found.number(i) for i in range(len(found))] == [1, 3, 4, 6]
+
+
+def test_rows_of_a_damaged_row_group_stay_broken(tmp_path, monkeypatch):
+  monkeypatch.setattr(files, "MEMORY_BYTES", 0)
+  captions = [f"red circle number {i}" for i in range(ROWS)]
+  columns = {"image": PICTURES, "caption": captions, "label": [i % 2 for i in range(ROWS)]}
+  file = tmp_path / "a.parquet"
+  plain = {"compression": "none", "use_dictionary": False, "write_page_checksum": True}
+  pq.write_table(pa.table(columns), file, row_group_size=10, write_statistics=False, **plain)
+  content = bytearray(file.read_bytes())
+  content[content.index(captions[15].encode())] ^= 1
+  file.write_bytes(content)
+  found = open_source({"source": "parquet", "path": str(file), "label_in": 1})
+  left = [i for i in range(ROWS) if i % 2 or 10 <= i < 20]
+  assert [found.number(i) for i in range(len(found))] == left
+  assert found[0]["captions"] == [captions[1]]
+  with pytest.raises(ValueError, match="is damaged in row group 1"):
+    found[left.index(12)]
+
+
 def test_short_captions_leave_their_share_to_the_others(folder):
   texts = {"captions": ["red", "a red one", "blue two"], "caption_weights": [1.0, 1.5, 1.5]}
   kept = filters.Rule(min_caption_words=2).kept(texts)

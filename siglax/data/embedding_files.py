@@ -140,7 +140,8 @@ class ParquetReader:
     table = files_lib.read({file: opened}, columns)
     self._columns, self._rows = {name: table.column(name) for name in names}, table.num_rows
     # Of a file that is mapped, the pages belong to all processes.
-    self.held_bytes = table.nbytes if table.nbytes <= files_lib.MEMORY_BYTES else 0
+    in_memory = columns.bytes({file: opened}) <= files_lib.MEMORY_BYTES
+    self.held_bytes = table.nbytes if in_memory else 0
 
   def __len__(self):
     return self._rows

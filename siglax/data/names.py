@@ -14,8 +14,8 @@ LISTED = 50
 def chosen(
   given: Mapping, known: Mapping[str, tuple[str, ...]], there, part: str, where: str, needed=()
 ) -> dict[str, tuple[str, ...]]:
-  """{field: the names that it stands for}, without the fields of which nothing is there. Several
-  names are columns of captions.
+  """{field: the names that it stands for}, without the fields of which nothing is there. Only
+  "caption" has several.
 
   given: {field: its value in the data spec}. known: {field: names of which None takes the first
   that is there}. there: the names of the columns. part: what a message calls one, such as "column".
@@ -26,8 +26,10 @@ def chosen(
   for field, value in given.items():
     if value is None:
       names = tuple(name for name in known.get(field, ()) if name in there)[:1]
+    elif field == "caption" and not (isinstance(value, str) and value in there):
+      names = split(value)
     else:
-      names = (value,) if isinstance(value, str) and value in there else split(value)
+      names = (value,)
     for name in names:
       if name not in there:
         raise ValueError(f"{field}={name!r}: no such {part} in {where} but {listed}; name one")
@@ -86,7 +88,7 @@ def numbers(value: str | Sequence) -> tuple[float, ...]:
 
 
 def of_columns(columns: list[list[str]], weights: tuple[float, ...] | None) -> dict:
-  """ "captions" of an example, of the captions in each of its columns. Of several columns also
+  """{"captions"} of an example, of the captions in each of its columns. Of several columns also
   "caption_weights": of each caption, its share in what training draws.
   """
   if len(columns) == 1:

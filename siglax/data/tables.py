@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from collections.abc import Iterator
 import copy
 import json
 
@@ -151,6 +153,14 @@ class ImageText(files_lib.Columns):
     return rest | captions_lib.of_example(
       columns, self._weights, rest.get("label"), classnames, templates
     )
+
+  def texts(self, rows: Iterable[dict | None], classnames, templates) -> Iterator[dict | None]:
+    """Captions and labels of rows of `without_pictures`; None for a broken one."""
+    for row in rows:
+      try:
+        yield row and self.example(row, classnames, templates)
+      except ValueError:
+        yield None
 
 
 def _is_bytes(kind):

@@ -53,13 +53,16 @@ class HuggingFace:
     row = self._columns.row(self._tables[file].slice(row, 1))
     return self._columns.example(row, self.classnames, self._templates)
 
-  def texts(self) -> Iterator[dict]:
+  def texts(self) -> Iterator[dict | None]:
     """Captions and labels, of which the pictures are not read."""
     columns = self._columns.without_pictures()
-    for table in self._tables:
-      for batch in table.to_batches():
-        for row in columns.convert(batch).to_pylist():
-          yield columns.example(row, self.classnames, self._templates)
+    rows = (
+      row
+      for table in self._tables
+      for batch in table.to_batches()
+      for row in columns.convert(batch).to_pylist()
+    )
+    return columns.texts(rows, self.classnames, self._templates)
 
   def __repr__(self):
     return f"HuggingFace({self._arguments['path']!r})"

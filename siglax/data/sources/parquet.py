@@ -66,8 +66,8 @@ class Parquet:
 
   def texts(self) -> Iterator[dict | None]:
     """Captions and labels, of which the pictures are not read."""
-    for row in self._rows.read(self._columns.without_pictures()):
-      yield row and self._columns.example(row, self.classnames, self._templates)
+    columns = self._columns.without_pictures()
+    return columns.texts(self._rows.read(columns), self.classnames, self._templates)
 
   def __repr__(self):
     return f"Parquet({self._arguments['path']!r})"
