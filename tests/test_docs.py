@@ -113,6 +113,9 @@ CLUSTER = {
   "siglax train --workdir runs/b16 --config.data.0.order=shards --config "
   "'configs/siglip_b16.py:train=s3://bucket/shards/{00000..00331}.tar,"
   "tokenizer=s3://bucket/32k.model'": 16,
+  "siglax train --workdir runs/b16 --config configs/siglip_b16.py:train=train.parquet,"
+  "tokenizer=32k.model --config.data.0.caption=caption,synthetic "
+  "--config.data.0.caption_weights=1,3": 16,
 }
 # What other programs do. .ci/run installs siglax and runs the tests.
 OTHERS = (
@@ -267,6 +270,7 @@ def test_what_needs_a_cluster_is_parsed_and_its_config_checked(command):
   assert (path, tokenizer) in (
     ("PATH", "FILE.model"),
     ("s3://bucket/shards/{00000..00331}.tar", "s3://bucket/32k.model"),
+    ("train.parquet", "32k.model"),
   )
 
 
