@@ -119,8 +119,8 @@ def test_a_hundred_epochs_are_a_hundred_permutations_in_exact_shares(way):
   drawn = np.array([parts[0][k] % 1000 for k in range(100_000)]).reshape(100, 1000)
   assert (np.sort(drawn) == np.arange(1000)).all()
   assert len({tuple(epoch) for epoch in drawn}) == 100
-  mixed = order.mixed(made, sources, [part.map(lambda i, k=k: k) for k, part in enumerate(parts)])
-  second = np.concatenate([[0], np.cumsum([mixed[k] for k in range(12_000)])])
+  mix = order.Mix(order.shares_of(made, sources))
+  second = np.concatenate([[0], np.cumsum([mix[k][0] for k in range(12_000)])])
   # Of any 4,000 in a row.
   assert (second[4000:] - second[:-4000] == 1000).all()
 
