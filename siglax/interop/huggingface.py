@@ -243,7 +243,11 @@ _IMAGES = {
 }
 _TEXTS = {
   **fields.any_value(
-    "model.text.vocab_size", "model.text.eos_id", "model.text.norm_eps", "model.text.activation"
+    "model.embed_dim",
+    "model.text.vocab_size",
+    "model.text.eos_id",
+    "model.text.norm_eps",
+    "model.text.activation",
   ),
   **fields.sizes("text"),
   "model.text.variant": tuple(transformer.SIZES),
@@ -285,10 +289,10 @@ TEXT_CARRIES = {
 }
 
 
-def carries(tower) -> dict:
-  """What the layout of these towers has a place for, of images and of texts."""
-  family = _family(tower)
-  return CARRIES[family] | TEXT_CARRIES[family]
+def _carries(tower, towers: tuple[str, ...]) -> dict:
+  """What the layout of these towers has a place for."""
+  tables = {"image": CARRIES, "text": TEXT_CARRIES}
+  return {k: v for name in towers for k, v in tables[name][_family(tower)].items()}
 
 
 def _problem(tower, towers: tuple[str, ...]) -> str | None:
@@ -346,7 +350,7 @@ def _format(name: str, doc: str, towers: tuple[str, ...]) -> Format:
     recognises=lambda path: _holds(path, towers),
     open=open_folder,
     write=lambda tower, folder, dtype, source: _write(tower, folder, dtype, source, towers),
-    carries=carries,
+    carries=lambda tower: _carries(tower, towers),
     towers=towers,
     problem=lambda tower: _problem(tower, towers),
   )
