@@ -41,10 +41,13 @@ class InMemory(_Whole):
       batches.append(batch)
       self.sizes[group] += batch.num_rows
     self._table = pa.Table.from_batches(batches, columns.schema)
+    self.held_bytes = self._table.nbytes
 
 
 class Mapped(_Whole):
   """All rows, decompressed once into a file of the cache folder, and mapped from there."""
+
+  held_bytes = 0  # the pages belong to all processes
 
   def __init__(self, files: dict, columns: files_lib.Columns):
     self.sizes = _sizes(files)
@@ -66,6 +69,7 @@ class OnDemand:
     self._groups = Numbering([file.num_row_groups for file in files.values()])
     largest = max(columns.group_bytes(file, g) for file in files.values() for g in _groups(file))
     self.most_open = max(1, files_lib.MEMORY_BYTES // max(largest, 1))
+    self.held_bytes = files_lib.MEMORY_BYTES
     self._lock = threading.Lock()
     self._held: collections.OrderedDict[int, _Held] = collections.OrderedDict()
 

@@ -24,7 +24,8 @@ class Parquet:
   Up to files.MEMORY_BYTES of rows are read at the start and held in memory. Of more, a row group is
   read when one of its rows is asked for, and those that were used last are held, up to
   MEMORY_BYTES: open_shards is how many that are. Rows in any order would read each row group again
-  and again, so `prepare_random_access` writes them all into a file once.
+  and again, so `prepare_random_access` writes them all into a file once. held_bytes: what each
+  process that reads the rows holds in memory.
 
   Raises ValueError, beginning with the argument, for a missing, empty or damaged file, or a column
   that is missing or of another type.
@@ -57,6 +58,10 @@ class Parquet:
 
   def __reduce__(self):  # a worker process opens the files itself
     return _again, (self._arguments, isinstance(self._rows, row_groups.Mapped))
+
+  @property
+  def held_bytes(self) -> int:
+    return self._rows.held_bytes
 
   def prepare_random_access(self):
     """Rows in any order are as fast as rows in a row from here on."""
