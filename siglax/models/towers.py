@@ -4,12 +4,13 @@ and its place here; from outside the package it is `IMAGE_TOWERS.register(…)` 
 
 from __future__ import annotations
 
+from siglax.models import naflex
 from siglax.models import resnet
 from siglax.models import text
 from siglax.models import vit
 from siglax.models.tower import Towers
 
-IMAGE_TOWERS = Towers("image", (vit.TOWER, resnet.TOWER))
+IMAGE_TOWERS = Towers("image", (vit.TOWER, resnet.TOWER, naflex.TOWER))
 TEXT_TOWERS = Towers("text", (text.TOWER,))
 BY_KIND = {"image": IMAGE_TOWERS, "text": TEXT_TOWERS}
 
