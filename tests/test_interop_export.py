@@ -289,9 +289,28 @@ def test_what_a_format_cannot_express_is_named(form, changed, message, tmp_path,
 
 
 def tables():
-  """{format: its table}, open_clip's with a trunk of timm."""
-  tower = types.SimpleNamespace(model=types.SimpleNamespace(declared={"image": vit.TOWER}))
-  return {form: interop.FORMATS[form].carries(tower) for form in interop.written()}
+  """{(format, the pool of an image tower of the layout): its table}; one tower alone has that of
+  both.
+  """
+  found = {}
+  for pool, forms in (
+    ("map", ("hf", "open_clip")),
+    ("cls", ("hf", "open_clip")),
+    ("map", ("big_vision", "stablehlo")),
+  ):
+    c = config_lib.default()
+    c.model.image.pool = pool
+    model = types.SimpleNamespace(declared={"image": vit.TOWER})
+    tower = types.SimpleNamespace(model=model, config=c, params=dict.fromkeys(models.TOWERS))
+    for form in forms:
+      found[form, pool] = interop.FORMATS[form].carries(tower)
+    for form in ("hf-vision", "hf-text"):
+      assert interop.FORMATS[form].carries(tower) == interop.FORMATS["hf"].carries(tower)
+  assert {form for form, _ in found} | {"hf-vision", "hf-text"} == set(interop.written())
+  return found
+
+
+NAMES = {}
 
 
 def test_every_field_goes_out_or_is_refused_in_every_format_as_docs_say():
@@ -299,10 +318,7 @@ def test_every_field_goes_out_or_is_refused_in_every_format_as_docs_say():
   rows = {}
   for field in described:
     cells = []
-    for form, table in tables().items():
-      if form == "hf-vision" and "text" in field:
-        cells.append("—")
-        continue
+    for (form, _), table in tables().items():
       assert field in table or "model.*" in table and field.startswith("model."), (
         f"{form} does not say what it does with {field}"
       )
@@ -322,7 +338,7 @@ def test_every_field_goes_out_or_is_refused_in_every_format_as_docs_say():
   ]
   text = "\n".join(
     [
-      f"| field | {' | '.join(f'`{form}`' for form in tables())} |",
+      f"| field | {' | '.join(f'`{form}`{NAMES.get(key, "")}' for form, key in tables())} |",
       "|---" * (len(tables()) + 1) + "|",
       *lines,
     ]
@@ -333,7 +349,7 @@ def test_every_field_goes_out_or_is_refused_in_every_format_as_docs_say():
 def test_a_new_option_is_refused_until_a_table_names_it():
   c = siglax.load(GOLDEN / "hf_siglip").config
   c.image.resize, c.model.image.pool = "bilinear", "mean"
-  for form, table in tables().items():
+  for (form, _), table in tables().items():
     lacking = {name: values for name, values in table.items() if name != "model.image.pool"}
     # The default
     want = None if form == "stablehlo" else "config.model.image.pool='mean'; it needs 'map'"

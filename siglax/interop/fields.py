@@ -78,6 +78,10 @@ def any_value(*names: str) -> dict[str, str]:
   return dict.fromkeys(names, ANY)
 
 
+def left_out(*names: str) -> dict[str, str]:
+  return dict.fromkeys(names, LEFT_OUT)
+
+
 def sizes(tower: str) -> dict[str, str]:
   """The four sizes of a transformer."""
   return any_value(*(f"model.{tower}.{name}" for name in ("width", "depth", "heads", "mlp_dim")))
