@@ -208,7 +208,8 @@ def prepare(data: bytes | np.ndarray, config) -> np.ndarray:
   image = decode(data, config)
   if config.fit == "native":
     patch, most = config.patch, (config.size // config.patch) ** 2
-    rows, columns = native.grid(*image.shape[:2], patch, most)
+    height, width = image.shape[:2]
+    rows, columns = native.grid(height, width, patch, most)
     return native.pack(_resampled(image, rows * patch, columns * patch, config.resize), patch, most)
   return resize(image, config.size, config.resize, config.fit)
 

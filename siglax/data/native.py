@@ -15,8 +15,8 @@ PLACE, ABSENT = 4, 2**16 - 1
 
 
 def grid(height: int, width: int, patch: int, most: int) -> tuple[int, int]:
-  """(rows, columns) of patches, `most` of them at most, of a picture that is scaled up or down until
-  they are as many as fit; each side is rounded up to whole patches.
+  """(rows, columns) of patches, `most` of them at most, of a picture that is scaled up or down
+  until as many as possible fit; each side is rounded up to whole patches.
 
   Source: arXiv 2502.14786, section 2.4, in the arithmetic of transformers' Siglip2ImageProcessor.
   """
@@ -39,8 +39,8 @@ def pack(image: np.ndarray, patch: int, most: int) -> np.ndarray:
   count = rows * columns
   packed = np.zeros((most, 3 * patch**2 + PLACE), image.dtype)
   patches = image.reshape(rows, patch, columns, patch, 3).transpose(0, 2, 1, 3, 4)
-  packed[:count, : -PLACE] = patches.reshape(count, -1)
+  packed[:count, :-PLACE] = patches.reshape(count, -1)
   places = np.full((most, 2), ABSENT, "<u2")
   places[:count] = np.mgrid[:rows, :columns].reshape(2, -1).T
-  packed[:, -PLACE :] = places.view(np.uint8)
+  packed[:, -PLACE:] = places.view(np.uint8)
   return packed

@@ -2,10 +2,10 @@
 2.4).
 
 A picture keeps its aspect ratio and is cut into as many patches as fit into config.image.size². It
-comes packed, uint8 [l, 3p² + 4] (`siglax.data.images.pack`): a row a patch with its pixels, row by
-row and channels last, and then its row and its column in the picture, two bytes each, the lower one
-first; rows of 0 with ABSENT in the place of both fill it up. A picture of square pixels [s, s, 3], as
-training makes them, is cut here.
+comes packed, uint8 [l, 3p² + 4] (siglax/data/native.py): a row for each patch. The row holds the
+patch's pixels, row by row and channels last, and then its row and its column in the picture, two
+bytes each, the lower one first. Rows of 0 with ABSENT for both fill it up. A picture as training
+makes it, [s, s, 3], is cut here.
 
 The learned positions are a grid, which is resized to the patches of each picture by antialiased
 linear interpolation. Attention and the pooling head see no patch that is filled up.
@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 
 from flax import nnx
-import jax
 import jax.numpy as jnp
 
 from siglax.config.parts import Field

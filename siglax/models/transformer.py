@@ -72,9 +72,7 @@ class Shape:
       heads = max(1, heads * config.width // width)
       width = config.width
     depth, heads = config.depth or depth, config.heads or heads
-    shape = cls(
-      width, depth, heads, config.mlp_dim or mlp_dim, config.activation, config.norm_eps
-    )
+    shape = cls(width, depth, heads, config.mlp_dim or mlp_dim, config.activation, config.norm_eps)
     if shape.width % shape.heads:
       raise ValueError(
         f"width={shape.width} is not divisible by heads={shape.heads}; change one of them in "

@@ -103,7 +103,7 @@ IMAGE = Group(
       choices=("squash", "crop", "native"),
       evaluation=True,
     ),
-    "patch": Field(None, "Side of the patches of fit=\"native\".", follows="model.image.patch"),
+    "patch": Field(None, 'Side of the patches of fit="native".', follows="model.image.patch"),
     "crop_min_area": Field(
       1.0,
       "Least share of the area that the random resized crop keeps; 1 resizes without a crop.",
