@@ -39,13 +39,8 @@ _VISION = {**_TOWER, "image_size": 224, "num_channels": 3}
 _SIGLIP = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
 _CLIP = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
 _SIGLIP_VISION = {**_SIGLIP, "patch_size": 16, "vision_use_head": True}
-_SIGLIP_TEXT = {
-  **_TOWER,
-  **_SIGLIP,
-  "max_position_embeddings": 64,
-  "vocab_size": 32_000,
-  "projection_size": None,
-}
+_WORDS = {"max_position_embeddings": 64, "vocab_size": 32_000, "projection_size": None}
+_SIGLIP_TEXT = {**_TOWER, **_SIGLIP, **_WORDS}
 DEFAULTS = {
   "siglip": {"vision": {**_VISION, **_SIGLIP_VISION}, "text": _SIGLIP_TEXT},
   "siglip2": {
@@ -162,9 +157,9 @@ def _image_tower(config, vision, family, file):
     )
 
 
-def _side(count: int, name: str, file) -> int:
+def _side(count, name: str, file) -> int:
   """Rows of a square grid of so many patches."""
-  side = math.isqrt(max(count, 0))
+  side = math.isqrt(max(files.checked(file, name, count, 1), 0))
   if not side or side * side != count:
     raise ValueError(f"{file}: {name}={count} is none that siglax has; it has square numbers")
   return side
@@ -210,10 +205,10 @@ def _preprocessing(config, folder, family):
   if family != "siglip2":
     image.fit = _fit(given, image.size, family, file)
     return
-  patch, name = config.model.image.patch, "max_num_patches"
+  patch, most = config.model.image.patch, given.get("max_num_patches", 256)
   if (size := given.get("patch_size", 16)) != patch:
     raise ValueError(f"{file}: patch_size={size!r}, and the tower has patches of {patch}")
-  image.size = patch * _side(files.checked(file, name, given.get(name, 256), 256), name, file)
+  image.size = patch * _side(most, "max_num_patches", file)
 
 
 def _fit(given, side: int, family: str, file) -> str:

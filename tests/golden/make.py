@@ -113,6 +113,7 @@ def defaults():
     "image_size",
     "patch_size",
     "num_channels",
+    "num_patches",
     "vocab_size",
     "max_position_embeddings",
     "projection_size",
@@ -121,6 +122,7 @@ def defaults():
   found = {}
   for name, config in (
     ("siglip", transformers.SiglipConfig()),
+    ("siglip2", transformers.Siglip2Config()),
     ("clip", transformers.CLIPConfig()),
   ):
     sections = {"vision": config.vision_config, "text": config.text_config}
