@@ -161,6 +161,7 @@ scale, bias, weights, labels = 10.0, -2.0, jax.numpy.ones(16), jax.numpy.arange(
   'tower = siglax.load("google/siglip-base-patch16-224")   # a local folder: config.json and '
   "safetensors, sharded or not": "import siglax, numpy as np\n"
   "images = np.zeros((2, 16, 16, 3), np.uint8)\n",
+  'tower = siglax.load("google/siglip2-base-patch16-naflex")': "import siglax\n",
   "from transformers import AutoImageProcessor, AutoModel, AutoTokenizer": PICTURE,
   "from transformers import AutoImageProcessor, AutoModel": PICTURE,
   "import transformers": PICTURE
@@ -294,6 +295,7 @@ def folder(tmp_path, monkeypatch):
     shutil.copytree(ROOT / name, tmp_path / name)
   shutil.copy(ROOT / "tests/tiny.py", tmp_path / "configs/x.py")
   shutil.copytree(ROOT / "tests/golden/hf_siglip", tmp_path / "google/siglip-base-patch16-224")
+  shutil.copytree(ROOT / "tests/golden/hf_siglip2", tmp_path / "google/siglip2-base-patch16-naflex")
   shutil.copy(text_lib.SHIPPED["shapes"], tmp_path / "FILE.model")
   source = Shapes(examples=80, image_size=32)
   pictures = [cv2.imencode(".png", source[i]["image"])[1].tobytes() for i in range(len(source))]

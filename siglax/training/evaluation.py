@@ -32,6 +32,7 @@ class Evaluator:
   """
 
   def __init__(self, config, model, text, mesh):
+    models.check_fit(config)
     self._config, self._mesh = config, mesh
     self._embedder = tower.Embedder(
       model,
