@@ -11,6 +11,7 @@ import grain
 from grain.experimental import index_shuffle
 import numpy as np
 
+from siglax.data import filters
 from siglax.data.numbering import Numbering
 from siglax.data.source import COMMON_FIELDS
 
@@ -60,15 +61,25 @@ def of_sources(config, sources) -> list[Shuffle | ShardShuffle]:
   return found
 
 
-def fingerprint(config, sources, step: int) -> dict[str, str]:
-  """What tells one order of the examples from another: a digest of which examples come from a step
-  on, FINGERPRINTED of them or an epoch, and the version of grain, which makes the permutations.
+class Fingerprint:
+  """What tells one order of the examples from another: (step) → {"examples": a digest of which come
+  from that step on, FINGERPRINTED of them or an epoch, "grain": the version of grain, which makes
+  the permutations}. It takes about 10 ms.
   """
-  orders, mix = of_sources(config, sources), Mix(shares_of(config, sources))
-  first, count = step * config.batch_size, min(FINGERPRINTED, sum(map(len, sources)))
-  places = [mix[k] for k in range(first, first + count)]
-  numbers = np.array([(source, orders[source][place]) for source, place in places], "<i8")
-  return {"grain": grain.__version__, "examples": hashlib.sha256(numbers.tobytes()).hexdigest()}
+
+  def __init__(self, config, sources):
+    self._sources, self._orders = sources, of_sources(config, sources)
+    self._mix, self._batch_size = Mix(shares_of(config, sources)), config.batch_size
+    self._count = min(FINGERPRINTED, sum(map(len, sources)))
+
+  def __call__(self, step: int) -> dict[str, str]:
+    first = step * self._batch_size
+    places = map(self._mix.__getitem__, range(first, first + self._count))
+    examples = [
+      (k, filters.number(self._sources[k], self._orders[k][place])) for k, place in places
+    ]
+    digest = hashlib.sha256(np.array(examples, "<i8").tobytes()).hexdigest()
+    return {"grain": grain.__version__, "examples": digest}
 
 
 # A group of up to so many examples is permuted in memory: grain's permutation takes 2 ms for an
@@ -84,7 +95,10 @@ def shuffled(source, spec, seed: int, field: str) -> Shuffle | ShardShuffle:
   """
   if spec.get("order", COMMON_FIELDS["order"].default) == "global":
     if hasattr(source, "prepare_random_access"):
-      source.prepare_random_access()
+      try:
+        source.prepare_random_access()
+      except ValueError as e:
+        raise ValueError(f"{field}.{e}") from None
     return Shuffle(len(source), seed)
   sizes = getattr(source, "shard_sizes", None)
   if sizes is None:

@@ -76,6 +76,8 @@ class Source:
   Where captions and labels are known without reading pictures, `texts`() gives {"captions",
   "label"} of each example in the order of [i], None for a broken one: filters are then applied when
   the source is opened. It may return None in place of all.
+  Where captions can be read without the picture, `captions`(i) does: what needs texts alone, as a
+  tokenizer that is trained, asks for them so.
   [i] is random access, safe from many threads, and the same on every call; raising from it marks
   the example as broken, and training replaces it. The examples are pickled for worker processes.
   ValueErrors of open begin with the field: "path='x': no such file".

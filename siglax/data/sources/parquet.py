@@ -51,7 +51,7 @@ class Parquet:
     if self._columns.bytes(files) <= files_lib.MEMORY_BYTES:
       self._rows = row_groups.InMemory(files, self._columns, skip_damaged_shards)
     else:
-      self._rows = row_groups.OnDemand(files, self._columns)
+      self._rows = row_groups.OnDemand(files, self._columns, skip_damaged_shards)
     self.shard_sizes, self.open_shards = self._rows.sizes, self._rows.most_open
     if not len(self):
       raise ValueError(f"path={path!r} has no rows")
@@ -82,8 +82,8 @@ class Parquet:
   def prepare_random_access(self):
     """Rows in any order are as fast as rows in a row from here on."""
     if isinstance(self._rows, row_groups.OnDemand):
-      files = _opened(self._arguments["path"], self._arguments["skip_damaged_shards"])
-      self._rows = row_groups.Mapped(files, self._columns)
+      path, skip = self._arguments["path"], self._arguments["skip_damaged_shards"]
+      self._rows = row_groups.Mapped(_opened(path, skip), self._columns, skip)
 
 
 def _again(arguments, mapped: bool) -> Parquet:
