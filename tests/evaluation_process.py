@@ -50,7 +50,7 @@ def main(rank, count, port, folder):
   parquet.Parquet.__getitem__ = counts.wrap("read", parquet.Parquet.__getitem__)
   config, text = tiny.get_config(), TextProcessor(length=12)
   config = config_lib.resolve(config, text)
-  config.eval.batch_size, config.loader.threads = 48, 3
+  config.eval.batch_size, config.loader.threads = 96, 3
   model, mesh = models.build(config.model), mesh_lib.make()
   params = jax.jit(model.init, out_shardings=mesh_lib.replicated(mesh))(jax.random.key(0))
   fields = {"zero_shot": {"classnames": ("red", "green", "blue", "yellow")}}
