@@ -38,6 +38,17 @@ def test_every_epoch_is_a_permutation_and_goes_through_a_few_shards_at_a_time(op
     assert max(under_way) <= open_shards
 
 
+@pytest.mark.parametrize("size, seed", [(1, 0), (2, 5), (1000, 2**32 - 1)])
+def test_a_shuffle_and_its_random_numbers_are_those_of_a_pipeline_of_grain(size, seed):
+  shuffle = order.Shuffle(size, seed)
+  pool = grain.experimental.RngPool(shuffle.random_seed)
+  pipeline = grain.MapDataset.range(size).seed(seed).shuffle()
+  pipeline = pipeline.random_map(lambda i, rng: (int(i), rng.random())).repeat(None)
+  for k in (*range(2 * size), 10**12):
+    assert (shuffle[k], pool.acquire_rng(k).random()) == pipeline[k]
+  assert (np.sort(epochs(shuffle, 3)) == np.arange(size)).all()
+
+
 def test_shards_and_examples_come_at_any_place_alike():
   """Of 4 shards of 3, two open at a time: each example is at each of the 12 places as often."""
   drawn = epochs(order.ShardShuffle([3] * 4, 0, 2), 6000)
@@ -108,8 +119,8 @@ def test_a_hundred_epochs_are_a_hundred_permutations_in_exact_shares(way):
   drawn = np.array([parts[0][k] % 1000 for k in range(100_000)]).reshape(100, 1000)
   assert (np.sort(drawn) == np.arange(1000)).all()
   assert len({tuple(epoch) for epoch in drawn}) == 100
-  mixed = order.mixed(made, sources, [part.map(lambda i, k=k: k) for k, part in enumerate(parts)])
-  second = np.concatenate([[0], np.cumsum([mixed[k] for k in range(12_000)])])
+  mix = order.Mix(order.shares_of(made, sources))
+  second = np.concatenate([[0], np.cumsum([mix[k][0] for k in range(12_000)])])
   # Of any 4,000 in a row.
   assert (second[4000:] - second[:-4000] == 1000).all()
 

@@ -57,7 +57,8 @@ def test_rows_come_back_in_any_order(tmp_path):
   assert source[0] == {"image": b"one", "captions": ["a"], "label": 3, "weight": 0.5, "key": "v"}
   assert source[1] == {"image": b"", "captions": ["b"], "weight": 1.0, "key": "w"}
   assert source[3] == {"image": None, "captions": ["d"], "label": 0, "key": "y"}
-  assert source[2]["captions"] == []
+  assert source[2]["captions"] == ["a photo of a dog."]
+  assert parquet(path, template=None)[2]["captions"] == []
   for i in (-1, ROWS):
     with pytest.raises(IndexError):
       source[i]
@@ -320,7 +321,7 @@ def test_memory_is_judged_by_the_columns_read(tmp_path):
   )
   files = {path: pq.ParquetFile(path)}
   schemas = {path: files[path].schema_arrow}
-  columns = tables.ImageText(schemas, "image", None, None, None, None)
+  columns = tables.ImageText(schemas, "image", None, None, None, None, None)
   assert 20_000 <= columns.bytes(files) <= 25_000
 
 
@@ -397,9 +398,10 @@ def test_missing_or_unfit_columns_are_refused_by_field(tmp_path):
     tmp_path / "twice.parquet",
   )
   refused("caption='caption': ", str(tmp_path / "twice.parquet"))
-  refused("several columns of that name", str(tmp_path / "twice.parquet"))
+  refused("has several columns called so; rename them", str(tmp_path / "twice.parquet"))
   path = write(tmp_path / "b.parquet", image=IMAGE, text=CAPTIONS)
-  refused("caption=None: no column 'captions' or 'caption' but image, text; name one", path)
+  refused("caption=None: no column 'captions' or 'caption' in ", path)
+  refused("b.parquet but image, text; name one", path)
   assert len(parquet(path, caption="text")) == ROWS
 
 

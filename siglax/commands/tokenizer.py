@@ -49,6 +49,7 @@ def _captions(source, broken: list):
   """The captions of the examples, without the broken ones: (example, reason). Pictures are not read
   where the captions stand apart from them.
   """
+  from siglax.data import filters
   from siglax.data.broken import NOT_BROKEN
   from siglax.data.broken import reason
 
@@ -58,8 +59,10 @@ def _captions(source, broken: list):
       captions = read(i)
     except NOT_BROKEN:
       raise
+    except filters.FilteredOut:
+      continue
     except Exception as e:  # whatever a source raises
-      broken.append((i, reason(e)))
+      broken.append((filters.number(source, i), reason(e)))
       continue
     yield from captions
 

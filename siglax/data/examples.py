@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import types
 
+from siglax.data import filters
 from siglax.data import images
 from siglax.data.broken import NOT_BROKEN
 from siglax.data.broken import reason
@@ -21,6 +22,7 @@ class EvalExamples:
   """
 
   def __init__(self, source, config):
+    filters.refuse_at_reading(source, "an evaluation")
     self._source = source
     self._image_config = types.SimpleNamespace(**config.image.to_dict())
     self.classnames = classnames(source)

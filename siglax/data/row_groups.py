@@ -6,6 +6,7 @@ A row group is what Parquet compresses, thousands of rows: the least that can be
 from __future__ import annotations
 
 import collections
+from collections.abc import Iterator
 import contextlib
 import logging
 import threading
@@ -31,6 +32,11 @@ class _Whole:
 
   def __getitem__(self, i: int) -> dict:
     return _row(self._table, i)
+
+  def read(self, columns: files_lib.Columns) -> Iterator[dict | None]:
+    """The rows, of some of the columns; None for one that cannot be read."""
+    for batch in self._table.select(columns.schema.names).to_batches(files_lib.READ_ROWS):
+      yield from batch.to_pylist()
 
 
 class InMemory(_Whole):
@@ -98,6 +104,19 @@ class OnDemand:
     if row < held.table.num_rows:
       return _row(held.table, row)
     raise ValueError(held.damage) if self._skip else files_lib.DamagedGroup(held.damage)
+
+  def read(self, columns: files_lib.Columns) -> Iterator[dict | None]:
+    """As of _Whole, without what the other columns hold."""
+    for group, size in enumerate(self.sizes.tolist()):
+      file, place = self._groups.find(group)
+      path, read = self._files[file], 0
+      try:
+        for batch in columns.of_group(path, files_lib.open_parquet(path), place):
+          yield from batch.to_pylist()
+          read += batch.num_rows
+      except ValueError:  # its rows are broken
+        pass
+      yield from [None] * (size - read)
 
   def _group(self, group: int) -> _Held:
     with self._lock:

@@ -15,6 +15,7 @@ from siglax import models
 from siglax.config import parts
 from siglax.data import remote
 from siglax.interop import big_vision
+from siglax.interop import files
 from siglax.interop import huggingface
 from siglax.interop import open_clip
 from siglax.interop import stablehlo
@@ -28,7 +29,7 @@ FORMATS: parts.Registry[Format] = parts.Registry(
   (
     huggingface.HF,
     huggingface.HF_VISION,
-    huggingface.HF_CLIP,
+    huggingface.HF_TEXT,
     big_vision.FORMAT,
     open_clip.FORMAT,
     stablehlo.FORMAT,
@@ -73,6 +74,9 @@ def find(path) -> Checkpoint | None:
   if (form := _recognised(file)) is None:
     if file.is_dir():
       return None
+    if file.suffix in files.PICKLES:
+      weights = open_clip.WEIGHTS if open_clip.FORMAT.recognises(file.parent) else files.WEIGHTS
+      raise ValueError(f"{files.never_read(file, weights)} and give the folder")
     raise ValueError(
       f"{file} is no checkpoint; siglax reads folders of runs, and the formats "
       f"{', '.join(form.name for form in FORMATS.values() if form.open is not None)}"

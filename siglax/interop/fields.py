@@ -19,6 +19,9 @@ _TRAINING = {
   "image.crop_max_aspect",
   "image.pad",
   "image.flip",
+  "image.jitter",
+  "image.jitter_probability",
+  "image.grey_probability",
   "image.max_pixels",
   "image.max_bytes",
   "model.init_from",
@@ -76,6 +79,10 @@ def refused(table: dict, config, towers) -> str | None:
 
 def any_value(*names: str) -> dict[str, str]:
   return dict.fromkeys(names, ANY)
+
+
+def left_out(*names: str) -> dict[str, str]:
+  return dict.fromkeys(names, LEFT_OUT)
 
 
 def sizes(tower: str) -> dict[str, str]:

@@ -12,6 +12,7 @@ import numpy as np
 from siglax import config as config_lib
 from siglax import data as data_lib
 from siglax.data import broken
+from siglax.data import filters
 from siglax.data import images
 from siglax.data import loading
 from siglax.data import order
@@ -34,7 +35,7 @@ def cells(source, image, pictures: int) -> Cells:
       raise
     except Exception:  # the survey tells of it
       continue
-    yield sheet.fitted(picture), f"{i}: " + " / ".join(example["captions"])
+    yield sheet.fitted(picture), f"{filters.number(source, i)}: " + " / ".join(example["captions"])
 
 
 def augmented_cells(source, config, pictures: int) -> Cells:
@@ -50,9 +51,9 @@ def augmented_cells(source, config, pictures: int) -> Cells:
 
 def position(folder) -> dict:
   """How far a run has come, by its newest checkpoint: {"step", "batch_size", "data": [{"source",
-  "examples", "elements": that it gave, "epoch": elements / examples, "drawn": elements and those
-  in place of broken ones, by process 0, "broken": of these}, …]}. ValueError for a folder that has
-  no checkpoint.
+  "examples", "elements": that it gave, "epoch": elements / examples, "drawn": elements and those in
+  place of broken ones, by process 0, "broken": of these, "filtered": those that filters left out
+  when they were read}, …]}. ValueError for a folder that has no checkpoint.
   """
   folder = pathlib.Path(folder)
   folder_lib.read_config(folder)
@@ -74,13 +75,15 @@ def position(folder) -> dict:
         "epoch": count / length,
         "drawn": drawn,
         "broken": bad,
+        "filtered": filtered,
       }
-      for spec, length, count, drawn, bad in zip(
+      for spec, length, count, drawn, bad, filtered in zip(
         config.data,
         lengths,
         elements,
         data["counts"]["drawn"],
         data["counts"]["bad"],
+        data["counts"].get("filtered", [0] * len(lengths)),
       )
     ],
   }

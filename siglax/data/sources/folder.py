@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 import os
 
 import numpy as np
@@ -32,7 +33,7 @@ class Folder:
   """
 
   def __init__(self, path, classes, template):
-    self._path, self._template = path, template
+    self._path, self._templates = path, captions_lib.read_templates(template)
     self._roots = paths.find(path, "folder", in_folder=lambda folder: [folder])
     self._list()
     if classes is None:
@@ -67,7 +68,15 @@ class Folder:
     text, found = os.path.join(*self._folders[k], f"{os.path.splitext(name)[0]}.txt"), []
     if self._with_text and storage.exists(text):
       found = captions_lib.lines(storage.read_all(text), repr(text))
-    return captions_lib.of_class(found, self._labels[k], self.classnames, self._template)
+    return captions_lib.of_class(found, self._labels[k], self.classnames, self._templates)
+
+  def texts(self) -> Iterator[dict] | None:
+    """Captions and labels, where the folders alone tell them."""
+    if self._with_text:
+      return None
+    labels = (self._labels[k] for k in self._folder_of.tolist())
+    class_of = lambda k: captions_lib.of_class([], k, self.classnames, self._templates)
+    return ({"captions": class_of(label), "label": label} for label in labels)
 
   def __repr__(self):
     return f"Folder({self._path!r})"
