@@ -38,8 +38,9 @@ logger = logging.getLogger("siglax")
 URL, ALIVE, KEPT = "url", "alive", "kept"
 # Seconds between two puts of a file that changes, and more of them for each MiB of it.
 SECONDS, SECONDS_A_MIB = 10.0, 1.0
-# A request of the small files, or of the end of a run, is not made again after so many seconds.
-WITHIN = 15.0
+# A request of the small files is not made again after so many seconds; the second is of a run that
+# ends in an error, which may be that of the bucket.
+WITHIN, ERROR_WITHIN = 15.0, 1.0
 # What is not put into the bucket with the small files, or not read from it.
 NOT_PUT = ("checkpoints", "wandb", lock_lib.FILE)
 NOT_READ = (*NOT_PUT, "profile")
@@ -158,26 +159,30 @@ class Mirror:
     self._lock = lock
     thread = threading.Thread(target=self._follow, daemon=True)
     thread.start()
+    within = ERROR_WITHIN
     try:
       yield
+      within = WITHIN
     finally:
       self._ended.set()
-      thread.join(WITHIN)
-      self._try(all_of_them=True)
+      thread.join(within)
+      # One that is still at it waits for a server which does not answer.
+      if not thread.is_alive():
+        self._try(all_of_them=True, within=within)
 
   def sync(self):
     """Puts all files that have changed. OSError where the server fails."""
     with self._busy:
-      self._put_changed(all_of_them=True)
+      self._put_changed(all_of_them=True, within=WITHIN)
 
   def _follow(self):
     while not self._ended.wait(1.0):
-      self._try(all_of_them=False)
+      self._try(all_of_them=False, within=WITHIN)
 
-  def _try(self, all_of_them: bool):
+  def _try(self, all_of_them: bool, within: float):
     try:
       with self._busy:
-        self._put_changed(all_of_them)
+        self._put_changed(all_of_them, within)
     except lock_lib.Lost:
       self._ended.set()
     except OSError as e:
@@ -190,7 +195,7 @@ class Mirror:
         logger.warning("%s is written again", self._url)
       self._failing = False
 
-  def _put_changed(self, all_of_them: bool):
+  def _put_changed(self, all_of_them: bool, within: float):
     now = time.monotonic()
     changed = {
       name: (mark, size)
@@ -201,7 +206,7 @@ class Mirror:
       return
     if self._lock is not None:
       self._lock.check()
-    uploads.put_files({f"{self._url}/{name}": self._folder / name for name in changed}, WITHIN)
+    uploads.put_files({f"{self._url}/{name}": self._folder / name for name in changed}, within)
     self._put |= {name: (mark, now) for name, (mark, _) in changed.items()}
 
   def _changed(self) -> dict[str, tuple[tuple[int, int], float]]:

@@ -18,8 +18,8 @@ from siglax.runs import lock
 
 # Seconds in which two processes that take over the same lock both have put theirs.
 SETTLE_SECONDS = 3.0
-# A request is not made again after so many seconds, so that a training does not wait for it.
-WITHIN = 1.0
+# A request is not made again after so many seconds; a training that has begun does not wait.
+BEGIN_WITHIN, WITHIN = 15.0, 2.0
 
 
 def take(folder: str | os.PathLike) -> lock.Lock:
@@ -33,7 +33,9 @@ class BucketLock(lock.Lock):
   def __init__(self, folder: str | os.PathLike):
     self._url = f"{bucket.url_of(folder)}/{lock.FILE}"
     self._beats, self._seen, self._other = 0, time.time(), None
+    self._within = BEGIN_WITHIN
     super().__init__(folder, self._url)
+    self._within = WITHIN
 
   def check(self):
     """As of a lock on a disk, by what the last heartbeat saw; one that is late is made up for."""
@@ -54,7 +56,7 @@ class BucketLock(lock.Lock):
 
   def _read(self) -> dict | None:
     try:
-      return lock.parse(buckets.read(self._url, WITHIN))
+      return lock.parse(buckets.read(self._url, self._within))
     except buckets.Missing:
       return None
 
@@ -74,10 +76,10 @@ class BucketLock(lock.Lock):
     return None if found is None else found.version
 
   def _touch(self):
-    uploads.put(self._url, self._content(), WITHIN)
+    uploads.put(self._url, self._content(), self._within)
 
   def _remove(self):
-    uploads.delete(self._url, WITHIN)
+    uploads.delete(self._url, self._within)
 
   def _age(self) -> float:
     """By the server's clock."""

@@ -273,6 +273,7 @@ class Checkpoints(stored.Stored):
     try:
       if self._config.verify:
         self._verify(self._pending)
+        self._place.drop(self._pending)
     except (stored.Damaged, ValueError) as e:
       if isinstance(e, stored.Damaged):
         try:
