@@ -108,10 +108,15 @@ def _tried(folder: str):
     pass
 
 
-def in_threads(function: Callable[[Any], Any], paths: Sequence) -> list:
-  """function(path) of each, many at a time; the first error is raised once all have ended."""
-  with concurrent.futures.ThreadPoolExecutor(buckets.CONNECTIONS) as pool:
-    return list(pool.map(function, paths))
+def in_threads(
+  function: Callable[[Any], Any], values: Sequence, threads: int = buckets.CONNECTIONS
+) -> list:
+  """function(value) of each, so many at a time. After an error no other one begins."""
+  pool = concurrent.futures.ThreadPoolExecutor(threads)
+  try:
+    return list(pool.map(function, values))
+  finally:
+    pool.shutdown(cancel_futures=True)
 
 
 def _name(path: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import hashlib
 import io
 import logging
@@ -95,5 +94,4 @@ def download(files: dict[str, pathlib.Path]):
       out.write(data)
 
   # So many pieces at a time are held in memory.
-  with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-    list(pool.map(copy, pieces))
+  listing.in_threads(copy, pieces, THREADS)

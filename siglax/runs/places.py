@@ -30,7 +30,7 @@ META = "meta/metadata"
 # Bytes of a file of a checkpoint in a bucket: each is put by one request.
 PIECE = 2**26
 # A request of a save is not made again after so many seconds.
-WITHIN = 20.0
+WITHIN = 15.0
 
 
 def at(folder: str | os.PathLike) -> Disk | Bucket:

@@ -110,8 +110,9 @@ def s3(s3_server):
 
 
 def wait_for(filesystem, path, process):
+  """For a file that is not empty."""
   deadline = time.monotonic() + 300
-  while not filesystem.exists(path):
+  while not filesystem.exists(path) or not filesystem.size(path):
     assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
     time.sleep(0.05)
 
