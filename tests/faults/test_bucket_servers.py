@@ -200,14 +200,15 @@ def test_a_bucket_that_is_gone_ends_a_run_with_one_line(s3, data, tmp_path):
 def gcs(monkeypatch):
   """gcsfs's filesystem of an emulator with the bucket "bucket", which the environment names."""
   emulator = pytest.importorskip("gcp_storage_emulator.server")
-  gcsfs = pytest.importorskip("gcsfs")
   port = free_port()
   server = emulator.create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket")
   server.start()
   monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
   monkeypatch.setenv("FSSPEC_GCS_TOKEN", "anon")
-  # The emulator has no endpoint that tells whether a bucket has real folders.
+  # The emulator has no endpoint that tells whether a bucket has real folders. gcsfs reads this when
+  # it is imported.
   monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+  gcsfs = pytest.importorskip("gcsfs")
   yield gcsfs.GCSFileSystem(token="anon", use_listings_cache=False)
   server.stop()
 
