@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 
 from siglax.data import images
-from siglax.data import storage
+from siglax.data.broken import NOT_BROKEN
 from siglax.data.broken import reason
 from siglax.data.sources import classnames
 
@@ -32,7 +32,7 @@ class EvalExamples:
     try:
       example = self._source[i]
       image = images.prepare(example["image"], self._image_config)
-    except storage.Unreachable:
+    except NOT_BROKEN:
       raise
     except Exception as e:  # whatever a source or a decoder raises
       raise ValueError(

@@ -7,6 +7,7 @@ import types
 import numpy as np
 
 from siglax.config import imports
+from siglax.data import files
 from siglax.data import images
 from siglax.data import storage
 from siglax.data.broken import MAX_REPLACEMENTS
@@ -52,6 +53,9 @@ class ExampleLoader:
       except storage.Unreachable:
         # The example is sound; another in its place would depend on the day.
         raise
+      except files.DamagedGroup as e:
+        # Thousands of rows are lost, and no spec has allowed that.
+        raise files.DamagedGroup(f"config.data.{self._index}.{e}") from None
       except Exception as e:  # whatever a source, a decoder or a tokenizer raises
         error = e
       bad[attempt] = i

@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 import logging
 import os
+import pathlib
+import sys
 
 import numpy as np
 
@@ -29,6 +31,13 @@ from siglax.data.loading import ExampleLoader
 from siglax.devices import cores
 
 logger = logging.getLogger("siglax")
+
+# Up to so many cores the threads of one process keep busy; see `loader_threads`.
+FEW_CORES = 4
+WORKER_THREADS = 2
+# What all workers may hold of the sources, as a share of the machine's memory, and what each holds
+# of a source that does not say: bytes an example.
+WORKERS_MEMORY, INDEX_BYTES = 0.1, 32
 
 
 def open_data(config) -> list:
@@ -109,15 +118,16 @@ class TrainBatches:
     self._first_bad = {}  # by source: (example, reason)
     self._named = set()
     self._error = None  # that ended the batches
-    rows, loader = config.batch_size // process_count, config.loader
+    rows = config.batch_size // process_count
+    threads, workers = loader_threads(config, sources)
     self._iterator = Batches(
       _elements(config, self._loaders),
       start_step * config.batch_size + process_index * rows,
       rows,
       config.batch_size,
-      threads=loader_threads(config),
-      workers=loader.workers,
-      buffer=loader.buffer,
+      threads=threads,
+      workers=workers,
+      buffer=config.loader.buffer,
     )
 
   @property
@@ -190,13 +200,36 @@ def _elements(config, loaders):
   return order.mixed(config, sources, parts)
 
 
-def loader_threads(config) -> int:
-  """config.loader.threads; where it is None, as many as cores that this process may use, which its
-  workers share.
+def loader_threads(config, sources) -> tuple[int, int]:
+  """(threads, workers) of this process: those of config.loader, or, where they are None, what suits
+  its cores.
+
+  Threads of one process take turns at Python's lock. Of JPEGs of 500×375 four threads made 2,400 a
+  second, eight 1,900, and eight workers of one thread each 4,700, with eight cores beside an H200
+  (benchmarks/data.py). So many cores are shared by workers of a few threads each, where there is
+  memory for what each worker holds of the sources. A worker starts from the program that its parent
+  runs, so only a `siglax` command, which does nothing when it is imported, starts some by itself.
   """
-  if config.loader.threads is not None:
-    return config.loader.threads
-  return max(1, cores.usable() // max(1, config.loader.workers))
+  loader, count = config.loader, cores.usable()
+  workers = loader.workers
+  if workers is None:
+    workers = 0
+    if loader.threads is None and count > FEW_CORES and _is_command():
+      held = sum(getattr(source, "held_bytes", INDEX_BYTES * len(source)) for source in sources)
+      allowed = int(WORKERS_MEMORY * _memory() // max(held, 1))
+      workers = min(count // WORKER_THREADS, allowed)
+  return loader.threads or max(1, count // max(1, workers)), workers
+
+
+def _is_command() -> bool:
+  main = sys.modules["__main__"]
+  spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None) or ""
+  return (spec.name if spec else pathlib.Path(file).name).partition(".")[0] == "siglax"
+
+
+def _memory() -> int:
+  """Bytes of this machine."""
+  return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _check_memory(config, process_count):
@@ -204,7 +237,7 @@ def _check_memory(config, process_count):
   answer any more.
   """
   pictures = config.batch_size // process_count * config.image.size**2 * 3
-  memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  memory = _memory()
   if pictures > memory:
     raise ValueError(
       f"config.batch_size={config.batch_size} of {config.image.size}×{config.image.size} pixels "

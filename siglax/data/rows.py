@@ -98,19 +98,26 @@ class Rows:
     wanted = self._wanted[self._spans.file_of(i)]
     try:
       row = self._row(i)
-      value = {argument: row.get(name) for argument, name in wanted.items()}
-      name, captions = value["image"], value.get("caption")
+      name = row.get(wanted["image"])
       if not isinstance(name, str) or not name.strip():
         raise ValueError(f"{wanted['image']} names no picture")
       example = {
         "image": storage.read_all(os.path.join(self._folder(file), name)),
-        "captions": [] if captions == "" else captions_lib.listed(captions, wanted.get("caption")),
+        "captions": _captions(row, wanted),
         "key": name,
       }
-      label = captions_lib.label(value.get("label"), wanted.get("label"))
+      label = captions_lib.label(row.get(wanted.get("label")), wanted.get("label"))
     except ValueError as e:
       raise ValueError(f"{file!r}, byte {start}: {e}") from None
     return example if label is None else example | {"label": label}
+
+  def captions(self, i: int) -> list[str]:
+    """Those of row i, without a look at its picture."""
+    file, start, _ = self._spans[i]
+    try:
+      return _captions(self._row(i), self._wanted[self._spans.file_of(i)])
+    except ValueError as e:
+      raise ValueError(f"{file!r}, byte {start}: {e}") from None
 
   def prepare_random_access(self):
     """Rows in any order are read one by one from here on."""
@@ -135,6 +142,11 @@ class Rows:
         "download the pictures first, for instance with img2dataset, whose tars are source "
         "webdataset"
       )
+
+
+def _captions(row: Mapping[str, Any], wanted: dict[str, str]) -> list[str]:
+  found = row.get(wanted.get("caption"))
+  return [] if found == "" else captions_lib.listed(found, wanted.get("caption"))
 
 
 def _check_text(file: str):

@@ -70,6 +70,8 @@ class Source:
   in the order of [i]; `open_shards`: how many shards are read from at a time without reading one
   twice, None for any number; `read_ahead`(shard) is called before a shard is read; and
   `prepare_random_access` is called before examples are read in an order that keeps to no shard.
+  Where captions can be read without the picture, `captions`(i) does: what needs texts alone, as a
+  tokenizer that is trained, asks for them so.
   [i] is random access, safe from many threads, and the same on every call; raising from it marks
   the example as broken, and training replaces it. The examples are pickled for worker processes.
   ValueErrors of open begin with the field: "path='x': no such file".

@@ -10,11 +10,11 @@ import numpy as np
 
 from siglax import config as config_lib
 from siglax import data as data_lib
+from siglax.data import broken
 from siglax.data import images
 from siglax.data import loading
 from siglax.data import order
 from siglax.data import sheet
-from siglax.data import storage
 from siglax.data import survey
 from siglax.runs import bucket
 from siglax.runs import folder as folder_lib
@@ -30,7 +30,7 @@ def cells(source, image, pictures: int) -> Cells:
     try:
       example = source[i]
       picture = images.decode(example["image"], image)
-    except storage.Unreachable:
+    except broken.NOT_BROKEN:
       raise
     except Exception:  # the survey tells of it
       continue
@@ -88,12 +88,13 @@ def position(folder) -> dict:
 
 def batch_cells(folder, step: int, pictures: int) -> Cells:
   """(view, caption) of the first rows of the batch of a step, as in metrics.jsonl from 1."""
-  if step < 1:
-    raise ValueError(f"--step {step} must be at least 1")
   given, folder = folder, bucket.opened(folder)
   config = replay.config_of(folder, step)
   text = folder_lib.text_processor(config, folder)
-  batches = data_lib.train_batches(config, text, start_step=step - 1)
+  sources = data_lib.open_data(config)
+  total = config_lib.duration_steps(config, "total", data_lib.num_examples(sources))
+  replay.check_step(given, step, total)
+  batches = data_lib.train_batches(config, text, start_step=step - 1, sources=sources)
   try:
     rows = next(batches)
   finally:

@@ -35,9 +35,12 @@ LOADER = Group(
       most=2**10,
     ),
     "workers": Field(
-      0,
-      "Worker processes that read and decode; 0 leaves it to threads of the process itself. They "
-      "take seconds to start, and help where Python takes the time, not a decoder: small pictures.",
+      None,
+      "Worker processes that read and decode; 0 leaves it to threads of the process itself. None: "
+      "one for two cores in a `siglax` command, where there is memory for what each holds of the "
+      "data; 0 with up to 4 cores, where loader.threads is given, and in other programs.",
+      kind=int,
+      optional=True,
       least=0,
       most=2**10,
     ),

@@ -24,7 +24,8 @@ class Parquet:
   Up to files.MEMORY_BYTES of rows are read at the start and held in memory. Of more, a row group is
   read when one of its rows is asked for, and those that were used last are held, up to
   MEMORY_BYTES: open_shards is how many that are. Rows in any order would read each row group again
-  and again, so `prepare_random_access` writes them all into a file once.
+  and again, so `prepare_random_access` writes them all into a file once. held_bytes: what each
+  process that reads the rows holds in memory.
 
   Raises ValueError, beginning with the argument, for a missing, empty or damaged file, or a column
   that is missing or of another type.
@@ -39,7 +40,7 @@ class Parquet:
     if self._columns.bytes(files) <= files_lib.MEMORY_BYTES:
       self._rows = row_groups.InMemory(files, self._columns, skip_damaged_shards)
     else:
-      self._rows = row_groups.OnDemand(files, self._columns)
+      self._rows = row_groups.OnDemand(files, self._columns, skip_damaged_shards)
     self.shard_sizes, self.open_shards = self._rows.sizes, self._rows.most_open
     if not len(self):
       raise ValueError(f"path={path!r} has no rows")
@@ -58,10 +59,15 @@ class Parquet:
   def __reduce__(self):  # a worker process opens the files itself
     return _again, (self._arguments, isinstance(self._rows, row_groups.Mapped))
 
+  @property
+  def held_bytes(self) -> int:
+    return self._rows.held_bytes
+
   def prepare_random_access(self):
     """Rows in any order are as fast as rows in a row from here on."""
     if isinstance(self._rows, row_groups.OnDemand):
-      self._rows = row_groups.Mapped(_opened(*self._arguments[::6]), self._columns)
+      path, skip = self._arguments[0], self._arguments[-1]
+      self._rows = row_groups.Mapped(_opened(path, skip), self._columns, skip)
 
 
 def _again(arguments, mapped: bool) -> Parquet:
