@@ -374,6 +374,7 @@ def test_one_process_at_a_time(memory, quick, monkeypatch, caplog):
 
 def test_two_that_take_a_dead_lock_over(memory, quick, monkeypatch):
   monkeypatch.setattr(lock, "_same_processes", lambda holder: False)
+  monkeypatch.setattr(bucket_lock, "SETTLE_SECONDS", 2.0)
   dies(taken(), memory)
   got, refused = [], []
 

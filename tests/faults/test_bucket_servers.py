@@ -2,6 +2,7 @@
 processes are killed and whose requests fail.
 """
 
+import http.server
 import io
 import json
 import os
@@ -11,7 +12,9 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
+import types
 
 from conftest import free_port
 import cv2
@@ -200,6 +203,17 @@ def test_a_bucket_that_is_gone_ends_a_run_with_one_line(s3, data, tmp_path):
 def gcs(monkeypatch):
   """gcsfs's filesystem of an emulator with the bucket "bucket", which the environment names."""
   emulator = pytest.importorskip("gcp_storage_emulator.server")
+  # The emulator's own answers one connection at a time, and gcsfs keeps many open; its requests
+  # must come one by one.
+  threaded = {**vars(http.server), "HTTPServer": http.server.ThreadingHTTPServer}
+  monkeypatch.setattr(emulator, "server", types.SimpleNamespace(**threaded))
+  one, handle = threading.Lock(), emulator.Router.handle
+
+  def handle_alone(self, method):
+    with one:
+      handle(self, method)
+
+  monkeypatch.setattr(emulator.Router, "handle", handle_alone)
   port = free_port()
   server = emulator.create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket")
   server.start()
