@@ -97,11 +97,13 @@ IMAGE = Group(
     ),
     "fit": Field(
       "squash",
-      "How evaluation and export make a picture square: squash resizes both sides, crop resizes "
-      "the shorter side and takes the centre (CLIP).",
-      choices=("squash", "crop"),
+      "What evaluation and export do with a picture's sides: squash resizes both, crop resizes the "
+      "shorter one and takes the centre (CLIP), native keeps their ratio, in patches of which as "
+      "many as in size × size are taken (NaFlex).",
+      choices=("squash", "crop", "native"),
       evaluation=True,
     ),
+    "patch": Field(None, 'Side of the patches of fit="native".', follows="model.image.patch"),
     "crop_min_area": Field(
       1.0,
       "Least share of the area that the random resized crop keeps; 1 resizes without a crop.",
