@@ -97,13 +97,13 @@ def changes(there, here, towers) -> list[str]:
   """What pictures and texts of these towers went through there and do not here, each "config.FIELD
   is A there and B here".
 
-  The tokenizer, whose path says little, is not compared.
+  The tokenizer, whose path says little, and the length of texts are not compared.
   """
   now = fields.preprocessing(here, towers)
   return [
     f"config.{field} is {value!r} there and {now[field]!r} here"
     for field, value in fields.preprocessing(there, towers).items()
-    if field != "text.tokenizer" and value != now[field]
+    if field not in ("text.tokenizer", "text.length") and value != now[field]
   ]
 
 

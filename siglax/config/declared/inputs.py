@@ -61,7 +61,8 @@ LOADER = Group(
 IMAGE = Group(
   "image",
   "What a picture goes through. Training crops, shifts and flips at random; evaluation and export "
-  "do not.",
+  "do not. A run that starts from a checkpoint (model.init_from) takes its mean, std, resize and "
+  "fit where nobody sets them.",
   {
     "size": Field(64, "Height and width after preprocessing, in pixels.", least=1, most=2**14),
     "max_pixels": Field(
@@ -80,16 +81,19 @@ IMAGE = Group(
       (0.5, 0.5, 0.5),
       "Red, green and blue that the device subtracts from pixels in 0..1.",
       check=three_numbers,
+      inherited=True,
     ),
     "std": Field(
       (0.5, 0.5, 0.5),
       "Red, green and blue by which the device then divides.",
       check=three_divisors,
+      inherited=True,
     ),
     "resize": Field(
       "bilinear",
       "Antialiased resampler of evaluation and export.",
       choices=("bilinear", "bicubic"),
+      inherited=True,
       evaluation=True,
     ),
     "fit": Field(
@@ -97,6 +101,7 @@ IMAGE = Group(
       "How evaluation and export make a picture square: squash resizes both sides, crop resizes "
       "the shorter side and takes the centre (CLIP).",
       choices=("squash", "crop"),
+      inherited=True,
       evaluation=True,
     ),
     "crop_min_area": Field(
@@ -120,7 +125,8 @@ IMAGE = Group(
 
 TEXT = Group(
   "text",
-  "What a caption goes through.",
+  "What a caption goes through. A run that starts from a checkpoint (model.init_from) takes its "
+  "lowercase, strip_punctuation and pad where nobody sets them.",
   {
     "tokenizer": Field(
       "shapes",
@@ -128,15 +134,18 @@ TEXT = Group(
       check=readable_problem,
     ),
     "length": Field(64, "Tokens, to which a text is padded and cut.", least=2, most=2**20),
-    "lowercase": Field(True, "Make letters lower case before tokenizing."),
+    "lowercase": Field(True, "Make letters lower case before tokenizing.", inherited=True),
     "strip_punctuation": Field(
-      True, "Remove ASCII punctuation before tokenizing, as SigLIP's canonicalization does."
+      True,
+      "Remove ASCII punctuation before tokenizing, as SigLIP's canonicalization does.",
+      inherited=True,
     ),
     "pad": Field(
       "eos",
       "The token that fills a text up: eos, the end token (SigLIP), or pad, the tokenizer's "
       "padding token (SigLIP 2).",
       choices=("eos", "pad"),
+      inherited=True,
     ),
   },
 )
