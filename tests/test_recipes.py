@@ -213,7 +213,16 @@ def test_the_second_stage_starts_from_the_first(first, tmp_path):
     name: x for name, x in paths.flatten(params).items() if name != "image/pos_embedding"
   }
   jax.tree.map(np.testing.assert_array_equal, same(params), same(old))
-  trained("siglip_b16_384", f",init={first}", tmp_path / "b")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "name, tower", [("siglip_b16_384", ""), ("lit_b16", ":img"), ("finetune", "")]
+)
+def test_what_starts_from_the_first_stage_trains(name, tower, first, tmp_path):
+  lines = trained(name, f",init={first}{tower}", tmp_path)
+  if name == "finetune":  # a step of hold, and the first of the warmup
+    assert [line["lr"] for line in lines[:3]] == [0, 0, pytest.approx(1e-5)]
 
 
 def test_the_second_stage_needs_the_first(tmp_path, capsys):
@@ -223,10 +232,11 @@ def test_the_second_stage_needs_the_first(tmp_path, capsys):
 
 
 def test_fine_tuning_takes_all_from_the_checkpoint(first, tmp_path):
-  lines = trained("finetune", f",init={first}", tmp_path / "tuned")
-  assert [line["lr"] for line in lines[:3]] == [0, 0, pytest.approx(1e-5)]
-  there, tuned = siglax.load(first), siglax.load(tmp_path / "tuned")
-  assert tuned.text.model == there.text.model and tuned.config.optim.hold_steps == 1
+  there = siglax.load(first)
+  tuned = run_lib.Run(load("finetune", f":smoke=True,init={first}"), tmp_path)
+  assert tuned.text.model == there.text.model and tuned.hold_steps == 1
+  params = tuned.initial_state().params
+  jax.tree.map(np.testing.assert_array_equal, params, there.params)
   assert fields.describing(tuned.config, models.TOWERS) == {
     **fields.describing(there.config, models.TOWERS),
     "text.tokenizer": str(first / "tokenizer.model"),
