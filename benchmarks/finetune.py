@@ -12,7 +12,9 @@ top-1 over its 48 classes; and the largest loss of the first ten updates.
 """
 
 import argparse
+import contextlib
 import pathlib
+import sys
 import tempfile
 
 import numpy as np
@@ -66,7 +68,9 @@ def row(name: str, runs: list[dict[str, float]]) -> str:
 
 def run(config, folder: pathlib.Path) -> dict[str, float]:
   """Trains, and gives the values of the columns."""
-  evaluated = loop.train(config, folder)
+  # The summary of a run is no part of the table.
+  with contextlib.redirect_stdout(sys.stderr):
+    evaluated = loop.train(config, folder)
   losses = [r["loss"] for r in records.read(folder) if "loss" in r]
   hold = config.optim.hold_steps
   found = {name: evaluated[key] for name, key in METRICS.items()}

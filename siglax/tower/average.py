@@ -46,7 +46,7 @@ def average(first, second, out, weight: float = 0.5) -> pathlib.Path:
   if text is None:
     raise ValueError(f"neither {first} nor {second} has a tokenizer, which a run folder needs")
   between = lambda x, y: ((1 - weight) * x + weight * y).astype(x.dtype)
-  params = jax.jit(lambda x, y: jax.tree.map(between, x, y), donate_argnums=(0, 1))(
+  params = jax.jit(lambda x, y: jax.tree.map(between, x, y), donate_argnums=1)(
     models.stack_blocks(a.params, b.model.config), b.params
   )
   source = origin_lib.find(second)

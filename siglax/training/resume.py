@@ -48,6 +48,11 @@ def check_folder(run, extend: bool = False):
         f"mounted?), use another --workdir, or remove {history_lib.FILE} to begin again"
       )
     return
+  if meta and "average" in meta:
+    raise ValueError(
+      f"--workdir {run.workdir} holds an average of other runs, which has no optimizer state to go "
+      f"on with; use another --workdir, and config.model.init_from={run.workdir}"
+    )
   there = folder_lib.trained_config(run.workdir)
   different = config_lib.differences(there, run.config)
   other = [line for line in different if not line.startswith("total_")]
