@@ -40,6 +40,7 @@ def held_config():
   config_lib.set_duration(c, "checkpoint.every", steps=2)
   c.checkpoint.keep_latest = 3
   c.train.microbatch, c.train.ema = 1, 0.9
+  c.optim.start_decay = 0.5
   return c
 
 
@@ -50,14 +51,14 @@ def run(tmp_path_factory):
   return run_lib.Run(held_config(), workdir)
 
 
-def states(run):
+def states(run, workdir):
   """{step: the state in its checkpoint}."""
-  checkpoints = stored.Stored(run.workdir)
+  checkpoints = stored.Stored(workdir)
   return {step: checkpoints.restore(run.abstract_state, before=step + 1)[0] for step in (2, 4, 6)}
 
 
 def test_weights_stay_bit_for_bit_and_moments_are_adams(run):
-  start, found = run.initial_state(), states(run)
+  start, found = run.initial_state(), states(run, run.workdir)
   for step in (2, HOLD):
     assert bits(found[step].params) == bits(start.params)
     assert bits(found[step].ema) == bits(start.ema)
@@ -95,6 +96,21 @@ def test_resumed_while_the_weights_are_held(run, tmp_path):
   assert [(r["step"], r["loss"], r["grad_norm"]) for r in again] == [
     (r["step"], r["loss"], r["grad_norm"]) for r in lines[2:]
   ]
+  # The copy of the start among it, which start_decay needs from then on.
+  ends = [states(run, folder)[TOTAL] for folder in (run.workdir, tmp_path / "again")]
+  assert bits(ends[0]) == bits(ends[1])
+
+
+def test_the_copy_of_the_start_is_sharded_as_the_weights(monkeypatch):
+  monkeypatch.setattr(mesh_lib, "FSDP_MIN_ELEMENTS", 100)
+  state = made(**{"optim.start_decay": 0.5, "mesh.fsdp": 4}).abstract_state
+  params, copies = paths.flatten(state.params), paths.flatten(state.opt_state)
+  copies = {n.partition("/params/")[2]: x for n, x in copies.items() if "/params/" in n}
+  assert copies.keys() == {name for name in params if name.endswith("/kernel")}
+  assert any(x.sharding.spec != jax.P() for x in copies.values())
+  for name, x in copies.items():
+    like = params[name]
+    assert (x.shape, x.dtype, x.sharding) == (like.shape, like.dtype, like.sharding)
 
 
 def made(**fields):
