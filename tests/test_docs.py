@@ -86,6 +86,10 @@ RUN = {
   "--batch 16 --config.mesh.fsdp=2",
   "siglax train --config configs/x.py --workdir runs/x "
   "--config.model.init_from=webli_en_b16_224.npz:img": "",
+  "siglax train --config configs/finetune.py:init=runs/x,train=train.parquet,"
+  "test=held_out.parquet --workdir runs/tuned": f"{SMALL} --config.optim.hold_steps=1",
+  "siglax average runs/x runs/tuned --weight 0.5 --out runs/both": "",
+  "siglax evaluate --from runs/both": "",
   "siglax export --from runs/x --format hf --out exported/x --dtype bfloat16": "",
   "siglax classify --from runs/x a.jpg b.jpg --labels cat,dog --template 'a photo of a {}.' "
   "--template 'a {}.' --json": "",

@@ -19,10 +19,13 @@ from siglax.config.editing import from_json
 from siglax.config.editing import load
 from siglax.config.editing import override
 from siglax.config.editing import read
+from siglax.config.editing import replaced
 from siglax.config.editing import set_duration
+from siglax.config.editing import set_field
 from siglax.config.editing import to_json
 from siglax.config.fields import DURATIONS
 from siglax.config.fields import default
+from siglax.config.fields import unset_inherited
 from siglax.config.imports import import_parts
 from siglax.config.parts import Field
 from siglax.config.resolving import check_vocabulary

@@ -23,6 +23,7 @@ from siglax.interop import stablehlo
 from siglax.interop.checkpoint import Checkpoint
 from siglax.interop.checkpoint import changes
 from siglax.interop.checkpoint import check_same
+from siglax.interop.checkpoint import differences
 from siglax.interop.format import Format
 from siglax.runs import bucket
 

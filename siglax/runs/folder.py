@@ -34,6 +34,18 @@ def read_config(folder):
   return config_lib.read(file)
 
 
+def trained_config(folder):
+  """The config of the run whose checkpoints are in a folder, None where there are none.
+
+  What was trained, and not what config.json says: the files of two runs may have been mixed.
+  """
+  checkpoints = stored.Stored(folder)
+  meta = checkpoints.newest_meta()
+  if meta and "config" in meta:
+    return config_lib.from_json(meta["config"])
+  return read_config(folder) if checkpoints.found() else None
+
+
 def write(folder, config, text: text_lib.TextProcessor):
   """Writes the resolved config, the tokenizer and what was imported into a run folder. OSError
   where the disk fails.

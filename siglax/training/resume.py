@@ -52,12 +52,12 @@ def check_folder(run, extend: bool = False):
         f"mounted?), use another --workdir, or remove {history_lib.FILE} to begin again"
       )
     return
-  # What was trained, and not what config.json says: the files of two runs may have been mixed.
-  there = (
-    config_lib.from_json(meta["config"])
-    if meta and "config" in meta
-    else folder_lib.read_config(run.workdir)
-  )
+  if meta and "average" in meta:
+    raise ValueError(
+      f"--workdir {run.workdir} holds an average of other runs, which has no optimizer state to go "
+      f"on with; use another --workdir, and config.model.init_from={run.workdir}"
+    )
+  there = folder_lib.trained_config(run.workdir)
   different = config_lib.differences(there, run.config)
   other = [line for line in different if not line.startswith("total_")]
   if other:

@@ -26,6 +26,7 @@ class Run(program.Program):
 
   def __init__(self, config, workdir):
     checks.validate(config, jax.device_count())
+    config = initial.with_preprocessing(config, workdir)
     text = folder_lib.text_processor(config)
     self.sources = data_lib.open_data(config)
     config = config_lib.resolve(config, text, lambda: data_lib.same_label(config, self.sources))

@@ -64,7 +64,8 @@ LOADER = Group(
 IMAGE = Group(
   "image",
   "What a picture goes through. Training crops, shifts, flips and recolours at random; evaluation "
-  "and export do not.",
+  "and export do not. A run that starts from a checkpoint (model.init_from) takes its mean, std, "
+  "resize and fit where nobody sets them.",
   {
     "size": Field(64, "Height and width after preprocessing, in pixels.", least=1, most=2**14),
     "max_pixels": Field(
@@ -83,16 +84,19 @@ IMAGE = Group(
       (0.5, 0.5, 0.5),
       "Red, green and blue that the device subtracts from pixels in 0..1.",
       check=three_numbers,
+      inherited=True,
     ),
     "std": Field(
       (0.5, 0.5, 0.5),
       "Red, green and blue by which the device then divides.",
       check=three_divisors,
+      inherited=True,
     ),
     "resize": Field(
       "bilinear",
       "Antialiased resampler of evaluation and export.",
       choices=("bilinear", "bicubic"),
+      inherited=True,
       evaluation=True,
     ),
     "fit": Field(
@@ -101,6 +105,7 @@ IMAGE = Group(
       "shorter one and takes the centre (CLIP), native keeps their ratio, in patches of which as "
       "many as in size × size are taken (NaFlex).",
       choices=("squash", "crop", "native"),
+      inherited=True,
       evaluation=True,
     ),
     "patch": Field(None, 'Side of the patches of fit="native".', follows="model.image.patch"),
@@ -142,7 +147,8 @@ IMAGE = Group(
 
 TEXT = Group(
   "text",
-  "What a caption goes through.",
+  "What a caption goes through. A run that starts from a checkpoint (model.init_from) takes its "
+  "lowercase, strip_punctuation and pad where nobody sets them.",
   {
     "tokenizer": Field(
       "shapes",
@@ -150,15 +156,18 @@ TEXT = Group(
       check=readable_problem,
     ),
     "length": Field(64, "Tokens, to which a text is padded and cut.", least=2, most=2**20),
-    "lowercase": Field(True, "Make letters lower case before tokenizing."),
+    "lowercase": Field(True, "Make letters lower case before tokenizing.", inherited=True),
     "strip_punctuation": Field(
-      True, "Remove ASCII punctuation before tokenizing, as SigLIP's canonicalization does."
+      True,
+      "Remove ASCII punctuation before tokenizing, as SigLIP's canonicalization does.",
+      inherited=True,
     ),
     "pad": Field(
       "eos",
       "The token that fills a text up: eos, the end token (SigLIP), or pad, the tokenizer's "
       "padding token (SigLIP 2).",
       choices=("eos", "pad"),
+      inherited=True,
     ),
   },
 )
