@@ -3,11 +3,13 @@ and torchvision's transform as open_clip trains with it.
 
     taskset -c 0 python benchmarks/pictures.py
     taskset -c 0 python benchmarks/pictures.py --area 0.9
+    taskset -c 0 python benchmarks/pictures.py --colours
 
-Three kinds of JPEG, made here, with about 0.3 bytes a pixel: 500×375, 2000×1500, and 256×256 as
-`siglax convert --short-side 256` leaves them. The programs take turns; a figure is the median of
-five turns. torchvision is left out where it is not installed; its view is a normalised float
-tensor, as it goes to the device there.
+JPEGs of three sizes, made here: 500×375, 2000×1500 in two qualities, as photographs of that
+size have 0.2 to 0.3 bytes a pixel, and 256×256 as `siglax convert --short-side 256` leaves
+them. The programs take turns; a figure is the median of five turns. torchvision is left out
+where it is not installed; its view is a normalised float tensor, as it goes to the device there.
+--colours adds SimCLR's colour jitter and grey to all but Pillow.
 """
 
 import argparse
@@ -22,7 +24,8 @@ from PIL import Image
 from siglax.data import images
 
 SIZE, TURNS = 224, 5
-KINDS = {(500, 375): 160, (2000, 1500): 24, (256, 256): 160}  # pictures of a turn
+# (width, height, quality): pictures of a turn
+KINDS = {(500, 375, 87): 160, (2000, 1500, 87): 24, (2000, 1500, 75): 24, (256, 256, 87): 160}
 
 
 def main():
@@ -30,16 +33,18 @@ def main():
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--area", type=float, default=0.5, help="least share that a crop takes")
-  area = parser.parse_args().area
-  programs = {"siglax": of_siglax(area), "Pillow": of_pillow(area)}
+  parser.add_argument("--colours", action="store_true", help="SimCLR's colour jitter and grey")
+  arguments = parser.parse_args()
+  area = arguments.area
+  programs = {"siglax": of_siglax(area, arguments.colours), "Pillow": of_pillow(area)}
   try:
-    programs["torchvision"] = of_torchvision(area)
+    programs["torchvision"] = of_torchvision(area, arguments.colours)
   except ImportError as e:
     print(e)
   print("| JPEG | kB | " + " | ".join(programs) + " | × Pillow | × torchvision |")
   print("|---|---|" + "---|" * (len(programs) + 2))
-  for (width, height), count in KINDS.items():
-    pictures = [jpeg(width, height, np.random.default_rng(k)) for k in range(8)]
+  for (width, height, quality), count in KINDS.items():
+    pictures = [jpeg(width, height, quality, np.random.default_rng(k)) for k in range(8)]
     rates = {name: [] for name in programs}
     for turn in range(TURNS):
       for name, view in programs.items():
@@ -57,18 +62,19 @@ def main():
     print("| " + " | ".join(cells) + " |", flush=True)
 
 
-def jpeg(width: int, height: int, rng) -> bytes:
-  """Smooth colours with noise, as much of it as a photograph of that many bytes has."""
+def jpeg(width: int, height: int, quality: int, rng) -> bytes:
+  """Smooth colours with noise, as much of it as a photograph has."""
   coarse = rng.integers(0, 256, (height // 60, width // 60, 3)).astype(np.float32)
   smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
   noise = cv2.GaussianBlur(rng.normal(0, 45, smooth.shape), (0, 0), 0.9)
   pixels = np.clip(smooth + noise, 0, 255).astype(np.uint8)
-  return cv2.imencode(".jpg", pixels, (cv2.IMWRITE_JPEG_QUALITY, 87))[1].tobytes()
+  return cv2.imencode(".jpg", pixels, (cv2.IMWRITE_JPEG_QUALITY, quality))[1].tobytes()
 
 
-def of_siglax(area):
+def of_siglax(area, colours):
   config = types.SimpleNamespace(
     size=SIZE, crop_min_area=area, crop_max_aspect=4 / 3, pad=0, flip=True,
+    jitter=1.0 * colours, jitter_probability=0.8, grey_probability=0.2 * colours,
     max_bytes=2**26, max_pixels=2**25,
   )  # fmt: skip
   return lambda data, rng: images.augment(data, rng, config)
@@ -89,13 +95,18 @@ def of_pillow(area):
   return view
 
 
-def of_torchvision(area):
+def of_torchvision(area, colours):
   from torchvision import transforms
 
   bicubic = transforms.InterpolationMode.BICUBIC
+  recoloured = [
+    transforms.RandomApply([transforms.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8),
+    transforms.RandomGrayscale(p=0.2),
+  ]
   transform = transforms.Compose(
     [
       transforms.RandomResizedCrop(SIZE, scale=(area, 1), interpolation=bicubic),
+      *(recoloured if colours else []),
       transforms.ToTensor(),
       transforms.Normalize((0.5,) * 3, (0.5,) * 3),
     ]

@@ -288,10 +288,30 @@ def test_what_a_format_cannot_express_is_named(form, changed, message, tmp_path,
   )
 
 
+# Formats of two layouts, by the pool of their image tower.
+LAYOUTS = {"map": " of a SigLIP", "cls": " of a CLIP"}
+
+
 def tables():
-  """{format: its table}, open_clip's with a trunk of timm."""
-  tower = types.SimpleNamespace(model=types.SimpleNamespace(declared={"image": vit.TOWER}))
-  return {form: interop.FORMATS[form].carries(tower) for form in interop.written()}
+  """{(format, its layout): its table}; one tower alone has its part of that of both."""
+  found = {}
+  for form, pools in (
+    ("hf", LAYOUTS),
+    ("big_vision", ("map",)),
+    ("open_clip", LAYOUTS),
+    ("stablehlo", ("map",)),
+  ):
+    for pool in pools:
+      c = config_lib.default()
+      c.model.image.pool = pool
+      model = types.SimpleNamespace(declared={"image": vit.TOWER})
+      tower = types.SimpleNamespace(model=model, config=c, params=dict.fromkeys(models.TOWERS))
+      found[form, LAYOUTS[pool] if len(pools) > 1 else ""] = interop.FORMATS[form].carries(tower)
+      for alone in ("hf-vision", "hf-text"):
+        both, one = (interop.FORMATS[name].carries(tower) for name in ("hf", alone))
+        assert one.items() < both.items()
+  assert {form for form, _ in found} | {"hf-vision", "hf-text"} == set(interop.written())
+  return found
 
 
 def test_every_field_goes_out_or_is_refused_in_every_format_as_docs_say():
@@ -299,10 +319,7 @@ def test_every_field_goes_out_or_is_refused_in_every_format_as_docs_say():
   rows = {}
   for field in described:
     cells = []
-    for form, table in tables().items():
-      if form == "hf-vision" and "text" in field:
-        cells.append("—")
-        continue
+    for (form, _), table in tables().items():
       assert field in table or "model.*" in table and field.startswith("model."), (
         f"{form} does not say what it does with {field}"
       )
@@ -322,7 +339,7 @@ def test_every_field_goes_out_or_is_refused_in_every_format_as_docs_say():
   ]
   text = "\n".join(
     [
-      f"| field | {' | '.join(f'`{form}`' for form in tables())} |",
+      f"| field | {' | '.join(f'`{form}`{layout}' for form, layout in tables())} |",
       "|---" * (len(tables()) + 1) + "|",
       *lines,
     ]
@@ -333,7 +350,8 @@ def test_every_field_goes_out_or_is_refused_in_every_format_as_docs_say():
 def test_a_new_option_is_refused_until_a_table_names_it():
   c = siglax.load(GOLDEN / "hf_siglip").config
   c.image.resize, c.model.image.pool = "bilinear", "mean"
-  for form, table in tables().items():
+  of_a_siglip = {key: table for key, table in tables().items() if key[1] != LAYOUTS["cls"]}
+  for (form, _), table in of_a_siglip.items():
     lacking = {name: values for name, values in table.items() if name != "model.image.pool"}
     # The default
     want = None if form == "stablehlo" else "config.model.image.pool='mean'; it needs 'map'"

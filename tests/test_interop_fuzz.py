@@ -63,9 +63,9 @@ def tiny_resnet(monkeypatch):
 def folders(tmp_path_factory):
   """{name: path to load} of a folder or file of each format, with every file that one may have."""
   there = tmp_path_factory.mktemp("fuzz")
-  for name in ("hf_siglip", "hf_clip", "open_clip_resnet"):
+  for name in ("hf_siglip", "hf_clip", "open_clip_resnet", "open_clip_vit"):
     shutil.copytree(GOLDEN / name, there / name, ignore=shutil.ignore_patterns("io.npz"))
-    if name != "hf_clip":
+    if name not in ("hf_clip", "open_clip_vit"):
       shutil.copy(SHAPES, there / name / "spiece.model")
     (there / name / "tokenizer_config.json").write_text(
       '{"tokenizer_class": "SiglipTokenizer", "do_lower_case": false}'
@@ -96,7 +96,8 @@ def folders(tmp_path_factory):
       "params/txt/pos_embedding": tensors["text_model.embeddings.position_embedding.weight"][None],
     },
   )
-  return {name: there / name for name in ("hf_siglip", "hf_clip", "open_clip_resnet", "x.npz")}
+  folders = ("hf_siglip", "hf_clip", "open_clip_resnet", "open_clip_vit", "x.npz")
+  return {name: there / name for name in folders}
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +170,7 @@ FILES = [
   ("hf_siglip", "tokenizer_config.json"),
   ("hf_clip", "config.json"),
   ("open_clip_resnet", "open_clip_config.json"),
+  ("open_clip_vit", "open_clip_config.json"),
 ]
 
 

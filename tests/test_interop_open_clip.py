@@ -127,17 +127,13 @@ def test_what_timm_has_no_name_for_is_named(tiny, tmp_path, capsys):
     "with "
     "config.image.size in (16, 24)"
   ) in refused(GOLDEN)
-  assert (
-    "cannot express config.model.image.norm_eps=1e-05; it needs 1e-06; formats that carry it: "
-    "stablehlo" in refused(GOLDEN.parent / "hf_clip")
-  )
 
 
 def test_wrong_folders_are_named(tiny, tmp_path):
   (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {"vision_cfg": {}}}')
   with pytest.raises(
     ValueError,
-    match="open_clip_config.json does not describe a SigLIP or ResNet of open_clip: KeyError",
+    match="open_clip_config.json does not describe towers of open_clip: KeyError 'text_cfg'",
   ):
     siglax.load(tmp_path)
   cli.main(

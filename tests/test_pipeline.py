@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 import weakref
 
 import cv2
@@ -417,9 +418,8 @@ def test_counts_survive_a_resume():
     next(first)
   first.close()
   counts = json.loads(json.dumps(first.counts))
-  assert counts == {"bad": first.bad, "drawn": first.drawn} and sum(counts["drawn"]) == 200 + sum(
-    counts["bad"]
-  )
+  assert counts == {"bad": first.bad, "drawn": first.drawn, "filtered": [0, 0]}
+  assert sum(counts["drawn"]) == 200 + sum(counts["bad"])
   resumed = data.train_batches(config, Text(), sources=sources(), start_step=4, counts=counts)
   with pytest.raises(ValueError) as e:
     for _ in range(400):
@@ -718,6 +718,24 @@ def test_a_killed_worker_is_named_and_nothing_is_left():
   assert not any("siglax-batch" in file for file in descriptors())
 
 
+class Makers(Numbers):
+  """Which process made each element."""
+
+  def __getitem__(self, k):
+    return {"x": np.int64(os.getpid())}
+
+
+def test_the_process_itself_makes_rows_until_its_workers_have_started():
+  batches = Batches(Makers(), 0, 4, 4, threads=2, workers=1, buffer=1)
+  assert set(next(batches)["x"].tolist()) == {os.getpid()}
+  (worker,) = multiprocessing.active_children()
+  until = time.monotonic() + 60
+  while set(next(batches)["x"].tolist()) != {worker.pid} and time.monotonic() < until:
+    pass
+  assert set(next(batches)["x"].tolist()) == {worker.pid}
+  batches.close()
+
+
 def test_an_error_in_a_worker_comes_as_it_is():
   batches = Batches(Numbers(13), 0, 6, 6, threads=1, workers=2, buffer=2)
   next(batches), next(batches)
@@ -778,11 +796,26 @@ def test_cores_are_those_of_the_affinity_and_the_cgroups(tmp_path, monkeypatch):
   assert cores.quota(tmp_path) == math.inf
 
 
-def test_threads_are_as_many_as_cores_unless_they_are_given(monkeypatch):
-  monkeypatch.setattr(cores, "usable", lambda: 5)
-  threads = lambda **loader: pipeline.loader_threads(make_config(loader=loader))
-  assert threads() == 5 and threads(threads=3) == 3
-  assert threads(workers=2) == 2 and threads(workers=9) == 1 and threads(workers=2, threads=4) == 4
+def test_threads_and_workers_suit_the_cores_unless_they_are_given(monkeypatch):
+  count = 5
+  monkeypatch.setattr(cores, "usable", lambda: count)
+  sources = [Source(10)]
+  found = lambda **loader: pipeline.loader_threads(make_config(loader=loader), sources)
+  assert found() == (5, 0) and found(threads=3) == (3, 0) and found(workers=0) == (5, 0)
+  assert found(workers=2) == (2, 2) and found(workers=9) == (1, 9)
+  assert found(workers=2, threads=4) == (4, 2)
+  command = types.SimpleNamespace(__spec__=None, __file__="/usr/bin/siglax")
+  monkeypatch.setitem(sys.modules, "__main__", command)
+  assert found() == (2, 2) and found(threads=3) == (3, 0) and found(workers=0) == (5, 0)
+  count = 16
+  assert found() == (2, 8)
+  sources[0].held_bytes = 2**30
+  monkeypatch.setattr(pipeline, "_memory", lambda: 32 * 2**30)
+  assert found() == (5, 3)
+  sources[0].held_bytes = 2**33
+  assert found() == (16, 0)
+  sources, count = [Source(10)], 4
+  assert found() == (4, 0)
 
 
 def test_loader_processes_end_with_a_trainer_that_is_killed(tmp_path):

@@ -32,6 +32,7 @@ from siglax.config.resolving import check_vocabulary
 from siglax.config.resolving import resolve
 from siglax.config.types import check_values
 from siglax.config.values import check_local
+from siglax.config.values import check_path
 from siglax.config.values import flatten
 from siglax.config.values import get
 from siglax.config.values import leaves

@@ -5,9 +5,10 @@ Work is shared in chunks of a few rows, which are handed out in order. So all th
 same batch, or at the next one; the first batch has all of them; and the number of batches in memory
 does not depend on the number of threads.
 
-Threads are the default: OpenCV decodes without Python's lock. Rows of small pictures spend their
-time in Python; of them, two workers made 1.6 times as many as two threads on two cores
-(configs/quickstart.py, 17,100 rows a second). Free-threaded Python has not been tried.
+OpenCV decodes without Python's lock, so a few threads keep a few cores busy; from where on workers
+are better, pipeline.loader_threads says. Rows of small pictures spend their time in Python; of
+them, two workers made 1.6 times as many as two threads on two cores (configs/quickstart.py, 17,100
+rows a second). Free-threaded Python has not been tried.
 """
 
 from __future__ import annotations

@@ -15,20 +15,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 import logging
 import os
+import pathlib
+import sys
 
 import numpy as np
 
 from siglax.data import order
 from siglax.data import sources as sources_lib
-from siglax.data import storage
 from siglax.data.batching import Batches
 from siglax.data.broken import too_many_bad
+from siglax.data.elements import Elements
 from siglax.data.labels import check_labels
 from siglax.data.labels import first_labels
 from siglax.data.loading import ExampleLoader
 from siglax.devices import cores
 
 logger = logging.getLogger("siglax")
+
+# Up to so many cores the threads of one process keep busy; see `loader_threads`.
+FEW_CORES = 4
+WORKER_THREADS = 2
+# What all workers may hold of the sources, as a share of the machine's memory, and what each holds
+# of a source that does not say: bytes an example.
+WORKERS_MEMORY, INDEX_BYTES = 0.1, 32
 
 
 def open_data(config) -> list:
@@ -75,8 +84,11 @@ class TrainBatches:
   config.loss.positives is "label", is replaced by another one of its source, logged by name the
   first time, and counted.
 
-  bad, drawn: examples by source that were broken, and that were drawn in all, by this process.
-  last: (sources, indices) of the examples in the rows of the last batch.
+  bad, drawn, filtered: by source the examples that were broken, those drawn in all without the
+  filtered, and those that filters left out when they were read (siglax/data/filters.py), by this
+  process.
+  last: (sources, indices) of the examples in the rows of the last batch; these are their numbers
+  before any is filtered out.
 
   Raises ValueError at the start for a batch that does not divide and as `open_data`, from
   `__next__` when the examples drawn show that more than a spec's max_bad_fraction are broken; see
@@ -103,27 +115,30 @@ class TrainBatches:
     ]
     if process_index == 0:
       _warn_of_repeats(config, sources)
-    counts = counts or {"bad": [0] * len(sources), "drawn": [0] * len(sources)}
-    self.bad, self.drawn = list(counts["bad"]), list(counts["drawn"])
+    counts = counts or {}
+    self.bad, self.drawn, self.filtered = (
+      list(counts.get(name) or [0] * len(sources)) for name in ("bad", "drawn", "filtered")
+    )
     self.last = [], []
     self._first_bad = {}  # by source: (example, reason)
     self._named = set()
     self._error = None  # that ended the batches
-    rows, loader = config.batch_size // process_count, config.loader
+    rows = config.batch_size // process_count
+    threads, workers = loader_threads(config, sources)
     self._iterator = Batches(
-      _elements(config, self._loaders),
+      Elements(config, self._loaders),
       start_step * config.batch_size + process_index * rows,
       rows,
       config.batch_size,
-      threads=loader_threads(config),
-      workers=loader.workers,
-      buffer=loader.buffer,
+      threads=threads,
+      workers=workers,
+      buffer=config.loader.buffer,
     )
 
   @property
   def counts(self) -> dict[str, list[int]]:
-    """{"bad": by source, "drawn": by source}, which JSON can hold."""
-    return {"bad": list(self.bad), "drawn": list(self.drawn)}
+    """{"bad", "drawn", "filtered"}, each by source, which JSON can hold."""
+    return {"bad": list(self.bad), "drawn": list(self.drawn), "filtered": list(self.filtered)}
 
   def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
     return self
@@ -136,12 +151,11 @@ class TrainBatches:
     try:
       batch = next(self._iterator)
       source, index = batch.pop("source"), batch.pop("index")
+      self._count_filtered(source, batch.pop("filtered"))
       self._count(source, batch.pop("bad"))
       self.last = source.tolist(), index.tolist()
     except BaseException as e:
       self._error = e
-      if isinstance(e, storage.Unreachable):  # without the lines that grain adds
-        self._error = storage.Unreachable(str(e).partition("\n")[0])
       self.close()
       raise self._error
     return batch
@@ -151,6 +165,18 @@ class TrainBatches:
     if self._iterator is not None:
       self._iterator.close()
       self._iterator = None
+
+  def _count_filtered(self, source, filtered):
+    """filtered: int32 [b], the examples that were filtered out in place of each row."""
+    counts = np.bincount(source, filtered, len(self.filtered)).astype(int).tolist()
+    for k, count in enumerate(counts):
+      if count and not self.filtered[k]:
+        logger.info(
+          "config.data.%d: examples that its filters leave out when they are read are replaced by "
+          "others, and counted: siglax inspect --run tells how many",
+          k,
+        )
+    self.filtered = [before + count for before, count in zip(self.filtered, counts)]
 
   def _count(self, source, bad):
     """source: int32 [b]; bad: int64 [b, MAX_REPLACEMENTS], the broken examples each row replaces,
@@ -182,21 +208,36 @@ class TrainBatches:
       )
 
 
-def _elements(config, loaders):
-  """Element k of the run at index k, whichever process or thread asks for it."""
-  sources = [loader.source for loader in loaders]
-  indices = order.of_sources(config, sources)
-  parts = [part.random_map(loader) for part, loader in zip(indices, loaders)]
-  return order.mixed(config, sources, parts)
+def loader_threads(config, sources) -> tuple[int, int]:
+  """(threads, workers) of this process: those of config.loader, or, where they are None, what suits
+  its cores.
 
-
-def loader_threads(config) -> int:
-  """config.loader.threads; where it is None, as many as cores that this process may use, which its
-  workers share.
+  Threads of one process take turns at Python's lock. Of JPEGs of 500×375 four threads made 2,400 a
+  second, eight 1,900, and eight workers of one thread each 4,700, with eight cores beside an H200
+  (benchmarks/data.py). So many cores are shared by workers of a few threads each, where there is
+  memory for what each worker holds of the sources. A worker starts from the program that its parent
+  runs, so only a `siglax` command, which does nothing when it is imported, starts some by itself.
   """
-  if config.loader.threads is not None:
-    return config.loader.threads
-  return max(1, cores.usable() // max(1, config.loader.workers))
+  loader, count = config.loader, cores.usable()
+  workers = loader.workers
+  if workers is None:
+    workers = 0
+    if loader.threads is None and count > FEW_CORES and _is_command():
+      held = sum(getattr(source, "held_bytes", INDEX_BYTES * len(source)) for source in sources)
+      allowed = int(WORKERS_MEMORY * _memory() // max(held, 1))
+      workers = min(count // WORKER_THREADS, allowed)
+  return loader.threads or max(1, count // max(1, workers)), workers
+
+
+def _is_command() -> bool:
+  main = sys.modules["__main__"]
+  spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None) or ""
+  return (spec.name if spec else pathlib.Path(file).name).partition(".")[0] == "siglax"
+
+
+def _memory() -> int:
+  """Bytes of this machine."""
+  return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _check_memory(config, process_count):
@@ -204,7 +245,7 @@ def _check_memory(config, process_count):
   answer any more.
   """
   pictures = config.batch_size // process_count * config.image.size**2 * 3
-  memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  memory = _memory()
   if pictures > memory:
     raise ValueError(
       f"config.batch_size={config.batch_size} of {config.image.size}×{config.image.size} pixels "

@@ -3,7 +3,7 @@
 The memory of a batch is a file without a name, whose descriptor goes to a worker with each chunk of
 rows: it is gone with the last process that has it, however that ends, and no limit on /dev/shm
 applies. Each thread of a worker has a pipe of its own, with a thread of the trainer at its other
-end.
+end, which makes the rows itself for the seconds that the worker takes to start.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class Pool:
         for pipe in there:
           pipe.close()
         self.makers += [
-          _Maker(process, pipe, content if pipe is here[0] else None, workers) for pipe in here
+          _Maker(elements, process, pipe, content if pipe is here[0] else None, workers)
+          for pipe in here
         ]
     except BaseException:
       self.kill()
@@ -70,8 +71,9 @@ class Pool:
 class _Maker:
   """Has one thread of a worker make a chunk of rows."""
 
-  def __init__(self, process, pipe: connection.Connection, content: bytes | None, workers: int):
-    self._process, self._pipe, self._content, self._workers = process, pipe, content, workers
+  def __init__(self, elements, process, pipe: connection.Connection, content, workers: int):
+    self._elements, self._content, self._workers = elements, content, workers
+    self._process, self._pipe, self._started = process, pipe, False
 
   def __call__(self, chunk, ended):
     """As layout.write: None, or the row in error and its exception."""
@@ -80,13 +82,24 @@ class _Maker:
       if self._content is not None:
         self._pipe.send_bytes(self._content)
         self._content = None
-      self._pipe.send((batch.number + chunk.first, chunk.first, chunk.last))
+      number = batch.number + chunk.first
+      if not self._has_started():
+        return layout_lib.write(
+          self._elements, number, batch.arrays, chunk.first, chunk.last, ended
+        )
+      self._pipe.send((number, chunk.first, chunk.last))
       reduction.send_handle(self._pipe, batch.file.fileno(), self._process.pid)
       return self._pipe.recv()
     except (EOFError, OSError, ValueError):  # a pipe that was cut, or a file closed at the end
       if ended():
         return None
       raise self._gone() from None
+
+  def _has_started(self) -> bool:
+    if not self._started and self._pipe.poll():
+      self._pipe.recv()
+      self._started = True
+    return self._started
 
   def _gone(self):
     code = _exit_code(self._process)
@@ -135,6 +148,7 @@ def _serve_all(pipes):
 def _serve(pipe, elements, layout, error):
   """Makes chunks for one thread of the trainer, until that closes the pipe."""
   try:
+    pipe.send("started")
     while True:
       number, first, last = pipe.recv()
       file = reduction.recv_handle(pipe)

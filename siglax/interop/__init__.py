@@ -13,8 +13,10 @@ import pathlib
 
 from siglax import models
 from siglax.config import parts
+from siglax.data import buckets
 from siglax.data import remote
 from siglax.interop import big_vision
+from siglax.interop import files
 from siglax.interop import huggingface
 from siglax.interop import open_clip
 from siglax.interop import stablehlo
@@ -23,13 +25,14 @@ from siglax.interop.checkpoint import changes
 from siglax.interop.checkpoint import check_same
 from siglax.interop.checkpoint import differences
 from siglax.interop.format import Format
+from siglax.runs import bucket
 
 FORMATS: parts.Registry[Format] = parts.Registry(
   "format",
   (
     huggingface.HF,
     huggingface.HF_VISION,
-    huggingface.HF_CLIP,
+    huggingface.HF_TEXT,
     big_vision.FORMAT,
     open_clip.FORMAT,
     stablehlo.FORMAT,
@@ -54,10 +57,14 @@ def split(path) -> tuple[pathlib.Path, tuple[str, ...]]:
 
 
 def local(path) -> str:
-  """`path`, `path:img` or `path:txt` as it is on this machine: of a URL, a copy is made."""
+  """`path`, `path:img` or `path:txt` as it is on this machine: of a run at a URL, the folder that
+  stands for it; of another URL, a copy.
+  """
   path, suffix = str(path), ""
   if path.endswith(tuple(f":{end}" for end in ONE_TOWER)):
     path, suffix = path[:-4], path[-4:]
+  if buckets.is_url(path) and bucket.is_run(path):
+    return str(bucket.opened(path)) + suffix
   return remote.copied(path) + suffix
 
 
@@ -74,6 +81,9 @@ def find(path) -> Checkpoint | None:
   if (form := _recognised(file)) is None:
     if file.is_dir():
       return None
+    if file.suffix in files.PICKLES:
+      weights = open_clip.WEIGHTS if open_clip.FORMAT.recognises(file.parent) else files.WEIGHTS
+      raise ValueError(f"{files.never_read(file, weights)} and give the folder")
     raise ValueError(
       f"{file} is no checkpoint; siglax reads folders of runs, and the formats "
       f"{', '.join(form.name for form in FORMATS.values() if form.open is not None)}"

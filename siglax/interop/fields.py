@@ -19,6 +19,9 @@ _TRAINING = {
   "image.crop_max_aspect",
   "image.pad",
   "image.flip",
+  "image.jitter",
+  "image.jitter_probability",
+  "image.grey_probability",
   "image.max_pixels",
   "image.max_bytes",
   "model.init_from",
@@ -32,7 +35,10 @@ _TRAINING = {
   ),
 }
 # These are config.image's and config.text's.
-_REFERENCES = {"model.image.image_size", "model.image.mean", "model.image.std", "model.text.length"}
+_REFERENCES = {
+  *("model.image.image_size", "model.image.mean", "model.image.std", "model.text.length"),
+  "image.patch",
+}
 
 
 def describing(config, towers) -> dict[str, object]:
@@ -76,6 +82,10 @@ def refused(table: dict, config, towers) -> str | None:
 
 def any_value(*names: str) -> dict[str, str]:
   return dict.fromkeys(names, ANY)
+
+
+def left_out(*names: str) -> dict[str, str]:
+  return dict.fromkeys(names, LEFT_OUT)
 
 
 def sizes(tower: str) -> dict[str, str]:

@@ -23,8 +23,22 @@ TOKENIZERS = (
   "spiece.model",
   "tokenizer.model",
 )
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")  # as torch.save names its files
 JSON_BYTES = 64 * 2**20  # of one file; the largest index of a checkpoint has a few MiB
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def never_read(pickle: pathlib.Path, weights: str = WEIGHTS) -> str:
+  """What is said of a file of torch, with the line that makes safetensors of it: of a state dict,
+  or of a checkpoint of open_clip's training, which has one inside.
+  """
+  program = (
+    "import torch, safetensors.torch as s; "
+    f"d = torch.load('{pickle}', 'cpu', weights_only=True); d = d.get('state_dict', d); "
+    "s.save_file({k.removeprefix('module.'): v.clone() for k, v in d.items()}, "
+    f"'{pickle.parent / weights}')"
+  )
+  return f'{pickle.name} is a pickle, which is never read; convert it: python -c "{program}"'
 
 
 class Arrays:
@@ -86,10 +100,8 @@ def _shards(folder, weights) -> dict[pathlib.Path, set[str] | None]:
   if (folder / weights).is_file():
     return {folder / weights: None}
   if not (folder / INDEX).is_file():
-    pickles = [file.name for file in folder.glob("*.bin")]
-    hint = (
-      f"; {pickles[0]} is a pickle, which is never read: save it as safetensors" if pickles else ""
-    )
+    pickles = sorted(file for file in folder.iterdir() if file.suffix in PICKLES)
+    hint = f"; {never_read(pickles[0], weights)}" if pickles else ""
     raise ValueError(f"{folder} has no {weights}{hint}")
   index = read_json(folder / INDEX).get("weight_map")
   if not isinstance(index, dict) or not index:

@@ -1,12 +1,13 @@
-"""Hugging Face folders: SiglipModel, SiglipVisionModel and CLIPModel as config.json and
-safetensors.
+"""Hugging Face folders: SiglipModel, Siglip2Model and CLIPModel, or one tower of them, as
+config.json and safetensors.
 
-SigLIP 2 at fixed resolution is a SiglipModel with a larger vocabulary. Names: transformers'
-modeling_siglip.py and modeling_clip.py.
+SigLIP 2 at fixed resolution is a SiglipModel with a larger vocabulary; a Siglip2Model is NaFlex.
+What the towers are chooses which of the three goes out.
 """
 
 from __future__ import annotations
 
+import math
 import pathlib
 
 import numpy as np
@@ -17,18 +18,14 @@ from siglax.config import recipes
 from siglax.interop import fields
 from siglax.interop import files
 from siglax.interop import huggingface_files
-from siglax.interop import layout
+from siglax.interop import huggingface_names as names
 from siglax.interop import output
 from siglax.interop.checkpoint import Checkpoint
 from siglax.interop.format import Format
 from siglax.interop.huggingface_files import ACTIVATIONS
+from siglax.interop.huggingface_files import OLD_EOS
 from siglax.interop.huggingface_files import RESAMPLE
-from siglax.interop.layout import CONV
-from siglax.interop.layout import LEAD
-from siglax.interop.layout import TRANSPOSED
-from siglax.interop.layout import Row
-from siglax.interop.layout import linear
-from siglax.interop.layout import norm
+from siglax.models import naflex
 from siglax.models import transformer
 
 # What transformers takes for a field that config.json leaves out.
@@ -41,16 +38,14 @@ _TOWER = {
 _VISION = {**_TOWER, "image_size": 224, "num_channels": 3}
 _SIGLIP = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
 _CLIP = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+_SIGLIP_VISION = {**_SIGLIP, "patch_size": 16, "vision_use_head": True}
+_WORDS = {"max_position_embeddings": 64, "vocab_size": 32_000, "projection_size": None}
+_SIGLIP_TEXT = {**_TOWER, **_SIGLIP, **_WORDS}
 DEFAULTS = {
-  "siglip": {
-    "vision": {**_VISION, **_SIGLIP, "patch_size": 16, "vision_use_head": True},
-    "text": {
-      **_TOWER,
-      **_SIGLIP,
-      "max_position_embeddings": 64,
-      "vocab_size": 32_000,
-      "projection_size": None,
-    },
+  "siglip": {"vision": {**_VISION, **_SIGLIP_VISION}, "text": _SIGLIP_TEXT},
+  "siglip2": {
+    "vision": {**_TOWER, **_SIGLIP_VISION, "num_channels": 3, "num_patches": 256},
+    "text": _SIGLIP_TEXT,
   },
   "clip": {
     "vision": {**_VISION, **_CLIP, "patch_size": 32},
@@ -68,78 +63,6 @@ DEFAULTS = {
 }
 
 
-def _encoder(ours: str, theirs: str) -> tuple[Row, ...]:
-  block = f"{ours}/encoder/blocks/{{i}}"
-  layer = f"{theirs}.encoder.layers.{{i}}"
-  attention = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
-  return (
-    *norm(f"{block}/norm1", f"{layer}.layer_norm1."),
-    *norm(f"{block}/norm2", f"{layer}.layer_norm2."),
-    *(
-      row
-      for a, b in attention.items()
-      for row in linear(f"{block}/attention/{a}", f"{layer}.self_attn.{b}.")
-    ),
-    *linear(f"{block}/mlp/fc1", f"{layer}.mlp.fc1."),
-    *linear(f"{block}/mlp/fc2", f"{layer}.mlp.fc2."),
-  )
-
-
-_SHARED = (
-  Row("image/stem/embedding/kernel", "vision_model.embeddings.patch_embedding.weight", CONV),
-  Row("image/stem/embedding/bias", "vision_model.embeddings.patch_embedding.bias"),
-  Row("image/pos_embedding", "vision_model.embeddings.position_embedding.weight"),
-  *_encoder("image", "vision_model"),
-  *norm("image/norm", "vision_model.post_layernorm."),
-  Row("text/embedding", "text_model.embeddings.token_embedding.weight"),
-  Row("text/pos_embedding", "text_model.embeddings.position_embedding.weight"),
-  *_encoder("text", "text_model"),
-  *norm("text/norm", "text_model.final_layer_norm."),
-)
-_IN_PROJ = ("in_proj_weight", "in_proj_bias")
-SIGLIP = layout.Table(
-  (
-    *_SHARED,
-    Row("image/pool/probe", "vision_model.head.probe"),
-    *(
-      row
-      for part, name in enumerate(("query", "key", "value"))
-      for row in linear(
-        f"image/pool/attention/{name}",
-        "vision_model.head.attention.",
-        names=_IN_PROJ,
-        part=part,
-        parts=3,
-      )
-    ),
-    *linear("image/pool/attention/out", "vision_model.head.attention.out_proj."),
-    *norm("image/pool/norm", "vision_model.head.layernorm."),
-    *linear("image/pool/mlp/fc1", "vision_model.head.mlp.fc1."),
-    *linear("image/pool/mlp/fc2", "vision_model.head.mlp.fc2."),
-    *linear("text/head", "text_model.head."),
-    Row("log_scale", "logit_scale", LEAD),
-    Row("bias", "logit_bias", LEAD),
-  ),
-  {"image": ("vision_model.",), "text": ("text_model.",)},
-)
-CLIP = layout.Table(
-  (
-    *_SHARED,
-    Row("image/cls", "vision_model.embeddings.class_embedding"),
-    *norm("image/pre_norm", "vision_model.pre_layrnorm."),  # sic
-    Row("image/head/kernel", "visual_projection.weight", TRANSPOSED),
-    Row("text/head/kernel", "text_projection.weight", TRANSPOSED),
-    Row("log_scale", "logit_scale"),
-  ),
-  {"image": ("vision_model.", "visual_projection."), "text": ("text_model.", "text_projection.")},
-)
-MODELS = {
-  "siglip": ("siglip", SIGLIP, models.TOWERS),
-  "siglip_vision_model": ("siglip", SIGLIP, ("image",)),
-  "clip": ("clip", CLIP, models.TOWERS),
-}
-
-
 def open_folder(folder: pathlib.Path) -> Checkpoint:
   """A folder; the config describes the towers and their preprocessing.
 
@@ -148,16 +71,18 @@ def open_folder(folder: pathlib.Path) -> Checkpoint:
   file = folder / "config.json"
   hf = files.read_json(file)
   kind = hf.get("model_type")
-  if not isinstance(kind, str) or kind not in MODELS:
+  if not isinstance(kind, str) or kind not in names.KINDS:
     raise ValueError(
-      f"{file}: model_type={kind!r} is none that siglax reads; it reads {', '.join(MODELS)}"
+      f"{file}: model_type={kind!r} is none that siglax reads; it reads {', '.join(names.KINDS)}"
     )
-  family, table, towers = MODELS[kind]
+  family, towers = names.KINDS[kind].family, names.KINDS[kind].towers
   vision, text = _sections(file, hf, family, towers)
   arrays = files.Safetensors(folder)
   config = config_lib.default()
-  _image_tower(config, vision, family, file)
-  if "text" in towers:
+  if vision:
+    _image_tower(config, vision, family, file)
+    _preprocessing(config, folder, family)
+  if text:
     _text_tower(config, text, family, file)
   if family == "clip":
     config.model.embed_dim = files.checked(
@@ -169,29 +94,34 @@ def open_folder(folder: pathlib.Path) -> Checkpoint:
       (text["projection_size"] or text["hidden_size"]) if text else vision["hidden_size"]
     )
     config.loss.bias_init = -10.0  # there is a bias; its value is in the file
-  _preprocessing(config, folder, family)
   tokenizer = next((folder / name for name in files.TOKENIZERS if (folder / name).is_file()), None)
   if tokenizer:
     _tokenization(config, folder, tokenizer)
-  return Checkpoint(arrays, table, config, towers, tokenizer)
+  return Checkpoint(arrays, names.TABLES[family], config, towers, tokenizer)
 
 
 def _sections(file, hf, family, towers):
-  """The vision and text sections with their defaults, each value of the type of its default."""
+  """The vision and text sections with their defaults, each value of the type of its default; None
+  for that of a tower which is not there.
+  """
+  whole = len(towers) == 1  # then all of the file is the section of that tower
   given = {
-    "vision": hf if towers == ("image",) else hf.get("vision_config", {}),
-    "text": hf.get("text_config", {}),
+    "vision": hf if whole else hf.get("vision_config", {}),
+    "text": hf if whole else hf.get("text_config", {}),
   }
-  found = []
+  found = {}
   for name, defaults in DEFAULTS[family].items():
+    if {"vision": "image"}.get(name, name) not in towers:
+      found[name] = None
+      continue
     if not isinstance(given[name], dict):
       raise ValueError(f"{file}: {name}_config is no JSON object")
     section = {k: given[name].get(k, default) for k, default in defaults.items()}
     for k, value in section.items():
       if value is not None or defaults[k] is not None:
         section[k] = files.checked(file, f"{name}_config.{k}", value, defaults[k])
-    found.append(section)
-  return found[0], found[1] if "text" in towers else None
+    found[name] = section
+  return found["vision"], found["text"]
 
 
 def _tower(tower, section, file):
@@ -210,13 +140,29 @@ def _image_tower(config, vision, family, file):
   _tower(image, vision, file)
   if vision["num_channels"] != 3:
     raise ValueError(f"{file}: num_channels={vision['num_channels']}; siglax reads 3")
-  config.image.size, image.patch = vision["image_size"], vision["patch_size"]
+  image.patch = vision["patch_size"]
+  if family == "siglip2":
+    if not vision["vision_use_head"]:
+      raise ValueError(f"{file}: vision_use_head=False; siglax reads NaFlex with its head")
+    image.variant = "naflex-S"
+    image.grid = _side(vision["num_patches"], "num_patches", file)
+    config.image.size = image.grid * image.patch
+    return
+  config.image.size = vision["image_size"]
   if family == "clip":
     image.pool, image.pre_norm, image.patch_bias, image.head = "cls", True, False, "linear_no_bias"
   elif not vision["vision_use_head"]:
     image.pool = (
       "mean"  # transformers pools nothing then; its classifier takes the mean of the patches
     )
+
+
+def _side(count, name: str, file) -> int:
+  """Rows of a square grid of so many patches."""
+  side = math.isqrt(max(files.checked(file, name, count, 1), 0))
+  if not side or side * side != count:
+    raise ValueError(f"{file}: {name}={count} is none that siglax has; it has square numbers")
+  return side
 
 
 def _text_tower(config, text, family, file):
@@ -226,21 +172,22 @@ def _text_tower(config, text, family, file):
   tower.eos_id = 1
   if family == "clip":
     tower.causal, tower.head, tower.eos_id = True, "linear_no_bias", text["eos_token_id"]
-    # transformers reads the configs of before 2023 in this way.
-    tower.pool = "argmax" if text["eos_token_id"] == 2 else "eos"
+    tower.pool = "argmax" if text["eos_token_id"] == OLD_EOS else "eos"
 
 
 def _preprocessing(config, folder, family):
   """config.image of preprocessor_config.json, or what the family is preprocessed with."""
   image, file = config.image, folder / "preprocessor_config.json"
   image.resize, image.fit = "bicubic", "squash"
+  if family == "siglip2":
+    image.resize, image.fit = "bilinear", "native"
   if family == "clip":
     image.fit = "crop"
     image.mean, image.std = recipes.CLIP_MEAN, recipes.CLIP_STD
   if not file.is_file():
     return
   given = files.read_json(file)
-  resample = given.get("resample", 3)
+  resample = given.get("resample", {theirs: n for n, theirs in RESAMPLE.items()}[image.resize])
   if type(resample) is not int or resample not in RESAMPLE:
     raise ValueError(
       f"{file}: resample={resample!r} is none that siglax has; it has 2, bilinear, and 3, bicubic"
@@ -255,8 +202,35 @@ def _preprocessing(config, folder, family):
     )
   image.mean = files.channels(file, "image_mean", given.get("image_mean", image.mean))
   image.std = files.channels(file, "image_std", given.get("image_std", image.std), positive=True)
-  if isinstance(size := given.get("size"), dict):
-    image.fit = "crop" if "shortest_edge" in size else "squash"
+  if family != "siglip2":
+    image.fit = _fit(given, image.size, family, file)
+    return
+  patch, most = config.model.image.patch, given.get("max_num_patches", 256)
+  if (size := given.get("patch_size", 16)) != patch:
+    raise ValueError(f"{file}: patch_size={size!r}, and the tower has patches of {patch}")
+  image.size = patch * _side(most, "max_num_patches", file)
+
+
+def _fit(given, side: int, family: str, file) -> str:
+  """config.image.fit of what preprocessor_config.json says of sizes; an int is what it was before
+  transformers 4.24. ValueError for what does not give the squares of `side` that the tower takes.
+  """
+  square, shortest = {"height": side, "width": side}, {"shortest_edge": side}
+  size, crop = given.get("size", side), given.get("crop_size", side)
+  if type(size) is int:
+    size = dict.fromkeys(shortest if family == "clip" else square, size)
+  if type(crop) is int:
+    crop = dict.fromkeys(square, crop)
+  cuts = given.get("do_center_crop", "shortest_edge" in size if isinstance(size, dict) else False)
+  if size == square and (cuts is False or crop == square):
+    return "squash"
+  if size == shortest and cuts is True and crop == square:
+    return "crop"
+  raise ValueError(
+    f"{file}: size={size!r} with do_center_crop={cuts!r} and crop_size={crop!r} is none that "
+    f"siglax has for an image size of {side}; it has a size of {square}, or of {shortest} with "
+    "that crop"
+  )
 
 
 def _tokenization(config, folder, tokenizer):
@@ -275,82 +249,152 @@ def _tokenization(config, folder, tokenizer):
   config.text.pad = "eos" if token("pad_token") == token("eos_token") else "pad"
 
 
-# What a SiglipModel is, and its preprocessor and tokenizer (fields.py).
-CARRIES = {
+def _family(tower) -> str:
+  """The family whose layout is that of these towers: CLIP's has a class token, and causal text."""
+  model = tower.config.model
+  if "image" in tower.params and tower.model.declared["image"] is naflex.TOWER:
+    return "siglip2"
+  is_clip = model.image.pool == "cls" if "image" in tower.params else model.text.causal
+  return "clip" if is_clip else "siglip"
+
+
+# What the models of a family are, and their preprocessor and tokenizer (fields.py).
+_ANY_IMAGES = {
   **fields.any_value(
     "model.embed_dim", "model.image.patch", "model.image.norm_eps", "model.image.activation"
   ),
-  **fields.any_value("model.image.head", "image.size", "image.mean", "image.std", "image.resize"),
+  **fields.any_value("image.size", "image.mean", "image.std", "image.resize"),
   **fields.sizes("image"),
-  **fields.plain_vit(),
-  "model.image.pool": ("map",),
-  "image.fit": ("squash",),
 }
-TEXT_CARRIES = {
+_IMAGES = {**_ANY_IMAGES, **fields.plain_vit()}
+_TEXTS = {
   **fields.any_value(
-    "model.text.vocab_size", "model.text.eos_id", "model.text.norm_eps", "model.text.activation"
+    "model.embed_dim",
+    "model.text.vocab_size",
+    "model.text.eos_id",
+    "model.text.norm_eps",
+    "model.text.activation",
   ),
-  **fields.any_value("text.tokenizer", "text.length", "text.lowercase"),
   **fields.sizes("text"),
   "model.text.variant": tuple(transformer.SIZES),
-  "model.text.pool": ("last",),
-  "model.text.causal": (False,),
-  "model.text.head": ("linear",),
-  "text.strip_punctuation": (True,),
-  "text.pad": ("eos",),
 }
+CARRIES = {
+  "siglip": {
+    **_IMAGES,
+    **fields.any_value("model.image.head"),
+    "model.image.pool": ("map",),
+    "image.fit": ("squash",),
+  },
+  "siglip2": {
+    **_ANY_IMAGES,
+    **fields.any_value("model.image.grid"),
+    "model.image.variant": tuple(naflex.VARIANTS),
+    "image.fit": ("native",),
+  },
+  "clip": {
+    **_IMAGES,
+    "image.fit": ("crop", "squash"),
+    "model.image.pool": ("cls",),
+    "model.image.pre_norm": (True,),
+    "model.image.patch_bias": (False,),
+    "model.image.head": ("linear_no_bias",),
+  },
+}
+TEXT_CARRIES = {
+  "siglip": {
+    **_TEXTS,
+    **fields.any_value("text.tokenizer", "text.length", "text.lowercase"),
+    "model.text.pool": ("last",),
+    "model.text.causal": (False,),
+    "model.text.head": ("linear",),
+    "text.strip_punctuation": (True,),
+    "text.pad": ("eos",),
+  },
+  "clip": {
+    **_TEXTS,
+    **fields.any_value("text.length"),
+    **fields.left_out("text.tokenizer", "text.lowercase", "text.strip_punctuation", "text.pad"),
+    "model.text.pool": ("eos", "argmax"),
+    "model.text.causal": (True,),
+    "model.text.head": ("linear_no_bias",),
+  },
+}
+TEXT_CARRIES["siglip2"] = TEXT_CARRIES["siglip"]
 
 
-def _write(tower, folder, dtype, source, form: Format):
-  arrays = dict(output.arrays(tower, SIGLIP, form.towers, dtype))
-  if form is HF:
+def _carries(tower, towers: tuple[str, ...]) -> dict:
+  """What the layout of these towers has a place for."""
+  tables = {"image": CARRIES, "text": TEXT_CARRIES}
+  return {k: v for name in towers for k, v in tables[name][_family(tower)].items()}
+
+
+def _problem(tower, towers: tuple[str, ...]) -> str | None:
+  """What else the layout of these towers cannot express."""
+  if _family(tower) != "clip":
+    return output.head_problem(tower) if "image" in towers else None
+  c = tower.config
+  if towers == models.TOWERS and "bias" in tower.params:
+    return f"the bias that config.loss.name={c.loss.name!r} trains; a CLIPModel has none"
+  text = c.model.text
+  if "text" in towers and text.pool == "eos" and text.eos_id == OLD_EOS:
+    return (
+      f"config.model.text.pool='eos' with config.model.text.eos_id={OLD_EOS}, of which "
+      "transformers pools the highest token; it needs another end token"
+    )
+  return None
+
+
+def _write(tower, folder, dtype, source, towers: tuple[str, ...]):
+  family = _family(tower)
+  kind = names.model_type(family, towers)
+  arrays = dict(output.arrays(tower, names.TABLES[family], towers, dtype))
+  if towers == models.TOWERS and family != "clip":
     # A SiglipModel always has a bias; a softmax loss has none, which is a bias of 0.
     arrays.setdefault("logit_bias", lambda: np.zeros(1, output.DTYPES[dtype]))
   folder.mkdir()
   files.write_safetensors(folder / files.WEIGHTS, arrays.items())
-  output.write_json(
-    folder / "config.json",
-    huggingface_files.config_json(tower, dtype, vision_only=form is HF_VISION),
-  )
-  output.write_json(
-    folder / "preprocessor_config.json", huggingface_files.preprocessor_json(tower.config)
-  )
-  if form is HF:
+  output.write_json(folder / "config.json", huggingface_files.config_json(tower, kind, dtype))
+  if "image" in towers:
+    output.write_json(
+      folder / "preprocessor_config.json", huggingface_files.preprocessor_json(tower.config, family)
+    )
+  if "text" in towers and family != "clip":
     huggingface_files.save_tokenizer(tower, folder)
-  (folder / "README.md").write_text(huggingface_files.card(tower, form.name, source))
+  (folder / "README.md").write_text(huggingface_files.card(tower, kind, source))
 
 
-def _is(path: pathlib.Path, fits) -> bool:
-  """Whether its config.json has a model_type that fits."""
+def _holds(path: pathlib.Path, towers: tuple[str, ...]) -> bool:
+  """Whether its config.json is of a model with these towers; with both, also of another
+  architecture, which `open_folder` names.
+  """
   file = path / "config.json"
   found = files.read_json(file) if file.is_file() else {}
-  return "model_type" in found and fits(found["model_type"])
+  if "model_type" not in found:
+    return False
+  known = [kind.towers for name, kind in names.KINDS.items() if name == found["model_type"]]
+  return (*known, models.TOWERS)[0] == towers
 
 
-HF = Format(
-  name="hf",
-  doc="a SiglipModel with its preprocessing and tokenizer",
-  # Those of other architectures too, which `open_folder` names.
-  recognises=lambda path: _is(path, lambda kind: kind not in ("siglip_vision_model", "clip")),
-  open=open_folder,
-  write=lambda tower, folder, dtype, source: _write(tower, folder, dtype, source, HF),
-  carries=lambda tower: CARRIES | TEXT_CARRIES,
-  towers=models.TOWERS,
-  problem=output.head_problem,
+def _format(name: str, doc: str, towers: tuple[str, ...]) -> Format:
+  """That of these towers, in the layout of their family."""
+  return Format(
+    name=name,
+    doc=doc,
+    recognises=lambda path: _holds(path, towers),
+    open=open_folder,
+    write=lambda tower, folder, dtype, source: _write(tower, folder, dtype, source, towers),
+    carries=lambda tower: _carries(tower, towers),
+    towers=towers,
+    problem=lambda tower: _problem(tower, towers),
+  )
+
+
+HF = _format("hf", "a SiglipModel or CLIPModel with its preprocessing and tokenizer", models.TOWERS)
+HF_VISION = _format(
+  "hf-vision",
+  "its image tower alone, a SiglipVisionModel or CLIPVisionModelWithProjection",
+  ("image",),
 )
-HF_VISION = Format(
-  name="hf-vision",
-  doc="its image tower alone, a SiglipVisionModel",
-  recognises=lambda path: _is(path, lambda kind: kind == "siglip_vision_model"),
-  open=open_folder,
-  write=lambda tower, folder, dtype, source: _write(tower, folder, dtype, source, HF_VISION),
-  carries=lambda tower: CARRIES,
-  towers=("image",),
-  problem=output.head_problem,
-)
-HF_CLIP = Format(
-  name="hf-clip",
-  doc="a CLIPModel, which is read only",
-  recognises=lambda path: _is(path, lambda kind: kind == "clip"),
-  open=open_folder,
+HF_TEXT = _format(
+  "hf-text", "its text tower alone, a SiglipTextModel or CLIPTextModelWithProjection", ("text",)
 )

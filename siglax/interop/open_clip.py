@@ -1,5 +1,5 @@
-"""Folders that open_clip opens as local-dir:PATH: a SigLIP image tower of timm or a ResNet, and
-open_clip's text tower.
+"""Folders that open_clip opens as local-dir:PATH: a SigLIP image tower of timm, open_clip's own ViT
+or a ResNet, and open_clip's text tower. What the image tower is chooses which.
 
 open_clip builds a SigLIP tower by its timm name, which fixes patch, image size and activation;
 names of other sizes do not exist.
@@ -21,7 +21,7 @@ from siglax.interop.open_clip_read import open_folder
 from siglax.models import resnet
 from siglax.models import transformer
 
-# What open_clip carries of either kind of image tower (fields.py).
+# What open_clip carries of any kind of image tower (fields.py).
 _CARRIES = {
   **fields.any_value(
     "model.embed_dim", "image.size", "image.mean", "image.std", "image.resize", "image.fit"
@@ -33,41 +33,62 @@ _CARRIES = {
   "text.strip_punctuation": (True,),
   "text.pad": ("eos",),
 }
-RESNET_CARRIES = {
-  **_CARRIES,
-  **fields.any_value("model.image.width", "model.text.causal", "model.text.activation"),
-  "model.image.variant": tuple(resnet.SIZES),
-  "model.text.pool": names.RESNET_POOLS,
+# Of the text tower beside open_clip's own image towers.
+_OWN_TEXT = {
+  **fields.any_value("model.text.causal", "model.text.activation"),
+  "model.text.pool": names.POOLS,
   "model.text.head": ("linear", "linear_no_bias"),
 }
-# Sizes, patch, activation and image size of a trunk are those of one of timm's names: see
-# `trunk_name`.
 CARRIES = {
-  **_CARRIES,
-  **fields.sizes("image"),
-  **fields.any_value("model.image.patch", "model.image.activation", "model.image.head"),
-  **fields.plain_vit(),
-  "model.image.pool": ("map",),
-  "model.image.norm_eps": (1e-6,),
-  "model.text.pool": ("last",),
-  "model.text.causal": (False,),
-  "model.text.activation": ("gelu", "gelu_tanh"),
-  "model.text.head": ("linear",),
+  "resnet": {
+    **_CARRIES,
+    **_OWN_TEXT,
+    **fields.any_value("model.image.width"),
+    "model.image.variant": tuple(resnet.SIZES),
+  },
+  "vit": {
+    **_CARRIES,
+    **_OWN_TEXT,
+    **fields.left_out("text.tokenizer", "text.lowercase", "text.strip_punctuation", "text.pad"),
+    **fields.sizes("image"),
+    **fields.plain_vit(),
+    **fields.any_value("model.image.patch", "model.image.activation", "model.image.norm_eps"),
+    **fields.any_value("model.image.pre_norm"),
+    "model.image.pool": ("cls",),
+    "model.image.patch_bias": (False,),
+    "model.image.head": ("linear_no_bias",),
+  },
+  # Sizes, patch, activation and image size of a trunk are those of one of timm's names: see
+  # `trunk_name`.
+  "trunk": {
+    **_CARRIES,
+    **fields.sizes("image"),
+    **fields.any_value("model.image.patch", "model.image.activation", "model.image.head"),
+    **fields.plain_vit(),
+    "model.image.pool": ("map",),
+    "model.image.norm_eps": (1e-6,),
+    "model.text.pool": ("last",),
+    "model.text.causal": (False,),
+    "model.text.activation": ("gelu", "gelu_tanh"),
+    "model.text.head": ("linear",),
+  },
 }
 
 
-def _is_resnet(tower) -> bool:
-  return tower.model.declared["image"] is resnet.TOWER
+def kind(tower) -> str:
+  """The kind of image tower: "resnet"; "vit", open_clip's own, with a class token; or "trunk", of
+  timm.
+  """
+  if tower.model.declared["image"] is resnet.TOWER:
+    return "resnet"
+  return "vit" if tower.config.model.image.pool == "cls" else "trunk"
 
 
 def table(tower) -> layout.Table:
   """The names of two towers."""
-  return names.RESNETS[tower.config.model.text.head] if _is_resnet(tower) else names.TRUNK
-
-
-def carries(tower) -> dict:
-  """What open_clip has a place for."""
-  return RESNET_CARRIES if _is_resnet(tower) else CARRIES
+  if (image := kind(tower)) == "trunk":
+    return names.TRUNK
+  return {"resnet": names.RESNETS, "vit": names.VITS}[image][tower.config.model.text.head]
 
 
 def config_json(tower) -> dict:
@@ -81,29 +102,18 @@ def config_json(tower) -> dict:
     "width": text.width,
     "heads": text.heads,
     "layers": text.depth,
-    # open_clip truncates width·mlp_ratio; half a unit more keeps it from falling short by rounding.
-    "mlp_ratio": (text.mlp_dim + 0.5) / text.width,
+    "mlp_ratio": _mlp_ratio(text),
     "no_causal_mask": not c.model.text.causal,
     "proj_bias": c.model.text.head == "linear",
     "pool_type": c.model.text.pool,
     "eos_id": c.model.text.eos_id,
-    "norm_kwargs": {"eps": text.norm_eps},
+    **_functions(text),
   }
-  if text.activation == "gelu_tanh":
-    words["act_kwargs"] = {"approximate": "tanh"}
-  vision = (
-    _resnet_json(tower)
-    if _is_resnet(tower)
-    else {
-      "timm_model_name": trunk_name(tower),
-      "timm_model_pretrained": False,
-      "timm_pool": "map",
-      "timm_proj": "none",
-    }
-  )
+  image = kind(tower)
+  vision = {"resnet": _resnet_json, "vit": _vit_json, "trunk": _trunk_json}[image](tower)
   model = {
     "embed_dim": tower.model.embed_dim,
-    "custom_text": not _is_resnet(tower),
+    "custom_text": image == "trunk",
     "quick_gelu": text.activation == "quick_gelu",
     "vision_cfg": {"image_size": c.image.size, **vision},
     "text_cfg": words,
@@ -125,6 +135,42 @@ def _resnet_json(tower) -> dict:
   return {"layers": list(shape.layers), "width": shape.width, "patch_size": None}
 
 
+def _vit_json(tower) -> dict:
+  shape = transformer.Shape.of(tower.model.config.image)
+  return {
+    "layers": shape.depth,
+    "width": shape.width,
+    "head_width": shape.width // shape.heads,
+    "patch_size": tower.config.model.image.patch,
+    "mlp_ratio": _mlp_ratio(shape),
+    "no_ln_pre": not tower.config.model.image.pre_norm,
+    **_functions(shape),
+  }
+
+
+def _trunk_json(tower) -> dict:
+  return {
+    "timm_model_name": trunk_name(tower),
+    "timm_model_pretrained": False,
+    "timm_pool": "map",
+    "timm_proj": "none",
+  }
+
+
+def _mlp_ratio(shape: transformer.Shape) -> float:
+  """Of which open_clip truncates the product with the width: half a unit more, where rounding would
+  make it fall short.
+  """
+  exact = shape.mlp_dim / shape.width
+  return exact if int(shape.width * exact) == shape.mlp_dim else exact + 0.5 / shape.width
+
+
+def _functions(shape: transformer.Shape) -> dict:
+  """The options of norms and activation; quick GELU is one of the whole model."""
+  tanh = {"act_kwargs": {"approximate": "tanh"}} if shape.activation == "gelu_tanh" else {}
+  return {"norm_kwargs": {"eps": shape.norm_eps}, **tanh}
+
+
 def _trunk(tower) -> tuple[str | None, dict]:
   """timm's name of a trunk of these sizes, and its image sizes by activation; None and {} when
   there is none.
@@ -143,11 +189,7 @@ def trunk_name(tower) -> str:
 
 
 def trunk_problem(tower) -> str | None:
-  """Which fields timm has no trunk for, and those it has; None for a trunk of timm, and for a
-  ResNet.
-  """
-  if _is_resnet(tower):
-    return None
+  """Which fields timm has no trunk for, and those it has; None for a trunk of timm."""
   image, size = tower.config.model.image, tower.config.image.size
   shape, (name, kinds) = transformer.Shape.of(tower.model.config.image), _trunk(tower)
   if not kinds:
@@ -167,6 +209,23 @@ def trunk_problem(tower) -> str | None:
   return None
 
 
+def _problem(tower) -> str | None:
+  """What no table of fields says that open_clip has no place for."""
+  image = kind(tower)
+  if image == "trunk":
+    return output.head_problem(tower) or trunk_problem(tower)
+  activations = {name: tower.config.model[name].activation for name in models.TOWERS}
+  if (
+    image == "vit" and len(set(activations.values())) == 2 and "quick_gelu" in activations.values()
+  ):
+    return (
+      f"config.model.image.activation={activations['image']!r} beside "
+      f"config.model.text.activation={activations['text']!r}; quick_gelu is of both towers or of "
+      "none"
+    )
+  return None
+
+
 def _write(tower, folder, dtype, source):
   del source
   config = config_json(tower)
@@ -174,7 +233,8 @@ def _write(tower, folder, dtype, source):
   folder.mkdir()
   files.write_safetensors(folder / WEIGHTS, arrays)
   output.write_json(folder / CONFIG, config)
-  huggingface_files.save_tokenizer(tower, folder)
+  if kind(tower) != "vit":
+    huggingface_files.save_tokenizer(tower, folder)
 
 
 FORMAT = Format(
@@ -183,7 +243,7 @@ FORMAT = Format(
   recognises=lambda path: (path / CONFIG).is_file(),
   open=open_folder,
   write=_write,
-  carries=carries,
+  carries=lambda tower: CARRIES[kind(tower)],
   towers=models.TOWERS,
-  problem=lambda tower: output.head_problem(tower) or trunk_problem(tower),
+  problem=_problem,
 )

@@ -1,4 +1,4 @@
-"""open_clip's names: of the arrays of its two kinds of towers, and of timm's SigLIP trunks.
+"""open_clip's names: of the arrays of its three kinds of towers, and of timm's SigLIP trunks.
 
 Sources: open_clip's timm_model.py, modified_resnet.py and transformer.py, timm's
 vision_transformer.py.
@@ -26,10 +26,9 @@ TRUNKS = {
 }
 SIZES = {"base": "B", "large": "L", "so400m": "So400m", "giantopt": "g-opt"}
 
-RESNET_POOLS = ("last", "eos", "argmax")  # of texts beside a ResNet
+POOLS = ("argmax", "eos", "last")  # of texts beside a ResNet or open_clip's own ViT
 _QKV = ("query", "key", "value")
 _BLOCK, _TRUNK = "image/encoder/blocks/{i}", "visual.trunk.blocks.{i}"
-_TEXT_BLOCK = "text/encoder/blocks/{i}"
 _POOL = "visual.trunk.attn_pool"
 _IN_PROJ = ("in_proj_weight", "in_proj_bias")
 
@@ -43,18 +42,25 @@ def _fused(ours, parts, theirs, **options) -> tuple[Row, ...]:
   )
 
 
+def _own_encoder(tower: str, prefix: str) -> tuple[Row, ...]:
+  """The blocks of open_clip's own transformer."""
+  ours, theirs = f"{tower}/encoder/blocks/{{i}}", f"{prefix}transformer.resblocks.{{i}}"
+  return (
+    *norm(f"{ours}/norm1", f"{theirs}.ln_1."),
+    *_fused(f"{ours}/attention", _QKV, f"{theirs}.attn.", names=_IN_PROJ),
+    *linear(f"{ours}/attention/out", f"{theirs}.attn.out_proj."),
+    *norm(f"{ours}/norm2", f"{theirs}.ln_2."),
+    *linear(f"{ours}/mlp/fc1", f"{theirs}.mlp.c_fc."),
+    *linear(f"{ours}/mlp/fc2", f"{theirs}.mlp.c_proj."),
+  )
+
+
 def _text_rows(prefix: str) -> tuple[Row, ...]:
   """All but the head."""
-  block = f"{prefix}transformer.resblocks.{{i}}"
   return (
     Row("text/embedding", f"{prefix}token_embedding.weight"),
     Row("text/pos_embedding", f"{prefix}positional_embedding"),
-    *norm(f"{_TEXT_BLOCK}/norm1", f"{block}.ln_1."),
-    *_fused(f"{_TEXT_BLOCK}/attention", _QKV, f"{block}.attn.", names=_IN_PROJ),
-    *linear(f"{_TEXT_BLOCK}/attention/out", f"{block}.attn.out_proj."),
-    *norm(f"{_TEXT_BLOCK}/norm2", f"{block}.ln_2."),
-    *linear(f"{_TEXT_BLOCK}/mlp/fc1", f"{block}.mlp.c_fc."),
-    *linear(f"{_TEXT_BLOCK}/mlp/fc2", f"{block}.mlp.c_proj."),
+    *_own_encoder("text", prefix),
     *norm("text/norm", f"{prefix}ln_final."),
   )
 
@@ -104,27 +110,8 @@ def _bottleneck(stage: int, block: int) -> tuple[Row, ...]:
   return (*(row for rows in convs for row in rows), *shortcut)
 
 
-# Where the image tower is a ResNet the text tower has no prefix, and its head without a bias is a
-# matrix of its own.
-_RESNET_ROWS = (
-  *(row for i in (1, 2, 3) for row in _conv_norm(f"image/stem/conv{i}", f"conv{i}", f"bn{i}")),
-  *(
-    row
-    for stage, counts in enumerate(zip(*(layers for _, layers, _ in resnet.SIZES.values())))
-    for block in range(max(counts))
-    for row in _bottleneck(stage, block)
-  ),
-  Row("image/pos_embedding", "visual.attnpool.positional_embedding"),
-  *(
-    row
-    for ours, theirs in (("query", "q"), ("key", "k"), ("value", "v"), ("out", "c"))
-    for row in linear(f"image/pool/{ours}", f"visual.attnpool.{theirs}_proj.")
-  ),
-  *_text_rows(""),
-  Row("log_scale", "logit_scale"),
-  Row("bias", "logit_bias"),
-)
-_RESNET_PREFIXES = {
+# Where the image tower is open_clip's own the text tower has no prefix.
+_OWN_PREFIXES = {
   "image": ("visual.",),
   "text": (
     "token_embedding.",
@@ -134,11 +121,46 @@ _RESNET_PREFIXES = {
     "text_projection",
   ),
 }
-RESNETS = {
-  "linear": layout.Table(
-    (*_RESNET_ROWS, *linear("text/head", "text_projection.")), _RESNET_PREFIXES
-  ),
-  "linear_no_bias": layout.Table(
-    (*_RESNET_ROWS, Row("text/head/kernel", "text_projection")), _RESNET_PREFIXES
-  ),
-}
+
+
+def _with_texts(image: tuple[Row, ...]) -> dict[str, layout.Table]:
+  """{head of the text tower: table}: a head without a bias is a matrix of its own."""
+  logits = (Row("log_scale", "logit_scale"), Row("bias", "logit_bias"))
+  heads = {
+    "linear": linear("text/head", "text_projection."),
+    "linear_no_bias": (Row("text/head/kernel", "text_projection"),),
+  }
+  return {
+    name: layout.Table((*image, *_text_rows(""), *head, *logits), _OWN_PREFIXES)
+    for name, head in heads.items()
+  }
+
+
+RESNETS = _with_texts(
+  (
+    *(row for i in (1, 2, 3) for row in _conv_norm(f"image/stem/conv{i}", f"conv{i}", f"bn{i}")),
+    *(
+      row
+      for stage, counts in enumerate(zip(*(layers for _, layers, _ in resnet.SIZES.values())))
+      for block in range(max(counts))
+      for row in _bottleneck(stage, block)
+    ),
+    Row("image/pos_embedding", "visual.attnpool.positional_embedding"),
+    *(
+      row
+      for ours, theirs in (("query", "q"), ("key", "k"), ("value", "v"), ("out", "c"))
+      for row in linear(f"image/pool/{ours}", f"visual.attnpool.{theirs}_proj.")
+    ),
+  )
+)
+VITS = _with_texts(
+  (
+    Row("image/stem/embedding/kernel", "visual.conv1.weight", CONV),
+    Row("image/cls", "visual.class_embedding"),
+    Row("image/pos_embedding", "visual.positional_embedding"),
+    *norm("image/pre_norm", "visual.ln_pre."),
+    *_own_encoder("image", "visual."),
+    *norm("image/norm", "visual.ln_post."),
+    Row("image/head/kernel", "visual.proj"),
+  )
+)

@@ -12,6 +12,7 @@ from siglax.data import text as text_lib
 from siglax.devices import disk
 from siglax.devices import mesh as mesh_lib
 from siglax.models import trainable as trainable_lib
+from siglax.runs import bucket
 from siglax.runs import imports
 from siglax.runs import stored
 
@@ -26,7 +27,8 @@ def read_config(folder):
   file = pathlib.Path(folder) / CONFIG
   if not file.is_file():
     raise ValueError(
-      f"{folder} is no run folder: it has no {CONFIG}; give the --workdir of siglax train"
+      f"{bucket.shown(folder)} is no run folder: it has no {CONFIG}; give the --workdir of siglax "
+      "train"
     )
   imports.check(folder)
   return config_lib.read(file)
@@ -72,8 +74,8 @@ def read_params(folder, model, mesh, towers: tuple[str, ...] = models.TOWERS) ->
 
   ValueError when there is no good checkpoint. towers: one tower alone comes without scale and bias.
   """
-  missing = f"{folder} has no checkpoint; let siglax train save one"
-  if not (pathlib.Path(folder) / stored.FOLDER).is_dir():
+  missing = f"{bucket.shown(folder)} has no checkpoint; let siglax train save one"
+  if not stored.Stored(folder).found():
     raise ValueError(missing)
   config, shapes = read_config(folder), jax.eval_shape(model.init, jax.random.key(0))
   wanted = {"params": shapes}

@@ -114,8 +114,8 @@ def _check_list(name: str, given, single=(str,)):
 
 
 def load(path) -> Tower:
-  """The towers at a path: a run folder (its newest good checkpoint), a Hugging Face folder or a
-  big_vision .npz.
+  """The towers at a path or a URL: a run folder (its newest good checkpoint), a Hugging Face folder
+  or a big_vision .npz.
 
   ":img" or ":txt" behind the path takes one of its towers. Raises ValueError in one line for what
   is missing, damaged or of an architecture that siglax does not have.

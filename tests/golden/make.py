@@ -1,11 +1,11 @@
 """Makes the files of this folder with torch 2.13.0, transformers 5.x and open_clip 3.3: `python
 tests/golden/make.py`.
 
-Tiny SiglipModel and CLIPModel folders and one of open_clip's ResNets with all parameters random,
-their outputs, torch's bicubic interpolation, and what transformers takes for fields that a
-config.json leaves out. big_vision_scan is a file that big_vision itself wrote (pool map, blocks
-scanned) with its outputs: `python tests/golden/make.py PARITY/big_vision_siglip_scan` packs the two
-again, of two pictures and texts.
+Tiny SiglipModel and CLIPModel folders, one of open_clip's ResNets and one of its ViTs, with all
+parameters random, their outputs, torch's bicubic interpolation, and what transformers takes for
+fields that a config.json leaves out. big_vision_scan is a file that big_vision itself wrote (pool
+map, blocks scanned) with its outputs: `python tests/golden/make.py PARITY/big_vision_siglip_scan`
+packs the two again, of two pictures and texts.
 """
 
 import json
@@ -13,6 +13,7 @@ import pathlib
 import sys
 
 import numpy as np
+import PIL.Image
 import safetensors.torch
 import torch
 import transformers
@@ -112,6 +113,7 @@ def defaults():
     "image_size",
     "patch_size",
     "num_channels",
+    "num_patches",
     "vocab_size",
     "max_position_embeddings",
     "projection_size",
@@ -120,6 +122,7 @@ def defaults():
   found = {}
   for name, config in (
     ("siglip", transformers.SiglipConfig()),
+    ("siglip2", transformers.Siglip2Config()),
     ("clip", transformers.CLIPConfig()),
   ):
     sections = {"vision": config.vision_config, "text": config.text_config}
@@ -201,6 +204,118 @@ def resnet():
   )
 
 
+def open_clip_vit():
+  """An open_clip CLIP of its own ViT with a bias, its outputs, and those of the same weights under
+  other options of its config.
+  """
+  import open_clip  # which needs torchvision
+
+  vision = {"image_size": 16, "layers": 2, "width": 16, "head_width": 8, "patch_size": 8}
+  text = {"context_length": 6, "vocab_size": 40, "width": 12, "heads": 2, "layers": 2}
+  config = {
+    "embed_dim": 12,
+    "init_logit_bias": -10,
+    "vision_cfg": {**vision, "mlp_ratio": 1.5},
+    "text_cfg": {**text, "mlp_ratio": 2.3},
+  }
+  model, generator = open_clip.CLIP(**config).eval(), torch.Generator().manual_seed(7)
+  randomize(model)
+  model.logit_bias.data.fill_(-2.5)
+  folder = HERE / "open_clip_vit"
+  folder.mkdir(exist_ok=True)
+  preprocess = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28]}
+  (folder / "open_clip_config.json").write_text(
+    json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}, indent=2) + "\n"
+  )
+  safetensors.torch.save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+  pixels = torch.randint(-8, 9, (3, 3, 16, 16), generator=generator) / 4
+  pictures = torch.randint(0, 256, (2, 20, 32, 3), generator=generator, dtype=torch.uint8).numpy()
+  _, _, prepare = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+  prepared = torch.stack([prepare(PIL.Image.fromarray(picture)) for picture in pictures])
+  ids = torch.tensor([[5, 38, 7, 39, 0, 0], [8, 38, 39, 0, 0, 0], [9, 38, 11, 12, 38, 39]])
+
+  def outputs(model):
+    with torch.no_grad():
+      zimg = model.encode_image(pixels, normalize=True)
+      ztxt, logits = model.encode_text(ids, normalize=True), model.get_logits(pixels, ids)[0]
+    return {"zimg": zimg.numpy(), "ztxt": ztxt.numpy(), "logits": logits.numpy()}
+
+  found = outputs(model)
+  tanh = {"act_kwargs": {"approximate": "tanh"}, "norm_kwargs": {"eps": 1e-2}}
+  for name, options in (
+    ("quick", {"quick_gelu": True}),
+    ("eos", {"text_cfg": {**config["text_cfg"], "pool_type": "eos", "eos_id": 38}}),
+    ("tanh", {"vision_cfg": {**config["vision_cfg"], **tanh}}),
+    ("last", {"text_cfg": {**config["text_cfg"], "pool_type": "last", "no_causal_mask": True}}),
+  ):
+    other = open_clip.CLIP(**config | options).eval()
+    other.load_state_dict(model.state_dict())
+    found |= {f"{key}_{name}": value for key, value in outputs(other).items()}
+  with torch.no_grad():
+    zpictures = model.encode_image(prepared, normalize=True).numpy()
+  np.savez_compressed(
+    folder / "io.npz",
+    pixels=pixels.permute(0, 2, 3, 1).numpy(),
+    ids=ids.numpy().astype(np.int32),
+    pictures=pictures,
+    zpictures=zpictures,
+    **found,
+  )
+
+
+def naflex():
+  """A Siglip2Model, and its outputs for pictures of several aspect ratios as its own image
+  processor prepares them; in `grids` heights, widths, patches and budgets, with the rows and
+  columns that it takes for them.
+  """
+  from transformers.models.siglip2 import image_processing_siglip2 as processing
+
+  config = transformers.Siglip2Config(
+    text_config={
+      **{**TOWER, "hidden_size": 12, "vocab_size": 40, "max_position_embeddings": 6},
+      **{"projection_size": 16, "bos_token_id": None, "eos_token_id": 1},
+    },
+    vision_config={**TOWER, "patch_size": 8, "num_patches": 9},
+  )
+  model, generator = transformers.Siglip2Model(config).eval(), np.random.default_rng(0)
+  randomize(model)
+  model.logit_scale.data.fill_(1.5)
+  model.logit_bias.data.fill_(-2.0)
+  folder = HERE / "hf_siglip2"
+  model.save_pretrained(folder)
+  prepare = transformers.Siglip2ImageProcessor(patch_size=8, max_num_patches=16)
+  prepare.save_pretrained(folder)
+  # Sides of whole patches, which no resampler changes, and two that are resized.
+  sizes = [(32, 32), (16, 56), (64, 16), (8, 128), (24, 40), (50, 20), (9, 7)]
+  pictures = {
+    f"picture_{k}": generator.integers(0, 16, (h, w, 3), np.uint8) * 16
+    for k, (h, w) in enumerate(sizes)
+  }
+  inputs = prepare(images=[PIL.Image.fromarray(x) for x in pictures.values()], return_tensors="pt")
+  ids = torch.tensor([[5, 6, 7, 1, 1, 1], [8, 1, 1, 1, 1, 1], [9, 39, 11, 12, 13, 1]])
+  with torch.no_grad():
+    out = model(input_ids=ids, **inputs)
+  asked = [
+    (int(generator.integers(1, 3000)), int(generator.integers(1, 3000)), patch, most)
+    for patch in (8, 14, 16, 32)
+    for most in (16, 64, 256, 1024)
+    for _ in range(20)
+  ]
+  sides = [processing.get_image_size_for_max_num_patches(*one) for one in asked]
+  np.savez_compressed(
+    folder / "io.npz",
+    ids=ids.numpy().astype(np.int32),
+    zimg=out.image_embeds.numpy(),
+    ztxt=out.text_embeds.numpy(),
+    logits=out.logits_per_image.numpy(),
+    patches=inputs["pixel_values"].numpy(),
+    shapes=inputs["spatial_shapes"].numpy().astype(np.int32),
+    tokens=out.vision_model_output.last_hidden_state.numpy(),
+    grids=np.array([(*a, h // a[2], w // a[2]) for a, (h, w) in zip(asked, sides)], np.int32),
+    **pictures,
+  )
+
+
 def main():
   if len(sys.argv) > 1:
     big_vision(pathlib.Path(sys.argv[1]))
@@ -222,6 +337,8 @@ def main():
   save("hf_clip", transformers.CLIPModel(clip), pixels, ends, CLIP)
   positions()
   resnet()
+  open_clip_vit()
+  naflex()
 
   odd = {"hidden_act": "gelu", "layer_norm_eps": 1e-3}
   siglip = transformers.SiglipConfig(text_config={**words, **odd}, vision_config={**vision, **odd})

@@ -35,9 +35,12 @@ LOADER = Group(
       most=2**10,
     ),
     "workers": Field(
-      0,
-      "Worker processes that read and decode; 0 leaves it to threads of the process itself. They "
-      "take seconds to start, and help where Python takes the time, not a decoder: small pictures.",
+      None,
+      "Worker processes that read and decode; 0 leaves it to threads of the process itself. None: "
+      "one for two cores in a `siglax` command, where there is memory for what each holds of the "
+      "data; 0 with up to 4 cores, where loader.threads is given, and in other programs.",
+      kind=int,
+      optional=True,
       least=0,
       most=2**10,
     ),
@@ -60,9 +63,9 @@ LOADER = Group(
 
 IMAGE = Group(
   "image",
-  "What a picture goes through. Training crops, shifts and flips at random; evaluation and export "
-  "do not. A run that starts from a checkpoint (model.init_from) takes its mean, std, resize and "
-  "fit where nobody sets them.",
+  "What a picture goes through. Training crops, shifts, flips and recolours at random; evaluation "
+  "and export do not. A run that starts from a checkpoint (model.init_from) takes its mean, std, "
+  "resize and fit where nobody sets them.",
   {
     "size": Field(64, "Height and width after preprocessing, in pixels.", least=1, most=2**14),
     "max_pixels": Field(
@@ -98,12 +101,14 @@ IMAGE = Group(
     ),
     "fit": Field(
       "squash",
-      "How evaluation and export make a picture square: squash resizes both sides, crop resizes "
-      "the shorter side and takes the centre (CLIP).",
-      choices=("squash", "crop"),
+      "What evaluation and export do with a picture's sides: squash resizes both, crop resizes the "
+      "shorter one and takes the centre (CLIP), native keeps their ratio, in patches of which as "
+      "many as in size × size are taken (NaFlex).",
+      choices=("squash", "crop", "native"),
       inherited=True,
       evaluation=True,
     ),
+    "patch": Field(None, 'Side of the patches of fit="native".', follows="model.image.patch"),
     "crop_min_area": Field(
       1.0,
       "Least share of the area that the random resized crop keeps; 1 resizes without a crop.",
@@ -120,6 +125,23 @@ IMAGE = Group(
       most=2**14,
     ),
     "flip": Field(False, "Random left-right flip; leave it off where captions name sides."),
+    "jitter": Field(
+      0.0,
+      "Strength J of the colour jitter, SimCLR's s, 1 there: brightness, contrast and saturation "
+      "change by up to 0.8 J, the hue by up to 0.2 J of its circle. Leave it 0 where captions name "
+      "colours.",
+      least=0,
+      most=1,
+    ),
+    "jitter_probability": Field(
+      0.8, "Share of the pictures that `jitter` changes; 0.8 is SimCLR's.", least=0, most=1
+    ),
+    "grey_probability": Field(
+      0.0,
+      "Share of the pictures that lose their colours; SimCLR has 0.2.",
+      least=0,
+      most=1,
+    ),
   },
 )
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 import logging
 
 from siglax.config.parts import Field
+from siglax.data import captions as captions_lib
 from siglax.data import files as files_lib
+from siglax.data import names as names_lib
 from siglax.data import paths
 from siglax.data import row_groups
 from siglax.data import tables
@@ -24,22 +27,31 @@ class Parquet:
   Up to files.MEMORY_BYTES of rows are read at the start and held in memory. Of more, a row group is
   read when one of its rows is asked for, and those that were used last are held, up to
   MEMORY_BYTES: open_shards is how many that are. Rows in any order would read each row group again
-  and again, so `prepare_random_access` writes them all into a file once.
+  and again, so `prepare_random_access` writes them all into a file once. held_bytes: what each
+  process that reads the rows holds in memory.
 
   Raises ValueError, beginning with the argument, for a missing, empty or damaged file, or a column
   that is missing or of another type.
   """
 
-  def __init__(self, path, image, caption, label, weights, key, skip_damaged_shards):
-    self._arguments = (path, image, caption, label, weights, key, skip_damaged_shards)
+  def __init__(self, path, template, skip_damaged_shards, **names):
+    self._arguments = {
+      "path": path,
+      "template": template,
+      "skip_damaged_shards": skip_damaged_shards,
+      **names,
+    }
     files = _opened(path, skip_damaged_shards)
     schemas = {file: opened.schema_arrow for file, opened in files.items()}
-    self._columns = tables.ImageText(schemas, image, caption, label, weights, key)
+    self._templates = captions_lib.read_templates(template)
+    label = names["label"] or "label"
+    needed = self._templates is None or tables.classnames(schemas, label) is None
+    self._columns = tables.ImageText(schemas, **names, need_caption=needed)
     self.classnames = tables.classnames(schemas, self._columns.label)
     if self._columns.bytes(files) <= files_lib.MEMORY_BYTES:
       self._rows = row_groups.InMemory(files, self._columns, skip_damaged_shards)
     else:
-      self._rows = row_groups.OnDemand(files, self._columns)
+      self._rows = row_groups.OnDemand(files, self._columns, skip_damaged_shards)
     self.shard_sizes, self.open_shards = self._rows.sizes, self._rows.most_open
     if not len(self):
       raise ValueError(f"path={path!r} has no rows")
@@ -50,22 +62,32 @@ class Parquet:
   def __getitem__(self, i: int) -> dict:
     if not 0 <= i < len(self):
       raise IndexError(f"row {i} of {len(self)}")
-    return tables.example(self._rows[i])
+    return self._columns.example(self._rows[i], self.classnames, self._templates)
+
+  def texts(self) -> Iterator[dict | None]:
+    """Captions and labels, of which the pictures are not read."""
+    columns = self._columns.without_pictures()
+    return columns.texts(self._rows.read(columns), self.classnames, self._templates)
 
   def __repr__(self):
-    return f"Parquet({self._arguments[0]!r})"
+    return f"Parquet({self._arguments['path']!r})"
 
   def __reduce__(self):  # a worker process opens the files itself
     return _again, (self._arguments, isinstance(self._rows, row_groups.Mapped))
 
+  @property
+  def held_bytes(self) -> int:
+    return self._rows.held_bytes
+
   def prepare_random_access(self):
     """Rows in any order are as fast as rows in a row from here on."""
     if isinstance(self._rows, row_groups.OnDemand):
-      self._rows = row_groups.Mapped(_opened(*self._arguments[::6]), self._columns)
+      path, skip = self._arguments["path"], self._arguments["skip_damaged_shards"]
+      self._rows = row_groups.Mapped(_opened(path, skip), self._columns, skip)
 
 
 def _again(arguments, mapped: bool) -> Parquet:
-  examples = Parquet(*arguments)
+  examples = Parquet(**arguments)
   if mapped:
     examples.prepare_random_access()
   return examples
@@ -91,6 +113,7 @@ SOURCE = Source(
   "rows of Parquet files, in the order of the files",
   Parquet,
   endings=("parquet",),
+  check=names_lib.check,
   fields={
     "path": Field(
       None,
@@ -100,6 +123,7 @@ SOURCE = Source(
       check=paths.path_problem,
     ),
     **tables.named("column"),
+    "template": captions_lib.TEMPLATE,
     "skip_damaged_shards": SKIP_DAMAGED,
   },
 )
