@@ -117,7 +117,6 @@ def test_towers_that_are_not_the_same(pair, fields, message, tmp_path):
     (["{a}", "{b}", "--weight", "nan"], "--weight nan must lie in 0 … 1"),
     (["{a}:img", "{b}"], "{a}:img has no text tower; siglax average needs both"),
     (["{a}", "{a}/nothing"], "{a}/nothing: no such file or folder"),
-    (["s3://x", "{b}"], "is a URL"),
   ],
 )
 def test_wrong_arguments_are_one_line(pair, arguments, message, tmp_path, capsys):

@@ -38,11 +38,12 @@ class Origin:
 
 
 def find(path) -> Origin:
-  """What is at a path, with ":img" or ":txt" behind it for one of its towers.
+  """What is at a path or a URL, with ":img" or ":txt" behind it for one of its towers.
 
   Raises ValueError in one line for what is missing, damaged or of an architecture that siglax does
   not have.
   """
+  path = interop.local(path)
   folder, towers = interop.split(path)
   if (foreign := interop.find(path)) is not None:
     with foreign.naming():
@@ -60,7 +61,7 @@ def config_from(path, tokenizer: str = ""):
 
   tokenizer: where there is none at the path; ValueError for neither.
   """
-  origin = find(local := interop.local(path))
+  origin = find(path)
   config = config_lib.default()
   for field, value in fields.describing(origin.config, origin.towers).items():
     config_lib.set_field(config, field, value)
@@ -70,9 +71,7 @@ def config_from(path, tokenizer: str = ""):
   elif origin.foreign is None and origin.text and kept.is_file():
     config.text.tokenizer = str(kept)
   elif "text" in origin.towers and origin.text is None:
-    raise ValueError(
-      f"{local} has no tokenizer; give the one that it was trained with, tokenizer=…"
-    )
+    raise ValueError(f"{path} has no tokenizer; give the one that it was trained with, tokenizer=…")
   config.loss.name = origin.config.loss.name
   config.model.init_from = str(path)
   return config

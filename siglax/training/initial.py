@@ -37,7 +37,7 @@ def with_preprocessing(config, workdir):
   if begun is not None and begun.model.init_from == path:
     there, towers = begun, models.TOWERS
   else:
-    begun, origin = None, origin_lib.find(interop.local(path))
+    begun, origin = None, origin_lib.find(path)
     there, towers = origin.config, origin.preprocessed
   values = {name: config_lib.get(there, name) for name in unset if name.split(".")[0] in towers}
   values = {name: x for name, x in values.items() if x != config_lib.get(config, name)}
