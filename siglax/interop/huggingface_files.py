@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import pathlib
-
-from siglax.interop import files
 from siglax.interop import huggingface_names as names
-from siglax.interop import output
 from siglax.models import transformer
 from siglax.runs import records
 
@@ -60,7 +56,7 @@ def _text_json(tower, family: str) -> dict:
     {"siglip": "projection_size", "clip": "projection_dim"}[family]: tower.model.embed_dim,
     "bos_token_id": None,
     "eos_token_id": eos,
-    "pad_token_id": eos,
+    "pad_token_id": eos if text is None or text.pad == "zero" else text.pad_id,
   }
 
 
@@ -101,30 +97,6 @@ def preprocessor_json(config, family: str) -> dict:
     "image_mean": list(config.image.mean),
     "image_std": list(config.image.std),
   }
-
-
-def tokenizer_json(text) -> dict:
-  """tokenizer_config.json of a SiglipTokenizer. It gives no attention mask: SigLIP attends to
-  padding too.
-  """
-  end, unknown = text.piece(text.eos_id), text.piece(text.unk_id)
-  return {
-    "tokenizer_class": "SiglipTokenizer",
-    "model_input_names": ["input_ids"],
-    "model_max_length": text.length,
-    "do_lower_case": text.lowercase,
-    "padding_side": "right",
-    "eos_token": end,
-    "pad_token": end,
-    "unk_token": unknown,
-  }
-
-
-def save_tokenizer(tower, folder: pathlib.Path):
-  """The sentencepiece model and tokenizer_config.json, where there is a tokenizer."""
-  if tower.text is not None:
-    tower.text.save(folder / files.TOKENIZERS[0])
-    output.write_json(folder / "tokenizer_config.json", tokenizer_json(tower.text))
 
 
 # By model_type.
@@ -215,9 +187,9 @@ def _texts(tower) -> str:
     return f"Texts: {c.text.length} tokens each, by a tokenizer that was not with the towers."
   case = "lower-cased, " if c.text.lowercase else ""
   punctuation = "ASCII punctuation removed, " if c.text.strip_punctuation else ""
-  pad = {"eos": "end", "pad": "padding"}[c.text.pad]
+  pad = {"eos": "the end token", "pad": "the padding token", "zero": "token 0"}[c.text.pad]
   return (
-    f"Texts: {case}{punctuation}cut and padded to {c.text.length} tokens with the {pad} token; no "
+    f"Texts: {case}{punctuation}cut and padded to {c.text.length} tokens with {pad}; no "
     "attention mask."
   )
 

@@ -65,7 +65,7 @@ class Tower(ScaleAndBias):
       raise ValueError("there is no text tower here; load a checkpoint that has one")
     if self.text is None:
       raise ValueError(
-        "this checkpoint has no sentencepiece tokenizer (spiece.model or tokenizer.model in its "
+        "this checkpoint has no tokenizer (tokenizer.json, spiece.model or tokenizer.model in its "
         "folder); "
         "give tokens to tower.model.embed_text(tower.params, tokens)"
       )
@@ -128,6 +128,7 @@ def load(path) -> Tower:
     with foreign.naming():
       text = text_processor(foreign.config) if foreign.tokenizer else None
       config_lib.check_vocabulary(foreign.config, text)
+    config_lib.fill_text(foreign.config, text)
     model = foreign.model()
     return Tower(foreign.config, foreign.read(model, mesh), text, mesh, model)
   folder, towers = interop.split(path)

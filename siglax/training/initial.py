@@ -7,6 +7,7 @@ import logging
 import jax
 import numpy as np
 
+from siglax import config as config_lib
 from siglax import interop
 from siglax import models
 from siglax.devices import mesh as mesh_lib
@@ -69,9 +70,10 @@ def _say_changes(path, there, here, towers, text):
   """Logs in one line where the preprocessing of pictures and texts differs. text: the TextProcessor
   there, if known.
   """
+  config_lib.fill_text(there, text or None)
   known = [name for name in towers if name == "image" or text]
   changes = interop.changes(there, here, known)
-  if text and text.model != text_processor(here).model:
+  if text and text.files != text_processor(here).files:
     changes.append(
       f"config.text.tokenizer is another one there ({text.tokenizer}) than {here.text.tokenizer!r} "
       "here"

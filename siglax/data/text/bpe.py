@@ -55,9 +55,9 @@ def train(texts: Iterable[str], vocab_size: int, lowercase: bool, strip_punctuat
   counting.train_from_iterator(_words(texts, empty, lasts, seen), trainer)
   if not seen[0]:
     raise ValueError("no text to train a tokenizer on: every text was empty, or there was none")
-  named = {last: byte + LAST for byte, last in lasts.items()}
+  named = str.maketrans({last: byte + LAST for byte, last in lasts.items()})
   merges = [
-    tuple("".join(named.get(c, c) for c in part) for part in pair)
+    tuple(part.translate(named) for part in pair)
     for pair in json.loads(counting.to_str())["model"]["merges"]
   ]
   if len(merges) < vocab_size - LEAST:

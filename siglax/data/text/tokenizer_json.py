@@ -98,7 +98,7 @@ class Json:
     return text.replace(suffix, " ").strip() if suffix else text
 
   def piece(self, token: int) -> str:
-    return self._tokenizer.id_to_token(token)
+    return self._tokenizer.id_to_token(token) or ""
 
   def files(self) -> dict[str, bytes]:
     named = json.dumps(self._named, indent=2, ensure_ascii=False) + "\n"
