@@ -13,9 +13,12 @@ setup(
     "jax>=0.10.2",
     "flax>=0.12.8",
     "optax>=0.2.8",
-    "orbax-checkpoint>=0.12.8",
+    # Checkpoint handlers and the files they write change between its minor versions.
+    "orbax-checkpoint>=0.12.8,<0.13",
     "tensorflow-datasets>=4.9.10",  # the source tfds, and records of tf.train.Example
-    "grain>=0.2.18",
+    # It permutes the examples: where another version permutes them otherwise, a run cannot go on
+    # (its checkpoints tell, see config.loader.allow_new_order).
+    "grain>=0.2.18,<0.3",
     "array_record>=0.8.6",
     "sentencepiece>=0.2.3",
     "tokenizers>=0.23.3",

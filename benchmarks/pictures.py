@@ -3,11 +3,13 @@ and torchvision's transform as open_clip trains with it.
 
     taskset -c 0 python benchmarks/pictures.py
     taskset -c 0 python benchmarks/pictures.py --area 0.9
+    taskset -c 0 python benchmarks/pictures.py --colours
 
 JPEGs of three sizes, made here: 500×375, 2000×1500 in two qualities, as photographs of that
 size have 0.2 to 0.3 bytes a pixel, and 256×256 as `siglax convert --short-side 256` leaves
 them. The programs take turns; a figure is the median of five turns. torchvision is left out
 where it is not installed; its view is a normalised float tensor, as it goes to the device there.
+--colours adds SimCLR's colour jitter and grey to all but Pillow.
 """
 
 import argparse
@@ -31,10 +33,12 @@ def main():
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--area", type=float, default=0.5, help="least share that a crop takes")
-  area = parser.parse_args().area
-  programs = {"siglax": of_siglax(area), "Pillow": of_pillow(area)}
+  parser.add_argument("--colours", action="store_true", help="SimCLR's colour jitter and grey")
+  arguments = parser.parse_args()
+  area = arguments.area
+  programs = {"siglax": of_siglax(area, arguments.colours), "Pillow": of_pillow(area)}
   try:
-    programs["torchvision"] = of_torchvision(area)
+    programs["torchvision"] = of_torchvision(area, arguments.colours)
   except ImportError as e:
     print(e)
   print("| JPEG | kB | " + " | ".join(programs) + " | × Pillow | × torchvision |")
@@ -67,9 +71,10 @@ def jpeg(width: int, height: int, quality: int, rng) -> bytes:
   return cv2.imencode(".jpg", pixels, (cv2.IMWRITE_JPEG_QUALITY, quality))[1].tobytes()
 
 
-def of_siglax(area):
+def of_siglax(area, colours):
   config = types.SimpleNamespace(
     size=SIZE, crop_min_area=area, crop_max_aspect=4 / 3, pad=0, flip=True,
+    jitter=1.0 * colours, jitter_probability=0.8, grey_probability=0.2 * colours,
     max_bytes=2**26, max_pixels=2**25,
   )  # fmt: skip
   return lambda data, rng: images.augment(data, rng, config)
@@ -90,13 +95,18 @@ def of_pillow(area):
   return view
 
 
-def of_torchvision(area):
+def of_torchvision(area, colours):
   from torchvision import transforms
 
   bicubic = transforms.InterpolationMode.BICUBIC
+  recoloured = [
+    transforms.RandomApply([transforms.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8),
+    transforms.RandomGrayscale(p=0.2),
+  ]
   transform = transforms.Compose(
     [
       transforms.RandomResizedCrop(SIZE, scale=(area, 1), interpolation=bicubic),
+      *(recoloured if colours else []),
       transforms.ToTensor(),
       transforms.Normalize((0.5,) * 3, (0.5,) * 3),
     ]

@@ -55,10 +55,12 @@ def mixed(tmp_path_factory):
   rows[3]["image"] = b"no picture"
   rows[11]["image"] = rows[11]["image"][:100]
   rows[17] |= {"captions": ["  "], "label": None}
-  rows[5]["captions"] = []  # its label is enough
+  rows[5]["captions"] = []
   path = tmp_path_factory.mktemp("mixed") / "mixed.parquet"
   table = pa.Table.from_pylist(rows).replace_schema_metadata({"classes": "cat,big dog"})
   pq.write_table(table, path)
+  # Its label is enough.
+  rows[5]["captions"] = ["a photo of a big dog."]
   return f"{path}:max_bad_fraction=0.2", rows
 
 

@@ -113,6 +113,9 @@ CLUSTER = {
   "siglax train --workdir runs/b16 --config.data.0.order=shards --config "
   "'configs/siglip_b16.py:train=s3://bucket/shards/{00000..00331}.tar,"
   "tokenizer=s3://bucket/32k.model'": 16,
+  "siglax train --workdir runs/b16 --config configs/siglip_b16.py:train=train.parquet,"
+  "tokenizer=32k.model --config.data.0.caption=caption,synthetic "
+  "--config.data.0.caption_weights=1,3": 16,
 }
 # What other programs do. .ci/run installs siglax and runs the tests.
 OTHERS = (
@@ -160,6 +163,8 @@ scale, bias, weights, labels = 10.0, -2.0, jax.numpy.ones(16), jax.numpy.arange(
   "images = np.zeros((2, 16, 16, 3), np.uint8)\n",
   "from transformers import AutoImageProcessor, AutoModel, AutoTokenizer": PICTURE,
   "from transformers import AutoImageProcessor, AutoModel": PICTURE,
+  "import transformers": PICTURE
+  + "import torch\ntokens = torch.ones((2, 12), dtype=torch.int64)\n",
   "import open_clip": PICTURE,
   "import big_vision.utils as u": "",
   "import json": """
@@ -200,6 +205,10 @@ export --from runs/x --format stablehlo --out exported/quickstart
 train --config configs/clip_rn50.py:smoke=True --workdir runs/rn50 \
   --config.text.strip_punctuation=True --config.total_steps=2
 export --from runs/rn50 --format open_clip --out exported/o
+train --config configs/clip_b32.py:smoke=True --workdir runs/clip --config.total_steps=2
+export --from runs/clip --format hf --out exported/clip
+export --from runs/clip --format hf-vision --out exported/clip-vision
+export --from runs/clip --format hf-text --out exported/clip-text
 """
 
 
@@ -267,6 +276,7 @@ def test_what_needs_a_cluster_is_parsed_and_its_config_checked(command):
   assert (path, tokenizer) in (
     ("PATH", "FILE.model"),
     ("s3://bucket/shards/{00000..00331}.tar", "s3://bucket/32k.model"),
+    ("train.parquet", "32k.model"),
   )
 
 

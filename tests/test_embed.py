@@ -24,9 +24,12 @@ from siglax import data
 from siglax import losses
 from siglax.commands import cli
 from siglax.costs import plan
+from siglax.data import elements
 from siglax.data import embedding_files
 from siglax.data import embeddings
 from siglax.data import files
+from siglax.data import labels
+from siglax.data import loading
 from siglax.data import sources
 from siglax.data.text import TextProcessor
 from siglax.devices import flops
@@ -195,6 +198,9 @@ def test_the_source_reads_several_files_at_random_and_can_be_pickled(ending, tmp
       2 if ending == ".parquet" and not limit else 0
     )
     copy = pickle.loads(pickle.dumps(source))
+    if ending != ".array_record":
+      in_memory = limit or ending == ".npz"
+      assert (source.held_bytes >= 13 * 5 * 4) if in_memory else source.held_bytes == 0
     assert len(source) == 13 and source.classnames == ("cat", "dog, hot")
     for i in np.random.default_rng(2).permutation(13).tolist():
       got, want = copy[i], rows[i]
@@ -479,12 +485,6 @@ def test_plan_compiles_such_a_step_without_the_data(folder):
 @pytest.mark.parametrize(
   "fields, message",
   [
-    (
-      {"image__crop_min_area": 0.5},
-      "config.image.crop_min_area=0.5 changes what an image tower sees",
-    ),
-    ({"image__pad": 2}, "config.image.pad=2 changes"),
-    ({"image__flip": True}, "config.image.flip=True changes"),
     ({"model__image__dropout": 0.1}, "config.model.image.dropout=0.1 changes"),
     ({"model__image__lora_rank": 2}, "config.model.image.lora_rank=2 changes"),
     ({"train__patch_drop": 0.5}, "config.train.patch_drop=0.5 changes"),
@@ -523,6 +523,75 @@ def test_what_does_not_go_with_embeddings_is_one_line(fields, message, folder, e
   with pytest.raises(ValueError) as e:
     run_lib.Run(c, tmp_path)
   assert message in str(e.value) and "\n" not in str(e.value)
+
+
+def test_augmentation_of_a_recipe_has_no_effect_and_the_log_says_so(folder, embedded, caplog):
+  text = TextProcessor(length=12)
+  recipe = {"image__crop_min_area": 0.5, "image__flip": True}
+  found = []
+  for fields in ({}, recipe):
+    c = lit(folder, embedded[".npz"], **fields)
+    embeddings.validate(c)
+    sources_of = data.open_data(c)
+    embeddings.check(c, sources_of, embed_dim=20)
+    batches = data.train_batches(c, text, sources=sources_of)
+    found.append(next(batches))
+    batches.close()
+  for name in found[0]:
+    np.testing.assert_array_equal(found[0][name], found[1][name])
+  said = [r.getMessage() for r in caplog.records if "without effect" in r.getMessage()]
+  assert said == [
+    "without effect, since config.data holds embeddings: config.image.crop_min_area=0.5, "
+    "config.image.flip=True"
+  ]
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_rows_read_at_once_are_those_read_one_by_one(ending, tmp_path):
+  """Of two sources mixed, with one to three captions, weights, and labels of different classes."""
+  rows = [
+    row | {"captions": [f"red {k}", " ", f"circle {k}", "blue"][: 1 + k % 4]}
+    for k, row in enumerate(rows_of(40, np.random.default_rng(0)))
+  ]
+  files = (
+    write(tmp_path / f"a{ending}", rows[:25]),
+    write(tmp_path / f"b{ending}", rows[25:], classnames=None),
+  )
+  c = configured(batch_size=8)
+  c.data = tuple({"source": "embeddings", "path": str(file), "weight": 1} for file in files)
+  sources_of = data.open_data(c)
+  text, firsts = TextProcessor(length=12), labels.first_labels(sources_of)
+  loaders = [
+    loading.ExampleLoader(k, source, first, False, c.image, text)
+    for k, (source, first) in enumerate(zip(sources_of, firsts))
+  ]
+  made = elements.Elements(c, loaders)
+  together = made.rows(7, 90)
+  for row in range(90):
+    one = made[7 + row]
+    assert one.keys() == together.keys()
+    for name, value in one.items():
+      np.testing.assert_array_equal(together[name][row], value, err_msg=name)
+      assert together[name].dtype == np.asarray(value).dtype
+  assert {0, 1} == set(together["source"]) and len(set(together["label"])) > 10
+
+
+def test_embeddings_are_filtered_when_they_are_read(tmp_path):
+  rows = [
+    {"image_embedding": np.full(5, i, np.float32), "captions": [str(i)], "label": i % 4}
+    for i in range(20)
+  ]
+  c = configured(batch_size=8)
+  spec = {"source": "embeddings", "path": write(tmp_path / "a.npz", rows), "label_in": (1, 2)}
+  c.data = (spec,)
+  sources_of = data.open_data(c)
+  assert sources_of[0].description["width"] == 5
+  batches = data.train_batches(c, TextProcessor(length=12), sources=sources_of)
+  labels_of = np.concatenate([next(batches)["label"] for _ in range(5)])
+  batches.close()
+  assert set(labels_of) == {1, 2} and batches.filtered[0] > 5
+  with pytest.raises(ValueError, match="max_pixels=9: source 'embeddings' has no pictures"):
+    sources.open_source({**spec, "max_pixels": 9})
 
 
 def test_pictures_and_embeddings_do_not_mix_and_another_tower_is_refused(

@@ -32,7 +32,8 @@ def encode(image, kind="PNG", **options):
 def image_config(size, **fields):
   off = dict(crop_min_area=1.0, crop_max_aspect=4 / 3, pad=0, flip=False)
   limits = dict(max_bytes=2**24, max_pixels=2**26)
-  return types.SimpleNamespace(**dict(size=size) | off | limits | fields)
+  colours = dict(jitter=0.0, jitter_probability=0.8, grey_probability=0.0)
+  return types.SimpleNamespace(**dict(size=size) | off | limits | colours | fields)
 
 
 def test_decode_gives_rgb_whatever_the_file():

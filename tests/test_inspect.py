@@ -214,7 +214,14 @@ def test_bad_flags_are_one_line(data, run, tmp_path, capsys):
     ([path, "--config.image.size=3"], "--config.image.size has no use"),
     (["--run", run, "--config", "x.py"], "--config has no use with --run"),
     (["--run", run, "--step", "3"], "--step N and --out SHEET.png together"),
-    (["--run", run, "--step", "0", "--out", out], "--step 0 must be at least 1"),
+    (
+      ["--run", run, "--step", "0", "--out", out],
+      f"--step 0 must lie in 1 … 5, the steps of {run}",
+    ),
+    (
+      ["--run", run, "--step", "6", "--out", out],
+      f"--step 6 must lie in 1 … 5, the steps of {run}",
+    ),
     (["--run", tmp_path], "is no run folder"),
     ([path, "--examples", "0"], "--examples 0 must lie in 1"),
     ([path, "--out", tmp_path / "there.png"], "there.png must end in .png and not exist"),

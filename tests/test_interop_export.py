@@ -305,7 +305,11 @@ def tables():
       c = config_lib.default()
       c.model.image.pool = pool
       model = types.SimpleNamespace(declared={"image": vit.TOWER})
-      tower = types.SimpleNamespace(model=model, config=c, params=dict.fromkeys(models.TOWERS))
+      text = TextProcessor()
+      config_lib.fill_text(c, text)
+      tower = types.SimpleNamespace(
+        model=model, config=c, params=dict.fromkeys(models.TOWERS), text=text
+      )
       found[form, LAYOUTS[pool] if len(pools) > 1 else ""] = interop.FORMATS[form].carries(tower)
       for alone in ("hf-vision", "hf-text"):
         both, one = (interop.FORMATS[name].carries(tower) for name in ("hf", alone))

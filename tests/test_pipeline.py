@@ -418,9 +418,8 @@ def test_counts_survive_a_resume():
     next(first)
   first.close()
   counts = json.loads(json.dumps(first.counts))
-  assert counts == {"bad": first.bad, "drawn": first.drawn} and sum(counts["drawn"]) == 200 + sum(
-    counts["bad"]
-  )
+  assert counts == {"bad": first.bad, "drawn": first.drawn, "filtered": [0, 0]}
+  assert sum(counts["drawn"]) == 200 + sum(counts["bad"])
   resumed = data.train_batches(config, Text(), sources=sources(), start_step=4, counts=counts)
   with pytest.raises(ValueError) as e:
     for _ in range(400):

@@ -102,7 +102,10 @@ def test_array_record_features_may_have_other_names_or_be_left_out(tmp_path):
   with pytest.raises(ValueError, match="a record of 6 bytes is no tf.train.Example"):
     source[2]
   refused(
-    "caption=None: no feature in the first record", source="array_record", path=path, image="jpg"
+    "caption=None: no feature 'captions' or 'caption' in the first record",
+    source="array_record",
+    path=path,
+    image="jpg",
   )
   refused("image='image': no such feature", source="array_record", path=path)
 

@@ -8,13 +8,19 @@ import os
 import pathlib
 import pickle
 
+import cv2
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from siglax import config as config_lib
 from siglax.data import files as files_lib
 from siglax.data import order
+from siglax.data import pipeline
+from siglax.data import reading
 from siglax.data import tables
+from siglax.data.examples import EvalExamples
 from siglax.data.sources import open_source
 from siglax.data.sources import validate_spec
 
@@ -51,7 +57,8 @@ def test_rows_come_back_in_any_order(tmp_path):
   assert source[0] == {"image": b"one", "captions": ["a"], "label": 3, "weight": 0.5, "key": "v"}
   assert source[1] == {"image": b"", "captions": ["b"], "weight": 1.0, "key": "w"}
   assert source[3] == {"image": None, "captions": ["d"], "label": 0, "key": "y"}
-  assert source[2]["captions"] == []
+  assert source[2]["captions"] == ["a photo of a dog."]
+  assert parquet(path, template=None)[2]["captions"] == []
   for i in (-1, ROWS):
     with pytest.raises(IndexError):
       source[i]
@@ -213,13 +220,71 @@ def test_a_damaged_row_group_is_named_with_its_place(tmp_path, monkeypatch, capl
   assert [kept[i]["image"] for i in range(30)] == noise[:20] + noise[30:]
   assert len(kept) == 30 and kept.shard_sizes.tolist() == [10, 10, 0, 10]
   assert f"{message}" in caplog.text and "10 of its rows are left out" in caplog.text
+
+
+def test_a_damaged_row_group_that_is_read_late_ends_the_training_or_is_skipped(
+  tmp_path, monkeypatch, caplog
+):
+  """As above, of data that memory does not hold, in either order."""
+  pictures = [cv2.imencode(".png", noise(i))[1].tobytes() for i in range(40)]
+  path = tmp_path / "a.parquet"
+  write(path, 10, image=pictures, caption=[f"c{i}" for i in range(40)], write_page_checksum=True)
+  start = pq.ParquetFile(path).metadata.row_group(2).column(0).dictionary_page_offset
+  data = bytearray(path.read_bytes())
+  data[start + 1000] ^= 1
+  path.write_bytes(data)
   monkeypatch.setattr(files_lib, "MEMORY_BYTES", 0)
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  message = f"path='{path}' is damaged in row group 2, which begins at byte {start}: "
   reads = counted_reads(monkeypatch)
   on_demand = parquet(str(path))
-  for i in (20, 29):  # broken examples, of which the group is read once
-    with pytest.raises(ValueError, match="is damaged in row group 2"):
+  for i in (20, 29):
+    with pytest.raises(files_lib.DamagedGroup, match="is damaged in row group 2"):
       on_demand[i]
-  assert on_demand[30]["image"] == noise[30] and reads == [("a", 2), ("a", 3)]
+  assert on_demand[30]["image"] == pictures[30] and reads == [("a", 2), ("a", 3)]
+  with pytest.raises(files_lib.DamagedGroup):
+    list(reading.read_ahead(on_demand.__getitem__, range(40), 4))
+  with pytest.raises(files_lib.DamagedGroup):
+    EvalExamples(on_demand, config_lib.default())[25]
+  found = {}
+  for way in ("shards", "global"):
+    spec = {"source": "parquet", "path": str(path), "order": way, "shuffle_shards": 1}
+    spec["max_bad_fraction"] = 1
+    with pytest.raises(ValueError) as e:
+      drawn(spec, 40)
+    said = str(e.value)
+    assert said.startswith(f"config.data.0.{message}") and "\n" not in said
+    assert "skip_damaged_shards=True" in said
+    assert not any("broken" in record.getMessage() for record in caplog.records)
+    caplog.clear()
+    for threads in (1, 3):
+      images, counts = drawn(spec | {"skip_damaged_shards": True}, 40, threads=threads)
+      told = [r.getMessage() for r in caplog.records if "rows are left out" in r.getMessage()]
+      assert len(told) == (threads == 1 or way == "shards"), "a file in the cache has told it"
+      assert all(message in line and "; 10 of its rows" in line for line in told)
+      assert found.setdefault(way, (images, counts)) == (images, counts)
+      caplog.clear()
+    # Its rows are broken examples; all others are there, each once but for those in their place.
+    assert counts["bad"][0] >= 10 and set(images) == set(range(20)) | set(range(30, 40))
+
+
+def noise(i: int):
+  picture = np.random.default_rng(i).integers(0, 256, (8, 8, 3), np.uint8)
+  picture[0, 0] = i
+  return picture
+
+
+def drawn(spec, count: int, threads: int = 1) -> tuple[list[int], dict]:
+  """(numbers of the pictures of `noise` that training draws, counts)."""
+  config = config_lib.default()
+  config.data, config.batch_size, config.image.size = (spec,), 1, 8
+  config.loader.threads = threads
+  text = lambda texts: np.zeros((len(texts), 4), np.int32)
+  batches = pipeline.train_batches(config, text)
+  try:
+    return [int(next(batches)["image"][0, 0, 0, 0]) for _ in range(count)], batches.counts
+  finally:
+    batches.close()
 
 
 def test_missing_and_cut_files_may_be_left_out(tmp_path, caplog):
@@ -256,7 +321,7 @@ def test_memory_is_judged_by_the_columns_read(tmp_path):
   )
   files = {path: pq.ParquetFile(path)}
   schemas = {path: files[path].schema_arrow}
-  columns = tables.ImageText(schemas, "image", None, None, None, None)
+  columns = tables.ImageText(schemas, "image", None, None, None, None, None)
   assert 20_000 <= columns.bytes(files) <= 25_000
 
 
@@ -333,9 +398,10 @@ def test_missing_or_unfit_columns_are_refused_by_field(tmp_path):
     tmp_path / "twice.parquet",
   )
   refused("caption='caption': ", str(tmp_path / "twice.parquet"))
-  refused("several columns of that name", str(tmp_path / "twice.parquet"))
+  refused("has several columns called so; rename them", str(tmp_path / "twice.parquet"))
   path = write(tmp_path / "b.parquet", image=IMAGE, text=CAPTIONS)
-  refused("caption=None: no column 'captions' or 'caption' but image, text; name one", path)
+  refused("caption=None: no column 'captions' or 'caption' in ", path)
+  refused("b.parquet but image, text; name one", path)
   assert len(parquet(path, caption="text")) == ROWS
 
 

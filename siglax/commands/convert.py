@@ -82,6 +82,7 @@ def _run(arguments):
     f"wrote {arguments.folder}: {manifest['examples']:,} examples in "
     f"{len(manifest['shards']):,} shards, {manifest['resized']:,} of them shrunk, "
     f"{skipped:,} broken ones left out"
+    + (f", {manifest['filtered']:,} filtered out" if manifest["filtered"] else "")
   )
 
 

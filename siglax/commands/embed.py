@@ -48,8 +48,12 @@ def _run(arguments):
     batch_size=arguments.batch_size,
     dtype=arguments.dtype,
   )
-  skipped = f", {made['skipped']:,} skipped" if made["skipped"] else ""
-  print(f"wrote {arguments.out}: {made['examples']:,} embeddings of width {made['width']}{skipped}")
+  others = "".join(
+    f", {made[key]:,} {said}"
+    for key, said in (("skipped", "skipped"), ("filtered", "filtered out"))
+    if made[key]
+  )
+  print(f"wrote {arguments.out}: {made['examples']:,} embeddings of width {made['width']}{others}")
 
 
 COMMAND = Command(

@@ -111,6 +111,7 @@ def _inspect_run(arguments):
       (f"config.data.{k}", ", ".join(f"{name} {value}" for name, value in data["source"].items())),
       ("", f"epoch {epochs + 1}, example {place:,} of {data['examples']:,}"),
       ("", f"{data['drawn']:,} drawn, {data['broken']:,} of them broken"),
+      ("", f"{data['filtered']:,} more filtered out when they were read"),
     ]
   streams.print_table(f"siglax inspect {arguments.source}", rows)
 

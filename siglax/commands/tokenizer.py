@@ -56,17 +56,23 @@ def _run(arguments):
 
 
 def _captions(source, broken: list):
-  """The captions of the examples, without the broken ones: (example, reason)."""
-  from siglax.data import storage
+  """The captions of the examples, without the broken ones: (example, reason). Pictures are not read
+  where the captions stand apart from them.
+  """
+  from siglax.data import filters
+  from siglax.data.broken import NOT_BROKEN
   from siglax.data.broken import reason
 
+  read = getattr(source, "captions", None) or (lambda i: source[i]["captions"])
   for i in range(len(source)):
     try:
-      captions = source[i]["captions"]
-    except storage.Unreachable:
+      captions = read(i)
+    except NOT_BROKEN:
       raise
+    except filters.FilteredOut:
+      continue
     except Exception as e:  # whatever a source raises
-      broken.append((i, reason(e)))
+      broken.append((filters.number(source, i), reason(e)))
       continue
     yield from captions
 

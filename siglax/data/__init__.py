@@ -9,7 +9,7 @@ from siglax.data.examples import EvalExamples
 from siglax.data.images import decode
 from siglax.data.images import resize
 from siglax.data.labels import same_label
-from siglax.data.order import fingerprint
+from siglax.data.order import Fingerprint
 from siglax.data.pipeline import TrainBatches
 from siglax.data.pipeline import num_examples
 from siglax.data.pipeline import open_data

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import os
 
 from siglax.config import values
 from siglax.config.parts import Field
+from siglax.data import names
 from siglax.data import storage
 
 # Bytes of a file of captions, or of one row of a table: far more than any caption.
@@ -15,13 +17,21 @@ CLASSNAMES = "classnames.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"
 TEMPLATE = Field(
   "a photo of a {}.",
-  "caption of a picture that has none but a class, {} for the name of the class; None makes none",
-  kind=str,
+  "caption of a picture that has none but a class, {} for the name of the class: a text, a tuple "
+  f"of them, or a file with one a line, such as {TEMPLATES}, of which training draws one each "
+  "time. None makes none",
+  kind=str | tuple,
   optional=True,
   check=lambda value: (
-    None if isinstance(value, str) and "{}" in value else "must be a text with {} for the name"
+    None
+    if isinstance(value, str) and value or value and all(_is_template(text) for text in value)
+    else "must be a text with {} for the name of the class, several, or a file of them"
   ),
 )
+
+
+def _is_template(value) -> bool:
+  return isinstance(value, str) and "{}" in value
 
 
 def text(data: bytes, name: str) -> str:
@@ -59,13 +69,51 @@ def label(value, name: str) -> int | None:
     raise ValueError(f"{name}={values.shown(value)} is no whole number") from None
 
 
-def of_class(captions: list[str], index: int | None, classnames, template: str | None) -> list[str]:
-  """The captions, or where there is none that of the class."""
-  if captions or template is None or index is None or not classnames:
+def of_class(captions: list[str], index: int | None, classnames, templates) -> list[str]:
+  """The captions, or where there is none those of the class. templates: of `read_templates`."""
+  if captions or templates is None or index is None or not classnames:
     return captions
   if not 0 <= index < len(classnames):
     raise ValueError(f"label={index} is none of the {len(classnames)} classes")
-  return [template.replace("{}", classnames[index])]
+  return [template.replace("{}", classnames[index]) for template in templates]
+
+
+def of_example(columns: list[list[str]], weights, index, classnames, templates) -> dict:
+  """`names.of_columns`, or where all columns are empty the captions of the class."""
+  found = names.of_columns(columns, weights) if columns else {"captions": []}
+  if found["captions"]:
+    return found
+  return {"captions": of_class([], index, classnames, templates)}
+
+
+def read_templates(value: str | Sequence[str] | None) -> tuple[str, ...] | None:
+  """The templates that the field `template` stands for."""
+  if value is None:
+    return None
+  if not isinstance(value, str):
+    return tuple(value)
+  if _is_template(value):
+    return (value,)
+  try:
+    found = lines(storage.read_all(value, MAX_TEXT), f"template={value!r}")
+  except ValueError as e:
+    raise ValueError(
+      f"template={value!r} must be a text with {{}} for the name of the class, or a file of such "
+      f"texts: {e}"
+    ) from None
+  found = tuple(text.replace("{c}", "{}") for text in found)
+  if not found or not all(map(_is_template, found)):
+    raise ValueError(f"template={value!r}: each line must have {{}} for the name of the class")
+  return found
+
+
+def refuse_weights(spec, where: str):
+  """ValueError for weights of captions where what is written has no place for them."""
+  if spec.get("caption_weights") is not None:
+    raise ValueError(
+      f"{where}: caption_weights={spec['caption_weights']!r} has no place in what is written: all "
+      "captions of an example in one list; leave it out"
+    )
 
 
 def beside(files: list[str], name: str) -> tuple[str, ...] | None:

@@ -22,12 +22,13 @@ import re
 from typing import Any
 
 import cv2
-import grain
 import numpy as np
 
 from siglax.config import values
 from siglax.data import captions as captions_lib
+from siglax.data import filters
 from siglax.data import images
+from siglax.data import order as order_lib
 from siglax.data import reading
 from siglax.data import shards as shards_lib
 from siglax.data import sources as sources_lib
@@ -53,7 +54,8 @@ class Conversion:
   spec: the data spec, without what the mix of a training reads. examples: of the source.
   short_side: None leaves the pictures as they are. shuffle: seed of the order, None for the
   source's own. first: the first places of a shuffled order. max_bytes, max_pixels: as of
-  config.image. opencv: what resizes and encodes.
+  config.image. filtered: examples that were filtered out before these were counted. opencv: what
+  resizes and encodes.
   """
 
   spec: dict
@@ -66,6 +68,7 @@ class Conversion:
   first: list[int] | None
   max_bytes: int
   max_pixels: int
+  filtered: int = 0
   opencv: str = cv2.__version__
 
   @property
@@ -100,17 +103,19 @@ def convert(
   picture is shrunk to, encoded as JPEG of that quality; others keep their bytes. threads: None for
   one a core. image: as config.image, of which max_bytes and max_pixels are read.
   The manifest is {"conversion", "examples", "bytes", "resized", "skipped": {"examples", "reasons"},
-  "shards": [{"file", "examples", "bytes", "sha256"}, …]}. Raises ValueError in one line for a
-  folder of something else, more broken examples than the spec's max_bad_fraction, and a disk that
-  fails; the shards that are finished then stay.
+  "filtered": examples that the spec's filters left out, "shards": [{"file", "examples", "bytes",
+  "sha256"}, …]}. Raises ValueError in one line for a folder of something else, more broken examples
+  than the spec's max_bad_fraction, and a disk that fails; the shards that are finished then stay.
   """
   sources_lib.validate_spec(spec, "SRC")
   if not sources_lib.SOURCES[spec["source"]].pictures:
     raise ValueError(f'SRC: source "{spec["source"]}" has no pictures to convert')
+  captions_lib.refuse_weights(spec, "SRC")
   source = sources_lib.open_source(spec, "SRC")
+  kept = {"source", *filters.FIELDS}
   order = _order(source, shuffle)
   conversion = Conversion(
-    {k: v for k, v in spec.items() if k == "source" or k not in COMMON_FIELDS},
+    {k: v for k, v in spec.items() if k in kept or k not in COMMON_FIELDS},
     len(source),
     format,
     examples_per_shard,
@@ -120,6 +125,7 @@ def convert(
     None if shuffle is None else [order(k) for k in range(min(ORDER_KEPT, len(source)))],
     image.max_bytes,
     image.max_pixels,
+    getattr(source, "filtered", 0),
   )
   limit = spec.get("max_bad_fraction")
   limit = sources_lib.MAX_BAD_FRACTION if limit is None else limit
@@ -143,8 +149,7 @@ def _order(source, shuffle: int | None) -> Callable[[int], int]:
     return lambda place: place
   if hasattr(source, "prepare_random_access"):
     source.prepare_random_access()
-  permutation = grain.MapDataset.range(len(source)).seed(shuffle).shuffle()
-  return lambda place: int(permutation[place])
+  return order_lib.Shuffle(len(source), shuffle).__getitem__
 
 
 def _begin(folder: pathlib.Path, conversion: Conversion, source):
@@ -194,13 +199,16 @@ def _write_missing(folder, conversion, source, order, limit, job, threads):
   )
   progress = reading.Progress(sum(len(conversion.places(shard)) for shard in todo))
 
-  def sound(rows: Iterator[tuple[int, Any]], of_shard: Skipped):
+  def sound(rows: Iterator[tuple[int, Any]], of_shard: Skipped, filtered: list[int]):
     for place, example in rows:
       progress.add(1)
       if not isinstance(example, Exception):
         yield place, example
         continue
-      i, said = order(place), reason(example)
+      i, said = filters.number(source, order(place)), reason(example)
+      if isinstance(example, filters.FilteredOut):
+        filtered.append(i)
+        continue
       of_shard.add(i, said)
       skipped.add(i, said)
       logger.warning("SRC: example %d is broken and left out: %s", i, said)
@@ -211,12 +219,11 @@ def _write_missing(folder, conversion, source, order, limit, job, threads):
         )
 
   for shard in todo:
-    of_shard = Skipped()
+    of_shard, filtered = Skipped(), []
     taken = itertools.islice(rows, len(conversion.places(shard)))
-    made = _write(folder / conversion.file(shard), conversion, sound(taken, of_shard))
-    disk.write_atomic(
-      folder / RECORDS / f"{shard:05}.json", _json(made | {"skipped": of_shard.listed()})
-    )
+    made = _write(folder / conversion.file(shard), conversion, sound(taken, of_shard, filtered))
+    made |= {"skipped": of_shard.listed(), "filtered": len(filtered)}
+    disk.write_atomic(folder / RECORDS / f"{shard:05}.json", _json(made))
 
 
 def _read(source, conversion: Conversion, i: int) -> dict:
@@ -283,7 +290,7 @@ def _finish(folder: pathlib.Path, conversion: Conversion) -> dict | None:
     records.append(record)
   examples = sum(record["examples"] for record in records)
   if not examples:
-    raise ValueError(f"SRC: all {conversion.examples} examples are broken")
+    raise ValueError(f"SRC: all {conversion.examples} examples are broken or filtered out")
   skipped = Skipped()
   for record in records:
     for found in record["skipped"]:
@@ -294,6 +301,7 @@ def _finish(folder: pathlib.Path, conversion: Conversion) -> dict | None:
     "bytes": sum(record["bytes"] for record in records),
     "resized": sum(record["resized"] for record in records),
     "skipped": {"examples": skipped.total, "reasons": skipped.listed()},
+    "filtered": conversion.filtered + sum(record["filtered"] for record in records),
     "shards": [
       {k: record[k] for k in ("file", "examples", "bytes", "sha256")} for record in records
     ],

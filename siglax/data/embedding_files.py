@@ -61,6 +61,18 @@ def open_file(file: str):
     ) from e
 
 
+def _in_columns(rows: list[dict]) -> dict:
+  """What `Embeddings.rows` returns, of rows one by one."""
+  captions = np.empty(len(rows), object)
+  captions[:] = [row["captions"] for row in rows]
+  return {
+    "image_embedding": np.stack([row["image_embedding"] for row in rows]),
+    "captions": captions,
+    "label": [row.get("label", -1) for row in rows],
+    "weight": [row.get("weight", 1.0) for row in rows],
+  }
+
+
 class NpzReader:
   """All of an .npz file, in memory."""
 
@@ -89,6 +101,8 @@ class NpzReader:
         f"it has {rows} embeddings, {len(self._captions)} rows of captions and {len(self._keys)} "
         "keys"
       )
+    arrays = self._embeddings, self._labels, self._weights, self._captions, self._keys
+    self.held_bytes = sum(array.nbytes for array in arrays)
 
   def __len__(self):
     return len(self._embeddings)
@@ -103,6 +117,16 @@ class NpzReader:
     }
     return {k: v for k, v in row.items() if v is not None and (k != "label" or v >= 0)}
 
+  def rows(self, places: np.ndarray) -> dict:
+    captions = np.empty(len(places), object)
+    captions[:] = self._captions.take(pa.array(places)).to_pylist()
+    return {
+      "image_embedding": self._embeddings[places],
+      "captions": captions,
+      "label": self._labels[places],
+      "weight": self._weights[places],
+    }
+
 
 class ParquetReader:
   """The columns of a .parquet file that training needs."""
@@ -115,6 +139,9 @@ class ParquetReader:
     columns = files_lib.Columns(pa.schema([schema.field(name) for name in names]))
     table = files_lib.read({file: opened}, columns)
     self._columns, self._rows = {name: table.column(name) for name in names}, table.num_rows
+    # Of a file that is mapped, the pages belong to all processes.
+    in_memory = columns.bytes({file: opened}) <= files_lib.MEMORY_BYTES
+    self.held_bytes = table.nbytes if in_memory else 0
 
   def __len__(self):
     return self._rows
@@ -124,6 +151,9 @@ class ParquetReader:
     embedding = self._columns["image_embedding"][i].values.to_numpy()
     return {"image_embedding": embedding} | {k: v for k, v in row.items() if v is not None}
 
+  def rows(self, places: np.ndarray) -> dict:
+    return _in_columns([self.row(place) for place in places.tolist()])
+
 
 class ArrayRecordReader:
   """Rows of an .array_record file, read and parsed one at a time."""
@@ -132,13 +162,21 @@ class ArrayRecordReader:
     self._records = array_record_data_source.ArrayRecordDataSource(file)
     _, metadata = parse_record(self._records[len(self._records) - 1])
     self.description = json.loads(metadata[DESCRIPTION])
+    self.held_bytes = 8 * len(self._records)
 
   def __len__(self):
     return len(self._records) - 1
 
   def row(self, i: int) -> dict:
-    arrays, metadata = parse_record(self._records[i])
-    return {"image_embedding": arrays["image_embedding"], **json.loads(metadata["row"])}
+    return _of_record(self._records[i])
+
+  def rows(self, places: np.ndarray) -> dict:
+    return _in_columns(list(map(_of_record, self._records.__getitems__(places.tolist()))))
+
+
+def _of_record(record: bytes) -> dict:
+  arrays, metadata = parse_record(record)
+  return {"image_embedding": arrays["image_embedding"], **json.loads(metadata["row"])}
 
 
 def parse_record(record: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+
+from siglax.config import values
 from siglax.data.sources import SOURCES
 
+logger = logging.getLogger("siglax")
 # What the parts of one dataset, and a file and the run that reads it, must share.
 PICTURE_FIELDS = ("size", "mean", "std", "resize", "fit")
+# What training does to pictures, and cannot do to embeddings: {field: the value that does nothing}.
+AUGMENTATION = {
+  "image.crop_min_area": 1.0,
+  "image.pad": 0,
+  "image.flip": False,
+  "image.jitter": 0.0,
+  "image.grey_probability": 0.0,
+}
 
 
 def given(config) -> bool:
@@ -17,8 +29,7 @@ def validate(config):
   """Checks what needs neither data nor parameters when config.data holds embeddings; ValueError in
   one line.
 
-  All specs must, nothing may change pictures on their way, and there must be an image tower to
-  start from.
+  All specs must, nothing may change the image tower, and there must be one to start from.
   """
   if not given(config):
     return
@@ -29,18 +40,14 @@ def validate(config):
         f"config.data.{i}.source={spec['source']!r} has pictures, another spec of config.data has "
         "embeddings; a batch holds the one or the other"
       )
-  image = config.image
   for field, value, needed in (
-    ("image.crop_min_area", image.crop_min_area, 1.0),
-    ("image.pad", image.pad, 0),
-    ("image.flip", image.flip, False),
     ("model.image.dropout", config.model.image.dropout, 0.0),
     ("train.patch_drop", config.train.patch_drop, 0.0),
     ("model.image.lora_rank", config.model.image.lora_rank, 0),
   ):
     if value != needed:
       raise ValueError(
-        f"config.{field}={value} changes what an image tower sees, but config.data with "
+        f"config.{field}={value} changes the image tower, but config.data with "
         f'source "{embedded}" is past it; it must be {needed}'
       )
   if config.model.init_from is None:
@@ -52,8 +59,12 @@ def validate(config):
 
 def check(config, sources, embed_dim: int):
   """ValueError when the embeddings do not fit the model, or their pictures were prepared otherwise
-  than in evaluation.
+  than in evaluation. The log says what of config.image has no effect.
   """
+  given = {field: values.get(config, field) for field in AUGMENTATION}
+  idle = [f"config.{f}={value}" for f, value in given.items() if value != AUGMENTATION[f]]
+  if idle:
+    logger.warning("without effect, since config.data holds embeddings: %s", ", ".join(idle))
   for i, source in enumerate(sources):
     made, field = source.description, f"config.data.{i}.path"
     if made["width"] != embed_dim:

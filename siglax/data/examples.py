@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import types
 
+from siglax.data import filters
 from siglax.data import images
-from siglax.data import storage
+from siglax.data.broken import NOT_BROKEN
 from siglax.data.broken import reason
 from siglax.data.sources import classnames
 
@@ -20,6 +21,7 @@ class EvalExamples:
   """
 
   def __init__(self, source, config):
+    filters.refuse_at_reading(source, "an evaluation")
     self._source = source
     self._image_config = types.SimpleNamespace(**config.image.to_dict())
     self.classnames = classnames(source)
@@ -32,7 +34,7 @@ class EvalExamples:
     try:
       example = self._source[i]
       image = images.prepare(example["image"], self._image_config)
-    except storage.Unreachable:
+    except NOT_BROKEN:
       raise
     except Exception as e:  # whatever a source or a decoder raises
       raise ValueError(

@@ -144,12 +144,13 @@ class Columns:
     return (batch for _, batch in self.numbered_batches(files))
 
   def numbered_batches(
-    self, files, skip_damaged: bool = False
+    self, files, skip_damaged: bool = False, fill: bool = False
   ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """(number of the row group among those of all files, rows) of all files.
 
     skip_damaged: of a damaged row group the rows before the damage are read, with a warning;
-    otherwise ValueError with the file and the offset in it.
+    otherwise DamagedGroup with the file and the offset in it. fill: rows of nulls take the place of
+    those that are lost.
     """
     number = 0
     for path, file in files.items():
@@ -165,11 +166,12 @@ class Columns:
             yield number, batch
         except DamagedGroup as e:
           if not skip_damaged:
-            raise ValueError(
-              f"{e}; mend it, or set skip_damaged_shards=True to use the other rows"
-            ) from None
+            raise
           lost = file.metadata.row_group(group).num_rows - read
           logger.warning("%s; %d of its rows are left out", e, lost)
+          if fill:
+            nulls = [pa.nulls(lost, kind) for kind in self.schema.types]
+            yield number, pa.record_batch(nulls, schema=self.schema)
         number += 1
 
   def of_group(self, path, file: pq.ParquetFile, group: int) -> Iterator[pa.RecordBatch]:
@@ -189,7 +191,7 @@ class Columns:
 
 
 class DamagedGroup(ValueError):
-  """A row group that cannot be read."""
+  """A row group that cannot be read: it says where it is."""
 
 
 def _start(column) -> int:
@@ -223,9 +225,9 @@ def read(files, columns: Columns) -> pa.Table:
   return mapped(files, columns)
 
 
-def mapped(files, columns: Columns) -> pa.Table:
+def mapped(files, columns: Columns, skip_damaged: bool = False) -> pa.Table:
   """The rows as an uncompressed Arrow file in the user's cache, written once, for all processes of
-  the machine.
+  the machine. skip_damaged: rows of nulls take the place of those that damage has cost.
   """
   needed = columns.bytes(files)
   if (folder := storage.cache_folder()) is None:
@@ -234,7 +236,8 @@ def mapped(files, columns: Columns) -> pa.Table:
       "XDG_CACHE_HOME"
     )
   folder.mkdir(parents=True, exist_ok=True)
-  cache = folder / f"{_fingerprint(files, columns)}.arrow"
+  # One with gaps is none that another run, which does not allow them, may take.
+  cache = folder / f"{_fingerprint(files, columns)}{'-skip' * skip_damaged}.arrow"
   if not cache.exists():
     logger.warning(
       "writing %.1f GB of decompressed rows to %s, once; XDG_CACHE_HOME moves it",
@@ -244,7 +247,7 @@ def mapped(files, columns: Columns) -> pa.Table:
     # Whole or not at all, also when several processes write it.
     with disk.replacing(cache) as temporary, pa.OSFile(str(temporary), "wb") as out:
       with pa.ipc.new_file(out, columns.schema) as writer:
-        for batch in columns.batches(files):
+        for _, batch in columns.numbered_batches(files, skip_damaged, fill=True):
           writer.write_batch(batch)
   return pa.ipc.open_file(pa.memory_map(str(cache))).read_all()
 

@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from siglax.data import colours
+
 # Parallel over examples, not within one: OpenCV's own threads would fight for the same cores.
 cv2.setNumThreads(0)
 # Decoders print on a broken file; the pipeline names it instead.
@@ -206,9 +208,10 @@ def augment(data: bytes | np.ndarray, rng: np.random.Generator, config) -> np.nd
   """A random view, uint8 [size, size, 3], of a picture as `decode` takes it; a pure function of the
   picture, rng and config.
 
-  config: config.image, of which size, crop_min_area, crop_max_aspect, pad, flip, max_bytes and
-  max_pixels are read. In this order: random resized crop (see `crop_box`), resize, shift by up to
-  `pad` pixels over a reflected border, left-right flip. With all of them off only a resize is left,
+  config: config.image, of which size, crop_min_area, crop_max_aspect, pad, flip, jitter,
+  jitter_probability, grey_probability, max_bytes and max_pixels are read. In this order: random
+  resized crop (see `crop_box`), resize, shift by up to `pad` pixels over a reflected border,
+  left-right flip, other colours (`colours.changed`). With all of them off only a resize is left,
   and an image of that size is returned as it is.
 
   A JPEG whose crop is at least 2, 4 or 8 times as large as the view, on both sides, is decoded at
@@ -216,17 +219,24 @@ def augment(data: bytes | np.ndarray, rng: np.random.Generator, config) -> np.nd
   by up to half a pixel of what is decoded. Raises ValueError as `decode`, and leaves rng as it was.
   """
   if isinstance(data, np.ndarray):
-    return _view(_from_array(data), rng.random(7).tolist(), config)
+    return _view(_from_array(data), _draws(rng, config), config)
   _check_bytes(data)
   header = _check_size(data, config)
   if header.format != "JPEG" or min(header.size) < 2 * config.size:
-    return _view(_decoded(data), rng.random(7).tolist(), config)
+    return _view(_decoded(data), _draws(rng, config), config)
   state = rng.bit_generator.state
   try:
-    return _view_of_large(data, header, rng.random(7).tolist(), config)
+    return _view_of_large(data, header, _draws(rng, config), config)
   except ValueError:
     rng.bit_generator.state = state
     raise
+
+
+def _draws(rng: np.random.Generator, config) -> list[float]:
+  """The numbers in [0, 1) that a view stands for. Those of the colours come last, so that crops are
+  the same without them.
+  """
+  return rng.random(7 + (colours.DRAWS if colours.is_on(config) else 0)).tolist()
 
 
 def _view_of_large(data, header: Image.Image, draws: list[float], config) -> np.ndarray:
@@ -244,7 +254,7 @@ def _view_of_large(data, header: Image.Image, draws: list[float], config) -> np.
 
 
 def _view(image: np.ndarray, draws: list[float], config) -> np.ndarray:
-  """The view of a whole picture that seven numbers in [0, 1) stand for."""
+  """The view of a whole picture that numbers in [0, 1) stand for."""
   if config.crop_min_area < 1:
     x, y, w, h = _box(image.shape[1], image.shape[0], draws, config)
     image = image[y : y + h, x : x + w]
@@ -258,9 +268,9 @@ def _box(width: int, height: int, draws: list[float], config) -> tuple[int, int,
 
 
 def _finished(image: np.ndarray, draws: list[float], config) -> np.ndarray:
-  """A crop resized, shifted and flipped."""
+  """A crop resized, shifted, flipped and in other colours."""
   size, pad = config.size, config.pad
-  _, _, _, _, shift_x, shift_y, side = draws
+  _, _, _, _, shift_x, shift_y, side, *of_colours = draws
   image = fast_resize(image, size)
   if pad:
     image = cv2.copyMakeBorder(image, pad, pad, pad, pad, cv2.BORDER_REFLECT_101)
@@ -268,7 +278,7 @@ def _finished(image: np.ndarray, draws: list[float], config) -> np.ndarray:
     image = image[y : y + size, x : x + size]
   if config.flip and side < 0.5:
     image = cv2.flip(image, 1)
-  return image
+  return colours.changed(image, of_colours, config) if of_colours else image
 
 
 def crop_box(

@@ -7,8 +7,8 @@ import logging
 
 import numpy as np
 
-from siglax.data import storage
 from siglax.data.broken import MAX_REPLACEMENTS
+from siglax.data.broken import NOT_BROKEN
 from siglax.data.order import shares_of
 from siglax.data.sources import classnames
 
@@ -51,7 +51,7 @@ def _label(source, i) -> int | None:
   try:
     label = source[i].get("label")
     label = label if label is None else int(label)  # NumPy's small integers would overflow
-  except storage.Unreachable:
+  except NOT_BROKEN:
     raise
   except Exception:
     return None
@@ -72,7 +72,7 @@ def check_labels(sources):
     for i in range(min(len(source), MAX_REPLACEMENTS)):
       try:
         example = source[i]
-      except storage.Unreachable:
+      except NOT_BROKEN:
         raise
       except Exception:  # broken; training deals with it
         continue

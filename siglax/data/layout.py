@@ -52,25 +52,33 @@ def write(
   """Writes elements[number], elements[number + 1], … into rows first … last − 1 of the arrays.
 
   Stops at an element that raises, and returns (row, exception); stops as well once `ended()`.
+  Elements with a method `rows` (siglax/data/elements.py) may make all of them at once.
   """
+  if hasattr(elements, "rows") and (rows := elements.rows(number, last - first)) is not None:
+    try:
+      _write(rows, arrays, slice(first, last), 1)
+    except ValueError as e:
+      return first, e
+    return None
   for row in range(first, last):
     if ended():
       return None
     try:
-      _write_row(elements[number + row - first], arrays, row)
+      _write(elements[number + row - first], arrays, row)
     except BaseException as e:
       return row, e
   return None
 
 
-def _write_row(example, arrays, row):
+def _write(example, arrays, row: int | slice, axes: int = 0):
+  """axes: those of the example's values before the axes of one row."""
   if example.keys() != arrays.keys():
     raise ValueError(f"an example has {sorted(example)}, the first one had {sorted(arrays)}")
   for name, array in arrays.items():
     value = np.asarray(example[name])
-    if value.shape != array.shape[1:] or value.dtype != array.dtype:
+    if value.shape[axes:] != array.shape[1:] or value.dtype != array.dtype:
       raise ValueError(
-        f"an example's {name} is {value.dtype}{list(value.shape)}, the first one's was "
+        f"an example's {name} is {value.dtype}{list(value.shape[axes:])}, the first one's was "
         f"{array.dtype}{list(array.shape[1:])}; all must be alike"
       )
     array[row] = value

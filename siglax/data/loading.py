@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from collections.abc import Sequence
 import types
 
 import numpy as np
 
 from siglax.config import imports
+from siglax.data import files
+from siglax.data import filters
 from siglax.data import images
 from siglax.data import storage
 from siglax.data.broken import MAX_REPLACEMENTS
@@ -14,6 +18,9 @@ from siglax.data.broken import reason
 from siglax.data.labels import LABEL_STRIDE
 from siglax.data.labels import NO_LABEL
 
+# Examples that may be drawn in place of one: of filters that keep a hundredth, more would be needed
+# once in 10^43 times.
+MAX_FILTERED = 10_000
 MAX_WEIGHT = float(np.finfo(np.float32).max)
 
 
@@ -38,44 +45,89 @@ class ExampleLoader:
 
   def __call__(self, i: int, rng: np.random.Generator) -> dict:
     """The example, or the first sound one drawn instead: as a row of `TrainBatches`, with "source",
-    "index" and "bad".
+    "index", "bad" and "filtered".
     """
-    bad = np.full(MAX_REPLACEMENTS, -1, np.int64)
-    first, error = i, None
-    for attempt in range(MAX_REPLACEMENTS):
+    bad, broken = np.full(MAX_REPLACEMENTS, -1, np.int64), 0
+    for filtered in range(MAX_FILTERED):
       try:
         return self._example(i, rng) | {
           "source": np.int32(self._index),
-          "index": np.int64(i),
+          "index": np.int64(filters.number(self.source, i)),
           "bad": bad,
+          "filtered": np.int32(filtered - broken),
         }
       except storage.Unreachable:
         # The example is sound; another in its place would depend on the day.
         raise
-      except Exception as e:  # whatever a source, a decoder or a tokenizer raises
+      except files.DamagedGroup as e:
+        # Thousands of rows are lost, and no spec has allowed that.
+        raise files.DamagedGroup(f"config.data.{self._index}.{e}") from None
+      except filters.FilteredOut as e:
         error = e
-      bad[attempt] = i
+      except Exception as e:  # whatever a source, a decoder or a tokenizer raises
+        bad[broken] = filters.number(self.source, i)
+        broken += 1
+        if broken == MAX_REPLACEMENTS:
+          raise self._all_broken(bad, e) from e
       i = int(rng.integers(len(self.source)))
     raise ValueError(
+      f"config.data.{self._index}: {MAX_FILTERED:,} examples in a row are filtered out, the last "
+      f"because {error}; loosen the filters, or let siglax convert write what they leave"
+    )
+
+  def _all_broken(self, bad, error) -> ValueError:
+    return ValueError(
       f"config.data.{self._index}: {MAX_REPLACEMENTS} examples in a row are broken, first example "
-      f"{first}, last "
+      f"{bad[0]}, last "
       f"{bad[-1]}: {reason(error)}; repair the data (config.data.{self._index}.max_bad_fraction "
       "allows single ones)"
-    ) from error
+    )
 
-  def why_bad(self, i: int) -> str:
+  @property
+  def reads_rows(self) -> bool:
+    """Whether the source reads several examples at once: one of embeddings."""
+    return hasattr(self.source, "rows")
+
+  def rows(self, numbers: Sequence[int], draw: Callable[[int], float]) -> dict[str, np.ndarray]:
+    """Several examples at once, each as from a call. Raises where one of them is broken.
+
+    draw: row → the first random number of its generator.
+    """
+    found, count = self.source.rows(numbers), len(numbers)
+    texts = []
+    for row, listed in enumerate(found["captions"]):
+      captions = [caption for caption in listed if caption.strip()]
+      # None of them is an IndexError.
+      texts.append(captions[int(draw(row) * len(captions)) if len(captions) > 1 else 0])
+    embedding, label, weight = found["image_embedding"], found["label"], found["weight"]
+    sound = np.isfinite(embedding).all() and ((0 <= weight) & (weight <= MAX_WEIGHT)).all()
+    if not sound or label.max() >= LABEL_STRIDE or self._need_labels and label.min() < 0:
+      raise ValueError("one of the examples is broken")
+    return {
+      "image_embedding": embedding,
+      "tokens": self._text(texts),
+      "label": np.where(label < 0, NO_LABEL, self._first_label + label).astype(np.int32),
+      "weight": weight.astype(np.float32),
+      "source": np.full(count, self._index, np.int32),
+      "index": np.array(numbers, np.int64),
+      "bad": np.full((count, MAX_REPLACEMENTS), -1, np.int64),
+      "filtered": np.zeros(count, np.int32),
+    }
+
+  def why_bad(self, number: int) -> str:
+    """Of an example by its number in the source, before any is filtered out."""
+    source = self.source.source if isinstance(self.source, filters.Filtered) else self.source
     try:
-      self._example(i, np.random.default_rng(0))
+      self._loaded(source[number], np.random.default_rng(0))
     except Exception as e:
       return reason(e)
     return "it could not be read the first time"
 
   def _example(self, i, rng):
-    example = self.source[i]
-    captions = [caption for caption in example["captions"] if caption.strip()]
-    if not captions:
-      raise ValueError("no caption")
-    caption = captions[int(rng.random() * len(captions))]
+    return self._loaded(self.source[i], rng)
+
+  def _loaded(self, example, rng):
+    caption = _drawn(example, rng)
     picture = _embedding(example) if "image_embedding" in example else self._augmented(example, rng)
     weight = example.get("weight", 1.0)
     if not 0 <= weight <= MAX_WEIGHT:
@@ -107,6 +159,23 @@ def _in_worker(kind: type, imported):
   """An object without its state, in a process that has imported what its parent had."""
   imports.import_again(imported)
   return object.__new__(kind)
+
+
+def _drawn(example: dict, rng: np.random.Generator) -> str:
+  """One of the captions: each is as likely, or by "caption_weights"."""
+  weights = example.get("caption_weights") or [1.0] * len(example["captions"])
+  found = [(c, w) for c, w in zip(example["captions"], weights, strict=True) if c.strip()]
+  if not found:
+    raise ValueError("no caption")
+  number = rng.random()
+  if "caption_weights" not in example:
+    return found[int(number * len(found))][0]
+  number *= sum(weight for _, weight in found)
+  for caption, weight in found:
+    number -= weight
+    if number < 0:
+      break
+  return caption
 
 
 def _embedding(example):

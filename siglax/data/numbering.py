@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 
@@ -22,3 +24,13 @@ class Numbering:
       raise IndexError(f"example {i} of {len(self)}")
     part = int(np.searchsorted(self.starts, i, "right")) - 1
     return part, i - int(self.starts[part])
+
+  def parts(self, numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(part, which of the numbers are in it, their places in it) of each part that has some.
+
+    numbers: int64 [n], of examples that there are. The last two are int64 [those in the part].
+    """
+    part_of = np.searchsorted(self.starts, numbers, "right") - 1
+    for part in np.unique(part_of).tolist():
+      which = np.flatnonzero(part_of == part)
+      yield part, which, numbers[which] - self.starts[part]

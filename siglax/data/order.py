@@ -6,9 +6,9 @@ import fractions
 import functools
 import hashlib
 import math
-import sys
 
 import grain
+from grain.experimental import index_shuffle
 import numpy as np
 
 from siglax.data.numbering import Numbering
@@ -17,7 +17,7 @@ from siglax.data.source import COMMON_FIELDS
 FINGERPRINTED = 1000
 
 
-class Mix(grain.transforms.DatasetSelectionMap):
+class Mix:
   """Element k of the mix → (source, element of that source), in exact proportion and without a
   random number.
 
@@ -28,9 +28,6 @@ class Mix(grain.transforms.DatasetSelectionMap):
 
   def __init__(self, shares: list[int]):
     self._shares = shares
-
-  def __len__(self) -> int:
-    return sys.maxsize
 
   def __getitem__(self, k: int) -> tuple[int, int]:
     rest, after = sum(self._shares), k + 1
@@ -52,8 +49,8 @@ class Mix(grain.transforms.DatasetSelectionMap):
     return found
 
 
-def of_sources(config, sources) -> list[grain.MapDataset]:
-  """The indices of each source's examples, in the order of its data spec."""
+def of_sources(config, sources) -> list[Shuffle | ShardShuffle]:
+  """The order of each source's examples."""
   found = []
   for k, (source, spec) in enumerate(zip(sources, config.data)):
     # Hashed: grain's shuffle adds the epoch to the seed, so neighbouring seeds would repeat each
@@ -63,27 +60,22 @@ def of_sources(config, sources) -> list[grain.MapDataset]:
   return found
 
 
-def mixed(config, sources, parts: list[grain.MapDataset]) -> grain.MapDataset:
-  """The elements of the run, of the elements of each source, epoch after epoch."""
-  mix = Mix(shares_of(config, sources))
-  return grain.MapDataset.select_from_datasets([part.repeat(None) for part in parts], mix)
-
-
-def fingerprint(config, sources, step: int) -> dict[str, str]:
-  """What tells one order of the examples from another: a digest of which examples come from a step
-  on, FINGERPRINTED of them or an epoch, and the version of grain, which makes the permutations.
+class Fingerprint:
+  """What tells one order of the examples from another: (step) → {"examples": a digest of which come
+  from that step on, FINGERPRINTED of them or an epoch, "grain": the version of grain, which makes
+  the permutations}. It takes about 10 ms.
   """
-  parts = [
-    part.map(functools.partial(_numbered, k)) for k, part in enumerate(of_sources(config, sources))
-  ]
-  elements, first = mixed(config, sources, parts), step * config.batch_size
-  count = min(FINGERPRINTED, sum(map(len, sources)))
-  numbers = np.array([elements[first + k] for k in range(count)], "<i8")
-  return {"grain": grain.__version__, "examples": hashlib.sha256(numbers.tobytes()).hexdigest()}
 
+  def __init__(self, config, sources):
+    self._orders, self._mix = of_sources(config, sources), Mix(shares_of(config, sources))
+    self._batch_size = config.batch_size
+    self._count = min(FINGERPRINTED, sum(map(len, sources)))
 
-def _numbered(source: int, index: int) -> tuple[int, int]:
-  return source, index
+  def __call__(self, step: int) -> dict[str, str]:
+    first = step * self._batch_size
+    places = [self._mix[k] for k in range(first, first + self._count)]
+    numbers = np.array([(source, self._orders[source][place]) for source, place in places], "<i8")
+    return {"grain": grain.__version__, "examples": hashlib.sha256(numbers.tobytes()).hexdigest()}
 
 
 # A group of up to so many examples is permuted in memory: grain's permutation takes 2 ms for an
@@ -91,16 +83,19 @@ def _numbered(source: int, index: int) -> tuple[int, int]:
 SMALL = 2**17
 
 
-def shuffled(source, spec, seed: int, field: str) -> grain.MapDataset:
-  """The indices of a source's examples in the order of its data spec, anew in each epoch.
+def shuffled(source, spec, seed: int, field: str) -> Shuffle | ShardShuffle:
+  """The order of a source's examples that its data spec wants.
 
   field: where the spec stands, such as "config.data.0". ValueError for order="shards" of a source
   that has none, or where more shards would be open than its memory holds.
   """
   if spec.get("order", COMMON_FIELDS["order"].default) == "global":
     if hasattr(source, "prepare_random_access"):
-      source.prepare_random_access()
-    return grain.MapDataset.range(len(source)).seed(seed).shuffle()
+      try:
+        source.prepare_random_access()
+      except ValueError as e:
+        raise ValueError(f"{field}.{e}") from None
+    return Shuffle(len(source), seed)
   sizes = getattr(source, "shard_sizes", None)
   if sizes is None:
     raise ValueError(
@@ -116,10 +111,37 @@ def shuffled(source, spec, seed: int, field: str) -> grain.MapDataset:
       f"source={spec['source']!r} at a time; set it to {most} or less"
     )
   announce = getattr(source, "read_ahead", None)
-  return ShardShuffle(sizes, seed, open_shards, announce).seed(seed)
+  return ShardShuffle(sizes, seed, open_shards, announce)
 
 
-class ShardShuffle(grain.MapDataset):
+class Shuffle:
+  """Element k → the index of an example; each epoch is a permutation of all `size` of them.
+
+  The permutation is grain's, and takes no memory. random_seed: of the random numbers that go with
+  the elements (`grain.experimental.RngPool`).
+  """
+
+  def __init__(self, size: int, seed: int):
+    self._size, self._seed = size, _derived(seed, 1)
+    self.random_seed = _derived(seed, 2)
+
+  def __len__(self) -> int:
+    return self._size
+
+  def __getitem__(self, k: int) -> int:
+    epoch, place = divmod(k, self._size)
+    seed = (self._seed + epoch) % 2**32
+    return index_shuffle(place, max_index=self._size - 1, seed=seed, rounds=4)
+
+
+def _derived(seed: int, depth: int) -> int:
+  """The seed that grain gives the transformation `depth` behind MapDataset.seed(seed), as in the
+  first versions, which left it to grain.
+  """
+  return int(np.random.SeedSequence([seed, depth]).generate_state(1)[0])
+
+
+class ShardShuffle:
   """Element k → the index of an example of one source; each epoch is a permutation of all of them.
 
   sizes: int [S], the examples of each shard. seed: a whole number. open_shards: G, at least 1.
@@ -130,11 +152,12 @@ class ShardShuffle(grain.MapDataset):
   among themselves, and the groups follow one another. So the example is a formula of (seed, k), and
   only the G shards of one group are read from at a time. Where G ≥ S, it is a permutation of all
   examples. The order of an epoch's shards takes 16 bytes a shard. The permutation of a group takes
-  no memory where it is grain's, or 8 bytes an example for up to SMALL of them.
+  no memory where it is a `Shuffle`, or 8 bytes an example for up to SMALL of them.
+  random_seed: as of `Shuffle`.
   """
 
   def __init__(self, sizes, seed: int, open_shards: int, announce=None):
-    super().__init__()
+    self.random_seed = _derived(seed, 1)
     self._announce = announce
     self._sizes, self._seed = np.asarray(sizes, np.int64), seed
     self._open = min(open_shards, len(self._sizes))
@@ -162,7 +185,7 @@ class ShardShuffle(grain.MapDataset):
     shards = _permutation(len(self._sizes), [self._seed, epoch, 0])
     return shards, Numbering(self._sizes[shards]).starts
 
-  def _group_of(self, epoch: int, group: int) -> tuple[int, np.ndarray | grain.MapDataset]:
+  def _group_of(self, epoch: int, group: int) -> tuple[int, np.ndarray | Shuffle]:
     """The place of a group's first example, and the permutation of the group."""
     shards, starts = self._shards(epoch)
     if self._announce is not None:
@@ -174,7 +197,7 @@ class ShardShuffle(grain.MapDataset):
     if end - first <= SMALL:
       return first, _permutation(end - first, seed)
     seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    return first, grain.MapDataset.range(end - first).seed(seed).shuffle()
+    return first, Shuffle(end - first, seed)
 
 
 def _permutation(size: int, seed: list[int]) -> np.ndarray:

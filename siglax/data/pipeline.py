@@ -22,9 +22,9 @@ import numpy as np
 
 from siglax.data import order
 from siglax.data import sources as sources_lib
-from siglax.data import storage
 from siglax.data.batching import Batches
 from siglax.data.broken import too_many_bad
+from siglax.data.elements import Elements
 from siglax.data.labels import check_labels
 from siglax.data.labels import first_labels
 from siglax.data.loading import ExampleLoader
@@ -84,8 +84,11 @@ class TrainBatches:
   config.loss.positives is "label", is replaced by another one of its source, logged by name the
   first time, and counted.
 
-  bad, drawn: examples by source that were broken, and that were drawn in all, by this process.
-  last: (sources, indices) of the examples in the rows of the last batch.
+  bad, drawn, filtered: by source the examples that were broken, those drawn in all without the
+  filtered, and those that filters left out when they were read (siglax/data/filters.py), by this
+  process.
+  last: (sources, indices) of the examples in the rows of the last batch; these are their numbers
+  before any is filtered out.
 
   Raises ValueError at the start for a batch that does not divide and as `open_data`, from
   `__next__` when the examples drawn show that more than a spec's max_bad_fraction are broken; see
@@ -112,8 +115,10 @@ class TrainBatches:
     ]
     if process_index == 0:
       _warn_of_repeats(config, sources)
-    counts = counts or {"bad": [0] * len(sources), "drawn": [0] * len(sources)}
-    self.bad, self.drawn = list(counts["bad"]), list(counts["drawn"])
+    counts = counts or {}
+    self.bad, self.drawn, self.filtered = (
+      list(counts.get(name) or [0] * len(sources)) for name in ("bad", "drawn", "filtered")
+    )
     self.last = [], []
     self._first_bad = {}  # by source: (example, reason)
     self._named = set()
@@ -121,7 +126,7 @@ class TrainBatches:
     rows = config.batch_size // process_count
     threads, workers = loader_threads(config, sources)
     self._iterator = Batches(
-      _elements(config, self._loaders),
+      Elements(config, self._loaders),
       start_step * config.batch_size + process_index * rows,
       rows,
       config.batch_size,
@@ -132,8 +137,8 @@ class TrainBatches:
 
   @property
   def counts(self) -> dict[str, list[int]]:
-    """{"bad": by source, "drawn": by source}, which JSON can hold."""
-    return {"bad": list(self.bad), "drawn": list(self.drawn)}
+    """{"bad", "drawn", "filtered"}, each by source, which JSON can hold."""
+    return {"bad": list(self.bad), "drawn": list(self.drawn), "filtered": list(self.filtered)}
 
   def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
     return self
@@ -146,12 +151,11 @@ class TrainBatches:
     try:
       batch = next(self._iterator)
       source, index = batch.pop("source"), batch.pop("index")
+      self._count_filtered(source, batch.pop("filtered"))
       self._count(source, batch.pop("bad"))
       self.last = source.tolist(), index.tolist()
     except BaseException as e:
       self._error = e
-      if isinstance(e, storage.Unreachable):  # without the lines that grain adds
-        self._error = storage.Unreachable(str(e).partition("\n")[0])
       self.close()
       raise self._error
     return batch
@@ -161,6 +165,18 @@ class TrainBatches:
     if self._iterator is not None:
       self._iterator.close()
       self._iterator = None
+
+  def _count_filtered(self, source, filtered):
+    """filtered: int32 [b], the examples that were filtered out in place of each row."""
+    counts = np.bincount(source, filtered, len(self.filtered)).astype(int).tolist()
+    for k, count in enumerate(counts):
+      if count and not self.filtered[k]:
+        logger.info(
+          "config.data.%d: examples that its filters leave out when they are read are replaced by "
+          "others, and counted: siglax inspect --run tells how many",
+          k,
+        )
+    self.filtered = [before + count for before, count in zip(self.filtered, counts)]
 
   def _count(self, source, bad):
     """source: int32 [b]; bad: int64 [b, MAX_REPLACEMENTS], the broken examples each row replaces,
@@ -190,14 +206,6 @@ class TrainBatches:
       logger.warning(
         "config.data.%d: example %d is broken and replaced by another: %s", k, example, reason
       )
-
-
-def _elements(config, loaders):
-  """Element k of the run at index k, whichever process or thread asks for it."""
-  sources = [loader.source for loader in loaders]
-  indices = order.of_sources(config, sources)
-  parts = [part.random_map(loader) for part, loader in zip(indices, loaders)]
-  return order.mixed(config, sources, parts)
 
 
 def loader_threads(config, sources) -> tuple[int, int]:

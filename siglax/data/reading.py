@@ -12,7 +12,7 @@ import logging
 import time
 from typing import Any
 
-from siglax.data import storage
+from siglax.data.broken import NOT_BROKEN
 from siglax.devices import cores
 
 logger = logging.getLogger("siglax")
@@ -24,8 +24,8 @@ def read_ahead(
 ) -> Iterator[tuple[int, Any]]:
   """(i, read(i)) of the indices in their order, in place of it the exception that it raised.
 
-  Threads, one for each core by default, read `ahead` of them before they are asked for. Raises
-  Unreachable where a bucket does not answer: the examples may be sound.
+  Threads, one for each core by default, read `ahead` of them before they are asked for. Raises what
+  says nothing of the example itself (`broken.NOT_BROKEN`).
   """
   pool = concurrent.futures.ThreadPoolExecutor(
     threads or cores.usable(), thread_name_prefix="siglax-read"
@@ -39,7 +39,7 @@ def read_ahead(
     while pending:
       i, future = pending.popleft()
       error = future.exception()
-      if isinstance(error, storage.Unreachable) or not isinstance(error, Exception | None):
+      if isinstance(error, NOT_BROKEN) or not isinstance(error, Exception | None):
         raise error
       yield i, future.result() if error is None else error
       submit(1)

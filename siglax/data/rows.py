@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Mapping
 import os
 import re
@@ -10,6 +11,7 @@ from typing import Any
 from siglax.config.parts import Field
 from siglax.data import captions as captions_lib
 from siglax.data import index as index_lib
+from siglax.data import names as names_lib
 from siglax.data import paths
 from siglax.data import storage
 
@@ -34,11 +36,8 @@ FIELDS = {
     kind=str,
     optional=True,
   ),
-  "caption": Field(
-    None,
-    f"name of the captions; None takes {', '.join(NAMES['caption'])}, the first there is",
-    kind=str,
-    optional=True,
+  **names_lib.caption(
+    f"name of the captions; None takes {', '.join(NAMES['caption'])}, the first there is"
   ),
   "label": Field(
     None,
@@ -65,7 +64,7 @@ class Rows:
 
   source = ""
 
-  def __init__(self, path, image, caption, label, root):
+  def __init__(self, path, image, caption, caption_weights, label, root):
     self._path, self._root = path, root
     files = paths.find(path, self.source)
     for file in files:
@@ -76,7 +75,8 @@ class Rows:
     if not len(self):
       raise ValueError(f"path={path!r} has no rows")
     given = {"image": image, "caption": caption, "label": label}
-    self._wanted = [_chosen(given, file, self._names(file)) for file in files]
+    self._weights = None if caption_weights is None else names_lib.numbers(caption_weights)
+    self._wanted = [self._chosen(given, file) for file in files]
     self._refuse_urls()
 
   def _index(self, file: str) -> index_lib.Index:
@@ -95,22 +95,39 @@ class Rows:
 
   def __getitem__(self, i: int) -> dict:
     file, start, _ = self._spans[i]
-    wanted = self._wanted[self._spans.file_of(i)]
     try:
-      row = self._row(i)
-      value = {argument: row.get(name) for argument, name in wanted.items()}
-      name, captions = value["image"], value.get("caption")
-      if not isinstance(name, str) or not name.strip():
-        raise ValueError(f"{wanted['image']} names no picture")
-      example = {
-        "image": storage.read_all(os.path.join(self._folder(file), name)),
-        "captions": [] if captions == "" else captions_lib.listed(captions, wanted.get("caption")),
-        "key": name,
-      }
-      label = captions_lib.label(value.get("label"), wanted.get("label"))
+      row, wanted = self._row(i), self._wanted[self._spans.file_of(i)]
+      (of_image,) = wanted["image"]
+      if not isinstance(name := row.get(of_image), str) or not name.strip():
+        raise ValueError(f"{of_image} names no picture")
+      image = storage.read_all(os.path.join(self._folder(file), name))
+      return {"image": image, **self._texts_of(row, wanted), "key": name}
     except ValueError as e:
       raise ValueError(f"{file!r}, byte {start}: {e}") from None
-    return example if label is None else example | {"label": label}
+
+  def _texts_of(self, row: Mapping[str, Any], wanted: dict[str, tuple[str, ...]]) -> dict:
+    """The captions of a row, and its label where it has one."""
+    columns = [_captions(row.get(column), column) for column in wanted.get("caption", ())]
+    found = captions_lib.of_example(columns, self._weights, None, None, None)
+    (of_label,) = wanted.get("label", ("",))
+    label = captions_lib.label(row.get(of_label), of_label)
+    return found if label is None else found | {"label": label}
+
+  def texts(self) -> Iterator[dict | None]:
+    """Captions and labels, of which the pictures are not read."""
+    for i in range(len(self)):
+      try:
+        yield self._texts_of(self._row(i), self._wanted[self._spans.file_of(i)])
+      except ValueError:  # broken; training deals with it
+        yield None
+
+  def captions(self, i: int) -> list[str]:
+    """Those of row i, without a look at its picture."""
+    file, start, _ = self._spans[i]
+    try:
+      return self._texts_of(self._row(i), self._wanted[self._spans.file_of(i)])["captions"]
+    except ValueError as e:
+      raise ValueError(f"{file!r}, byte {start}: {e}") from None
 
   def prepare_random_access(self):
     """Rows in any order are read one by one from here on."""
@@ -122,9 +139,16 @@ class Rows:
   def _folder(self, file: str) -> str:
     return os.path.dirname(file) if self._root is None else self._root
 
+  def _chosen(self, given: dict, file: str) -> dict[str, tuple[str, ...]]:
+    """The names of a file that the fields stand for. A row needs captions or a label."""
+    there = self._names(file)
+    chosen = names_lib.chosen(given, NAMES, there, "name", file, ("image",))
+    needed = () if "label" in chosen else ("caption",)
+    return names_lib.chosen(given, NAMES, there, "name", file, needed)
+
   def _refuse_urls(self):
     """ValueError for rows that name pictures on the web: the first tells."""
-    name = self._wanted[0]["image"]
+    (name,) = self._wanted[0]["image"]
     try:
       found = self._row(0).get(name)
     except ValueError:  # broken; training deals with it
@@ -146,20 +170,5 @@ def _check_text(file: str):
     raise ValueError(f"path={file!r} is UTF-16; write it as UTF-8")
 
 
-def _chosen(given: dict[str, str | None], file: str, names: list[str]) -> dict[str, str]:
-  """{"image": its name in a file, "caption", "label"}, of those that there are."""
-  chosen, listed = {}, ", ".join(names[:50])
-  for argument, name in given.items():
-    if name is None:
-      name = next((name for name in NAMES[argument] if name in names), None)
-    elif name not in names:
-      raise ValueError(f"{argument}={name!r}: no such name in {file} but {listed}; give one")
-    if name is not None:
-      chosen[argument] = name
-      if names.count(name) > 1:
-        raise ValueError(f"{argument}={name!r}: {file} has it several times; rename them")
-  for argument in ("image", "caption"):
-    if argument not in chosen and (argument == "image" or "label" not in chosen):
-      known = ", ".join(map(repr, NAMES[argument]))
-      raise ValueError(f"{argument}=None: {file} has none of {known} but {listed}; name one")
-  return chosen
+def _captions(value, column: str) -> list[str]:
+  return [] if value == "" else captions_lib.listed(value, column)

@@ -10,6 +10,7 @@ from typing import Any
 from siglax.config import options
 from siglax.config import versions
 from siglax.config.parts import Field
+from siglax.data import filters
 
 MAX_BAD_FRACTION = 0.01
 # Of every spec, whatever its source.
@@ -43,6 +44,7 @@ COMMON_FIELDS = {
     least=0,
     most=1,
   ),
+  **filters.FIELDS,
 }
 
 # Of sources whose files can be damaged in part.
@@ -64,12 +66,18 @@ class Source:
   name: in the `source` of a data spec. doc: one sentence.
   open: (**fields) → examples, with len() and [i]; a class or a function. Example i is {"image":
   encoded bytes or uint8 array, "captions": [str, …]}, and optionally "label": int, "weight": float,
-  its weight in the loss, and "key": str, its name. The examples may have `classnames`, a tuple that
+  its weight in the loss, "key": str, its name, and "caption_weights": [float, …], of each caption
+  how often training takes it, in proportion. The examples may have `classnames`, a tuple that
   the labels are indices into, and `templates`, texts with {} for the name of a class.
   Where they lie in shards (files, row groups), `shard_sizes`: int64 [S] says how many are in each,
   in the order of [i]; `open_shards`: how many shards are read from at a time without reading one
   twice, None for any number; `read_ahead`(shard) is called before a shard is read; and
   `prepare_random_access` is called before examples are read in an order that keeps to no shard.
+  Where captions can be read without the picture, `captions`(i) does: what needs texts alone, as a
+  tokenizer that is trained, asks for them so. Where captions and labels of all are known without
+  reading a picture, `texts`() gives {"captions", "label"} of each example in the order of [i], None
+  for a broken one: filters are then applied when the source is opened. It may return None in place
+  of all.
   [i] is random access, safe from many threads, and the same on every call; raising from it marks
   the example as broken, and training replaces it. The examples are pickled for worker processes.
   ValueErrors of open begin with the field: "path='x': no such file".

@@ -8,6 +8,7 @@ import hashlib
 
 import numpy as np
 
+from siglax.data import filters
 from siglax.data import images
 from siglax.data import reading
 from siglax.data import sources as sources_lib
@@ -29,8 +30,9 @@ def survey(source, image, examples: int | None = None) -> dict:
   "long_by_short": {whole part of long side / short side: pictures}, "formats": {format: pictures},
   "bytes": of all pictures, "duplicates": {"pictures": copies of another one, "first": [[example,
   its copy], …]}, "broken": [{"count", "first", "reason"}, …], "broken_examples": the first
-  numbers}. Words and pixels are the lower end of a range that reaches to the next power of two.
-  Memory: 16 bytes an example that is read.
+  numbers, "filtered": examples that the filters of its spec leave out: before the "examples" were
+  counted, and of those that were read}. Words and pixels are the lower end of a range that reaches
+  to the next power of two. Memory: 16 bytes an example that is read.
   """
   count = len(source)
   read = indices(count, examples)
@@ -41,21 +43,26 @@ def survey(source, image, examples: int | None = None) -> dict:
   skipped, broken = Skipped(), []
   digests, numbers = array.array("Q"), array.array("q")
   labelled = size = 0
+  filtered = getattr(source, "filtered", 0)
   progress = reading.Progress(len(read))
   for i, found in reading.read_ahead(
     lambda i: _measured(source[i], image), read, 8 * cores.usable()
   ):
     progress.add(1)
+    number = filters.number(source, i)
+    if isinstance(found, filters.FilteredOut):
+      filtered += 1
+      continue
     if isinstance(found, Exception):
-      skipped.add(i, reason(found))
-      broken += [i] if len(broken) < LISTED else []
+      skipped.add(number, reason(found))
+      broken += [number] if len(broken) < LISTED else []
       continue
     for name, counter in counts.items():
       counter.update(found[name])
     labelled += found["labelled"]
     size += found["bytes"]
     digests.append(found["digest"])
-    numbers.append(i)
+    numbers.append(number)
   names = sources_lib.classnames(source)
   return {
     "examples": count,
@@ -67,6 +74,7 @@ def survey(source, image, examples: int | None = None) -> dict:
     "duplicates": _duplicates(np.array(digests, np.uint64), np.array(numbers, np.int64)),
     "broken": skipped.listed(),
     "broken_examples": broken,
+    "filtered": filtered,
   }
 
 
@@ -130,6 +138,8 @@ def lines(report: dict) -> list[str]:
   found += _histogram("long side / short side", report["long_by_short"], lambda k: f"{k}–{k + 1}")
   found.append(f"{copies['pictures']:,} pictures are copies of another one, byte by byte")
   found += [f"  example {j} is example {i}" for i, j in copies["first"]]
+  if report["filtered"]:
+    found.append(f"{report['filtered']:,} examples are filtered out")
   found.append(f"{broken:,} examples are broken")
   found += [
     f"  {b['count']:,}, first example {b['first']}: {b['reason']}" for b in report["broken"]

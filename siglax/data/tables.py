@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from collections.abc import Iterator
+import copy
 import json
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from siglax.config.parts import Field
+from siglax.data import captions as captions_lib
 from siglax.data import files as files_lib
+from siglax.data import names
 
 # Names that are taken where a spec gives none, the first that is there.
 CAPTIONS = ("captions", "caption")
+KNOWN = {"caption": CAPTIONS, "label": ("label",), "weights": ("weight",), "key": ("key",)}
 
 
 def named(part: str) -> dict[str, Field]:
@@ -23,11 +29,8 @@ def named(part: str) -> dict[str, Field]:
   )
   return {
     "image": Field("image", f"{part} of encoded images"),
-    "caption": Field(
-      None,
-      f"{part} of captions, one or a list of them; None takes {' or '.join(CAPTIONS)}",
-      kind=str,
-      optional=True,
+    **names.caption(
+      f"{part} of captions, one or a list of them; None takes {' or '.join(CAPTIONS)}"
     ),
     "label": default("label", "class indices"),
     "weights": default("weight", "weights in the loss"),
@@ -35,26 +38,10 @@ def named(part: str) -> dict[str, Field]:
   }
 
 
-def chosen(there, given: dict, part: str, need_caption: bool = True) -> dict[str, str]:
-  """{field: the name that it stands for} of the fields of `named`, without what is not there.
-
-  there: the names of the columns or features. given: {field: value} of the data spec. Raises
-  ValueError, beginning with the field, for a name that is not there, and for none of captions.
-  """
-  found = {}
-  defaults = {"caption": CAPTIONS, "label": ("label",), "weights": ("weight",), "key": ("key",)}
-  for field, name in given.items():
-    if name is None:
-      name = next((name for name in defaults[field] if name in there), None)
-    elif name not in there:
-      raise ValueError(f"{field}={name!r}: no such {part} but {', '.join(there)}; name one")
-    if name is not None:
-      found[field] = name
-  if need_caption and "caption" not in found:
-    raise ValueError(
-      f"caption=None: no {part} {' or '.join(map(repr, CAPTIONS))} but {', '.join(there)}; name one"
-    )
-  return found
+def chosen(given: dict, there, part: str, where: str, need_caption: bool) -> dict:
+  """`names.chosen` of the fields of `named`."""
+  needed = ("caption",) if need_caption else ()
+  return names.chosen(given, KNOWN, there, part, where, needed)
 
 
 class ImageText(files_lib.Columns):
@@ -70,72 +57,110 @@ class ImageText(files_lib.Columns):
     schemas: dict[str, pa.Schema],
     image,
     caption,
+    caption_weights,
     label,
     weights,
     key,
     need_caption: bool = True,
   ):
-    first = next(iter(schemas.values()))
+    path, first = next(iter(schemas.items()))
     if key is None and "key" in first.names and not _is_string(first.field("key").type):
       first = first.remove(first.get_field_index("key"))  # a number is no name
     given = {"image": image, "caption": caption, "label": label, "weights": weights, "key": key}
-    self._wanted = chosen(first.names, given, "column", need_caption)
+    self._wanted = chosen(given, first.names, "column", path, need_caption)
+    self._weights = None if caption_weights is None else names.numbers(caption_weights)
     for path, schema in schemas.items():
       self._check(path, schema)
-    caption = self._wanted.get("caption")
-    listed = caption is not None and _is_list(first.field(caption).type)
     types = {
       "image": ("image", pa.binary()),
-      "caption": ("captions", pa.list_(pa.string()) if listed else pa.string()),
       "label": ("label", pa.int64()),
       "weights": ("weight", pa.float64()),
       "key": ("key", pa.string()),
     }
-    super().__init__(pa.schema([types[argument] for argument in self._wanted]))
+    fields = []
+    for field, columns in self._wanted.items():
+      if field != "caption":
+        fields.append(types[field])
+        continue
+      several = len(columns) > 1
+      for k, column in enumerate(columns):
+        listed = _is_list(first.field(column).type)
+        kind = pa.list_(pa.string()) if listed else pa.string()
+        fields.append((f"captions {k}" if several else "captions", kind))
+    self._captions = [name for name, _ in fields if name.startswith("captions")]
+    super().__init__(pa.schema(fields))
 
   def _check(self, path, schema):
-    for argument, name in self._wanted.items():
-      if name not in schema.names:
-        raise ValueError(
-          f"{argument}={name!r}: no such column in {path} but {', '.join(schema.names)}; name one"
-        )
-      if schema.names.count(name) > 1:
-        raise ValueError(
-          f"{argument}={name!r}: {path} has several columns of that name; rename them"
-        )
+    pairs = [(argument, name) for argument, found in self._wanted.items() for name in found]
+    for argument, name in pairs:
+      names.chosen({argument: name}, {}, schema.names, "column", path)
       right, needed = _TYPES[argument]
       if not right(kind := schema.field(name).type):
         raise ValueError(
           f"{argument}={name!r}: the column of {path} holds {kind}, it must hold {needed}"
         )
 
+  @property
+  def _columns(self) -> list[str]:
+    """The columns that are read, in the order of the schema."""
+    return [name for found in self._wanted.values() for name in found]
+
   def paths(self, file):
     """Names to ask Parquet for: of a struct only its bytes."""
-    structs = [
-      name
-      for name in self._wanted.values()
-      if pa.types.is_struct(file.schema_arrow.field(name).type)
-    ]
-    return [f"{name}.bytes" if name in structs else name for name in self._wanted.values()]
+    kinds = {name: file.schema_arrow.field(name).type for name in self._columns}
+    return [f"{name}.bytes" if pa.types.is_struct(kind) else name for name, kind in kinds.items()]
+
+  def without_pictures(self) -> ImageText:
+    """The columns of captions and labels alone."""
+    found = copy.copy(self)
+    found._wanted = {f: n for f, n in self._wanted.items() if f in ("caption", "label")}
+    fields = [f for f in self.schema if f.name in ("label", *self._captions)]
+    found.schema = pa.schema(fields)
+    return found
 
   @property
   def label(self) -> str | None:
     """The name of the column of labels."""
-    return self._wanted.get("label")
+    return next(iter(self._wanted.get("label", ())), None)
 
   def row(self, table: pa.Table) -> dict:
     """The values of a table of one row, of the columns as they are stored."""
-    (batch,) = table.select(list(self._wanted.values())).to_batches()
+    (batch,) = table.select(self._columns).to_batches()
     return self.convert(batch).to_pylist()[0]
 
   def convert(self, batch):
     arrays = []
-    for name, target in zip(self._wanted.values(), self.schema.types):
+    for name, target in zip(self._columns, self.schema.types):
       array = batch.column(name)
       if pa.types.is_struct(array.type):
         array = pc.struct_field(array, "bytes")
       arrays.append(array.cast(target))
     return pa.record_batch(arrays, schema=self.schema)
+
+  def example(self, row: dict, classnames, templates) -> dict:
+    """An example of the values of a row in the schema. templates: of `captions.read_templates`."""
+    columns = []
+    for name in self._captions:
+      found = row[name]
+      found = [found] if isinstance(found, str) else found or ()
+      columns.append([caption for caption in found if caption is not None])
+    # A caption, a label or a weight may be null; a null image stays one, and is broken.
+    rest = {
+      name: value
+      for name, value in row.items()
+      if name not in self._captions and (value is not None or name == "image")
+    }
+    return rest | captions_lib.of_example(
+      columns, self._weights, rest.get("label"), classnames, templates
+    )
+
+  def texts(self, rows: Iterable[dict | None], classnames, templates) -> Iterator[dict | None]:
+    """Captions and labels of rows of `without_pictures`; None for a broken one."""
+    for row in rows:
+      try:
+        yield row and self.example(row, classnames, templates)
+      except ValueError:
+        yield None
 
 
 def _is_bytes(kind):
@@ -167,15 +192,6 @@ _TYPES = {
   "weights": (lambda kind: pa.types.is_floating(kind) or pa.types.is_integer(kind), "numbers"),
   "key": (_is_string, "strings"),
 }
-
-
-def example(row: dict) -> dict:
-  """An example of the values of a row in the schema of `ImageText`."""
-  captions = row.get("captions")
-  captions = [captions] if isinstance(captions, str) else captions or ()
-  row = row | {"captions": [caption for caption in captions if caption is not None]}
-  # A caption, a label or a weight may be null; a null image stays one, and is broken.
-  return {name: value for name, value in row.items() if value is not None or name == "image"}
 
 
 def rest(values: dict) -> dict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from siglax.interop import huggingface_names as names
+from siglax.interop import texts
 from siglax.models import transformer
 from siglax.runs import records
 
@@ -130,6 +131,11 @@ out.last_hidden_state  # class token and patch tokens, before model.vision_model
 model = CLIPTextModelWithProjection.from_pretrained(".")
 model(input_ids=tokens).text_embeds  # embedding, not yet normalised""",
 }
+# Before the uses that need `tokens`, where there is a tokenizer.
+_TOKENS = """from transformers import AutoTokenizer
+texts = AutoTokenizer.from_pretrained(".")
+tokens = texts(["a caption"], padding="max_length", truncation=True, return_tensors="pt").input_ids
+"""
 # By its towers: what is in the folder, and its pipeline_tag on the hub.
 _TITLES = {
   ("image", "text"): ("Image and text towers", "zero-shot-image-classification"),
@@ -142,6 +148,7 @@ def card(tower, kind: str, source) -> str:
   """README.md: use, preprocessing and the last evaluation of the run. kind: its model_type."""
   what = names.KINDS[kind]
   title, task = _TITLES[what.towers]
+  use = _TOKENS + _USE[kind] if "=tokens" in _USE[kind] else _USE[kind]
   lines = [
     "---",
     "library_name: transformers",
@@ -154,7 +161,7 @@ def card(tower, kind: str, source) -> str:
     f"{title} trained with siglax ({tower.config.loss.name} loss).",
     "",
     "```python",
-    *_USE[kind].splitlines(),
+    *(use if texts.is_written(tower) else _USE[kind]).splitlines(),
     "```",
     "",
     "## Preprocessing",

@@ -100,10 +100,16 @@ def _refused(table: dict, config) -> bool:
   return any(v not in table[k] for k, v in values.items() if isinstance(table[k], tuple))
 
 
+def is_written(tower) -> bool:
+  """Whether there is a tokenizer that has a place."""
+  table = carries(tower, fields.LEFT_OUT)
+  return tower.text is not None and table["text.tokenizer"] != fields.LEFT_OUT
+
+
 def write(tower, folder: pathlib.Path):
   """The tokenizer and tokenizer_config.json, where there is a tokenizer that has a place."""
   text = tower.text
-  if text is None or carries(tower, fields.LEFT_OUT)["text.tokenizer"] == fields.LEFT_OUT:
+  if not is_written(tower):
     return
   is_json = _is_json(text)
   text.save(folder / (JSON if is_json else SENTENCEPIECE))

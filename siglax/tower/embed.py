@@ -16,8 +16,10 @@ import pyarrow as pa
 from siglax import tower as tower_lib
 from siglax.config import values
 from siglax.config import versions
+from siglax.data import captions as captions_lib
 from siglax.data import embedding_files
 from siglax.data import embeddings
+from siglax.data import filters
 from siglax.data import images as images_lib
 from siglax.data import reading
 from siglax.data import sources as sources_lib
@@ -49,19 +51,16 @@ def embed(
   stored. Pictures are prepared as in evaluation. The description is {"siglax": version, "tower":
   source, "digest": the image tower's (siglax/runs/digest.py), "width": d, "dtype", "tokens":
   [patches, width] or None, "image": {size, mean, std, resize, fit}, "classnames": list or None,
-  "examples", "skipped"}; siglax/data/embedding_files.py tells how the file holds it. Nothing is
-  there until all is written. Raises ValueError in one line for an `out` that exists or cannot hold
-  the dtype, a tower or a tokenizer that is not there, and more broken pictures than the spec's
-  max_bad_fraction.
+  "examples", "skipped", "filtered"}; siglax/data/embedding_files.py tells how the file holds it.
+  Nothing is there until all is written. Raises ValueError in one line for an `out` that exists or
+  cannot hold the dtype, a tower or a tokenizer that is not there, and more broken pictures than the
+  spec's max_bad_fraction.
   """
   out = pathlib.Path(out)
   make_writer = _writer(out, dtype)
   if batch_size is not None and batch_size < 1:
     raise ValueError(f"--batch-size {batch_size} must be at least 1")
-  sources_lib.validate_spec(spec, "--data")
-  if not sources_lib.SOURCES[spec["source"]].pictures:
-    raise ValueError(f'--data: source "{spec["source"]}" has no pictures to embed')
-  dataset = sources_lib.open_source(spec, "--data")
+  dataset = _opened(spec)
   tower = _load(source, texts)
   limit = spec.get("max_bad_fraction")
   readable = Readable(
@@ -76,13 +75,14 @@ def embed(
         writer.write(rows)
         progress.add(len(rows))
       if first is None:
-        raise ValueError(f"--data: all {len(dataset)} examples are broken")
+        raise ValueError(f"--data: all {len(dataset)} examples are broken or filtered out")
       names = sources_lib.classnames(dataset)
       description = {
         **_description(tower, source, dtype, first),
         "classnames": names and list(names),
         "examples": progress.done,
         "skipped": readable.bad,
+        "filtered": readable.filtered,
       }
       writer.close(description)
   except storage.Unreachable:
@@ -90,6 +90,15 @@ def embed(
   except (OSError, pa.ArrowException) as e:
     raise ValueError(f"--out {out} cannot be written: {getattr(e, 'strerror', None) or e}") from e
   return description
+
+
+def _opened(spec):
+  """The examples of a data spec."""
+  sources_lib.validate_spec(spec, "--data")
+  if not sources_lib.SOURCES[spec["source"]].pictures:
+    raise ValueError(f'--data: source "{spec["source"]}" has no pictures to embed')
+  captions_lib.refuse_weights(spec, "--data")
+  return sources_lib.open_source(spec, "--data")
 
 
 def _load(source, texts: bool):
@@ -140,19 +149,23 @@ class Readable:
   """The examples of a source that can be read, in order, their pictures prepared as in evaluation;
   the broken ones are named and skipped.
 
-  bad: how many were skipped. Raises ValueError when they are more than `limit` of all.
+  bad, filtered: how many were skipped, and how many the filters of its spec left out. Raises
+  ValueError when more than `limit` of all are broken.
   """
 
   def __init__(self, source, image_config, limit: float):
     self._source, self._limit, self.bad = source, limit, 0
+    self.filtered = getattr(source, "filtered", 0)
     self._image_config = image_config
 
   def batches(self, size: int) -> Iterator[list[dict]]:
     """Lists of `size` examples, fewer in the last: {"image": uint8 [S, S, 3], "captions", …}."""
     batch = []
     for i, example in reading.read_ahead(self._read, range(len(self._source)), 2 * size):
-      if isinstance(example, Exception):
-        self._skip(i, example)
+      if isinstance(example, filters.FilteredOut):
+        self.filtered += 1
+      elif isinstance(example, Exception):
+        self._skip(filters.number(self._source, i), example)
       else:
         batch.append(example)
       if len(batch) == size or batch and i == len(self._source) - 1:

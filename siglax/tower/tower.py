@@ -29,6 +29,7 @@ class Tower(ScaleAndBias):
 
   def __init__(self, config, params, text, mesh=None, model=None):
     self.config, self.params, self.text = config, params, text
+    config_lib.fill_text(config, text)
     self.model = model or models.build(
       config.model, tuple(name for name in models.TOWERS if name in params)
     )
@@ -128,7 +129,6 @@ def load(path) -> Tower:
     with foreign.naming():
       text = text_processor(foreign.config) if foreign.tokenizer else None
       config_lib.check_vocabulary(foreign.config, text)
-    config_lib.fill_text(foreign.config, text)
     model = foreign.model()
     return Tower(foreign.config, foreign.read(model, mesh), text, mesh, model)
   folder, towers = interop.split(path)

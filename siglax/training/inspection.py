@@ -11,11 +11,12 @@ import numpy as np
 
 from siglax import config as config_lib
 from siglax import data as data_lib
+from siglax.data import broken
+from siglax.data import filters
 from siglax.data import images
 from siglax.data import loading
 from siglax.data import order
 from siglax.data import sheet
-from siglax.data import storage
 from siglax.data import survey
 from siglax.runs import folder as folder_lib
 from siglax.runs import stored
@@ -30,11 +31,11 @@ def cells(source, image, pictures: int) -> Cells:
     try:
       example = source[i]
       picture = images.decode(example["image"], image)
-    except storage.Unreachable:
+    except broken.NOT_BROKEN:
       raise
     except Exception:  # the survey tells of it
       continue
-    yield sheet.fitted(picture), f"{i}: " + " / ".join(example["captions"])
+    yield sheet.fitted(picture), f"{filters.number(source, i)}: " + " / ".join(example["captions"])
 
 
 def augmented_cells(source, config, pictures: int) -> Cells:
@@ -50,9 +51,9 @@ def augmented_cells(source, config, pictures: int) -> Cells:
 
 def position(folder) -> dict:
   """How far a run has come, by its newest checkpoint: {"step", "batch_size", "data": [{"source",
-  "examples", "elements": that it gave, "epoch": elements / examples, "drawn": elements and those
-  in place of broken ones, by process 0, "broken": of these}, …]}. ValueError for a folder that has
-  no checkpoint.
+  "examples", "elements": that it gave, "epoch": elements / examples, "drawn": elements and those in
+  place of broken ones, by process 0, "broken": of these, "filtered": those that filters left out
+  when they were read}, …]}. ValueError for a folder that has no checkpoint.
   """
   folder = pathlib.Path(folder)
   folder_lib.read_config(folder)
@@ -74,13 +75,15 @@ def position(folder) -> dict:
         "epoch": count / length,
         "drawn": drawn,
         "broken": bad,
+        "filtered": filtered,
       }
-      for spec, length, count, drawn, bad in zip(
+      for spec, length, count, drawn, bad, filtered in zip(
         config.data,
         lengths,
         elements,
         data["counts"]["drawn"],
         data["counts"]["bad"],
+        data["counts"].get("filtered", [0] * len(lengths)),
       )
     ],
   }
@@ -88,11 +91,12 @@ def position(folder) -> dict:
 
 def batch_cells(folder, step: int, pictures: int) -> Cells:
   """(view, caption) of the first rows of the batch of a step, as in metrics.jsonl from 1."""
-  if step < 1:
-    raise ValueError(f"--step {step} must be at least 1")
   config = replay.config_of(folder, step)
   text = folder_lib.text_processor(config, folder)
-  batches = data_lib.train_batches(config, text, start_step=step - 1)
+  sources = data_lib.open_data(config)
+  total = config_lib.duration_steps(config, "total", data_lib.num_examples(sources))
+  replay.check_step(folder, step, total)
+  batches = data_lib.train_batches(config, text, start_step=step - 1, sources=sources)
   try:
     rows = next(batches)
   finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 import contextlib
 import dataclasses
+import functools
 import logging
 
 import jax
@@ -144,6 +145,10 @@ class _Loop:
   evaluated: dict[str, float] = dataclasses.field(default_factory=dict)
   evaluated_at: int | None = None
 
+  @functools.cached_property
+  def _fingerprint(self) -> data_lib.Fingerprint:
+    return data_lib.Fingerprint(self.run.config, self.run.sources)
+
   def until_the_end(self, state) -> int:
     """Trains to the last step, or to where a signal stops it; that step, which is saved."""
     run, stop, step = self.run, self.stop, self.start
@@ -196,7 +201,8 @@ class _Loop:
       "global_next_index": step * config.batch_size,
       "counts": self.batches.counts,
       "examples": list(map(len, self.run.sources)),
-      "order": data_lib.fingerprint(config, self.run.sources, step),
+      # Process 0 writes what is saved beside the state.
+      "order": self._fingerprint(step) if jax.process_index() == 0 else None,
     }
     meta = {"data": data, "config": config_lib.to_json(config), "skipped": self.log.skipped}
     metrics = self.evaluated if step == self.evaluated_at else None

@@ -28,8 +28,7 @@ def replay(folder, step: int) -> dict:
   folder = pathlib.Path(folder)
   checkpoints = stored.Stored(folder)
   run = run_lib.Run(config_of(folder, step), folder)
-  if not 1 <= step <= run.total_steps:
-    raise ValueError(f"--step {step} must lie in 1 … {run.total_steps}, the steps of {folder}")
+  check_step(folder, step, run.total_steps)
   restored = checkpoints.restore(run.abstract_state, before=step)
   state, start = (
     (run.initial_state(), 0) if restored is None else (restored[0], restored[1]["step"])
@@ -52,6 +51,12 @@ def replay(folder, step: int) -> dict:
     "logged": _logged(folder, step),
     "examples": examples,
   }
+
+
+def check_step(folder, step: int, total_steps: int):
+  """ValueError for a step that the run in a folder does not have."""
+  if not 1 <= step <= total_steps:
+    raise ValueError(f"--step {step} must lie in 1 … {total_steps}, the steps of {folder}")
 
 
 def config_of(folder, step: int):

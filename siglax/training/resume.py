@@ -90,9 +90,9 @@ def _check_inputs(run, examples: list[int] | None):
 
 def _check_order(run, step: int, then: dict[str, str] | None):
   """ValueError where the examples after the checkpoint of `step` are not those that would have come
-  then. then: `data.fingerprint` of that time; None in a checkpoint of before there was one.
+  then. then: `data.Fingerprint` of that time; None in a checkpoint of before there was one.
   """
-  now = data_lib.fingerprint(run.config, run.sources, step)
+  now = data_lib.Fingerprint(run.config, run.sources)(step)
   if then is not None and then["examples"] != now["examples"]:
     versions = f" (grain {then['grain']} then, {now['grain']} now)"
     raise ValueError(

@@ -3,6 +3,7 @@ process, on one device.
 """
 
 import itertools
+import multiprocessing
 import os
 import pathlib
 import resource
@@ -10,13 +11,17 @@ import signal
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from siglax import data
+from siglax.data import order
+from siglax.devices import distributed
 from siglax.devices import errors
 from siglax.runs import checkpoint
 from siglax.runs import folder as folder_lib
 from siglax.runs import lock
+from siglax.runs import stored
 from siglax.training import evaluation
 from siglax.training import program
 from siglax.training import resume
@@ -114,6 +119,22 @@ def test_a_run_that_broken_examples_stopped_goes_on_with_a_higher_limit(tmp_path
     )
 
 
+def test_a_run_goes_on_with_the_examples_that_its_checkpoint_tells_of(tmp_path, monkeypatch):
+  with inject.nonfinite():
+    run(tmp_path, checkpoint__keep_latest=5)
+    made, checkpoints = run_lib.Run(make_config(), tmp_path), stored.Stored(tmp_path)
+    fingerprint = data.Fingerprint(made.config, made.sources)
+    for step in (4, 8, 12):
+      assert checkpoints.meta(step)["data"]["order"] == fingerprint(step)
+    shuffled = order.shuffled
+    monkeypatch.setattr(
+      order, "shuffled", lambda source, spec, seed, field: shuffled(source, spec, seed + 1, field)
+    )
+    with pytest.raises(ValueError, match="the examples after step 12 would be others than when"):
+      run(tmp_path, checkpoint__keep_latest=5)
+    run(tmp_path, checkpoint__keep_latest=5, loader__allow_new_order=True)
+
+
 def test_a_read_that_fails_for_ever_changes_nothing(whole, tmp_path):
   with inject.nonfinite():
     run(tmp_path)
@@ -180,6 +201,38 @@ def test_a_signal_at_any_moment_saves_and_the_run_resumes(number, moment, whole,
     assert steps(tmp_path)[-1:] == ([found] if found else [])
     run(tmp_path)
   assert_equal(state(tmp_path), whole)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_loader_worker_that_dies_with_a_signal(processes, tmp_path, monkeypatch, capsys):
+  """One process saves what there is. Several agree on a later step to save at, which this one
+  cannot reach without batches: it ends in one line, and waits for no agreement.
+  """
+  make, calls = data.TrainBatches.__next__, []
+
+  def call(self):
+    calls.append(True)
+    assert len(calls) < 9, "it asks a dead loader again and again"
+    if len(calls) == 6:
+      monkeypatch.setattr(jax, "process_count", lambda: processes)
+      monkeypatch.setattr(distributed, "preempted", lambda step: False)
+      os.kill(os.getpid(), signal.SIGTERM)
+      for worker in multiprocessing.active_children():
+        worker.kill()
+      for _ in range(99):  # what is ready is used up
+        make(self)
+    return make(self)
+
+  monkeypatch.setattr(data.TrainBatches, "__next__", call)
+  fields = {"loader__workers": 1, "checkpoint__every_steps": 99}
+  if processes == 1:
+    run(tmp_path, **fields)
+    assert "stopped by SIGTERM at step 5, saved" in capsys.readouterr().out
+    assert steps(tmp_path) == [5]
+  else:
+    with pytest.raises(ValueError, match="the worker process .* was ended by SIGKILL"):
+      run(tmp_path, **fields)
+  assert not multiprocessing.active_children()
 
 
 def test_under_nohup_a_hangup_is_ignored(whole, tmp_path, monkeypatch):

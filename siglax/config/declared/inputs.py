@@ -63,8 +63,8 @@ LOADER = Group(
 
 IMAGE = Group(
   "image",
-  "What a picture goes through. Training crops, shifts and flips at random; evaluation and export "
-  "do not.",
+  "What a picture goes through. Training crops, shifts, flips and recolours at random; evaluation "
+  "and export do not.",
   {
     "size": Field(64, "Height and width after preprocessing, in pixels.", least=1, most=2**14),
     "max_pixels": Field(
@@ -118,6 +118,23 @@ IMAGE = Group(
       most=2**14,
     ),
     "flip": Field(False, "Random left-right flip; leave it off where captions name sides."),
+    "jitter": Field(
+      0.0,
+      "Strength J of the colour jitter, SimCLR's s, 1 there: brightness, contrast and saturation "
+      "change by up to 0.8 J, the hue by up to 0.2 J of its circle. Leave it 0 where captions name "
+      "colours.",
+      least=0,
+      most=1,
+    ),
+    "jitter_probability": Field(
+      0.8, "Share of the pictures that `jitter` changes; 0.8 is SimCLR's.", least=0, most=1
+    ),
+    "grey_probability": Field(
+      0.0,
+      "Share of the pictures that lose their colours; SimCLR has 0.2.",
+      least=0,
+      most=1,
+    ),
   },
 )
 

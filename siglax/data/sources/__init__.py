@@ -14,6 +14,7 @@ import re
 from siglax.config import options
 from siglax.config import values as values_lib
 from siglax.config.parts import Registry
+from siglax.data import filters
 from siglax.data import paths
 from siglax.data import storage
 from siglax.data.shapes import dataset as shapes
@@ -88,7 +89,7 @@ def _parsed(value: str, kind):
 
 
 def open_source(spec, field: str = ""):
-  """The examples of a data spec, of which there is at least one.
+  """The examples of a data spec, filtered as it says, of which there is at least one.
 
   field: where the spec stands, such as "config.data.0", for the messages. Raises ValueError in one
   line.
@@ -105,7 +106,7 @@ def open_source(spec, field: str = ""):
     raise ValueError(f"{field or 'data'}={dict(spec)!r} has a value of a wrong type: {e}") from e
   if not len(examples):
     raise ValueError(f"{_prefix(field)}source={source.name!r} has no examples")
-  return examples
+  return filters.opened(examples, spec, _prefix(field))
 
 
 def validate_spec(spec, field: str = ""):
@@ -136,7 +137,13 @@ def _values(spec, field: str) -> tuple[Source, dict]:
   name = spec.get("source")
   if not isinstance(name, str) or name not in SOURCES:
     raise ValueError(f"{_prefix(field)}source={name!r} is unknown; known are {', '.join(SOURCES)}")
-  return SOURCES[name], SOURCES[name].values(spec, _prefix(field))
+  values = SOURCES[name].values(spec, _prefix(field))
+  if spec.get("max_pixels") is not None and not SOURCES[name].pictures:
+    raise ValueError(
+      f"{_prefix(field)}max_pixels={spec['max_pixels']}: source {name!r} has no pictures; leave it "
+      "out"
+    )
+  return SOURCES[name], values
 
 
 def _prefix(field: str) -> str:

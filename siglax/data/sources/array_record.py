@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from siglax.config import values
 from siglax.config.parts import Field
 from siglax.data import captions as captions_lib
+from siglax.data import names as names_lib
 from siglax.data import paths
 from siglax.data import storage
 from siglax.data import tables
@@ -26,10 +29,15 @@ class ArrayRecord:
   None.
   """
 
-  def __init__(self, path, image, caption, label, weights, key):
+  def __init__(self, path, template, caption_weights, **names):
     from array_record.python import array_record_data_source  # late: 0.1 s, and not for others
 
-    self._arguments = (path, image, caption, label, weights, key)
+    self._arguments = {
+      "path": path,
+      "template": template,
+      "caption_weights": caption_weights,
+      **names,
+    }
     self._files = paths.find(path, "array_record", in_folder=_in_folder, urls=False)
     self.classnames = captions_lib.beside(self._files, captions_lib.CLASSNAMES)
     self.templates = captions_lib.templates(self._files)
@@ -45,27 +53,37 @@ class ArrayRecord:
     self._records, self._numbering = opened, Numbering(self.shard_sizes)
     if not len(self):
       raise ValueError(f"path={path!r} has no records")
-    given = {"image": image, "caption": caption, "label": label, "weights": weights, "key": key}
+    self._caption_templates = captions_lib.read_templates(template)
+    self._weights = None if caption_weights is None else names_lib.numbers(caption_weights)
     first = _features(self._record(0))
+    needed = template is None or self.classnames is None
+    found = tables.chosen(names, first, "feature", "the first record", needed)
+    self._captions = found.pop("caption", ())
     # A feature that the first record lacks may be in another one.
     rest = {"label": "label", "weights": "weight", "key": "key"}
-    self._names = rest | tables.chosen(first, given, "feature in the first record")
+    self._names = rest | {field: name for field, (name,) in found.items()}
 
   def __len__(self) -> int:
     return len(self._numbering)
 
   def __getitem__(self, i: int) -> dict:
     features = _features(self._record(i))
+    columns = [
+      [captions_lib.text(text, "a caption") for text in features.get(name) or ()]
+      for name in self._captions
+    ]
     found = {field: features.get(name) for field, name in self._names.items()}
-    captions = [captions_lib.text(text, "a caption") for text in found["caption"] or ()]
     first = {field: value[0] if value else None for field, value in found.items()}
-    return {"image": first["image"], "captions": captions} | tables.rest(first)
+    captions = captions_lib.of_example(
+      columns, self._weights, first["label"], self.classnames, self._caption_templates
+    )
+    return {"image": first["image"]} | captions | tables.rest(first)
 
   def __repr__(self):
-    return f"ArrayRecord({self._arguments[0]!r})"
+    return f"ArrayRecord({self._arguments['path']!r})"
 
   def __reduce__(self):  # a worker process opens the files itself
-    return ArrayRecord, self._arguments
+    return functools.partial(ArrayRecord, **self._arguments), ()
 
   def _record(self, i: int) -> bytes:
     file, record = self._numbering.find(i)
@@ -102,6 +120,7 @@ SOURCE = Source(
   "records of ArrayRecord files, each a tf.train.Example",
   ArrayRecord,
   endings=("array_record",),
+  check=names_lib.check,
   fields={
     "path": Field(
       None,
@@ -110,5 +129,6 @@ SOURCE = Source(
       check=paths.path_problem,
     ),
     **tables.named("feature"),
+    "template": captions_lib.TEMPLATE,
   },
 )

@@ -12,6 +12,7 @@ import numpy as np
 from siglax.config.parts import Field
 from siglax.data import captions as captions_lib
 from siglax.data import index as index_lib
+from siglax.data import names as names_lib
 from siglax.data import rows
 from siglax.data import storage
 from siglax.data.source import Source
@@ -30,9 +31,9 @@ class Csv(rows.Rows):
 
   source = "csv"
 
-  def __init__(self, path, image, caption, label, root, separator):
+  def __init__(self, separator, **fields):
     self._separator, self._headers = separator, {}
-    super().__init__(path, image, caption, label, root)
+    super().__init__(**fields)
 
   def _index(self, file):
     head = storage.read(file, 0, min(storage.size(file), CHUNK)).removeprefix(BOM)
@@ -121,6 +122,7 @@ SOURCE = Source(
   "csv",
   "rows of CSV and TSV files with the paths of pictures, under a line of names",
   Csv,
+  check=names_lib.check,
   endings=("csv", "tsv"),
   fields=rows.FIELDS
   | {

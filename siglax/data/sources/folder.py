@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 import os
 
 import numpy as np
@@ -32,7 +33,7 @@ class Folder:
   """
 
   def __init__(self, path, classes, template):
-    self._path, self._template = path, template
+    self._path, self._templates = path, captions_lib.read_templates(template)
     self._roots = paths.find(path, "folder", in_folder=lambda folder: [folder])
     self._list()
     if classes is None:
@@ -51,24 +52,41 @@ class Folder:
     return len(self._folder_of)
 
   def __getitem__(self, i: int) -> dict:
-    if not 0 <= i < len(self):
-      raise IndexError(f"picture {i} of {len(self)}")
-    start, end = self._ends[i : i + 2].tolist()
-    k, name = int(self._folder_of[i]), os.fsdecode(self._names[start:end])
-    root, below = self._folders[k]
+    k, name = self._find(i)
+    (root, below), label = self._folders[k], self._labels[k]
     stem = os.path.join(below, os.path.splitext(name)[0])
-    captions, label, text = [], self._labels[k], os.path.join(root, f"{stem}.txt")
-    if self._with_text and storage.exists(text):
-      captions = captions_lib.lines(storage.read_all(text), repr(text))
     example = {
       "image": storage.read_all(os.path.join(root, below, name)),
-      "captions": captions_lib.of_class(captions, label, self.classnames, self._template),
+      "captions": self.captions(i),
       "key": os.fsencode(stem).decode("utf-8", "replace"),
     }
     return example if label is None else example | {"label": label}
 
+  def captions(self, i: int) -> list[str]:
+    """Those of picture i, without a look at the picture."""
+    k, name = self._find(i)
+    text, found = os.path.join(*self._folders[k], f"{os.path.splitext(name)[0]}.txt"), []
+    if self._with_text and storage.exists(text):
+      found = captions_lib.lines(storage.read_all(text), repr(text))
+    return captions_lib.of_class(found, self._labels[k], self.classnames, self._templates)
+
+  def texts(self) -> Iterator[dict] | None:
+    """Captions and labels, where the folders alone tell them."""
+    if self._with_text:
+      return None
+    labels = (self._labels[k] for k in self._folder_of.tolist())
+    class_of = lambda k: captions_lib.of_class([], k, self.classnames, self._templates)
+    return ({"captions": class_of(label), "label": label} for label in labels)
+
   def __repr__(self):
     return f"Folder({self._path!r})"
+
+  def _find(self, i: int) -> tuple[int, str]:
+    """(the number of its folder, its name) of a picture."""
+    if not 0 <= i < len(self):
+      raise IndexError(f"picture {i} of {len(self)}")
+    start, end = self._ends[i : i + 2].tolist()
+    return int(self._folder_of[i]), os.fsdecode(self._names[start:end])
 
   def _list(self):
     """_folders: (root, folder below it) of those with pictures. Of each picture the number of its

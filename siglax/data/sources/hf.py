@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+import functools
 import json
 import os
 
@@ -11,6 +13,7 @@ import pyarrow as pa
 from siglax.config import values
 from siglax.config.parts import Field
 from siglax.data import captions as captions_lib
+from siglax.data import names as names_lib
 from siglax.data import storage
 from siglax.data import tables
 from siglax.data.numbering import Numbering
@@ -27,15 +30,15 @@ class HuggingFace:
   whose rows were selected or shuffled but not written anew, and as `tables.ImageText`.
   """
 
-  def __init__(self, path, split, template, image, caption, label, weights, key):
-    self._arguments = (path, split, template, image, caption, label, weights, key)
+  def __init__(self, path, split, template, **names):
+    self._arguments = {"path": path, "split": split, "template": template, **names}
     folder, files = _files(path, split)
     opened = {file: _opened(file) for file in files}
     schemas = {file: table.schema for file, table in opened.items()}
-    self._tables, self._template = list(opened.values()), template
-    features, named = _features(folder), (image, caption, label, weights, key)
+    self._tables, self._templates = list(opened.values()), captions_lib.read_templates(template)
+    features = _features(folder)
     needed = template is None or not any(tables.names_of(features, name) for name in features)
-    self._columns = tables.ImageText(schemas, *named, need_caption=needed)
+    self._columns = tables.ImageText(schemas, **names, need_caption=needed)
     self.classnames = tables.names_of(features, self._columns.label)
     self.shard_sizes = np.array([table.num_rows for table in self._tables], np.int64)
     self._numbering = Numbering(self.shard_sizes)
@@ -47,17 +50,25 @@ class HuggingFace:
 
   def __getitem__(self, i: int) -> dict:
     file, row = self._numbering.find(i)
-    row = self._tables[file].slice(row, 1)
-    example = tables.example(self._columns.row(row))
-    captions, label = example["captions"], example.get("label")
-    texts = captions_lib.of_class(captions, label, self.classnames, self._template)
-    return example | {"captions": texts}
+    row = self._columns.row(self._tables[file].slice(row, 1))
+    return self._columns.example(row, self.classnames, self._templates)
+
+  def texts(self) -> Iterator[dict | None]:
+    """Captions and labels, of which the pictures are not read."""
+    columns = self._columns.without_pictures()
+    rows = (
+      row
+      for table in self._tables
+      for batch in table.to_batches()
+      for row in columns.convert(batch).to_pylist()
+    )
+    return columns.texts(rows, self.classnames, self._templates)
 
   def __repr__(self):
-    return f"HuggingFace({self._arguments[0]!r})"
+    return f"HuggingFace({self._arguments['path']!r})"
 
   def __reduce__(self):  # a worker process maps the files itself
-    return HuggingFace, self._arguments
+    return functools.partial(HuggingFace, **self._arguments), ()
 
 
 def _files(path: str, split: str | None) -> tuple[str, list[str]]:
@@ -115,6 +126,7 @@ SOURCE = Source(
   "rows of a folder that Hugging Face's Dataset.save_to_disk wrote",
   HuggingFace,
   endings=("arrow",),
+  check=names_lib.check,
   fields={
     "path": Field(None, "the folder", kind=str),
     "split": Field(None, "the split, of a folder that has several", kind=str, optional=True),

@@ -9,6 +9,7 @@ import numpy as np
 from siglax.config import values
 from siglax.data import captions as captions_lib
 from siglax.data import index as index_lib
+from siglax.data import names
 from siglax.data import rows
 from siglax.data import storage
 from siglax.data.source import Source
@@ -80,6 +81,7 @@ SOURCE = Source(
   "jsonl",
   "lines with a JSON object each, that hold the path of a picture and its captions",
   JsonLines,
+  check=names.check,
   endings=("jsonl", "ndjson"),
   fields=rows.FIELDS,
 )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 import logging
 
 from siglax.config.parts import Field
+from siglax.data import captions as captions_lib
 from siglax.data import files as files_lib
+from siglax.data import names as names_lib
 from siglax.data import paths
 from siglax.data import row_groups
 from siglax.data import tables
@@ -31,16 +34,24 @@ class Parquet:
   that is missing or of another type.
   """
 
-  def __init__(self, path, image, caption, label, weights, key, skip_damaged_shards):
-    self._arguments = (path, image, caption, label, weights, key, skip_damaged_shards)
+  def __init__(self, path, template, skip_damaged_shards, **names):
+    self._arguments = {
+      "path": path,
+      "template": template,
+      "skip_damaged_shards": skip_damaged_shards,
+      **names,
+    }
     files = _opened(path, skip_damaged_shards)
     schemas = {file: opened.schema_arrow for file, opened in files.items()}
-    self._columns = tables.ImageText(schemas, image, caption, label, weights, key)
+    self._templates = captions_lib.read_templates(template)
+    label = names["label"] or "label"
+    needed = self._templates is None or tables.classnames(schemas, label) is None
+    self._columns = tables.ImageText(schemas, **names, need_caption=needed)
     self.classnames = tables.classnames(schemas, self._columns.label)
     if self._columns.bytes(files) <= files_lib.MEMORY_BYTES:
       self._rows = row_groups.InMemory(files, self._columns, skip_damaged_shards)
     else:
-      self._rows = row_groups.OnDemand(files, self._columns)
+      self._rows = row_groups.OnDemand(files, self._columns, skip_damaged_shards)
     self.shard_sizes, self.open_shards = self._rows.sizes, self._rows.most_open
     if not len(self):
       raise ValueError(f"path={path!r} has no rows")
@@ -51,10 +62,15 @@ class Parquet:
   def __getitem__(self, i: int) -> dict:
     if not 0 <= i < len(self):
       raise IndexError(f"row {i} of {len(self)}")
-    return tables.example(self._rows[i])
+    return self._columns.example(self._rows[i], self.classnames, self._templates)
+
+  def texts(self) -> Iterator[dict | None]:
+    """Captions and labels, of which the pictures are not read."""
+    columns = self._columns.without_pictures()
+    return columns.texts(self._rows.read(columns), self.classnames, self._templates)
 
   def __repr__(self):
-    return f"Parquet({self._arguments[0]!r})"
+    return f"Parquet({self._arguments['path']!r})"
 
   def __reduce__(self):  # a worker process opens the files itself
     return _again, (self._arguments, isinstance(self._rows, row_groups.Mapped))
@@ -66,11 +82,13 @@ class Parquet:
   def prepare_random_access(self):
     """Rows in any order are as fast as rows in a row from here on."""
     if isinstance(self._rows, row_groups.OnDemand):
-      self._rows = row_groups.Mapped(_opened(*self._arguments[::6]), self._columns)
+      skip = self._arguments["skip_damaged_shards"]
+      files = _opened(self._arguments["path"], skip)
+      self._rows = row_groups.Mapped(files, self._columns, skip)
 
 
 def _again(arguments, mapped: bool) -> Parquet:
-  examples = Parquet(*arguments)
+  examples = Parquet(**arguments)
   if mapped:
     examples.prepare_random_access()
   return examples
@@ -96,6 +114,7 @@ SOURCE = Source(
   "rows of Parquet files, in the order of the files",
   Parquet,
   endings=("parquet",),
+  check=names_lib.check,
   fields={
     "path": Field(
       None,
@@ -105,6 +124,7 @@ SOURCE = Source(
       check=paths.path_problem,
     ),
     **tables.named("column"),
+    "template": captions_lib.TEMPLATE,
     "skip_damaged_shards": SKIP_DAMAGED,
   },
 )

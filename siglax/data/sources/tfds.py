@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from siglax.config import values
 from siglax.config.parts import Field
 from siglax.data import captions as captions_lib
+from siglax.data import names as names_lib
 from siglax.data import tables
 from siglax.data.source import Source
 
@@ -20,8 +22,15 @@ class TFDS:
   split that is not prepared there as ArrayRecord, and for a feature that it lacks.
   """
 
-  def __init__(self, name, split, data_dir, template, image, caption, label, weights, key):
-    self._arguments = (name, split, data_dir, template, image, caption, label, weights, key)
+  def __init__(self, name, split, data_dir, template, caption_weights, **names):
+    self._arguments = {
+      "name": name,
+      "split": split,
+      "data_dir": data_dir,
+      "template": template,
+      "caption_weights": caption_weights,
+      **names,
+    }
     import tensorflow_datasets as tfds  # late: it is slow, and only this source needs it
 
     try:
@@ -29,12 +38,14 @@ class TFDS:
       features = builder.info.features
     except Exception as e:  # it has errors of its own, some of them of TensorFlow
       raise ValueError(f"name={name!r}: {values.one_line(e)}") from None
-    given = {"image": image, "caption": caption, "label": label, "weights": weights, "key": key}
+    self._templates = captions_lib.read_templates(template)
+    self._weights = None if caption_weights is None else names_lib.numbers(caption_weights)
     needed = template is None or not any(map(_classnames, features.values()))
-    self._names = tables.chosen(features, given, "feature", needed)
+    self._names = tables.chosen(names, features, "feature", name, needed)
+    self._captions = self._names.pop("caption", ())
+    self._names = {field: found for field, (found,) in self._names.items()}
     label = self._names.get("label")
     self.classnames = _classnames(features[label]) if label else None
-    self._template = template
     skip = {self._names["image"]: tfds.decode.SkipDecoding()}
     try:
       self._records = builder.as_data_source(split=split, decoders=skip)
@@ -51,20 +62,21 @@ class TFDS:
   def __getitem__(self, i: int) -> dict:
     record = self._records[i]
     row = {field: record.get(name) for field, name in self._names.items()}
-    captions = row.get("caption", ())
-    captions = [captions] if isinstance(captions, (bytes, str)) else list(captions)
-    label = row.get("label")
-    texts = list(map(tables.text, captions))
-    texts = captions_lib.of_class(
-      texts, None if label is None else int(label), self.classnames, self._template
+    columns = []
+    for name in self._captions:
+      found = record.get(name, ())
+      columns.append(list(map(tables.text, [found] if isinstance(found, (bytes, str)) else found)))
+    label = None if row.get("label") is None else int(row["label"])
+    captions = captions_lib.of_example(
+      columns, self._weights, label, self.classnames, self._templates
     )
-    return {"image": row["image"], "captions": texts} | tables.rest(row)
+    return {"image": row["image"]} | captions | tables.rest(row)
 
   def __repr__(self):
-    return f"TFDS({self._arguments[0]!r}, {self._arguments[1]!r})"
+    return f"TFDS({self._arguments['name']!r}, {self._arguments['split']!r})"
 
   def __reduce__(self):  # a worker process opens the files itself
-    return TFDS, self._arguments
+    return functools.partial(TFDS, **self._arguments), ()
 
 
 def _classnames(feature) -> tuple[str, ...] | None:
@@ -76,6 +88,7 @@ SOURCE = Source(
   "tfds",
   "examples of a dataset of TensorFlow Datasets, prepared as ArrayRecord",
   TFDS,
+  check=names_lib.check,
   fields={
     "name": Field(None, "name of the dataset, with its version or not: cifar10:3.0.2", kind=str),
     "split": Field("train", "the split, or a part of it: train[:90%]"),

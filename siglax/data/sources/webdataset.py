@@ -13,6 +13,7 @@ from siglax.config import values
 from siglax.config.parts import Field
 from siglax.data import captions as captions_lib
 from siglax.data import index as index_lib
+from siglax.data import names as names_lib
 from siglax.data import paths
 from siglax.data import storage
 from siglax.data import tar
@@ -42,9 +43,12 @@ class WebDataset:
   Raises ValueError, beginning with the argument, for a tar that is missing, compressed or damaged.
   """
 
-  def __init__(self, path, caption, label, template, skip_damaged_shards):
-    self._path, self._caption, self._label = path, caption, label
-    self._template = template
+  def __init__(self, path, caption, caption_weights, label, template, skip_damaged_shards):
+    self._path, self._label = path, label
+    # The names of the captions; () takes what there is.
+    self._names = () if caption is None else names_lib.split(caption)
+    self._weights = None if caption_weights is None else names_lib.numbers(caption_weights)
+    self._caption_templates = captions_lib.read_templates(template)
     files = paths.find(path, "webdataset", missing=skip_damaged_shards, in_folder=_tars)
     with concurrent.futures.ThreadPoolExecutor(INDEXED_AT_ONCE) as pool:
       indices = list(pool.map(_index, files))
@@ -104,21 +108,28 @@ class WebDataset:
     elif label is not None:
       label = captions_lib.text(label, f"{key}.cls")
     label = captions_lib.label(label, f"{key}.{self._label or 'cls'}")
-    texts = self._captions(found, content, fields, key)
-    texts = captions_lib.of_class(texts, label, self.classnames, self._template)
-    example = {"image": content(picture), "captions": texts, "key": key}
+    names = self._names or ("txt" if b"txt" in found else "caption",)
+    captions = captions_lib.of_example(
+      [self._captions(name, found, content, fields, key) for name in names],
+      self._weights,
+      label,
+      self.classnames,
+      self._caption_templates,
+    )
+    example = {"image": content(picture), **captions, "key": key}
     return example if label is None else example | {"label": label}
 
   def _reads_json(self, found) -> bool:
-    captions = b"txt" not in found if self._caption is None else self._caption != "txt"
+    captions = self._names != ("txt",) if self._names else b"txt" not in found
     return b"json" in found and (captions or self._label is not None)
 
-  def _captions(self, found, content, fields, key) -> list[str]:
-    if b"txt" in found and self._caption in (None, "txt"):
+  def _captions(self, name, found, content, fields, key) -> list[str]:
+    """Those of the .txt, or of a field of the .json."""
+    if name == "txt" and b"txt" in found:
       return captions_lib.lines(content(b"txt"), f"{key}.txt")
     if isinstance(fields, dict):
-      fields = fields.get(self._caption or "caption")
-    return captions_lib.listed(fields, f"{key}.json: {self._caption or 'caption'}")
+      fields = fields.get(name)
+    return captions_lib.listed(fields, f"{key}.json: {name}")
 
 
 _PICTURES = tuple(ending.encode() for ending in paths.PICTURE_ENDINGS)
@@ -205,6 +216,7 @@ SOURCE = Source(
   "webdataset",
   "tars in WebDataset's layout: a.jpg with a.txt, a.json or a.cls, then b.jpg, and so on",
   WebDataset,
+  check=names_lib.check,
   endings=("tar", "tar.gz", "tar.bz2", "tar.xz", "tar.zst"),
   fields={
     "path": Field(
@@ -214,12 +226,9 @@ SOURCE = Source(
       kind=str | tuple,
       check=paths.path_problem,
     ),
-    "caption": Field(
-      None,
+    **names_lib.caption(
       'what holds the captions: "txt", a caption a line, or a field of the .json, a string or a '
-      'list; None takes the .txt where there is one, or else the field "caption"',
-      kind=str,
-      optional=True,
+      'list; None takes the .txt where there is one, or else the field "caption"'
     ),
     "label": Field(
       None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import string
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -19,7 +18,7 @@ def canonicalize(text: str, *, lowercase: bool = True, strip_punctuation: bool =
     text = text.lower()
   if strip_punctuation:
     text = text.translate(_PUNCTUATION)
-  return re.sub(r"\s+", " ", text).strip()
+  return " ".join(text.split())
 
 
 def check_str(text):

@@ -76,6 +76,7 @@ class TextProcessor:
     """int32 [N, length]; one str counts as a list of one. TypeError for what is not a str."""
     texts = [texts] if isinstance(texts, str) else texts
     tokens = np.full((len(texts), self.length), self.pad_id, np.int32)
+    # One by one: for a list sentencepiece starts threads, which costs more than they save.
     for row, text in zip(tokens, texts):
       check_str(text)
       ids = self._tokenizer.encode(text)
