@@ -22,6 +22,7 @@ from PIL import Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tokenizers as tokenizers_lib
 
 from siglax import config as config_lib
 from siglax import interop
@@ -288,6 +289,35 @@ def archives(rng):
     yield "damaged", damaged(whole[rng.integers(2)], rng)
 
 
+def tokenizer_jsons(rng):
+  whole = (
+    tokenizers_lib.Tokenizer(tokenizers_lib.models.WordPiece({"[UNK]": 0, "a": 1}))
+    .to_str()
+    .encode()
+  )
+  yield "empty", b""
+  yield "noise", rng.bytes(1000)
+  yield "a list", b"[" * 10**6
+  yield "another model", whole.replace(b"WordPiece", b"Pickle")
+  yield (
+    "a pattern that takes long",
+    whole.replace(
+      b'"normalizer":null',
+      b'"normalizer":{"type":"Replace","pattern":{"Regex":"(a+)+$"},"content":""}',
+    ),
+  )
+  yield (
+    "a pattern that is none",
+    whole.replace(
+      b'"normalizer":null', b'"normalizer":{"type":"Replace","pattern":{"Regex":"("},"content":""}'
+    ),
+  )
+  yield "ids beyond any", whole.replace(b'"a":1', b'"a":99999999999')
+  yield "a negative id", whole.replace(b'"a":1', b'"a":-1')
+  while True:
+    yield "damaged", damaged(whole, rng)
+
+
 def tokenizers(rng):
   whole = text_lib.SHIPPED["shapes"].read_bytes()
   yield "empty", b""
@@ -383,6 +413,7 @@ FAMILIES = {
   "table": (tables, ".parquet", (read_table, read_embeddings)),
   "archive": (archives, ".npz", (read_embeddings, read_parameters)),
   "tokenizer": (tokenizers, ".model", (read_tokenizer,)),
+  "tokenizer.json": (tokenizer_jsons, ".json", (read_tokenizer,)),
   "records": (records, ".array_record", (read_embeddings,)),
 }
 

@@ -185,6 +185,10 @@ def test_lower_case_where_the_file_has_none(clip, tmp_path):
   lower = TextProcessor(tmp_path / "a.json", lowercase=True)
   assert lower.lowercase
   np.testing.assert_array_equal(lower(["RED Ring", "İ"]), text(["red ring", "i̇"]))
+  (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}')  # as SigLIP 2's
+  beside = TextProcessor(tmp_path / "a.json")
+  assert beside.lowercase and b"do_lower_case" in beside.files["tokenizer_config.json"]
+  np.testing.assert_array_equal(beside(TEXTS), lower(TEXTS))
 
 
 def test_a_text_decodes_up_to_its_end(clip, gemma):

@@ -63,7 +63,9 @@ def _captions(source, broken: list):
   from siglax.data.broken import NOT_BROKEN
   from siglax.data.broken import reason
 
-  read = getattr(source, "captions", None) or (lambda i: source[i]["captions"])
+  read = getattr(source, "captions", None)
+  if not callable(read):  # the built-in dataset has their number under this name
+    read = lambda i: source[i]["captions"]
   for i in range(len(source)):
     try:
       captions = read(i)

@@ -26,6 +26,8 @@ _BESIDE = (CONFIG, "special_tokens_map.json")
 _TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 # With either of them transformers makes the tokens around a text anew.
 _ADDS = {"add_bos_token": "bos_token", "add_eos_token": "eos_token"}
+# Of SigLIP 2's folders, whose tokenizer.json is Gemma's.
+_LOWERCASE = "do_lower_case"
 # Any text that a tokenizer splits into something, and one of which it may know nothing.
 _PROBES = ("a", "A", "the", "0", "\u4e00", "\U0010fffe")
 
@@ -43,6 +45,8 @@ class Json:
     first, last = _ends(self._tokenizer, source)
     self.ends, self.eos_id = len(first) + len(last), last[-1]
     self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+    if self.vocab_size > 2**31:
+      raise source.error(f"has a token {self.vocab_size - 1:,}; the largest is {2**31 - 1:,}")
     self.pad_id = self._padding()
     self.unk_id = self._token("unk_token")
     # What is cut to fewer is refused by whoever asked for it.
@@ -52,16 +56,15 @@ class Json:
     """Sets `lowercase` and `strip_punctuation`, and puts before the normalizer what it lacks."""
     own = self._tokenizer.normalizer
     lowers = own is not None and _lowers(json.loads(own.__getstate__()))
+    asked = self._named.get(_LOWERCASE) if options.lowercase is None else options.lowercase
     if lowers and options.lowercase is False:
       raise ValueError(
         f"config.text.lowercase=False, but {source.path} makes letters lower case; leave it None"
       )
-    self.lowercase, self.strip_punctuation = (
-      lowers or bool(options.lowercase),
-      bool(options.strip_punctuation),
-    )
+    self.lowercase = lowers or bool(asked)
+    self.strip_punctuation = bool(options.strip_punctuation)
     first = []
-    if options.lowercase and not lowers:
+    if asked and not lowers:
       first.append(normalizers.Lowercase())
     if options.strip_punctuation:
       punctuation = tokenizers.Regex(f"[{re.escape(string.punctuation)}]")
@@ -125,7 +128,9 @@ def _lowers(normalizer) -> bool:
 
 
 def _named(source: Source) -> dict:
-  """What the files beside it say: the special tokens, and whether they are put around a text."""
+  """What the files beside it say: the special tokens, whether they are put around a text, and
+  whether letters are made lower case.
+  """
   named = {}
   for name in reversed(_BESIDE):
     if (data := source.beside(name)) is None:
@@ -134,6 +139,8 @@ def _named(source: Source) -> dict:
     for key in _TOKENS:
       if given.get(key) is not None:
         named[key] = _content(source, name, key, given[key])
+    if isinstance(given.get(_LOWERCASE), bool):
+      named[_LOWERCASE] = given[_LOWERCASE]
     if str(given.get("tokenizer_class")).startswith("CLIPTokenizer"):
       continue  # its tokens around a text are always the same
     for key in _ADDS:
