@@ -289,12 +289,19 @@ def archives(rng):
     yield "damaged", damaged(whole[rng.integers(2)], rng)
 
 
-def tokenizer_jsons(rng):
-  whole = (
-    tokenizers_lib.Tokenizer(tokenizers_lib.models.WordPiece({"[UNK]": 0, "a": 1}))
-    .to_str()
-    .encode()
+def word_piece() -> bytes:
+  """A tokenizer.json of three tokens."""
+  tokenizer = tokenizers_lib.Tokenizer(
+    tokenizers_lib.models.WordPiece({"[UNK]": 0, "a": 1, "[SEP]": 2}, unk_token="[UNK]")
   )
+  tokenizer.post_processor = tokenizers_lib.processors.TemplateProcessing(
+    "$A [SEP]", special_tokens=[("[SEP]", 2)]
+  )
+  return tokenizer.to_str().encode()
+
+
+def tokenizer_jsons(rng):
+  whole = word_piece()
   yield "empty", b""
   yield "noise", rng.bytes(1000)
   yield "a list", b"[" * 10**6
@@ -506,7 +513,8 @@ def attacked():
 )
 def test_500_files_take_little_memory_and_do_not_hang(tmp_path):
   (tmp_path / "files").mkdir(), (tmp_path / "good").mkdir()
-  counts = {"picture": 150, "table": 120, "archive": 120, "tokenizer": 60, "records": 50}
+  counts = {"picture": 150, "table": 120, "archive": 120, "tokenizer": 30, "records": 50}
+  counts["tokenizer.json"] = 30
   files = [
     file
     for family, count in counts.items()
@@ -548,7 +556,9 @@ def good_files(folder) -> dict[str, str]:
     "table": "good.parquet",
     "archive": "whole.npz",
     "records": "whole.array_record",
+    "tokenizer.json": "tokenizer.json",
   }
+  (folder / "tokenizer.json").write_bytes(word_piece())
   return {family: str(folder / name) for family, name in names.items()} | {
     "tokenizer": str(text_lib.SHIPPED["shapes"])
   }

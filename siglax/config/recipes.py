@@ -23,8 +23,8 @@ def siglip(
 ) -> ConfigDict:
   """SigLIP with B towers at 256 pixels: 256 patches and 64 tokens.
 
-  train: files or a folder (docs/data.md). tokenizer: as of config.text; the released models' has 32k
-  pieces and was trained on C4.
+  train: files or a folder (docs/data.md). tokenizer: as of config.text; the released models' has
+  32k pieces and was trained on C4.
   zero_shot: data with labels and class names to evaluate on; none when empty.
   Sources: Zhai et al., arXiv 2303.15343, section 4: batch 32k, Adafactor with b2 0.95 against
   spikes at large batches, lr 1e-3, weight decay 1e-4, cosine, scale 10 and bias −10 at the start.
