@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from siglax.commands import shared
 from siglax.commands.command import Command
@@ -63,8 +64,9 @@ def _captions(source, broken: list):
   from siglax.data.broken import NOT_BROKEN
   from siglax.data.broken import reason
 
-  read = getattr(source, "captions", None)
-  if not callable(read):  # the built-in dataset has their number under this name
+  # The built-in dataset has their number under this name.
+  read: Any = getattr(source, "captions", None)
+  if isinstance(read, int | None):
     read = lambda i: source[i]["captions"]
   for i in range(len(source)):
     try:
