@@ -54,6 +54,9 @@ setup(
       "moto[s3]>=5.2.5",
       "flask>=3.1.3",
       "flask-cors>=6.0.5",
+      # The same of Google's storage, for a slow test.
+      "gcsfs>=2026.10.1",
+      "gcp-storage-emulator>=2026.7.19",
     ],
     "dev": [
       "ruff>=0.17.6",

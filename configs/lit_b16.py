@@ -15,7 +15,8 @@ or, without running the image tower in every step, from embeddings that it made 
 Sources: Zhai et al. (LiT), arXiv 2111.07991; with the sigmoid loss arXiv 2303.15343, section 4.1;
 freezing and a warmup of 3% as in big_vision's configs/proj/image_text/siglip_lit_coco.py. ":img"
 takes the image tower alone, of whatever siglax.load opens; the text tower starts fresh. Frozen
-parameters have no gradient, no optimizer state and no weight decay.
+parameters have no gradient, no optimizer state and no weight decay. smoke=True starts from a smoke
+run of configs/siglip_b16.py, init=runs/smoke:img.
 """
 
 from siglax import config as config_lib

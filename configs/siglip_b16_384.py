@@ -8,6 +8,10 @@
 The position embeddings are resized (docs/towers.md). As SigLIP 2 makes its higher resolutions: the
 last 5% of the training again from a checkpoint, at the new length (Tschannen et al., arXiv
 2502.14786, section 2.5); here from the end of the first stage, at a tenth of its learning rate.
+In small, 4 steps of each stage:
+
+    siglax train --config configs/siglip_b16.py:smoke=True --workdir runs/smoke
+    siglax train --config configs/siglip_b16_384.py:smoke=True,init=runs/smoke --workdir runs/smoke2
 """
 
 from siglax import config as config_lib
@@ -28,4 +32,4 @@ def get_config(
   c.optim.lr = 1e-4
   c.optim.weight_decay = 1e-4 / c.optim.lr
   config_lib.set_duration(c, "optim.warmup", examples=examples // 50)
-  return recipes.shrink(c) if smoke else c
+  return recipes.shrink(c, rows=3) if smoke else c

@@ -3,7 +3,7 @@
 #
 #   export TPU=name ZONE=us-central2-b
 #   launch/tpu_vm.sh install                                       # copies the committed files to every host, installs them
-#   launch/tpu_vm.sh start --config configs/x.py --workdir DIR     # DIR on a disk that all hosts share
+#   launch/tpu_vm.sh start --config configs/x.py --workdir DIR     # DIR in a bucket: gs://BUCKET/runs/x
 #   launch/tpu_vm.sh watch | stop
 set -euo pipefail
 
@@ -21,7 +21,7 @@ case ${1:-} in
     gcloud compute tpus tpu-vm scp /tmp/siglax.tar.gz "$TPU:" --zone "$ZONE" --worker=all
     # The images of TPU VMs come with Python 3.10; uv brings a newer one.
     on all "mkdir -p siglax && tar -xzf siglax.tar.gz -C siglax && cd siglax && python3 -m pip install -q --user uv && \
-      python3 -m uv venv -q --clear --python 3.12 .venv && python3 -m uv pip install -q --python .venv -e '.[tpu]'"
+      python3 -m uv venv -q --clear --python 3.12 .venv && python3 -m uv pip install -q --python .venv -e '.[tpu,gcs]'"
     ;;
   start)
     on all "cd siglax || exit; setsid nohup launch/tpu_vm.sh worker $(printf '%q ' "${@:2}") > \$HOME/siglax.log 2>&1 < /dev/null & echo \$! > \$HOME/siglax.pid"

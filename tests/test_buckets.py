@@ -2,7 +2,6 @@
 
 import io
 import json
-import logging
 import os
 import pickle
 import tarfile
@@ -28,6 +27,7 @@ from siglax.data import storage
 from siglax.data import text as text_lib
 from siglax.data.shapes import Shapes
 
+import servers
 import tiny
 
 ROWS, SHARDS = 48, 4
@@ -82,51 +82,11 @@ def memory(data):
   filesystem.store.clear()
 
 
-class Server:
-  """moto's S3 behind a door that turns some requests away, as a busy server does."""
-
-  def __init__(self):
-    from moto.moto_server import werkzeug_app
-    from werkzeug.serving import make_server
-
-    self._app = werkzeug_app.DomainDispatcherApplication(werkzeug_app.create_backend_app)
-    # asked: [(method, path)]. fail: (environ) → the status of a refusal, or None.
-    self.asked, self.fail = [], lambda environ: None
-    self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
-    self.url = f"http://127.0.0.1:{self._server.server_port}"
-    threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-  def _answer(self, environ, start):
-    self.asked.append((environ["REQUEST_METHOD"], environ["PATH_INFO"]))
-    if (status := self.fail(environ)) is not None:
-      start(status, [("Content-Length", "0")])
-      return [b""]
-    return self._app(environ, start)
-
-  def close(self):
-    self._server.shutdown()
-    self._server.server_close()
-
-
 @pytest.fixture(scope="module")
 def s3_server(data):
-  pytest.importorskip("moto.moto_server.werkzeug_app")
-  s3fs = pytest.importorskip("s3fs")
-  logging.getLogger("werkzeug").setLevel(logging.ERROR)
-  names = {
-    "AWS_ACCESS_KEY_ID": "test",
-    "AWS_SECRET_ACCESS_KEY": "test",
-    "AWS_DEFAULT_REGION": "us-east-1",
-  }
-  server = Server()
-  with pytest.MonkeyPatch.context() as patch:
-    for name, value in (names | {"AWS_ENDPOINT_URL": server.url}).items():
-      patch.setenv(name, value)
-    filesystem = s3fs.S3FileSystem()
-    filesystem.mkdir("bucket")
-    filesystem.put(f"{data}/", "bucket/data", recursive=True)
+  with servers.s3() as server:
+    servers.s3fs().put(f"{data}/", "bucket/data", recursive=True)
     yield server
-  server.close()
 
 
 @pytest.fixture
@@ -363,7 +323,7 @@ def test_training_from_s3_is_training_from_the_disk(s3, data, tmp_path):
       return "500 Internal Server Error" if rng.random() < 0.05 else None
 
   train(tmp_path / "first", data, steps=2)
-  fsspec.filesystem("s3").put(str(tmp_path / "first"), "bucket/data/run", recursive=True)
+  servers.s3fs().put(str(tmp_path / "first"), "bucket/data/run", recursive=True)
   server.fail = fail
   want = train(tmp_path / "a", data, f"--config.model.init_from={tmp_path}/first")
   got = train(tmp_path / "b", url, f"--config.model.init_from={url}/run")

@@ -467,22 +467,21 @@ def test_a_broken_config_json_is_named(text, message, tmp_path, capsys):
   "flags, message",
   [
     (
-      ("train", "--workdir", "gs://b/r"),
-      "--workdir='gs://b/r' is a URL, which siglax does not open; name a local folder or file",
+      ("train", "--workdir", "gs:/b/r"),
+      "--workdir='gs:/b/r' is a URL, which siglax does not open; name a local folder or file",
     ),
-    (("train", "--workdir", "gs:/b/r"), "--workdir='gs:/b/r' is a URL"),
     (("train", "--workdir", ""), "--workdir='' is empty"),
-    (("evaluate", "--from", "s3://b/r"), "--from='s3://b/r' is a URL"),
+    (("evaluate", "--from", "s3:/b/r"), "--from='s3:/b/r' is a URL"),
     (("evaluate", "--from", ""), "--from='' is empty"),
-    (("evaluate", "--from", "r", "--out", "gs://b/r.json"), "--out='gs://b/r.json' is a URL"),
+    (("evaluate", "--from", "r", "--out", "gs:/b/r.json"), "--out='gs:/b/r.json' is a URL"),
     (
-      ("export", "--from", "hf://b/r", "--format", "hf", "--out", "x"),
-      "--from='hf://b/r' is a URL",
+      ("tokenizer", "--from", "shapes", "--vocab-size", "99", "--out", "s3://b/x.model"),
+      "--out='s3://b/x.model' is a URL",
     ),
     (("export", "--from", "r", "--format", "hf", "--out", ""), "--out='' is empty"),
     (
-      ("embed", "--from", "r", "--data", "shapes", "--out", "gs://b/x.npz"),
-      "--out='gs://b/x.npz' is a URL",
+      ("embed", "--from", "r", "--data", "shapes", "--out", "gs:/b/x.npz"),
+      "--out='gs:/b/x.npz' is a URL",
     ),
   ],
 )

@@ -119,7 +119,10 @@ def test_tar_holds_the_members_that_webdataset_names(mixed, tmp_path):
       assert of_row["txt"].decode().splitlines() == row["captions"]
   found = open_source(parse_spec(str(tmp_path)))
   assert found.classnames == ("cat", "big dog") and len(found) == 21
-  assert found[0]["captions"] == rows[0]["captions"]
+  assert found[0]["captions"] == rows[0]["captions"] and "weight" not in found[0]
+  weighed = open_source(parse_spec(f"{tmp_path}:weights=weight"))
+  sound = [row["weight"] for i, row in enumerate(rows) if i not in BROKEN]
+  assert [example["weight"] for example in weighed] == sound
 
 
 def test_the_manifest_tells_bytes_digests_and_what_was_left_out(mixed, tmp_path):

@@ -7,6 +7,7 @@ Python in $DOCS_PYTHON, or else this one, has them; blocks of absent ones are on
 """
 
 import ast
+import contextlib
 import importlib.util
 import os
 import pathlib
@@ -27,6 +28,8 @@ from siglax.commands import cli
 from siglax.data import text as text_lib
 from siglax.data.shapes import Shapes
 from siglax.training import checks
+
+import servers
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = (
@@ -83,6 +86,10 @@ RUN = {
   "--batch 16 --config.mesh.fsdp=2",
   "siglax train --config configs/x.py --workdir runs/x "
   "--config.model.init_from=webli_en_b16_224.npz:img": "",
+  "siglax train --config configs/finetune.py:init=runs/x,train=train.parquet,"
+  "test=held_out.parquet --workdir runs/tuned": f"{SMALL} --config.optim.hold_steps=1",
+  "siglax average runs/x runs/tuned --weight 0.5 --out runs/both": "",
+  "siglax evaluate --from runs/both": "",
   "siglax export --from runs/x --format hf --out exported/x --dtype bfloat16": "",
   "siglax classify --from runs/x a.jpg b.jpg --labels cat,dog --template 'a photo of a {}.' "
   "--template 'a {}.' --json": "",
@@ -102,6 +109,12 @@ RUN = {
   "launch/local.sh 2 --config configs/siglip_b16.py:smoke=True --workdir runs/smoke": "",
   "DEVICES=4 launch/local.sh 2 --config configs/siglip_b16.py:smoke=True --workdir runs/smoke": "",
 }
+S3 = (
+  "siglax train --config configs/x.py --workdir s3://bucket/runs/x",
+  "siglax evaluate --from s3://bucket/runs/x",
+  "siglax export --from s3://bucket/runs/x --format big_vision --out s3://bucket/exports/x.npz",
+)
+RUN |= dict.fromkeys(S3, "")
 # Commands that need a cluster: what follows is parsed as siglax train's, and the config is checked
 # for so many devices.
 CLUSTER = {
@@ -161,6 +174,7 @@ scale, bias, weights, labels = 10.0, -2.0, jax.numpy.ones(16), jax.numpy.arange(
   'tower = siglax.load("google/siglip-base-patch16-224")   # a local folder: config.json and '
   "safetensors, sharded or not": "import siglax, numpy as np\n"
   "images = np.zeros((2, 16, 16, 3), np.uint8)\n",
+  'tower = siglax.load("google/siglip2-base-patch16-naflex")': "import siglax\n",
   "from transformers import AutoImageProcessor, AutoModel, AutoTokenizer": PICTURE,
   "from transformers import AutoImageProcessor, AutoModel": PICTURE,
   "import transformers": PICTURE
@@ -294,6 +308,7 @@ def folder(tmp_path, monkeypatch):
     shutil.copytree(ROOT / name, tmp_path / name)
   shutil.copy(ROOT / "tests/tiny.py", tmp_path / "configs/x.py")
   shutil.copytree(ROOT / "tests/golden/hf_siglip", tmp_path / "google/siglip-base-patch16-224")
+  shutil.copytree(ROOT / "tests/golden/hf_siglip2", tmp_path / "google/siglip2-base-patch16-naflex")
   shutil.copy(text_lib.SHIPPED["shapes"], tmp_path / "FILE.model")
   source = Shapes(examples=80, image_size=32)
   pictures = [cv2.imencode(".png", source[i]["image"])[1].tobytes() for i in range(len(source))]
@@ -359,9 +374,16 @@ def run_python(block: Block, there: dict, folder, monkeypatch):
   monkeypatch.chdir(folder)
 
 
+@pytest.fixture
+def server():
+  """Takes the context of a server, which then ends with the test."""
+  with contextlib.ExitStack() as stack:
+    yield stack
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("file", FILES)
-def test_the_blocks_run_as_printed(file, folder, monkeypatch):
+def test_the_blocks_run_as_printed(file, folder, server, monkeypatch):
   before, late = {"docs/towers.md": (TOWERS, MORE_TOWERS)}.get(file, ("", ""))
   for line in before.split("\n"):
     assert not line or cli.main(line.split()) == 0
@@ -372,6 +394,8 @@ def test_the_blocks_run_as_printed(file, folder, monkeypatch):
     elif block.first not in TEXTS:
       for command in block.commands():
         if command in RUN:
+          if command == S3[0]:
+            server.enter_context(servers.s3())
           run_command(command)
         if command.startswith("siglax export --from runs/x "):
           for line in filter(None, late.split("\n")):

@@ -1,5 +1,12 @@
 """siglax.evals against brute force over the full similarity matrix and a stable sort."""
 
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+from conftest import free_port
 import cv2
 import jax
 import numpy as np
@@ -22,14 +29,17 @@ class Examples:
   """Image i is filled with i."""
 
   def __init__(self, captions, labels=None, classnames=None):
-    self.captions, self.labels, self.classnames = captions, labels, classnames
+    self._captions, self.labels, self.classnames = captions, labels, classnames
 
   def __len__(self):
-    return len(self.captions)
+    return len(self._captions)
 
   def __getitem__(self, i):
     label = None if self.labels is None else self.labels[i]
-    return {"image": np.full((2, 2, 3), i, np.uint8), "captions": self.captions[i], "label": label}
+    return {"image": np.full((2, 2, 3), i, np.uint8), "captions": self._captions[i], "label": label}
+
+  def captions(self, i):
+    return self._captions[i]
 
 
 class Embedder:
@@ -89,10 +99,10 @@ def test_ranks_equal_a_stable_sort_in_chunks_of_any_size(monkeypatch, max_simila
     queries, items = draw(rng, 23, 6), draw(rng, 31, 6)
     item_owner = np.r_[np.arange(23), rng.integers(0, 23, 8)].astype(np.int32)
     query_owner = rng.permutation(23).astype(np.int32)
-    before = ranking._ranks._cache_size()
+    before = (compiled := ranking._programs(mesh.make()).similarity._cache_size)()
     with jax.transfer_guard("disallow"):
       got = ranking.ranks(queries, items, query_owner, item_owner)
-    assert ranking._ranks._cache_size() <= before + 1
+    assert compiled() <= before + 1
     np.testing.assert_array_equal(got, stable_ranks(queries, items, query_owner, item_owner))
 
 
@@ -366,17 +376,74 @@ def test_the_config_for_cifar_is_what_its_figures_were_made_with():
   assert config.eval.tasks == (task,) and config.loss.positives == "label"
 
 
-def test_examples_that_another_process_decodes_are_read_for_their_captions():
-  class Half(Embedder):
-    def images(self, get, count):
-      for i in range(0, count, 2):
-        get(i)
-      return self.zimg[:count]
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+  """{processes: what each of them said} of evaluation_process.py on 2,000 pictures and more."""
+  folder, worker = tmp_path_factory.mktemp("reads"), pathlib.Path(__file__).parent
+  for name, count, captions in (("even", 2000, 1), ("odd", 101, 3)):
+    rng = np.random.default_rng(count)
+    pixels = [rng.integers(0, 256, (8, 8, 3), np.uint8) for _ in range(count)]
+    colours = ("red", "green", "blue", "yellow")
+    table = {
+      "image": [cv2.imencode(".png", x)[1].tobytes() for x in pixels],
+      "caption": [
+        # Some have none, and some say the same.
+        [f"a {colours[(i + k) % 4]} ring {i % 37}" for k in range((i + 1) % (captions + 1))]
+        if captions > 1
+        else [f"a {colours[i % 4]} square {i}"]
+        for i in range(count)
+      ],
+      "label": rng.integers(0, 4, count),
+    }
+    pq.write_table(pa.table(table), folder / f"{name}.parquet", row_group_size=100)
+  pq.write_table(
+    pa.table(table | {"image": [*table["image"][:70], b"broken", *table["image"][71:]]}),
+    folder / "broken.parquet",
+  )
+  said = {}
+  for count in (1, 2):
+    port = str(free_port())
+    processes = [
+      subprocess.Popen(
+        [sys.executable, worker / "evaluation_process.py", str(rank), str(count), port, folder],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+      )
+      for rank in range(count)
+    ]
+    outputs = [process.communicate(timeout=240) for process in processes]
+    assert [process.returncode for process in processes] == [0] * count, outputs
+    said[count] = [json.loads(output.splitlines()[-1]) for output, _ in outputs]
+  return said
 
-  captions = [[f"{i}"] for i in range(5)]
-  zimg, rest = ranking.embed_images(Examples(captions), [4, 3, 2, 1], Half(np.eye(5), {}))
-  assert [x["captions"] for x in rest] == [["4"], ["3"], ["2"], ["1"]] and len(zimg) == 4
-  assert "image" not in rest[0]
+
+def test_each_of_two_processes_reads_and_decodes_its_own_pictures_once(evaluated):
+  (alone,), together = evaluated[1], evaluated[2]
+  assert alone["even"]["decoded"] == alone["even"]["read"] == 2000
+  for process in together:
+    assert process["even"]["decoded"] == process["even"]["read"] == 1000
+  # The last batch has five of 101: an even share, and each picture once.
+  assert alone["odd"]["decoded"] == alone["odd"]["read"] == 3 * 101
+  shares = [process["odd"]["decoded"] for process in together]
+  assert sum(shares) == 3 * 101 and max(shares) - min(shares) == 3
+  assert shares == [process["odd"]["read"] for process in together]
+
+
+def test_two_processes_evaluate_bit_for_bit_as_one(evaluated):
+  (alone,), together = evaluated[1], evaluated[2]
+  for process in together:
+    for task in ("even", "odd"):
+      assert process[task]["metrics"] == alone[task]["metrics"]
+  assert len(alone["odd"]["metrics"]) == 6 + 3 + 1
+  assert 0 < alone["even"]["metrics"]["eval/even_retrieval/text_retrieval_recall@10"] < 1
+
+
+def test_a_broken_picture_ends_an_evaluation_with_the_same_line_in_all_processes(evaluated):
+  (line,) = {process["broken"] for processes in evaluated.values() for process in processes}
+  assert re.match(
+    r"config.eval.tasks.0 \('broken_retrieval'\): example 70 of .*cannot be decoded", line
+  )
 
 
 def test_clip_benchmark_json():
@@ -479,5 +546,20 @@ def test_chance_of_retrieval_is_that_of_a_draw_without_replacement():
   assert facts["eval/r/chance/text_retrieval_recall@5"] == 1
 
 
-def test_similarities_are_held_64_MiB_at_a_time():
-  assert 4 * ranking.MAX_SIMILARITIES == 2**26
+def test_ranking_a_million_images_and_five_million_texts_takes_flat_memory():
+  """Of the compiled programs, a device's bytes; the bounds do not know of 1M and 5M."""
+  run, MiB, d = ranking._programs(mesh.make()), 2**20, 768
+  for Q, N in ((10**6, 5 * 10**6), (5 * 10**6, 10**6)):
+    q, t = ranking.shape(Q, N, 8)
+    assert q * t <= ranking.MAX_SIMILARITIES == 2**24 and t % 8 == 0
+    f32, i32 = (lambda *s, of=of: jax.ShapeDtypeStruct(s, of) for of in (np.float32, np.int32))
+    tile = f32(8 * q, t), i32(8 * q), i32(t), i32(), i32()
+    state = f32(8 * q), i32(8 * q)
+    for program, arguments, most in (
+      (run.similarity, (f32(8 * q, d), f32(t, d)), (q + 3 * t) * d * 4 + 64 * MiB),
+      (run.best, (*tile, *state), 64 * MiB),
+      (run.ahead, (*tile, *state, i32(8 * q)), 64 * MiB),
+    ):
+      memory = program.lower(*arguments).compile().memory_analysis()
+      used = memory.argument_size_in_bytes + memory.output_size_in_bytes
+      assert used + memory.temp_size_in_bytes <= most + 96 * MiB

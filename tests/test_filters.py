@@ -223,7 +223,10 @@ def test_rows_of_a_damaged_row_group_stay_broken(tmp_path, monkeypatch):
   content = bytearray(file.read_bytes())
   content[content.index(captions[15].encode())] ^= 1
   file.write_bytes(content)
-  found = open_source({"source": "parquet", "path": str(file), "label_in": 1})
+  spec = {"source": "parquet", "path": str(file), "label_in": 1}
+  with pytest.raises(ValueError, match=r"^config.data.0.path=.* damaged in row group 1.*; mend it"):
+    open_source(spec, "config.data.0")
+  found = open_source({**spec, "skip_damaged_shards": True})
   left = [i for i in range(ROWS) if i % 2 or 10 <= i < 20]
   assert [found.number(i) for i in range(len(found))] == left
   assert found[0]["captions"] == [captions[1]]
@@ -308,3 +311,10 @@ def test_the_order_of_what_is_left_is_a_formula(folder):
   sources_of = data.open_data(config)
   (shuffled,) = order.of_sources(config, sources_of)
   assert len(shuffled) == len(want(label_in=(0, 1))) == data.num_examples(sources_of)
+  first = order.Fingerprint(config, sources_of)(3)
+  assert first == order.Fingerprint(config, data.open_data(config))(3)
+  # As many others are another order.
+  config.data = (spec_of(folder, "jsonl", label_in=(0, 3)),)
+  others = data.open_data(config)
+  assert len(others[0]) == len(want(label_in=(0, 3)))
+  assert order.Fingerprint(config, others)(3)["examples"] != first["examples"]

@@ -333,7 +333,7 @@ def test_wrong_tensors_are_named(folder, change, match):
       lambda c: c.update(model_type="bert"),
       "model_type='bert' is none that siglax reads; it reads siglip",
     ),
-    (lambda c: c.update(model_type="siglip2"), "model_type='siglip2'"),
+    (lambda c: c.update(model_type="blip"), "model_type='blip'"),
     (lambda c: c["vision_config"].update(hidden_act="relu"), "hidden_act='relu' is unknown"),
     (lambda c: c["vision_config"].update(num_channels=1), "num_channels=1"),
     (

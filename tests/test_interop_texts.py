@@ -144,7 +144,7 @@ def test_open_clip_opens_it(run, tmp_path):
   np.testing.assert_allclose(z, tower.embed_texts(TEXTS), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["hf_clip_bpe", "siglip2_fixed"])
+@pytest.mark.parametrize("name", ["hf_clip_bpe", "siglip2_fixed", "siglip2_naflex"])
 def test_released_kinds_embed_texts_as_transformers_does(name, tmp_path):
   if not PARITY.is_dir():
     pytest.skip("needs ../shared/parity")
@@ -158,7 +158,7 @@ def test_released_kinds_embed_texts_as_transformers_does(name, tmp_path):
   assert mine == (PARITY / name / "tokenizer.json").read_bytes()
 
 
-@pytest.mark.parametrize("name", ["hf_clip_bpe", "siglip2_fixed"])
+@pytest.mark.parametrize("name", ["hf_clip_bpe", "siglip2_fixed", "siglip2_naflex"])
 def test_transformers_opens_released_kinds_again(name, tmp_path):
   transformers = pytest.importorskip("transformers")
   if not PARITY.is_dir():

@@ -69,6 +69,7 @@ def reference(
   """
   c = config.optim
   p = {k: v.astype(np.float64) for k, v in flat(make_params()).items()}
+  start = dict(p)
   memory = {k: {} for k in p}
   for t in range(STEPS):
     lr = c.lr * (t / 2 if t < 2 else 0.5 * (1 + np.cos(np.pi * (t - 2) / (STEPS - 2))))
@@ -77,7 +78,8 @@ def reference(
     clip = min(1.0, c.clip_norm / norm) if c.clip_norm else 1.0
     for k, v in g.items():
       u = direction(memory[k], v * clip, t + 1)
-      p[k] = p[k] - lr * multiplier(k) * (u + c.weight_decay * decay(k) * p[k])
+      u = u + decay(k) * (c.weight_decay * p[k] + c.start_decay * (p[k] - start[k]))
+      p[k] = p[k] - lr * multiplier(k) * u
   return p
 
 
@@ -110,6 +112,33 @@ def assert_close(got, want, tolerance=2e-6):
 def test_equals_float64_reference(name, direction, clip_norm):
   config = make_config(name=name, lr=0.01, weight_decay=0.1, clip_norm=clip_norm)
   assert_close(train(config)[0], reference(config, direction(config.optim)))
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_decay_towards_the_start(weight_decay):
+  """L2-SP: beside weight decay, by its multipliers, on what trains; a copy of that is kept."""
+  config = make_config(
+    lr=0.05,
+    weight_decay=weight_decay,
+    start_decay=2.0,
+    decay=(("log_scale", 0.5), (".*/kernel", 1.0), (".*", 0.0)),
+    lr_multipliers=(("image/blocks/mlp/bias", 3.0), ("image/.*", None), (".*", 1.0)),
+  )
+  got, state, _ = train(config)
+  frozen = [k for k in got if k.startswith("image/") and k != "image/blocks/mlp/bias"]
+  want = reference(
+    config,
+    adam(config.optim),
+    frozen=frozen,
+    decay=lambda k: 0.5 if k == "log_scale" else float("kernel" in k),
+    multiplier=lambda k: 3.0 if k == "image/blocks/mlp/bias" else 1.0,
+  )
+  assert_close(got, want)
+  kept = {k.partition("/params/")[2]: v for k, v in flat(state).items() if "/params/" in k}
+  start = flat(make_params())
+  assert kept.keys() == {"text/head/kernel", "log_scale"}
+  for name, x in kept.items():
+    np.testing.assert_array_equal(x, start[name])
 
 
 def test_scale_and_bias_have_a_multiplier_of_their_own():

@@ -9,10 +9,15 @@ import jax
 import numpy as np
 import pytest
 
+import siglax
 from siglax import config as config_lib
 from siglax import models
 from siglax.commands import cli
+from siglax.devices import paths
+from siglax.interop import fields
+from siglax.interop import positions
 from siglax.models import trainable as trainable_lib
+from siglax.tower import export
 from siglax.training import checks
 from siglax.training import run as run_lib
 
@@ -91,6 +96,7 @@ RECIPES = {
   "cifar10_captions": (1, None),
   "siglip_b16": (32, SIGLIP_B),
   "siglip_b16_one_gpu": (1, SIGLIP_B),
+  "finetune": (1, None),
   "siglip_b16_384": (64, SIGLIP_B + (576 - 256) * 768),
   "lit_b16": (32, SIGLIP_B),
   "siglip_l16": (
@@ -116,6 +122,25 @@ def load(name, arguments=""):
   return config_lib.load(f"{CONFIGS / name}.py{arguments}")
 
 
+def trained(name, arguments, workdir) -> list[dict]:
+  """Trains a smoke run by the command line; its log lines."""
+  command = ["train", "--config", f"{CONFIGS / name}.py:smoke=True{arguments}"]
+  assert cli.main([*command, "--workdir", str(workdir)]) == 0
+  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  lines = [line for line in lines if "loss" in line]
+  assert [line["step"] for line in lines] == [1, 2, 3, 4]
+  assert np.isfinite([line["loss"] for line in lines]).all()
+  return lines
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+  """A smoke run of the first stage, from which others start."""
+  workdir = tmp_path_factory.mktemp("first")
+  trained("siglip_b16", "", workdir)
+  return workdir
+
+
 def test_the_formulas_give_the_published_counts():
   assert openai_clip(32, 49) == 151_277_313 and openai_clip(16, 196) == 149_620_737
   assert openai_resnet_clip() == 102_007_137
@@ -132,8 +157,8 @@ def test_every_config_file_is_tested():
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_config_is_valid_on_its_devices(name):
-  config = load(name)
+def test_a_config_is_valid_on_its_devices(name, first):
+  config = load(name, f":init={first}" if name == "finetune" else "")
   checks.validate(config, RECIPES[name][0])
   warmup, total = (
     config_lib.duration_steps(config, k, epoch_examples=400_000_000)
@@ -151,11 +176,12 @@ def test_parameter_counts_are_the_published(name):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_smoke_makes_a_run(name, tmp_path):
+def test_smoke_makes_a_run(name, first, tmp_path):
   """Everything but compilation: data, tokenizer, towers, and an optimizer whose patterns match
   these parameters.
   """
-  run = run_lib.Run(load(name, ":smoke=True"), tmp_path)
+  start = {"lit_b16": f",init={first}:img", "siglip_b16_384": f",init={first}"}.get(name, "")
+  run = run_lib.Run(load(name, f":smoke=True{start}"), tmp_path)
   # Running statistics
   assert run.total_steps == 4 and any(jax.tree.leaves(run.frozen)) == (
     name in ("lit_b16", "clip_rn50")
@@ -177,13 +203,48 @@ def test_arguments_reach_the_config():
   assert load("lit_b16", ":smoke=True,embedded=e.parquet").data[0]["source"] == "shapes"
 
 
-def test_smoke_trains(tmp_path):
-  assert (
-    cli.main(
-      ["train", "--config", f"{CONFIGS / 'siglip_b16'}.py:smoke=True", "--workdir", str(tmp_path)]
-    )
-    == 0
-  )
-  lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-  assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
-  assert np.isfinite([line["loss"] for line in lines if "loss" in line]).all()
+def test_the_second_stage_starts_from_the_first(first, tmp_path):
+  run = run_lib.Run(load("siglip_b16_384", f":smoke=True,init={first}"), tmp_path / "a")
+  params, old = run.initial_state().params, siglax.load(first).params
+  assert old["image"]["pos_embedding"].shape == (4, 16)  # 32 pixels, and then 48
+  want = positions.resize(np.asarray(old["image"]["pos_embedding"]), 9)
+  np.testing.assert_array_equal(params["image"]["pos_embedding"], want)
+  same = lambda params: {
+    name: x for name, x in paths.flatten(params).items() if name != "image/pos_embedding"
+  }
+  jax.tree.map(np.testing.assert_array_equal, same(params), same(old))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "name, tower", [("siglip_b16_384", ""), ("lit_b16", ":img"), ("finetune", "")]
+)
+def test_what_starts_from_the_first_stage_trains(name, tower, first, tmp_path):
+  lines = trained(name, f",init={first}{tower}", tmp_path)
+  if name == "finetune":  # a step of hold, and the first of the warmup
+    assert [line["lr"] for line in lines[:3]] == [0, 0, pytest.approx(1e-5)]
+
+
+def test_the_second_stage_needs_the_first(tmp_path, capsys):
+  command = f"{CONFIGS / 'siglip_b16_384'}.py:smoke=True,init={tmp_path}/x"
+  assert cli.main(["train", "--config", command, "--workdir", str(tmp_path / "run")]) == 1
+  assert f"{tmp_path}/x: no such file or folder" in capsys.readouterr().err
+
+
+def test_fine_tuning_takes_all_from_the_checkpoint(first, tmp_path):
+  there = siglax.load(first)
+  tuned = run_lib.Run(load("finetune", f":smoke=True,init={first}"), tmp_path)
+  assert tuned.text.model == there.text.model and tuned.hold_steps == 1
+  params = tuned.initial_state().params
+  jax.tree.map(np.testing.assert_array_equal, params, there.params)
+  assert fields.describing(tuned.config, models.TOWERS) == {
+    **fields.describing(there.config, models.TOWERS),
+    "text.tokenizer": str(first / "tokenizer.model"),
+  }
+  # From a file without a tokenizer
+  export.export(first, "big_vision", tmp_path / "x.npz")
+  with pytest.raises(ValueError, match="x.npz has no tokenizer; give .* tokenizer=…"):
+    load("finetune", f":init={tmp_path / 'x.npz'}")
+  config = load("finetune", f":init={tmp_path / 'x.npz'}:img,tokenizer=shapes,train=a,test=b.csv")
+  assert config.text.tokenizer == "shapes" and config.model.text.width is None
+  assert config.eval.tasks[0]["data"] == {"source": "csv", "path": "b.csv"}

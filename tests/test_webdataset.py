@@ -376,3 +376,20 @@ def test_a_folder_of_clip_benchmark_opens_as_it_is(tmp_path):
   refused(
     f"is a folder with tars in test, train; use one of them, such as '{tmp_path}/test'", tmp_path
   )
+
+
+def test_a_weight_that_is_no_number_is_named(tmp_path):
+  members = [
+    member
+    for name, value in (("a", "2"), ("b", "true"), ("c", '"2"'), ("d", "null"))
+    for member in (
+      (f"{name}.jpg", b"x"),
+      (f"{name}.txt", b"x"),
+      (f"{name}.json", b'{"w": %s}' % value.encode()),
+    )
+  ]
+  found = webdataset(write(tmp_path / "x.tar", members), weights="w")
+  assert found[0]["weight"] == 2.0 and "weight" not in found[3]
+  for i, said in ((1, "b.json: w=True is no number"), (2, "c.json: w='2' is no number")):
+    with pytest.raises(ValueError, match=said):
+      found[i]

@@ -2,6 +2,7 @@
 here.
 """
 
+from siglax.commands import average
 from siglax.commands import classify
 from siglax.commands import config
 from siglax.commands import convert
@@ -23,6 +24,7 @@ COMMANDS = (
   classify.COMMAND,
   search.COMMAND,
   export.COMMAND,
+  average.COMMAND,
   tokenizer.COMMAND,
   convert.COMMAND,
   inspect.COMMAND,

@@ -88,12 +88,13 @@ def _failed(name: str, error: OSError) -> int:
 
 
 def _check_paths(arguments):
-  """ValueError for a path that is empty or a URL."""
+  """ValueError for a path that is empty, or a URL where the command takes none."""
   from siglax import config
 
   for flag, name in (("--workdir", "workdir"), ("--from", "source"), ("--out", "out")):
     if (path := getattr(arguments, name, None)) is not None:
-      config.check_local(flag, path)
+      check = config.check_path if name in arguments.command.urls else config.check_local
+      check(flag, path)
 
 
 def entry() -> int:

@@ -67,4 +67,5 @@ COMMAND = Command(
   ),
   add_arguments=_add_arguments,
   run=_run,
+  urls=("source", "out"),
 )

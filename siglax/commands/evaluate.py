@@ -29,4 +29,5 @@ COMMAND = Command(
   epilog="Fields: --config.eval.tasks.0.data.path=b.parquet --config.eval.batch_size=512",
   add_arguments=_add_arguments,
   run=_run,
+  urls=("source", "out"),
 )

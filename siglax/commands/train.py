@@ -9,7 +9,9 @@ from siglax.commands.command import Command
 def _add_arguments(parser):
   shared.add_config_flag(parser)
   parser.add_argument(
-    "--workdir", required=True, help="run folder: config, checkpoints, metrics, curves"
+    "--workdir",
+    required=True,
+    help="run folder, also in a bucket: config, checkpoints, metrics, curves",
   )
   parser.add_argument(
     "--extend",
@@ -26,13 +28,15 @@ def _run(arguments):
   shared.setup(arguments)
   from siglax import config as config_lib
   from siglax.devices import signals
+  from siglax.runs import bucket
   from siglax.training import loop
   from siglax.training import resume
 
   try:
     config = config_lib.load(arguments.config, arguments.overrides)
   except ValueError:
-    resume.check_imports(arguments.workdir)  # says more of a field whose part was not imported
+    # It says more of a field whose part was not imported.
+    resume.check_imports(bucket.stand_in(arguments.workdir))
     raise
   loop.train(config, arguments.workdir, extend=arguments.extend, second_signal=signals.end_now)
 

@@ -19,10 +19,13 @@ from siglax.config.editing import from_json
 from siglax.config.editing import load
 from siglax.config.editing import override
 from siglax.config.editing import read
+from siglax.config.editing import replaced
 from siglax.config.editing import set_duration
+from siglax.config.editing import set_field
 from siglax.config.editing import to_json
 from siglax.config.fields import DURATIONS
 from siglax.config.fields import default
+from siglax.config.fields import unset_inherited
 from siglax.config.imports import import_parts
 from siglax.config.parts import Field
 from siglax.config.resolving import check_vocabulary
@@ -30,6 +33,7 @@ from siglax.config.resolving import fill_text
 from siglax.config.resolving import resolve
 from siglax.config.types import check_values
 from siglax.config.values import check_local
+from siglax.config.values import check_path
 from siglax.config.values import flatten
 from siglax.config.values import get
 from siglax.config.values import leaves

@@ -33,6 +33,22 @@ def set_duration(config: ConfigDict, name: str, **unit):
     _set(config, f"{name}_{k}", value if k == chosen else None)
 
 
+def set_field(config: ConfigDict, field: str, value: Any):
+  """Sets the field of a dotted name; ValueError for an unknown name or a wrong type."""
+  _set(config, field, _tuples(value))
+
+
+def replaced(config: ConfigDict, values_of: dict[str, Any]) -> ConfigDict:
+  """A copy with these values, {field: value}, also in the fields that follow them. Like any copy
+  without references it takes nothing from a checkpoint any more.
+  """
+  copy = config.copy_and_resolve_references()
+  for name, field in fields.all_fields().items():
+    if (source := field.follows or name) in values_of:
+      set_field(copy, name, values_of[source])
+  return copy
+
+
 def load(path: str, overrides: dict[str, str] | None = None) -> ConfigDict:
   """The config of `get_config(**arguments)` in a Python file, with overrides.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 
 from ml_collections import ConfigDict
+from ml_collections import FieldReference
 from ml_collections.config_dict import placeholder
 
 from siglax.config.declared import GROUPS
@@ -14,6 +15,36 @@ from siglax.config.parts import Field
 from siglax.config.values import get
 
 DURATIONS = {name: duration for group in GROUPS for name, duration in group.durations.items()}
+
+
+class Inherited(FieldReference):
+  """A value that a run takes from the checkpoint that it starts from, unless it `is_set`: somebody
+  has given one, be it the default.
+  """
+
+  def __init__(self, default, field_type):
+    super().__init__(default, field_type)
+    self.is_set = False
+
+  def set(self, value, type_safe=True):
+    super().set(value, type_safe)
+    self.is_set = True
+
+  def __setstate__(self, state):
+    super().__setstate__(state)
+    self.is_set = state["is_set"]
+
+
+def unset_inherited(config: ConfigDict) -> list[str]:
+  """The names of the inherited fields that nobody has set in a config of `default`."""
+  found = []
+  for name, field in all_fields().items():
+    if field.inherited and not field.follows:
+      head, _, key = name.rpartition(".")
+      value = dict(get(config, head).items(preserve_field_references=True))[key]
+      if isinstance(value, Inherited) and not value.is_set:
+        found.append(name)
+  return found
 
 
 def all_fields() -> dict[str, Field]:
@@ -84,5 +115,7 @@ def _add(c: ConfigDict, name: str, field: Field):
     c = c[group]
   if field.optional or not isinstance(field.kind, type):
     c[key] = placeholder(field.kind if isinstance(field.kind, type) else object)
-  if field.default is not None:
+  if field.inherited:
+    c[key] = Inherited(field.default, field.kind)
+  elif field.default is not None:
     c[key] = field.default

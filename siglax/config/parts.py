@@ -41,6 +41,7 @@ class Field:
   follows: the field whose value it takes, and which is the one to set. All but the sentence is that
   one's.
   resume: a run may go on with another value. evaluation: `siglax evaluate` may change it.
+  inherited: a run that starts from a checkpoint takes its value, where nobody sets another.
   """
 
   default: Any
@@ -56,6 +57,7 @@ class Field:
   follows: str | None = None
   resume: bool = False
   evaluation: bool = False
+  inherited: bool = False
 
   def __post_init__(self):
     if self.kind is None and self.default is not None:

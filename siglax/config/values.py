@@ -56,6 +56,12 @@ def check_local(name: str, path):
     raise ValueError(f"{name}={shown(str(path))} {problem}")
 
 
+def check_path(name: str, path):
+  """As `check_local`, for a path that may be a URL."""
+  if problem := readable_problem(path):
+    raise ValueError(f"{name}={shown(str(path))} {problem}")
+
+
 def local_problem(path) -> str | None:
   """What keeps a path from being a local one, in words that follow "name=path "."""
   if not str(path):

@@ -20,6 +20,7 @@ import fsspec
 import fsspec.asyn
 
 from siglax.config import values
+from siglax.devices.errors import Unreachable
 
 # A request is made so many times, with pauses that double, and each may take so many seconds.
 TRIES = 6
@@ -42,14 +43,12 @@ _VERSIONS = (
 logger = logging.getLogger("siglax")
 
 
-class Unreachable(ConnectionError):
-  """A server that does not answer, or refuses: nothing is wrong with the data that was asked for,
-  so that it must not be replaced by other data.
-  """
-
-
 class Missing(ValueError):
   """There is no such file."""
+
+
+class Exists(ValueError):
+  """There is such a file already."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,14 +79,14 @@ def find(path: str) -> Found | None:
   with _lock:
     at, found = _remembered.get(path, (0.0, None))
   if found is None or time.monotonic() - at > BELIEVED_SECONDS:
-    found = _look(path)
+    found = look(path)
   return found
 
 
 def known(path: str) -> Found:
   """What stood at a URL when it was looked at last, however long ago; ValueError for no file."""
   _, found = _remembered.get(path, (0.0, None))
-  found = found or _look(path)
+  found = found or look(path)
   if found is None:
     raise Missing(f"{path!r}: No such file")
   if found.folder:
@@ -107,33 +106,50 @@ def fetch(path: str, offset: int, length: int) -> bytes:
   return request(path, ask) if length else b""
 
 
+def read(path: str, within: float | None = None) -> bytes:
+  """All of a small file, as it is now. within: as of `request`."""
+  return request(path, lambda f, name: call(f, "cat_file", name), within=within)
+
+
 def request(
-  path: str, ask: Callable[[Any, str], Any], timeout: float = TIMEOUT, listing: bool = False
+  path: str,
+  ask: Callable[[Any, str], Any],
+  timeout: float = TIMEOUT,
+  listing: bool = False,
+  within: float | None = None,
 ):
   """ask(filesystem, name in it), and again while the server fails.
 
-  listing: it asks for a folder, which may be many requests, each made again by the library itself.
+  listing: it asks for a folder, or writes a large file, which may be many requests, each made again
+  by the library itself. within: seconds after which it is not made again.
 
   Raises Missing for what is not there, Unreachable where the server refuses or fails each time.
   """
   filesystem, name = _filesystem(path, listing)
   began, last = time.monotonic(), None
-  for attempt in range(TRIES):
-    if attempt:
+  tries = 0
+  while tries < TRIES:
+    if tries:
       # Half of a pause is random, so that many processes do not ask again at the same time.
-      time.sleep(min(FIRST_PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE) * random.uniform(0.5, 1))
+      pause = min(FIRST_PAUSE * 2 ** (tries - 1), LONGEST_PAUSE) * random.uniform(0.5, 1)
+      if within is not None and time.monotonic() + pause > began + within:
+        break
+      time.sleep(pause)
+    tries += 1
     try:
       _limits.seconds = timeout
       return ask(filesystem, name)
     except FileNotFoundError:
       raise Missing(f"{path!r}: No such file") from None
+    except FileExistsError:
+      raise Exists(f"{path!r} exists") from None
     except Exception as e:  # each library has its own
       if _is_final(e):
         raise Unreachable(f"{path!r}: the server refuses: {values.one_line(e)}") from None
       last = e
     _count(path, last)
   raise Unreachable(
-    f"{path!r}: tried {TRIES} times in {time.monotonic() - began:.0f} s, and the last time: "
+    f"{path!r}: tried {tries} times in {time.monotonic() - began:.0f} s, and the last time: "
     f"{type(last).__name__}: {values.one_line(last)}"
   )
 
@@ -203,14 +219,20 @@ def _count(path: str, error: Exception):
     logger.warning("%d requests failed and were made again, the last for %s: %s", count, path, said)
 
 
-def _look(path: str) -> Found | None:
+def look(path: str) -> Found | None:
+  """What stands at a URL now."""
   try:
     facts = request(path, lambda f, name: call(f, "info", name))
   except Missing:
-    with _lock:
-      _remembered.pop(path, None)
+    forget(path)
     return None
   return remember(path, facts)
+
+
+def forget(path: str):
+  """Believes nothing more of a URL that was written."""
+  with _lock:
+    _remembered.pop(path, None)
 
 
 def remember(path: str, facts: dict) -> Found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import types
 
 from siglax.data import filters
@@ -16,7 +17,7 @@ class EvalExamples:
   "label"}.
 
   The image is resized by `images.resize`; captions are all of them, maybe none; label is None where
-  there is none.
+  there is none. `captions`(i) are those alone.
   Raises ValueError for a broken example: an evaluation that leaves some out is another evaluation.
   """
 
@@ -31,13 +32,23 @@ class EvalExamples:
     return len(self._source)
 
   def __getitem__(self, i: int) -> dict:
-    try:
+    with self._naming(i, "; evaluation data must be without broken images"):
       example = self._source[i]
       image = images.prepare(example["image"], self._image_config)
+    return {"image": image, "captions": example["captions"], "label": example.get("label")}
+
+  def captions(self, i: int) -> list[str]:
+    """Those of example i; its picture is not decoded, nor read where the source can do without."""
+    with self._naming(i):
+      if (captions := getattr(self._source, "captions", None)) is not None:
+        return captions(i)
+      return self._source[i]["captions"]
+
+  @contextlib.contextmanager
+  def _naming(self, i: int, advice: str = ""):
+    try:
+      yield
     except NOT_BROKEN:
       raise
     except Exception as e:  # whatever a source or a decoder raises
-      raise ValueError(
-        f"example {i} of {self._source}: {reason(e)}; evaluation data must be without broken images"
-      ) from e
-    return {"image": image, "captions": example["captions"], "label": example.get("label")}
+      raise ValueError(f"example {i} of {self._source}: {reason(e)}{advice}") from e

@@ -206,14 +206,14 @@ def _kept(source, rule: Rule) -> np.ndarray | None:
 def opened(source, spec: Mapping, where: str):
   """The source, filtered where its spec says so; the log tells what is left.
 
-  where: what stands before the name of a field in a message. ValueError where nothing is left.
+  where: what stands before the name of a field in the log. ValueError where nothing is left.
   """
   if (rule := Rule.of(spec)) is None:
     return source
   found = Filtered(source, rule)
   fields = ", ".join(f"{field}={spec[field]!r}" for field in rule.fields)
   if not len(found):
-    raise ValueError(f"{where}{fields}: none of the {len(source):,} examples is left")
+    raise ValueError(f"{fields}: none of the {len(source):,} examples is left")
   logger.info(
     "%s%s: %s of %s examples are filtered out%s",
     where,

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from siglax.data import colours
+from siglax.data import native
 
 # Parallel over examples, not within one: OpenCV's own threads would fight for the same cores.
 cv2.setNumThreads(0)
@@ -165,12 +166,16 @@ def resize(
     left, top = (width - size) // 2, (height - size) // 2
   else:
     height = width = size
+  return _resampled(image, height, width, resample)[top : top + size, left : left + size]
+
+
+def _resampled(image, height: int, width: int, resample: str) -> np.ndarray:
   shrink = lambda pixels: np.array(
     Image.fromarray(pixels).resize((width, height), RESAMPLERS[resample])
   )
-  whole = image.nbytes <= WHOLE_BYTES
-  resized = shrink(image) if whole else np.stack([shrink(image[..., k]) for k in range(3)], axis=-1)
-  return resized[top : top + size, left : left + size]
+  if image.nbytes <= WHOLE_BYTES:
+    return shrink(image)
+  return np.stack([shrink(image[..., k]) for k in range(3)], axis=-1)
 
 
 def shrink(image: np.ndarray, short_side: int) -> np.ndarray:
@@ -196,12 +201,18 @@ def encode(image: np.ndarray, ending: str, *options: int) -> bytes:
 
 def prepare(data: bytes | np.ndarray, config) -> np.ndarray:
   """uint8 [size, size, 3], what a tower sees of a picture outside of training: `decode`, then
-  `resize`.
+  `resize`. With fit="native" the patches of a picture at its own aspect ratio, see `native.pack`.
 
-  config: config.image, of which size, resize, fit, max_bytes and max_pixels are read. Raises
+  config: config.image, of which size, resize, fit, patch, max_bytes and max_pixels are read. Raises
   ValueError as `decode`.
   """
-  return resize(decode(data, config), config.size, config.resize, config.fit)
+  image = decode(data, config)
+  if config.fit == "native":
+    patch, most = config.patch, (config.size // config.patch) ** 2
+    height, width = image.shape[:2]
+    rows, columns = native.grid(height, width, patch, most)
+    return native.pack(_resampled(image, rows * patch, columns * patch, config.resize), patch, most)
+  return resize(image, config.size, config.resize, config.fit)
 
 
 def augment(data: bytes | np.ndarray, rng: np.random.Generator, config) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Sequence
 import concurrent.futures
 import fnmatch
 import os
@@ -28,8 +29,8 @@ def look_up(paths: list[str]):
   for path in paths:
     folders[os.path.dirname(path)].append(path)
   single = [path for found in folders.values() if len(found) < LISTED_FROM for path in found]
-  _in_threads(_tried, [folder for folder, found in folders.items() if len(found) >= LISTED_FROM])
-  _in_threads(buckets.find, single)
+  in_threads(_tried, [folder for folder, found in folders.items() if len(found) >= LISTED_FROM])
+  in_threads(buckets.find, single)
 
 
 def glob(pattern: str) -> list[str]:
@@ -57,23 +58,30 @@ def glob(pattern: str) -> list[str]:
   return sorted(found)
 
 
-def files_in(folder: str) -> list[str]:
-  """The URLs of all files in a folder and below it, but for hidden ones."""
-  return [path for path, is_folder in _below([folder]).items() if not is_folder]
+def files_in(folder: str, hidden: bool = False) -> list[str]:
+  """URLs of all files in a folder and below it. hidden: also those whose names begin with a dot."""
+  return [path for path, is_folder in _below([folder], hidden).items() if not is_folder]
 
 
-def _below(folders: Iterable[str]) -> dict[str, bool]:
+def names_in(folder: str) -> dict[str, bool]:
+  """{name: whether it is a folder} of what is in a folder."""
+  return {_name(path): is_folder for path, is_folder in _entries(folder)}
+
+
+def _below(folders: Iterable[str], hidden: bool = False) -> dict[str, bool]:
   """{URL: whether it is a folder} of all that is in folders and below them."""
   found, waiting = {}, list(folders)
   while waiting:
-    level = {path: kind for path, kind in _within(waiting) if not _name(path).startswith(".")}
+    level = {
+      path: kind for path, kind in _within(waiting) if hidden or not _name(path).startswith(".")
+    }
     waiting = [path for path, is_folder in level.items() if is_folder and path not in found]
     found |= level
   return found
 
 
 def _within(folders: list[str]) -> list[tuple[str, bool]]:
-  return [entry for entries in _in_threads(_entries, folders) for entry in entries]
+  return [entry for entries in in_threads(_entries, folders) for entry in entries]
 
 
 def _entries(folder: str) -> list[tuple[str, bool]]:
@@ -100,9 +108,15 @@ def _tried(folder: str):
     pass
 
 
-def _in_threads(function: Callable[[str], Any], paths: list[str]) -> list:
-  with concurrent.futures.ThreadPoolExecutor(buckets.CONNECTIONS) as pool:
-    return list(pool.map(function, paths))
+def in_threads(
+  function: Callable[[Any], Any], values: Sequence, threads: int = buckets.CONNECTIONS
+) -> list:
+  """function(value) of each, so many at a time. After an error no other one begins."""
+  pool = concurrent.futures.ThreadPoolExecutor(threads)
+  try:
+    return list(pool.map(function, values))
+  finally:
+    pool.shutdown(cancel_futures=True)
 
 
 def _name(path: str) -> str:

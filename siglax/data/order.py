@@ -11,6 +11,7 @@ import grain
 from grain.experimental import index_shuffle
 import numpy as np
 
+from siglax.data import filters
 from siglax.data.numbering import Numbering
 from siglax.data.source import COMMON_FIELDS
 
@@ -67,15 +68,18 @@ class Fingerprint:
   """
 
   def __init__(self, config, sources):
-    self._orders, self._mix = of_sources(config, sources), Mix(shares_of(config, sources))
-    self._batch_size = config.batch_size
+    self._sources, self._orders = sources, of_sources(config, sources)
+    self._mix, self._batch_size = Mix(shares_of(config, sources)), config.batch_size
     self._count = min(FINGERPRINTED, sum(map(len, sources)))
 
   def __call__(self, step: int) -> dict[str, str]:
     first = step * self._batch_size
-    places = [self._mix[k] for k in range(first, first + self._count)]
-    numbers = np.array([(source, self._orders[source][place]) for source, place in places], "<i8")
-    return {"grain": grain.__version__, "examples": hashlib.sha256(numbers.tobytes()).hexdigest()}
+    places = map(self._mix.__getitem__, range(first, first + self._count))
+    examples = [
+      (k, filters.number(self._sources[k], self._orders[k][place])) for k, place in places
+    ]
+    digest = hashlib.sha256(np.array(examples, "<i8").tobytes()).hexdigest()
+    return {"grain": grain.__version__, "examples": digest}
 
 
 # A group of up to so many examples is permuted in memory: grain's permutation takes 2 ms for an

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import hashlib
 import io
 import logging
 import os
+import pathlib
 
 from siglax.data import buckets
 from siglax.data import listing
@@ -57,7 +57,7 @@ def copied(path: str) -> str:
   if (found := buckets.find(path)) is None:
     raise ValueError(f"{path!r}: no such file or folder")
   folder = found.folder
-  files = sorted(listing.files_in(path)) if folder else [path]
+  files = sorted(listing.files_in(path, hidden=True)) if folder else [path]
   facts = [(file, buckets.known(file)) for file in files]
   if (cache := storage.cache_folder()) is None:
     raise ValueError(f"{path!r} needs a cache folder, and there is no home; set XDG_CACHE_HOME")
@@ -69,8 +69,8 @@ def copied(path: str) -> str:
     place.parent.mkdir(parents=True, exist_ok=True)
     try:
       with disk.replacing(place) as temporary:
-        for file, found in facts:
-          _copy(file, found.size, temporary / file[len(path) + 1 :] if folder else temporary)
+        place_of = lambda file: temporary / file[len(path) + 1 :] if folder else temporary
+        download({file: place_of(file) for file in files})
     except OSError:
       # Another process may have put the same there in the meantime.
       if not place.exists():
@@ -78,12 +78,20 @@ def copied(path: str) -> str:
   return str(place)
 
 
-def _copy(path: str, size: int, place):
-  place.parent.mkdir(parents=True, exist_ok=True)
-  with place.open("wb") as out, concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-    starts = range(0, size, PIECE)
-    # So many at a time are held in memory.
-    for first in range(0, len(starts), THREADS):
-      ask = lambda start: buckets.fetch(path, start, min(PIECE, size - start))
-      for piece in pool.map(ask, starts[first : first + THREADS]):
-        out.write(piece)
+def download(files: dict[str, pathlib.Path]):
+  """Copies files of buckets to this machine: {URL: the path of its copy}."""
+  pieces = []
+  for url, place in files.items():
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_bytes(b"")
+    pieces += [(url, place, start) for start in range(0, buckets.known(url).size, PIECE)]
+
+  def copy(piece):
+    url, place, start = piece
+    data = buckets.fetch(url, start, min(PIECE, buckets.known(url).size - start))
+    with place.open("r+b") as out:
+      out.seek(start)
+      out.write(data)
+
+  # So many pieces at a time are held in memory.
+  listing.in_threads(copy, pieces, THREADS)

@@ -114,8 +114,9 @@ class OnDemand:
         for batch in columns.of_group(path, files_lib.open_parquet(path), place):
           yield from batch.to_pylist()
           read += batch.num_rows
-      except ValueError:  # its rows are broken
-        pass
+      except ValueError as e:
+        if not self._skip:
+          raise files_lib.DamagedGroup(f"{e}{ADVICE}") from None
       yield from [None] * (size - read)
 
   def _group(self, group: int) -> _Held:

@@ -105,10 +105,13 @@ class Rows:
     except ValueError as e:
       raise ValueError(f"{file!r}, byte {start}: {e}") from None
 
+  def _captions_of(self, row: Mapping[str, Any], wanted: dict[str, tuple[str, ...]]) -> dict:
+    columns = [_captions(row.get(column), column) for column in wanted.get("caption", ())]
+    return captions_lib.of_example(columns, self._weights, None, None, None)
+
   def _texts_of(self, row: Mapping[str, Any], wanted: dict[str, tuple[str, ...]]) -> dict:
     """The captions of a row, and its label where it has one."""
-    columns = [_captions(row.get(column), column) for column in wanted.get("caption", ())]
-    found = captions_lib.of_example(columns, self._weights, None, None, None)
+    found = self._captions_of(row, wanted)
     (of_label,) = wanted.get("label", ("",))
     label = captions_lib.label(row.get(of_label), of_label)
     return found if label is None else found | {"label": label}
@@ -125,7 +128,7 @@ class Rows:
     """Those of row i, without a look at its picture."""
     file, start, _ = self._spans[i]
     try:
-      return self._texts_of(self._row(i), self._wanted[self._spans.file_of(i)])["captions"]
+      return self._captions_of(self._row(i), self._wanted[self._spans.file_of(i)])["captions"]
     except ValueError as e:
       raise ValueError(f"{file!r}, byte {start}: {e}") from None
 

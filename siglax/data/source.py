@@ -73,11 +73,11 @@ class Source:
   in the order of [i]; `open_shards`: how many shards are read from at a time without reading one
   twice, None for any number; `read_ahead`(shard) is called before a shard is read; and
   `prepare_random_access` is called before examples are read in an order that keeps to no shard.
+  Where captions and labels are known without reading pictures, `texts`() gives {"captions",
+  "label"} of each example in the order of [i], None for a broken one: filters are then applied when
+  the source is opened. It may return None in place of all.
   Where captions can be read without the picture, `captions`(i) does: what needs texts alone, as a
-  tokenizer that is trained, asks for them so. Where captions and labels of all are known without
-  reading a picture, `texts`() gives {"captions", "label"} of each example in the order of [i], None
-  for a broken one: filters are then applied when the source is opened. It may return None in place
-  of all.
+  tokenizer that is trained, asks for them so.
   [i] is random access, safe from many threads, and the same on every call; raising from it marks
   the example as broken, and training replaces it. The examples are pickled for worker processes.
   ValueErrors of open begin with the field: "path='x': no such file".

@@ -70,7 +70,7 @@ def check_same_config(config):
   """
   if jax.process_count() == 1:
     return
-  first, *others = map(config_lib.from_json, _of_all(config_lib.to_json(config)))
+  first, *others = map(config_lib.from_json, of_all(config_lib.to_json(config)))
   for i, other in enumerate(others, 1):
     different = config_lib.differences(first, other, "in process 0", f"in process {i}")
     if different:
@@ -87,7 +87,7 @@ def check_same_imports():
   if jax.process_count() == 1:
     return
   here = {file.digest: file.name for file in imports.imported()}
-  first, *others = map(json.loads, _of_all(json.dumps(here)))
+  first, *others = map(json.loads, of_all(json.dumps(here)))
   for i, other in enumerate(others, 1):
     if first.keys() != other.keys():
       shown = lambda files: ", ".join(f"{name} ({d[:8]})" for d, name in files.items()) or "nothing"
@@ -97,10 +97,12 @@ def check_same_imports():
       )
 
 
-def _of_all(text: str) -> list[str]:
+def of_all(text: str) -> list[str]:
   """The text of each process, on all of them."""
   data = np.frombuffer(text.encode(), np.uint8)
   longest = int(np.max(multihost_utils.process_allgather(np.int32(len(data)))))
+  # Few sizes are compiled.
+  longest = 1 << (longest - 1).bit_length()
   rows = multihost_utils.process_allgather(np.pad(data, (0, longest - len(data))))
   return [bytes(row).rstrip(b"\0").decode() for row in rows]
 

@@ -51,12 +51,18 @@ FAILURES = (
 )
 
 
+class Unreachable(ConnectionError):
+  """A server that does not answer after several attempts, or refuses: nothing is wrong with the
+  data that was asked for, so that it must not be replaced by other data.
+  """
+
+
 def is_failure(error: BaseException) -> bool:
   """Whether an error tells of a disk, a memory or a network that failed, and so nothing about what
   is stored.
   """
   if (
-    isinstance(error, MemoryError)
+    isinstance(error, (MemoryError, Unreachable))
     or isinstance(error, OSError)
     and error.errno is not None
     and error.errno not in MISSING
@@ -72,7 +78,7 @@ def is_failure(error: BaseException) -> bool:
 
 def attempt(read, message: str) -> Any:
   """What read() returns, after several attempts where the disk or the memory fails. ValueError
-  after the last of them.
+  after the last of them, or where a server has had its attempts.
   """
   for delay in (*RETRY_SECONDS, None):
     try:
@@ -81,7 +87,7 @@ def attempt(read, message: str) -> Any:
     except Exception as e:
       if not is_failure(e):
         raise
-      if delay is None:
+      if delay is None or isinstance(e, Unreachable):
         raise ValueError(
           f"{message}: {one_line(e)}; nothing was changed, start again when it can be read"
         ) from e

@@ -61,8 +61,8 @@ def run(
   embedder: .images(get, count) and .texts(list) → unit rows [n, d] in float32, .scale and .bias;
   the same arrays on every process, so every process returns the same metrics, and process 0 writes
   them.
-  open_task_data: data spec → examples with len(), [i] → {"image", "captions", "label"} and
-  .classnames.
+  open_task_data: data spec → examples with len(), [i] → {"image", "captions", "label"},
+  .captions(i), which decodes no image, and .classnames.
   loss: the training loss, (zimg, ztxt, scale, bias, weights=, labels=) → scalar; needed by kinds
   that declare it.
   facts: a dict that is updated with {"eval/<name>/chance/<metric>": value} and

@@ -75,7 +75,7 @@ def _distinct(data, examples) -> list[int]:
   for i in range(len(data)):
     if len(indices) == examples:
       break
-    captions = data[i]["captions"]
+    captions = data.captions(i)
     if captions and captions[0] not in taken:
       taken.add(captions[0])
       indices.append(i)

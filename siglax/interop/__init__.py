@@ -14,6 +14,7 @@ import pathlib
 from siglax import config as config_lib
 from siglax import models
 from siglax.config import parts
+from siglax.data import buckets
 from siglax.data import remote
 from siglax.interop import big_vision
 from siglax.interop import files
@@ -23,7 +24,9 @@ from siglax.interop import stablehlo
 from siglax.interop.checkpoint import Checkpoint
 from siglax.interop.checkpoint import changes
 from siglax.interop.checkpoint import check_same
+from siglax.interop.checkpoint import differences
 from siglax.interop.format import Format
+from siglax.runs import bucket
 
 FORMATS: parts.Registry[Format] = parts.Registry(
   "format",
@@ -55,10 +58,14 @@ def split(path) -> tuple[pathlib.Path, tuple[str, ...]]:
 
 
 def local(path) -> str:
-  """`path`, `path:img` or `path:txt` as it is on this machine: of a URL, a copy is made."""
+  """`path`, `path:img` or `path:txt` as it is on this machine: of a run at a URL, the folder that
+  stands for it; of another URL, a copy.
+  """
   path, suffix = str(path), ""
   if path.endswith(tuple(f":{end}" for end in ONE_TOWER)):
     path, suffix = path[:-4], path[-4:]
+  if buckets.is_url(path) and bucket.is_run(path):
+    return str(bucket.opened(path)) + suffix
   return remote.copied(path) + suffix
 
 

@@ -82,27 +82,33 @@ def check_same(there, here, towers, name):
   """ValueError that lists each field of config.model in which two models differ, but for what can
   be resized.
   """
-  ours = dict(_fields(here, towers))
-  different = [
-    f"config.model.{field} is {a!r} there and {ours[field]!r} here"
-    for field, a in _fields(there, towers)
-    if field in ours and a != ours[field]
-  ]
-  if different:
+  if different := differences(there, here, towers):
     raise ValueError(f"config.model.init_from={name} holds other towers: {'; '.join(different)}")
 
 
-def changes(there, here, towers) -> list[str]:
+def differences(there, here, towers, where="there", and_where="here") -> list[str]:
+  """The fields of config.model in which two models differ, but for what can be resized, each
+  "config.model.FIELD is A there and B here".
+  """
+  ours = dict(_fields(here, towers))
+  return [
+    f"config.model.{field} is {a!r} {where} and {ours[field]!r} {and_where}"
+    for field, a in _fields(there, towers)
+    if field in ours and a != ours[field]
+  ]
+
+
+def changes(there, here, towers, where="there", and_where="here") -> list[str]:
   """What pictures and texts of these towers went through there and do not here, each "config.FIELD
   is A there and B here".
 
-  The tokenizer, whose path says little, is not compared.
+  The tokenizer, whose path says little, and the length of texts are not compared.
   """
   now = fields.preprocessing(here, towers)
   return [
-    f"config.{field} is {value!r} there and {now[field]!r} here"
+    f"config.{field} is {value!r} {where} and {now[field]!r} {and_where}"
     for field, value in fields.preprocessing(there, towers).items()
-    if field != "text.tokenizer" and value != now[field]
+    if field not in ("text.tokenizer", "text.length") and value != now[field]
   ]
 
 

@@ -35,7 +35,10 @@ _TRAINING = {
   ),
 }
 # These are config.image's and config.text's.
-_REFERENCES = {"model.image.image_size", "model.image.mean", "model.image.std", "model.text.length"}
+_REFERENCES = {
+  *("model.image.image_size", "model.image.mean", "model.image.std", "model.text.length"),
+  "image.patch",
+}
 
 
 def describing(config, towers) -> dict[str, object]:

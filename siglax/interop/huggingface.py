@@ -1,12 +1,13 @@
-"""Hugging Face folders: SiglipModel and CLIPModel, or one tower of them, as config.json and
-safetensors.
+"""Hugging Face folders: SiglipModel, Siglip2Model and CLIPModel, or one tower of them, as
+config.json and safetensors.
 
-SigLIP 2 at fixed resolution is a SiglipModel with a larger vocabulary. What the towers are chooses
-which of the two goes out.
+SigLIP 2 at fixed resolution is a SiglipModel with a larger vocabulary; a Siglip2Model is NaFlex.
+What the towers are chooses which of the three goes out.
 """
 
 from __future__ import annotations
 
+import math
 import pathlib
 
 import numpy as np
@@ -25,6 +26,7 @@ from siglax.interop.format import Format
 from siglax.interop.huggingface_files import ACTIVATIONS
 from siglax.interop.huggingface_files import OLD_EOS
 from siglax.interop.huggingface_files import RESAMPLE
+from siglax.models import naflex
 from siglax.models import transformer
 
 # What transformers takes for a field that config.json leaves out.
@@ -37,16 +39,14 @@ _TOWER = {
 _VISION = {**_TOWER, "image_size": 224, "num_channels": 3}
 _SIGLIP = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
 _CLIP = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+_SIGLIP_VISION = {**_SIGLIP, "patch_size": 16, "vision_use_head": True}
+_WORDS = {"max_position_embeddings": 64, "vocab_size": 32_000, "projection_size": None}
+_SIGLIP_TEXT = {**_TOWER, **_SIGLIP, **_WORDS}
 DEFAULTS = {
-  "siglip": {
-    "vision": {**_VISION, **_SIGLIP, "patch_size": 16, "vision_use_head": True},
-    "text": {
-      **_TOWER,
-      **_SIGLIP,
-      "max_position_embeddings": 64,
-      "vocab_size": 32_000,
-      "projection_size": None,
-    },
+  "siglip": {"vision": {**_VISION, **_SIGLIP_VISION}, "text": _SIGLIP_TEXT},
+  "siglip2": {
+    "vision": {**_TOWER, **_SIGLIP_VISION, "num_channels": 3, "num_patches": 256},
+    "text": _SIGLIP_TEXT,
   },
   "clip": {
     "vision": {**_VISION, **_CLIP, "patch_size": 32},
@@ -139,13 +139,29 @@ def _image_tower(config, vision, family, file):
   _tower(image, vision, file)
   if vision["num_channels"] != 3:
     raise ValueError(f"{file}: num_channels={vision['num_channels']}; siglax reads 3")
-  config.image.size, image.patch = vision["image_size"], vision["patch_size"]
+  image.patch = vision["patch_size"]
+  if family == "siglip2":
+    if not vision["vision_use_head"]:
+      raise ValueError(f"{file}: vision_use_head=False; siglax reads NaFlex with its head")
+    image.variant = "naflex-S"
+    image.grid = _side(vision["num_patches"], "num_patches", file)
+    config.image.size = image.grid * image.patch
+    return
+  config.image.size = vision["image_size"]
   if family == "clip":
     image.pool, image.pre_norm, image.patch_bias, image.head = "cls", True, False, "linear_no_bias"
   elif not vision["vision_use_head"]:
     image.pool = (
       "mean"  # transformers pools nothing then; its classifier takes the mean of the patches
     )
+
+
+def _side(count, name: str, file) -> int:
+  """Rows of a square grid of so many patches."""
+  side = math.isqrt(max(files.checked(file, name, count, 1), 0))
+  if not side or side * side != count:
+    raise ValueError(f"{file}: {name}={count} is none that siglax has; it has square numbers")
+  return side
 
 
 def _text_tower(config, text, family, file):
@@ -162,13 +178,15 @@ def _preprocessing(config, folder, family):
   """config.image of preprocessor_config.json, or what the family is preprocessed with."""
   image, file = config.image, folder / "preprocessor_config.json"
   image.resize, image.fit = "bicubic", "squash"
+  if family == "siglip2":
+    image.resize, image.fit = "bilinear", "native"
   if family == "clip":
     image.fit = "crop"
     image.mean, image.std = recipes.CLIP_MEAN, recipes.CLIP_STD
   if not file.is_file():
     return
   given = files.read_json(file)
-  resample = given.get("resample", 3)
+  resample = given.get("resample", {theirs: n for n, theirs in RESAMPLE.items()}[image.resize])
   if type(resample) is not int or resample not in RESAMPLE:
     raise ValueError(
       f"{file}: resample={resample!r} is none that siglax has; it has 2, bilinear, and 3, bicubic"
@@ -183,7 +201,13 @@ def _preprocessing(config, folder, family):
     )
   image.mean = files.channels(file, "image_mean", given.get("image_mean", image.mean))
   image.std = files.channels(file, "image_std", given.get("image_std", image.std), positive=True)
-  image.fit = _fit(given, image.size, family, file)
+  if family != "siglip2":
+    image.fit = _fit(given, image.size, family, file)
+    return
+  patch, most = config.model.image.patch, given.get("max_num_patches", 256)
+  if (size := given.get("patch_size", 16)) != patch:
+    raise ValueError(f"{file}: patch_size={size!r}, and the tower has patches of {patch}")
+  image.size = patch * _side(most, "max_num_patches", file)
 
 
 def _fit(given, side: int, family: str, file) -> str:
@@ -211,19 +235,21 @@ def _fit(given, side: int, family: str, file) -> str:
 def _family(tower) -> str:
   """The family whose layout is that of these towers: CLIP's has a class token, and causal text."""
   model = tower.config.model
+  if "image" in tower.params and tower.model.declared["image"] is naflex.TOWER:
+    return "siglip2"
   is_clip = model.image.pool == "cls" if "image" in tower.params else model.text.causal
   return "clip" if is_clip else "siglip"
 
 
 # What the models of a family are, and their preprocessor and tokenizer (fields.py).
-_IMAGES = {
+_ANY_IMAGES = {
   **fields.any_value(
     "model.embed_dim", "model.image.patch", "model.image.norm_eps", "model.image.activation"
   ),
   **fields.any_value("image.size", "image.mean", "image.std", "image.resize"),
   **fields.sizes("image"),
-  **fields.plain_vit(),
 }
+_IMAGES = {**_ANY_IMAGES, **fields.plain_vit()}
 _TEXTS = {
   **fields.any_value(
     "model.embed_dim",
@@ -242,9 +268,15 @@ CARRIES = {
     "model.image.pool": ("map",),
     "image.fit": ("squash",),
   },
+  "siglip2": {
+    **_ANY_IMAGES,
+    **fields.any_value("model.image.grid"),
+    "model.image.variant": tuple(naflex.VARIANTS),
+    "image.fit": ("native",),
+  },
   "clip": {
     **_IMAGES,
-    **fields.any_value("image.fit"),
+    "image.fit": ("crop", "squash"),
     "model.image.pool": ("cls",),
     "model.image.pre_norm": (True,),
     "model.image.patch_bias": (False,),
@@ -267,6 +299,7 @@ TEXT_CARRIES = {
     "model.text.head": ("linear_no_bias",),
   },
 }
+TEXT_CARRIES["siglip2"] = TEXT_CARRIES["siglip"]
 
 
 def _carries(tower, towers: tuple[str, ...]) -> dict:
@@ -280,7 +313,7 @@ def _carries(tower, towers: tuple[str, ...]) -> dict:
 
 def _problem(tower, towers: tuple[str, ...]) -> str | None:
   """What else the layout of these towers cannot express."""
-  if _family(tower) == "siglip":
+  if _family(tower) != "clip":
     return output.head_problem(tower) if "image" in towers else None
   c = tower.config
   if towers == models.TOWERS and "bias" in tower.params:
@@ -298,7 +331,7 @@ def _write(tower, folder, dtype, source, towers: tuple[str, ...]):
   family = _family(tower)
   kind = names.model_type(family, towers)
   arrays = dict(output.arrays(tower, names.TABLES[family], towers, dtype))
-  if kind == "siglip":
+  if towers == models.TOWERS and family != "clip":
     # A SiglipModel always has a bias; a softmax loss has none, which is a bias of 0.
     arrays.setdefault("logit_bias", lambda: np.zeros(1, output.DTYPES[dtype]))
   folder.mkdir()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from siglax.interop import huggingface_names as names
 from siglax.interop import texts
-from siglax.models import transformer
 from siglax.runs import records
 
 ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "quick_gelu": "quick_gelu"}
@@ -34,15 +33,16 @@ def config_json(tower, kind: str, dtype: str) -> dict:
 
 def _vision_json(tower, family: str) -> dict:
   c = tower.config
+  size = {"image_size": c.image.size}
   of_family = {
-    "siglip": {"vision_use_head": True},
-    "clip": {"projection_dim": tower.model.embed_dim},
+    "siglip": lambda: size | {"vision_use_head": True},
+    "siglip2": lambda: {"num_patches": c.model.image.grid**2, "vision_use_head": True},
+    "clip": lambda: size | {"projection_dim": tower.model.embed_dim},
   }
   return {
-    "image_size": c.image.size,
     "patch_size": c.model.image.patch,
     "num_channels": 3,
-    **of_family[family],
+    **of_family[family](),
   }
 
 
@@ -54,7 +54,7 @@ def _text_json(tower, family: str) -> dict:
   return {
     "vocab_size": c.model.text.vocab_size,
     "max_position_embeddings": c.text.length,
-    {"siglip": "projection_size", "clip": "projection_dim"}[family]: tower.model.embed_dim,
+    "projection_dim" if family == "clip" else "projection_size": tower.model.embed_dim,
     "bos_token_id": None,
     "eos_token_id": eos,
     "pad_token_id": eos if text is None or text.pad == "zero" else text.pad_id,
@@ -62,7 +62,7 @@ def _text_json(tower, family: str) -> dict:
 
 
 def _sizes(tower, name) -> dict:
-  shape = transformer.Shape.of(tower.model.config[name])
+  shape = tower.model.declared[name].shape(tower.model.config[name])
   return {
     "hidden_size": shape.width,
     "num_hidden_layers": shape.depth,
@@ -78,19 +78,26 @@ def preprocessor_json(config, family: str) -> dict:
   """preprocessor_config.json: the resize of evaluation, and the mean and std of the model."""
   square = {"height": config.image.size, "width": config.image.size}
   crop = config.image.fit == "crop"
+  size = {"size": {"shortest_edge": config.image.size} if crop else square}
+  patch = config.model.image.patch
   kinds = {
-    "siglip": {"image_processor_type": "SiglipImageProcessor"},
+    "siglip": {"image_processor_type": "SiglipImageProcessor", **size},
+    "siglip2": {
+      "image_processor_type": "Siglip2ImageProcessor",
+      "patch_size": patch,
+      "max_num_patches": (config.image.size // patch) ** 2,
+    },
     "clip": {
       "image_processor_type": "CLIPImageProcessor",
       "do_center_crop": crop,
       "crop_size": square,
+      **size,
     },
   }
   return {
     **kinds[family],
     "do_convert_rgb": True,
     "do_resize": True,
-    "size": {"shortest_edge": config.image.size} if crop else square,
     "resample": {name: number for number, name in RESAMPLE.items()}[config.image.resize],
     "do_rescale": True,
     "rescale_factor": 1 / 255,
@@ -130,6 +137,11 @@ out.last_hidden_state  # class token and patch tokens, before model.vision_model
   "clip_text_model": """from transformers import CLIPTextModelWithProjection
 model = CLIPTextModelWithProjection.from_pretrained(".")
 model(input_ids=tokens).text_embeds  # embedding, not yet normalised""",
+}
+_USE |= {
+  kind.replace("siglip", "siglip2"): use.replace("SiglipText", "Siglip2Text")
+  for kind, use in _USE.items()
+  if kind.startswith("siglip")
 }
 # Before the uses that need `tokens`, where there is a tokenizer.
 _TOKENS = """from transformers import AutoTokenizer
@@ -180,6 +192,8 @@ def _pictures(tower) -> str:
   c = tower.config
   square = f"{c.image.size}×{c.image.size} ({c.image.resize}, antialiased)"
   fit = f"squashed to {square}"
+  if c.image.fit == "native":
+    fit = f"at their own aspect ratio, in as many patches of {c.image.patch} pixels as {square} has"
   if c.image.fit == "crop":
     fit = f"the shorter side resized and the middle cut out, to {square}"
   return (

@@ -1,6 +1,6 @@
 """Hugging Face's models that siglax reads and writes, and the names of their arrays.
 
-Sources: transformers' modeling_siglip.py and modeling_clip.py.
+Sources: transformers' modeling_siglip.py, modeling_siglip2.py and modeling_clip.py.
 """
 
 from __future__ import annotations
@@ -82,7 +82,15 @@ CLIP = layout.Table(
   ),
   {"image": ("vision_model.", "visual_projection."), "text": ("text_model.", "text_projection.")},
 )
-TABLES = {"siglip": SIGLIP, "clip": CLIP}
+# NaFlex: the patches come cut, so their embedding is a linear map.
+SIGLIP2 = layout.Table(
+  (
+    *linear("image/embedding", "vision_model.embeddings.patch_embedding."),
+    *(row for row in SIGLIP.rows if not row.ours.startswith("image/stem/")),
+  ),
+  SIGLIP.prefixes,
+)
+TABLES = {"siglip": SIGLIP, "siglip2": SIGLIP2, "clip": CLIP}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +107,9 @@ KINDS = {
   "siglip": Kind("SiglipModel", "siglip", models.TOWERS),
   "siglip_vision_model": Kind("SiglipVisionModel", "siglip", ("image",)),
   "siglip_text_model": Kind("SiglipTextModel", "siglip", ("text",)),
+  "siglip2": Kind("Siglip2Model", "siglip2", models.TOWERS),
+  "siglip2_vision_model": Kind("Siglip2VisionModel", "siglip2", ("image",)),
+  "siglip2_text_model": Kind("Siglip2TextModel", "siglip2", ("text",)),
   "clip": Kind("CLIPModel", "clip", models.TOWERS),
   "clip_vision_model": Kind("CLIPVisionModelWithProjection", "clip", ("image",)),
   "clip_text_model": Kind("CLIPTextModelWithProjection", "clip", ("text",)),

@@ -82,8 +82,8 @@ class Row:
 
   @property
   def is_position(self) -> bool:
-    """Whether the array is resized to the image size of the towers."""
-    return self.ours == "image/pos_embedding"
+    """Whether the array is resized to the image size, or the text length, of the towers."""
+    return self.ours in ("image/pos_embedding", "text/pos_embedding")
 
 
 def linear(
@@ -126,7 +126,7 @@ class Layout:
     both = LOGITS if set(towers) == set(models.TOWERS) else ()
     self.tree = {k: v for k, v in shapes.items() if k in (*towers, *both)}
     self.leaves = paths.flatten(self.tree)
-    self._extra_positions = model.extra_positions
+    self._model = model
     self._stacked = stacked
     # Of transformers; no format has another tower's layers or heads in axes of its arrays.
     shapes = {name: model.declared[name].shape(model.config[name]) for name in towers}
@@ -185,10 +185,20 @@ class Layout:
       else:
         x = source.read(name, part)
       if row.is_position:
-        x = positions.resize(
-          x.reshape(-1, shape[-1]), shape[0], self._extra_positions, f"{source.name}: {name}"
+        x = resize_positions(
+          x.reshape(-1, shape[-1]), shape[0], self._model, row.tower, f"{source.name}: {name}"
         )
       yield row.view.ours(x, shape)
+
+
+def resize_positions(x: np.ndarray, count: int, model, tower: str, name: str) -> np.ndarray:
+  """The position embedding [rows, d] of a tower, for `count` places of the same tower of `model`.
+
+  name: of the array, in errors.
+  """
+  if tower == "text":
+    return positions.resize_texts(x, count, model.config.text.pool == "last")
+  return positions.resize(x, count, model.extra_positions, name)
 
 
 def read(source, table: Table, model, mesh, towers: tuple[str, ...], fresh: bool = False) -> dict:

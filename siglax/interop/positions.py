@@ -1,4 +1,4 @@
-"""Learned position embeddings for another grid of patches."""
+"""Learned position embeddings for another grid of patches, or another length of texts."""
 
 from __future__ import annotations
 
@@ -26,6 +26,27 @@ def resize(
       "resized"
     )
   return np.concatenate([positions[:extra], resize_grid(positions[extra:], (old, old), (new, new))])
+
+
+def resize_texts(positions: np.ndarray, count: int, pools_last: bool) -> np.ndarray:
+  """Positions [length, d] of a text tower → [count, d], so that each word keeps its own.
+
+  Longer: the last one is repeated. Shorter: the first are kept; with pools_last, of a tower that
+  takes its vector from the last place (SigLIP), those before it and the last one.
+  """
+  if count >= len(positions):
+    return np.concatenate([positions, np.repeat(positions[-1:], count - len(positions), axis=0)])
+  if pools_last:
+    return np.concatenate([positions[: count - 1], positions[-1:]])
+  return positions[:count]
+
+
+def texts_in_words(old: int, new: int, pools_last: bool) -> str:
+  """What `resize_texts` does."""
+  if new > old:
+    return f"the last of its {old} positions is repeated"
+  kept = f"the first {new - 1} and the last" if pools_last else f"the first {new}"
+  return f"of its {old} positions {kept} are kept"
 
 
 def resize_grid(grid: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:

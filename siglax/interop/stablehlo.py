@@ -35,13 +35,12 @@ CARRIES = fields.any_value(
   "image.mean",
   "image.std",
   "image.resize",
-  "image.fit",
   "text.tokenizer",
   "text.length",
   "text.lowercase",
   "text.strip_punctuation",
   "text.pad",
-)
+) | {"image.fit": ("squash", "crop")}
 
 
 def params(tower, name: str, dtype) -> dict[str, np.ndarray]:

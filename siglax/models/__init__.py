@@ -4,6 +4,7 @@ from siglax.models.tower import Tower
 from siglax.models.towers import BY_KIND
 from siglax.models.towers import IMAGE_TOWERS
 from siglax.models.towers import TEXT_TOWERS
+from siglax.models.towers import check_fit
 from siglax.models.towers import declared
 from siglax.models.two_towers import TOWERS
 from siglax.models.two_towers import TwoTowers

@@ -57,11 +57,13 @@ class TextTransformer(nnx.Module):
 
 
 def identity(config, embed_dim: int) -> dict:
-  """What two text towers must share for the parameters of one to fit the other."""
+  """What two text towers must share for the parameters of one to fit the other. The length is not
+  among it: positions are cut or repeated (siglax/interop/positions.py).
+  """
   del embed_dim  # its head is always there
   return {
     **dataclasses.asdict(transformer.Shape.of(config)),
-    **{name: config[name] for name in ("vocab_size", "length", "pool", "causal")},
+    **{name: config[name] for name in ("vocab_size", "pool", "causal")},
     "head": transformer.head(config),
   }
 

@@ -41,6 +41,7 @@ class Tower:
   and where they go; None takes all fields but OF_TRAINING.
   rows_before_grid: (config) → rows of its position embedding in front of those of a grid of places.
   stride: (config) → pixels of one side of a place; None where it has no grid.
+  normalize: (uint8 images, mean, std) → float, where pictures are not [n, H, W, 3] alone.
   has_batch_norm: it has running statistics, nnx.BatchStat at "…/norm/mean" and "…/norm/var"
   (resnet.BatchNorm), by which `nnx.Module.train` switches batch norm.
   """
@@ -57,6 +58,7 @@ class Tower:
   identity: Callable[[Any, int], dict[str, Any]] | None = None
   rows_before_grid: Callable[[Any], int] = lambda config: 0
   stride: Callable[[Any], int] | None = None
+  normalize: Callable[..., Any] | None = None
   has_batch_norm: bool = False
 
   def same(self, config, embed_dim: int) -> dict[str, Any]:

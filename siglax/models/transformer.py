@@ -62,17 +62,17 @@ class Shape:
   norm_eps: float
 
   @classmethod
-  def of(cls, config) -> Shape:
+  def of(cls, config, sizes=SIZES) -> Shape:
     """The variant of a tower's config with its overrides; a width alone keeps the
-    variant's ratios.
+    variant's ratios. sizes: those of each variant.
     """
-    width, depth, heads, mlp_dim = SIZES[config.variant]
+    width, depth, heads, mlp_dim = sizes[config.variant]
     if config.width:
       mlp_dim = mlp_dim * config.width // width
       heads = max(1, heads * config.width // width)
       width = config.width
-    sizes = (width, config.depth or depth, config.heads or heads, config.mlp_dim or mlp_dim)
-    shape = cls(*sizes, config.activation, config.norm_eps)
+    depth, heads = config.depth or depth, config.heads or heads
+    shape = cls(width, depth, heads, config.mlp_dim or mlp_dim, config.activation, config.norm_eps)
     if shape.width % shape.heads:
       raise ValueError(
         f"width={shape.width} is not divisible by heads={shape.heads}; change one of them in "
@@ -127,8 +127,8 @@ class Mlp(nnx.Module):
 
 
 class Attention(nnx.Module):
-  """Multi-head attention of queries [n, q, d] over inputs [n, l, d]; out_width: of what comes out,
-  d when None.
+  """Multi-head attention of queries [n, q, d] over inputs [n, l, d], or over those of them that a
+  mask, bool [n, l], names; out_width: of what comes out, d when None.
 
   lora_rank: r > 0 adds x·A·B with A [d, r], B [r, d] to each of its four maps, nothing at the
   start, as B is 0 (LoRA: Hu et al., arXiv 2106.09685, section 4.1, with α = r).
@@ -155,7 +155,7 @@ class Attention(nnx.Module):
     self.out = linear(out_width or width)
     self.heads = heads
 
-  def __call__(self, queries, inputs, causal: bool = False):
+  def __call__(self, queries, inputs, causal: bool = False, mask=None):
     def split(x):
       return x.reshape(*x.shape[:-1], self.heads, -1)
 
@@ -164,6 +164,7 @@ class Attention(nnx.Module):
       split(self.key(inputs)),
       split(self.value(inputs)),
       is_causal=causal,
+      mask=None if mask is None else mask[:, None, None],
     )
     return self.out(y.reshape(queries.shape[0], queries.shape[1], -1))
 
@@ -177,10 +178,10 @@ class Block(nnx.Module):
     self.norm2 = layer_norm(shape.width, shape.norm_eps, rngs)
     self.mlp = Mlp(shape, dtype, rngs)
 
-  def __call__(self, x, keys, *, causal: bool, rate: float):
+  def __call__(self, x, keys, *, causal: bool, rate: float, mask=None):
     x = mesh_lib.constrain_batch(x)
     y = self.norm1(x).astype(x.dtype)
-    x = x + dropout(self.attention(y, y, causal), rate, fold_in(keys, 0))
+    x = x + dropout(self.attention(y, y, causal, mask), rate, fold_in(keys, 0))
     y = self.norm2(x).astype(x.dtype)
     return x + dropout(self.mlp(y), rate, fold_in(keys, 1))
 
@@ -224,13 +225,13 @@ class Encoder(nnx.Module):
     else:
       self.blocks = nnx.List([make(rngs) for _ in range(shape.depth)])
 
-  def __call__(self, x, keys=None, *, causal: bool = False):
+  def __call__(self, x, keys=None, *, causal: bool = False, mask=None):
     graphdef, _ = nnx.split(self.blocks if self.scan else self.blocks[0])
 
     def block(x, layer):
       params, depth = layer
       return nnx.merge(graphdef, params)(
-        x, fold_in(keys, depth), causal=causal, rate=self.rate
+        x, fold_in(keys, depth), causal=causal, rate=self.rate, mask=mask
       ), None
 
     if self.remat != "none":
@@ -243,8 +244,8 @@ class Encoder(nnx.Module):
 
 
 class MapHead(nnx.Module):
-  """Multi-head attention pooling: one learned probe attends to all positions (arXiv 2106.04560,
-  section 3.3).
+  """Multi-head attention pooling: one learned probe attends to all positions, or to those that a
+  mask names (arXiv 2106.04560, section 3.3).
   """
 
   def __init__(self, shape: Shape, dtype, rngs: nnx.Rngs):
@@ -253,9 +254,9 @@ class MapHead(nnx.Module):
     self.norm = layer_norm(shape.width, shape.norm_eps, rngs)
     self.mlp = Mlp(shape, dtype, rngs)
 
-  def __call__(self, x):
+  def __call__(self, x, mask=None):
     probe = jnp.broadcast_to(self.probe[...], (x.shape[0], 1, x.shape[2])).astype(x.dtype)
-    y = self.attention(probe, x)
+    y = self.attention(probe, x, mask=mask)
     return (y + self.mlp(self.norm(y).astype(y.dtype)))[:, 0]
 
 

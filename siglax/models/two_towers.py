@@ -98,13 +98,15 @@ class TwoTowers:
     mean, std = (
       jnp.asarray(x, jnp.float32) for x in (self.config.image.mean, self.config.image.std)
     )
+    if (own := self.declared["image"].normalize) is not None:
+      return own(images, mean, std)
     return (images.astype(jnp.float32) / 255 - mean) / std
 
   def embed_image(
     self, params: dict, images: jax.Array, keys: jax.Array | None = None
   ) -> jax.Array:
-    """images [N, H, W, 3], uint8 or normalised float → unit rows [N, d] in float32. Random keys [N]
-    turn dropout on.
+    """images [N, H, W, 3], or packed ones of NaFlex (siglax/models/naflex.py), uint8 or normalised
+    float → unit rows [N, d] in float32. Random keys [N] turn dropout on.
     """
     return transformer.unit(self._tower(params, "image")(self.normalize(images), keys))
 

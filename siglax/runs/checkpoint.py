@@ -12,9 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
-import pathlib
-import shutil
 import threading
 import time
 
@@ -25,6 +22,7 @@ import orbax.checkpoint as ocp
 from siglax.config import values
 from siglax.devices import distributed
 from siglax.devices import errors
+from siglax.runs import bucket
 from siglax.runs import digest as digest_lib
 from siglax.runs import stored
 
@@ -36,6 +34,8 @@ POLL_SECONDS = 0.5
 CLOSE_SECONDS = 15
 # Bytes of the state that `config.checkpoint.verify` reads back at a time.
 VERIFY_BYTES = 2**28
+# Where siglax 0.1 put the metrics of an evaluation.
+OLD_METRICS = "metrics/metrics"
 # What a message about a state that is not finite advises.
 ADVICE = (
   "set config.optim.skip_nonfinite to leave such updates out and start again, or lower "
@@ -64,14 +64,16 @@ class Checkpoints(stored.Stored):
     self._ending = False  # the save that is under way is the run's last
     self._deleting, self._next_poll = None, 0.0
     distributed.on_first(self._prepare)
-    handler = ocp.CompositeCheckpointHandler(
-      state=ocp.PyTreeCheckpointHandler(), meta=ocp.JsonCheckpointHandler()
-    )
+    self._unreachable = False  # the last save failed because its server did
     # Folders made in the background would leave a failed mkdir waiting for SAVE_SECONDS.
     options = ocp.options.AsyncOptions(
       timeout_secs=SAVE_SECONDS, create_directories_asynchronously=False
     )
-    self._saver = ocp.AsyncCheckpointer(handler, async_options=options)
+    self._saver = ocp.AsyncCheckpointer(
+      self._place.handler(),
+      async_options=options,
+      multiprocessing_options=self._place.processes(),
+    )
 
   @property
   def newest(self) -> int:
@@ -112,10 +114,10 @@ class Checkpoints(stored.Stored):
         self._settle()
       if not last or self._last == step:
         return
-      if delay is None:
+      if delay is None or self._unreachable:
+        advice = "make room on the disk" if not self._unreachable else self._kept(step)
         raise ValueError(
-          f"the checkpoint of step {step} could not be saved; {self.last_good()}; make room on the "
-          "disk"
+          f"the checkpoint of step {step} could not be saved; {self.last_good()}; {advice}"
         )
       time.sleep(delay)
 
@@ -127,12 +129,12 @@ class Checkpoints(stored.Stored):
       self._next_poll = time.monotonic() + POLL_SECONDS
       try:
         self._saver.check_for_errors()
+        saved = self._place.saved(self._pending)
       # pylint: disable=broad-exception-caught; orbax passes on whatever a disk raises
       except Exception as e:
         self._fail(e)
       else:
-        # False also where the disk does not answer now.
-        if os.path.exists(self._path / str(self._pending)):
+        if saved:
           self._committed()
     return self._again
 
@@ -141,9 +143,9 @@ class Checkpoints(stored.Stored):
     if self._pending is not None:
       self.wait()
     try:
-      good = self.good
+      good = [self._last][: self._last] if self._unreachable else self.good
     except OSError as e:
-      return f"{self._path} cannot be read now: {e.strerror}"
+      return f"{self._place.name} cannot be read now: {e.strerror or e}"
     return (
       f"the last good checkpoint is of step {good[-1]}" if good else "there is no good checkpoint"
     )
@@ -154,6 +156,11 @@ class Checkpoints(stored.Stored):
       self._settle()
     except ValueError as e:
       logger.warning("%s", e)
+
+  def restore(self, abstract_state, before: int | None = None):
+    restored = super().restore(abstract_state, before)
+    self._place.drop(self._last)  # the training needs the room
+    return restored
 
   def close(self):
     """Waits for what runs in the background: a save at most SAVE_SECONDS, after one that failed at
@@ -176,26 +183,11 @@ class Checkpoints(stored.Stored):
   def _prepare(self):
     """Makes the folder, and removes what a killed process left unfinished."""
     try:
-      self._path.mkdir(parents=True, exist_ok=True)
-      self._sweep()
+      self._place.prepare()
     except OSError as e:
       raise ValueError(
-        f"{self._path} cannot be written: {e.strerror}; use another --workdir"
+        f"{self._place.name} cannot be written: {e.strerror or e}; use another --workdir"
       ) from e
-
-  def _sweep(self, step: int | None = None):
-    """Removes what was left unfinished: of a step's save, or all, where no other process may be at
-    work.
-    """
-    for p in self._path.iterdir():
-      unfinished = p.name.partition(".orbax-checkpoint-tmp")
-      if (
-        unfinished[1]
-        and step in (None, int(unfinished[0]))
-        or step is None
-        and p.name.startswith(".deleting-")
-      ):
-        shutil.rmtree(p, ignore_errors=True)
 
   def _start(self, step, state, meta):
     """One attempt of a save. A damaged checkpoint of the same step moves aside first, and back
@@ -205,11 +197,12 @@ class Checkpoints(stored.Stored):
     try:
       if step in self._damaged and jax.process_index() == 0:
         self._aside = self._move_aside(step)
-      if self._config.verify and distributed.of_first((self._path / str(step)).exists()):
+      if self._config.verify and distributed.of_first(self._place.exists(step)):
         # the attempt before is on the disk but could not be read back: only that is tried again
         return
-      items = {"state": ocp.args.PyTreeSave(state), "meta": ocp.args.JsonSave(meta)}
-      self._saver.save(self._path / str(step), args=ocp.args.Composite(**items))
+      pieces = self._place.pieces(state)
+      items = {"state": ocp.args.PyTreeSave(state, pieces), "meta": ocp.args.JsonSave(meta)}
+      self._saver.save(self._place.staging / str(step), args=ocp.args.Composite(**items))
     # pylint: disable=broad-exception-caught; orbax passes on whatever a disk raises
     except Exception as e:
       self._fail(e)
@@ -220,6 +213,7 @@ class Checkpoints(stored.Stored):
       return
     try:
       self._saver.wait_until_finished()
+      self._place.settle(self._pending)
     # pylint: disable=broad-exception-caught; orbax passes on whatever a disk raises
     except Exception as e:
       self._fail(e)
@@ -232,17 +226,21 @@ class Checkpoints(stored.Stored):
     """
     step, self._pending = self._pending, None
     with contextlib.suppress(OSError):
-      if self._aside is not None and not (self._path / str(step)).exists():
-        self._aside.rename(self._path / str(step))
+      if self._aside is not None:
+        self._place.move_back(self._aside, step)
     self._aside = None
+    self._unreachable = isinstance(error, errors.Unreachable)
     self._failed += 1
     self._again = self._failed % 2 == 1
     if jax.process_count() > 1:  # the others wait for this process in the middle of the same save
       raise ValueError(
         f"the checkpoint of step {step} failed: {values.one_line(error)}; {self.last_good()}"
       ) from error
-    with contextlib.suppress(OSError):
-      self._sweep(step)
+    saves, most = self._failed // 2, self._config.max_failed_saves
+    ends = saves > most or self._ending and self._unreachable
+    if not ends:
+      with contextlib.suppress(OSError):
+        self._place.sweep(step)
     logger.warning(
       "the checkpoint of step %d failed, attempt %d in a row: %s; %s%s",
       step,
@@ -251,13 +249,19 @@ class Checkpoints(stored.Stored):
       self.last_good(),
       "" if self._ending else "; training goes on",
     )
-    saves, most = self._failed // 2, self._config.max_failed_saves
     if saves > most and not self._ending:
       raise ValueError(
         f"{saves} saves in a row have failed, each tried twice, more than "
         f"config.checkpoint.max_failed_saves={most}: "
         f"{values.one_line(error)}; {self.last_good()}"
+        + (f"; {self._kept(step)}" if self._unreachable else "")
       )
+
+  def _kept(self, step: int) -> str:
+    """Where what could not be uploaded stays, in words."""
+    bucket.keep(self._place.staging.parent)
+    kept = self._place.staging / str(step)
+    return f"what was to be uploaded is in {kept}: copy it to {self._place.name}/{step}"
 
   def _committed(self):
     """Called once a save is on disk: damaged checkpoints move aside, and those that no rule keeps
@@ -269,6 +273,7 @@ class Checkpoints(stored.Stored):
     try:
       if self._config.verify:
         self._verify(self._pending)
+        self._place.drop(self._pending)
     except (stored.Damaged, ValueError) as e:
       if isinstance(e, stored.Damaged):
         try:
@@ -284,21 +289,20 @@ class Checkpoints(stored.Stored):
       False,
       0,
     )
+    self._unreachable = False
     damaged, self._damaged = [step for step in self._damaged if step != self._last], []
     if jax.process_index() > 0:
       return
     try:
       for step in damaged:
         self._move_aside(step)
-      gone = [self._hide(step) for step in self._unneeded()]
+      gone = [self._place.hide(step) for step in self._unneeded()]
     except OSError as e:
-      logger.warning("%s: old checkpoints stay: %s", self._path, values.one_line(e))
+      logger.warning("%s: old checkpoints stay: %s", self._place.name, values.one_line(e))
       return
     if self._deleting is not None:
       self._deleting.join()
-    self._deleting = threading.Thread(
-      target=lambda: [shutil.rmtree(p, ignore_errors=True) for p in gone], daemon=True
-    )
+    self._deleting = threading.Thread(target=lambda: [remove() for remove in gone], daemon=True)
     self._deleting.start()
 
   def _unneeded(self) -> list[int]:
@@ -320,27 +324,20 @@ class Checkpoints(stored.Stored):
     """
     try:
       metrics = self.meta(step).get("metrics")
-      # Where siglax 0.1 put them.
-      if metrics is None and (old := self._path / str(step) / "metrics" / "metrics").exists():
-        metrics = json.loads(old.read_bytes())
+      if metrics is None and self._place.exists(step, OLD_METRICS):
+        metrics = json.loads(self._place.read(step, OLD_METRICS))
       value = (metrics or {}).get(self._config.keep_best)
       score = -np.inf if value is None else self._sign * float(value)
     except (OSError, ValueError, TypeError, AttributeError, stored.Damaged):
       return None
     return -np.inf if np.isnan(score) else score
 
-  def _move_aside(self, step) -> pathlib.Path:
+  def _move_aside(self, step) -> str:
     names = (f"damaged-{step}{suffix}" for suffix in ("", *(f"-{i}" for i in range(1, 1000))))
-    aside = next(p for p in map(self._path.joinpath, names) if not p.exists())
-    (self._path / str(step)).rename(aside)
-    logger.warning("the damaged checkpoint of step %d is now %s", step, aside)
+    aside = next(name for name in names if not self._place.taken(name))
+    path = self._place.move(step, aside)
+    logger.warning("the damaged checkpoint of step %d is now %s", step, path)
     return aside
-
-  def _hide(self, step) -> pathlib.Path:
-    """Renames a checkpoint for its deletion, so that none is ever there in part."""
-    hidden = self._path / f".deleting-{step}"
-    (self._path / str(step)).rename(hidden)
-    return hidden
 
   def _verify(self, step):
     """Reads a checkpoint back, some leaves at a time. Raises as `_read` does."""

@@ -12,6 +12,7 @@ from siglax.data import text as text_lib
 from siglax.devices import disk
 from siglax.devices import mesh as mesh_lib
 from siglax.models import trainable as trainable_lib
+from siglax.runs import bucket
 from siglax.runs import imports
 from siglax.runs import stored
 
@@ -25,10 +26,23 @@ def read_config(folder):
   file = pathlib.Path(folder) / CONFIG
   if not file.is_file():
     raise ValueError(
-      f"{folder} is no run folder: it has no {CONFIG}; give the --workdir of siglax train"
+      f"{bucket.shown(folder)} is no run folder: it has no {CONFIG}; give the --workdir of siglax "
+      "train"
     )
   imports.check(folder)
   return config_lib.read(file)
+
+
+def trained_config(folder):
+  """The config of the run whose checkpoints are in a folder, None where there are none.
+
+  What was trained, and not what config.json says: the files of two runs may have been mixed.
+  """
+  checkpoints = stored.Stored(folder)
+  meta = checkpoints.newest_meta()
+  if meta and "config" in meta:
+    return config_lib.from_json(meta["config"])
+  return read_config(folder) if checkpoints.found() else None
 
 
 def write(folder, config, text: text_lib.TextProcessor):
@@ -76,8 +90,8 @@ def read_params(folder, model, mesh, towers: tuple[str, ...] = models.TOWERS) ->
 
   ValueError when there is no good checkpoint. towers: one tower alone comes without scale and bias.
   """
-  missing = f"{folder} has no checkpoint; let siglax train save one"
-  if not (pathlib.Path(folder) / stored.FOLDER).is_dir():
+  missing = f"{bucket.shown(folder)} has no checkpoint; let siglax train save one"
+  if not stored.Stored(folder).found():
     raise ValueError(missing)
   config, shapes = read_config(folder), jax.eval_shape(model.init, jax.random.key(0))
   wanted = {"params": shapes}

@@ -36,14 +36,15 @@ class Lost(ValueError):
 
 
 class Lock:
-  """The lock on a run folder; a context manager.
+  """The lock on a run folder; a context manager. name: of the lock in messages.
 
   Raises ValueError in one line when another process holds it and lives, and OSError when the folder
   cannot be written.
   """
 
-  def __init__(self, folder: str | os.PathLike):
+  def __init__(self, folder: str | os.PathLike, name: str | None = None):
     self._file = pathlib.Path(folder) / FILE
+    self._name = name or str(self._file)
     self._me = {
       "host": socket.gethostname(),
       "process": os.getpid(),
@@ -63,7 +64,10 @@ class Lock:
 
   def held(self) -> bool:
     """Whether this process still holds the lock."""
-    return (self._read() or {}).get("key") == self.key
+    return self._is_mine(self._read())
+
+  def _is_mine(self, holder: dict | None) -> bool:
+    return (holder or {}).get("key") == self.key
 
   def check(self):
     """Raises Lost when another process has taken the folder over.
@@ -72,29 +76,31 @@ class Lock:
     save that follows will tell.
     """
     try:
-      with _guard(self._file.parent):
+      with self._guard():
         other = self._read()
         if other is None:
-          self._write()
+          self._write(other)
           return
     except OSError as e:
-      logger.warning("%s cannot be read now: %s", self._file, e.strerror)
+      logger.warning("%s cannot be read now: %s", self._name, e.strerror or e)
       return
-    if other.get("key") != self._me["key"]:
-      raise Lost(
-        f"{self._file} is no longer this process's: process {other.get('process')} on "
-        f"{other.get('host')} has taken the run "
-        "folder over; this process saves nothing more"
-      )
+    if not self._is_mine(other):
+      raise self._lost(other)
+
+  def _lost(self, other: dict) -> Lost:
+    return Lost(
+      f"{self._name} is no longer this process's: process {other.get('process')} on "
+      f"{other.get('host')} has taken the run folder over; this process saves nothing more"
+    )
 
   def release(self):
     """Lets the next one in. On a disk that fails now the lock stays, and is taken over as that of a
     dead holder.
     """
     self._released.set()
-    with contextlib.suppress(OSError), _guard(self._file.parent):
+    with contextlib.suppress(OSError), self._guard():
       if self.held():
-        self._file.unlink()
+        self._remove()
 
   def __enter__(self):
     return self
@@ -108,7 +114,7 @@ class Lock:
     """
     touched, since = None, time.monotonic()
     while True:
-      with _guard(self._file.parent):
+      with self._guard():
         holder = self._read()
         age = 0.0 if holder is None or _same_processes(holder) else self._age()
         # By this process's clock, whatever the clock of the disk says.
@@ -117,23 +123,24 @@ class Lock:
           if holder is not None:
             logger.warning(
               "%s: its holder, process %s on %s, is dead; taking it over",
-              self._file,
+              self._name,
               holder.get("process"),
               holder.get("host"),
             )
-          self._write()
-          return
-        last = self._file.stat().st_mtime_ns
+          if self._write(holder):
+            return
+          continue
+        last = self._touched()
       if _same_processes(holder) or touched is not None and last != touched:
         raise ValueError(
-          f"--workdir {self._file.parent} is in use: process {holder.get('process')} on "
-          f"{holder.get('host')} trains there "
-          f"since {holder.get('time')}; end it, or use another --workdir"
+          f"--workdir {self._name.removesuffix('/' + FILE)} is in use: process "
+          f"{holder.get('process')} on {holder.get('host')} trains there since "
+          f"{holder.get('time')}; end it, or use another --workdir"
         )
       if touched is None:
         logger.warning(
           "%s: process %s on %s may hold the run folder; waiting up to %d s for a sign of it",
-          self._file,
+          self._name,
           holder.get("process"),
           holder.get("host"),
           STALE_SECONDS,
@@ -141,17 +148,41 @@ class Lock:
         touched, since = last, time.monotonic()
       time.sleep(1)
 
-  def _write(self):
-    disk.write_atomic(self._file, json.dumps(self._me).encode())
+  def _beat(self):
+    while not self._released.wait(HEARTBEAT_SECONDS):
+      # A disk may fail for a while; `check` tells who has the lock.
+      with contextlib.suppress(OSError):
+        if self.held():
+          self._touch()
+
+  # What follows is of a disk; siglax/runs/bucket_lock.py has that of a bucket.
+
+  def _guard(self):
+    """A with block in which no other starter of this machine looks at the lock."""
+    return _guard(self._file.parent)
 
   def _read(self) -> dict | None:
+    """The holder; {} of a damaged lock, None of none."""
     try:
-      holder = json.loads(self._file.read_bytes())
+      return parse(self._file.read_bytes())
     except FileNotFoundError:
       return None
-    except ValueError:
-      return {}
-    return holder if isinstance(holder, dict) else {}
+
+  def _write(self, before: dict | None) -> bool:
+    """Takes the lock from a holder, None for nobody; whether that succeeded."""
+    del before
+    disk.write_atomic(self._file, json.dumps(self._me).encode())
+    return True
+
+  def _touched(self):
+    """What changes when the holder touches the lock."""
+    return self._file.stat().st_mtime_ns
+
+  def _touch(self):
+    os.utime(self._file)
+
+  def _remove(self):
+    self._file.unlink()
 
   def _age(self) -> float:
     """Seconds since the holder last touched the lock, by the clock that touches a file now."""
@@ -164,12 +195,13 @@ class Lock:
     finally:
       now.unlink(missing_ok=True)
 
-  def _beat(self):
-    while not self._released.wait(HEARTBEAT_SECONDS):
-      # A disk may fail for a while; `check` tells who has the lock.
-      with contextlib.suppress(OSError):
-        if self.held():
-          os.utime(self._file)
+
+def parse(content: bytes) -> dict:
+  try:
+    holder = json.loads(content)
+  except ValueError:
+    return {}
+  return holder if isinstance(holder, dict) else {}
 
 
 def sees(folder, key: str, seconds: float = 10) -> bool:

@@ -12,8 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import pathlib
 import time
 from typing import Any
 
@@ -26,9 +24,9 @@ from siglax.devices import distributed
 from siglax.devices import errors
 from siglax.devices import paths
 from siglax.runs import digest as digest_lib
+from siglax.runs import places
 
 logger = logging.getLogger("siglax")
-FOLDER = "checkpoints"
 
 
 class Damaged(Exception):
@@ -41,7 +39,7 @@ class Stored:
   """
 
   def __init__(self, folder):
-    self._path = pathlib.Path(folder).absolute() / FOLDER
+    self._place = places.at(folder)
     self._damaged: list[int] = []
     self._last: int = 0  # step of what was restored
 
@@ -51,14 +49,7 @@ class Stored:
     is not among them. OSError where the folder cannot be read: a run that took such a folder for an
     empty one would start from scratch.
     """
-    try:
-      return sorted(
-        int(name)
-        for name in os.listdir(self._path)
-        if name.isdecimal() and len(name) < 11 and name == str(int(name))
-      )
-    except (FileNotFoundError, NotADirectoryError):
-      return []
+    return self._place.steps()
 
   @property
   def good(self) -> list[int]:
@@ -67,7 +58,7 @@ class Stored:
 
   def found(self) -> list[int]:
     """`steps`, after several attempts where the disk fails; ValueError after the last of them."""
-    return errors.attempt(lambda: self.steps, f"{self._path} cannot be read")
+    return errors.attempt(lambda: self.steps, f"{self._place.name} cannot be read")
 
   def newest_meta(self) -> dict | None:
     """Metadata of the newest checkpoint that has them whole; None for none. ValueError where the
@@ -76,7 +67,8 @@ class Stored:
     for step in reversed(self.found()):
       try:
         return errors.attempt(
-          lambda: self.meta(step), f"the metadata of step {step} in {self._path} cannot be read"
+          lambda: self.meta(step),
+          f"the metadata of step {step} in {self._place.name} cannot be read",
         )
       except (Damaged, OSError, ValueError) as e:
         if errors.is_failure(e):
@@ -85,7 +77,7 @@ class Stored:
 
   def meta(self, step: int) -> dict:
     """The metadata of one checkpoint. Raises Damaged where they do not match their digest."""
-    meta = json.loads((self._path / str(step) / "meta" / "metadata").read_bytes())
+    meta = json.loads(self._place.read(step))
     if not isinstance(meta, dict) or not isinstance(meta.get("digest"), dict):
       raise Damaged("its metadata holds no digest")
     if "sha256" in meta and meta.pop("sha256") != sha256_of(meta):  # siglax 0.1 wrote none
@@ -114,7 +106,7 @@ class Stored:
     if damaged:
       step, reason = next(iter(damaged.items()))
       raise ValueError(
-        f"no checkpoint in {self._path} is good; the newest, of step {step}: {reason}"
+        f"no checkpoint in {self._place.name} is good; the newest, of step {step}: {reason}"
       )
     return None
 
@@ -149,8 +141,10 @@ class Stored:
       # pylint: disable=broad-exception-caught; damage shows as many kinds of errors
       except Exception as e:
         error = e
-      failed, damaged = distributed.any_has(
-        error is not None and errors.is_failure(error), error is not None
+      failed, damaged, tried = distributed.any_has(
+        error is not None and errors.is_failure(error),
+        error is not None,
+        isinstance(error, errors.Unreachable),
       )
       if not damaged:
         error = self._compare(step, state, meta)
@@ -159,14 +153,15 @@ class Stored:
             {k: state[k] for k in abstract_state} if isinstance(abstract_state, dict) else state
           )
           return state, meta
+      self._place.drop(step)
       reason = "another process could not read it" if error is None else values.one_line(error)
       if not failed:
         seen += 1
         if seen == 2:
           raise Damaged(reason)
-      if delay is None:
+      if delay is None or tried:  # a server has had its attempts
         raise ValueError(
-          f"the checkpoint of step {step} in {self._path} cannot be read, tried for "
+          f"the checkpoint of step {step} in {self._place.name} cannot be read, tried for "
           f"{time.monotonic() - begin:.0f} s: {reason}; "
           "nothing was changed, start again when it can be read"
         ) from error
@@ -195,7 +190,7 @@ class Stored:
     args = ocp.args.PyTreeRestore(abstract_state, restore_args=restore_args, partial_restore=True)
     # The handler, unlike orbax's managers, waits for no other process: one that fails would keep
     # the rest waiting.
-    state = ocp.PyTreeCheckpointHandler().restore(self._path / str(step) / "state", args=args)
+    state = ocp.PyTreeCheckpointHandler().restore(self._place.local(step) / "state", args=args)
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
       if isinstance(leaf, jax.ShapeDtypeStruct):  # orbax leaves it as it is given
         raise Damaged(f"{paths.name(path)} is not in it")

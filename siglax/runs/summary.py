@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from siglax import evals
 from siglax.devices import streams
+from siglax.runs import bucket
 from siglax.runs import history
 from siglax.runs import records as records_lib
 
@@ -90,7 +91,7 @@ def summary(folder: str | os.PathLike, config: ConfigDict) -> list[tuple[str, st
     ]
     values += [f"best {value:.4f} at step {step:,}" for step, value in best(name, points)]
     rows.append((name, ", ".join(values) + fact_in_words(name, facts)))
-  return [*rows, *_rises(records), ("files", str(folder))]
+  return [*rows, *_rises(records), ("files", bucket.shown(folder))]
 
 
 def _rises(records):

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-import pathlib
+import os
 from typing import Iterator
 
 import jax
@@ -24,7 +24,7 @@ from siglax.data import images as images_lib
 from siglax.data import reading
 from siglax.data import sources as sources_lib
 from siglax.data import storage
-from siglax.devices import disk
+from siglax.data import uploads
 from siglax.devices import mesh as mesh_lib
 from siglax.runs import digest
 from siglax.tower import embedder
@@ -45,8 +45,8 @@ def embed(
   """Embeds every picture of a dataset with the image tower at `source` into the file `out`; returns
   its description.
 
-  source: as of siglax.load. spec: a data spec. texts: also the captions' embeddings; tokens: also
-  the image tokens.
+  source: as of siglax.load. out: a path or a URL. spec: a data spec. texts: also the captions'
+  embeddings; tokens: also the image tokens.
   batch_size: pictures at a time over all devices; None takes that of evaluation. dtype: what is
   stored. Pictures are prepared as in evaluation. The description is {"siglax": version, "tower":
   source, "digest": the image tower's (siglax/runs/digest.py), "width": d, "dtype", "tokens":
@@ -56,7 +56,7 @@ def embed(
   cannot hold the dtype, a tower or a tokenizer that is not there, and more broken pictures than the
   spec's max_bad_fraction.
   """
-  out = pathlib.Path(out)
+  out = str(out)
   make_writer = _writer(out, dtype)
   if batch_size is not None and batch_size < 1:
     raise ValueError(f"--batch-size {batch_size} must be at least 1")
@@ -67,8 +67,7 @@ def embed(
     dataset, tower.config.image, sources_lib.MAX_BAD_FRACTION if limit is None else limit
   )
   try:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with disk.replacing(out) as temporary:
+    with uploads.replacing(out) as temporary:
       writer, progress, first = make_writer(temporary), reading.Progress(len(dataset)), None
       for rows in _rows(tower, readable, texts, tokens, batch_size, embedding_files.DTYPES[dtype]):
         first = first or rows[0]
@@ -114,17 +113,18 @@ def _load(source, texts: bool):
   return tower
 
 
-def _writer(out: pathlib.Path, dtype: str):
-  if out.suffix not in embedding_files.WRITERS:
+def _writer(out: str, dtype: str):
+  suffix = os.path.splitext(out)[1]
+  if suffix not in embedding_files.WRITERS:
     raise ValueError(f"--out {out} must end in {', '.join(embedding_files.WRITERS)}")
-  make_writer = embedding_files.WRITERS[out.suffix]
+  make_writer = embedding_files.WRITERS[suffix]
   if dtype not in make_writer.dtypes:
     able = [ending for ending, writer in embedding_files.WRITERS.items() if dtype in writer.dtypes]
     raise ValueError(
-      f"--dtype {dtype} has no place in {out.suffix}, which holds {', '.join(make_writer.dtypes)}"
+      f"--dtype {dtype} has no place in {suffix}, which holds {', '.join(make_writer.dtypes)}"
       + (f"; {', '.join(able)} does" if able else "")
     )
-  if out.exists():
+  if uploads.exists(out):
     raise ValueError(f"--out {out} exists; give a path that does not")
   return make_writer
 

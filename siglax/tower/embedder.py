@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
-import concurrent.futures
+import contextlib
+import json
 
 import jax
 import numpy as np
 
 from siglax import models
+from siglax.data import reading
+from siglax.devices import distributed
 from siglax.devices import mesh as mesh_lib
+
+# Batches of pictures that threads decode before the devices ask for them.
+READ_AHEAD = 2
 
 
 class ScaleAndBias:
@@ -36,30 +42,87 @@ class Embedder(ScaleAndBias):
   def __init__(self, model, params, text, mesh, *, batch_size: int, threads: int = 2):
     self.params, self._text, self._mesh = params, text, mesh
     self._batch_size, self._threads, self._width = batch_size, threads, model.embed_dim
+    self._mine = mesh_lib.process_indices(mesh, batch_size)
     out = mesh_lib.replicated(mesh)
     self._embed_image = jax.jit(model.embed_image, out_shardings=out)
     self._embed_text = jax.jit(model.embed_text, out_shardings=out)
 
   def images(self, get: Callable[[int], np.ndarray], count: int) -> np.ndarray:
-    """Unit rows float32 [count, d] of the images get(0) … get(count − 1), each uint8 [S, S, 3]."""
-    with concurrent.futures.ThreadPoolExecutor(self._threads) as pool:
-      return self._run(self._embed_image, lambda rows: np.stack(list(pool.map(get, rows))), count)
+    """Unit rows float32 [count, d] of the images get(0) … get(count − 1), each uint8 [S, S, 3].
+
+    Threads call get for the rows of this process, once for each, and go on while the devices work.
+    A process without any row of a batch that is not full may ask for the last image besides. A
+    ValueError of get is raised by all processes, after the last batch where there are several; of
+    two the one for the first image.
+    """
+    mine = (int(i) for _, rows in self._batches(count) for i in rows if i >= 0)
+    found = reading.read_ahead(get, mine, READ_AHEAD * len(self._mine), self._threads)
+    spare, broken = None, []
+
+    def read(rows):
+      nonlocal spare
+      images = [None if i < 0 else _sound(*next(found), broken) for i in rows]
+      spare = next((image for image in images if image is not None), spare)
+      if spare is None and broken:
+        raise broken[0][1]
+      if spare is None:
+        spare = get(count - 1)
+      return np.stack([spare if image is None else image for image in images])
+
+    with contextlib.closing(found):
+      zimg = self._run(self._embed_image, read, count)
+    _raise_first(broken)
+    return zimg
 
   def texts(self, texts: list[str]) -> np.ndarray:
     """Unit rows float32 [len(texts), d]."""
+    # The rows without a text, -1, take the last one.
     return self._run(
       self._embed_text, lambda rows: self._text([texts[i] for i in rows]), len(texts)
     )
 
   def _run(self, embed, read, count):
-    mine = mesh_lib.process_indices(self._mesh, self._batch_size)
-    # The last batch repeats its last example up to the full size; those rows are cut off again.
-    batches = (
-      (None, read(np.minimum(start + mine, count - 1).tolist()))
-      for start in range(0, count, self._batch_size)
-    )
-    done = [z for _, z in in_turn(lambda rows: embed(self.params, rows), self._mesh, batches)]
-    return np.concatenate(done)[:count] if done else np.zeros((0, self._width), np.float32)
+    found, done = np.empty((count, self._width), np.float32), 0
+    batches = ((places, read(rows)) for places, rows in self._batches(count))
+    for places, z in in_turn(lambda rows: embed(self.params, rows), self._mesh, batches):
+      found[done : done + len(places)] = z[places]
+      done += len(places)
+    return found
+
+  def _batches(self, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(row of each example of the batch, example in each row of this process) of all batches; -1
+    where a row has none.
+
+    A batch that is not full has its examples on all devices alike, so that every process reads its
+    share.
+    """
+    for start in range(0, count, self._batch_size):
+      places = np.arange(self._batch_size)
+      if (left := count - start) < self._batch_size:
+        places = places.reshape(self._mesh.size, -1).T.ravel()[:left]
+      examples = np.full(self._batch_size, -1)
+      examples[places] = start + np.arange(len(places))
+      yield places, examples[self._mine]
+
+
+def _sound(i: int, image, broken: list):
+  """The image; None for a broken one, which joins `broken` while other processes wait for this."""
+  if not isinstance(image, Exception):
+    return image
+  if jax.process_count() == 1 or not isinstance(image, ValueError):
+    raise image
+  broken.append((i, image))
+  return None
+
+
+def _raise_first(broken: list):
+  """Raises the error of the first broken image of all processes, in all of them."""
+  if jax.process_count() == 1:
+    return
+  mine = [(i, str(error)) for i, error in broken[:1]]
+  told = [tuple(x) for text in distributed.of_all(json.dumps(mine)) for x in json.loads(text)]
+  if told:
+    raise ValueError(min(told)[1])
 
 
 def in_turn(compute: Callable, mesh, batches: Iterable) -> Iterator[tuple]:

@@ -8,15 +8,15 @@ import pathlib
 from siglax import interop
 from siglax import models
 from siglax import tower as tower_lib
-from siglax.devices import disk
+from siglax.data import uploads
 from siglax.interop import fields
 
 logger = logging.getLogger("siglax")
 
 
-def export(source, form: str, out, dtype: str = "float32") -> pathlib.Path:
+def export(source, form: str, out, dtype: str = "float32") -> str:
   """Writes the towers at `source` (see siglax.load) in the format `form` to the folder or file
-  `out`; returns its path.
+  `out`, each of them a path or a URL; returns `out`.
 
   form: a name in interop.FORMATS. dtype: of the parameters; float32 is bit for bit what was
   trained. Nothing is there until all is written. Raises ValueError in one line that names the field
@@ -25,22 +25,22 @@ def export(source, form: str, out, dtype: str = "float32") -> pathlib.Path:
   """
   if form not in (known := interop.written()):
     raise ValueError(f"--format {form} is unknown; known are {', '.join(known)}")
-  kind, out = interop.FORMATS[form], pathlib.Path(out)
+  kind, out = interop.FORMATS[form], str(out)
   kind.check_packages()
-  if kind.suffix and out.suffix != kind.suffix:
+  if not out.endswith(kind.suffix):
     raise ValueError(f"--out {out} must end in {kind.suffix}, as {form}'s files do")
-  if out.exists():
+  if uploads.exists(out):
     raise ValueError(f"--out {out} exists; give a path that does not")
-  tower = tower_lib.load(source)
+  folder = interop.local(source)
+  tower = tower_lib.load(folder)
   _check(kind, tower)
   if tower.text and fields.carried(kind.carries(tower), "text.tokenizer") == fields.LEFT_OUT:
     logger.warning(
       "--format %s has no place for the tokenizer: keep %s, whose texts need it", form, source
     )
   try:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with disk.replacing(out) as temporary:
-      kind.write(tower, temporary, dtype, pathlib.Path(source))
+    with uploads.replacing(out) as temporary:
+      kind.write(tower, temporary, dtype, pathlib.Path(folder))
   except OSError as e:
     raise ValueError(f"--out {out} cannot be written: {e.strerror or e}") from e
   return out

@@ -12,9 +12,8 @@ from siglax import models
 from siglax.data import images as images_lib
 from siglax.devices import mesh as mesh_lib
 from siglax.evals import zero_shot
-from siglax.runs.folder import read_config
 from siglax.runs.folder import read_params
-from siglax.runs.folder import text_processor
+from siglax.tower import origin as origin_lib
 from siglax.tower.embedder import Embedder
 from siglax.tower.embedder import ScaleAndBias
 
@@ -118,23 +117,19 @@ def _check_list(name: str, given, single=(str,)):
 
 
 def load(path) -> Tower:
-  """The towers at a path: a run folder (its newest good checkpoint), a Hugging Face folder or a
-  big_vision .npz.
+  """The towers at a path or a URL: a run folder (its newest good checkpoint), a Hugging Face folder
+  or a big_vision .npz.
 
   ":img" or ":txt" behind the path takes one of its towers. Raises ValueError in one line for what
   is missing, damaged or of an architecture that siglax does not have.
   """
   mesh = mesh_lib.make()
-  if (foreign := interop.find(path)) is not None:
-    with foreign.naming():
-      text = text_processor(foreign.config) if foreign.tokenizer else None
-      config_lib.check_vocabulary(foreign.config, text)
+  origin = origin_lib.find(interop.local(path))
+  if (foreign := origin.foreign) is not None:
     model = foreign.model()
-    return Tower(foreign.config, foreign.read(model, mesh), text, mesh, model)
-  folder, towers = interop.split(path)
-  config = read_config(folder)
-  text = text_processor(config, folder) if "text" in towers else None
-  params = read_params(folder, models.build(config.model, towers), mesh)
+    return Tower(foreign.config, foreign.read(model, mesh), origin.text, mesh, model)
+  config, model = origin.config, models.build(origin.config.model, origin.towers)
+  params = read_params(origin.folder, model, mesh)
   for name in models.TOWERS:
     config.model[name].lora_rank = 0
-  return Tower(config, models.merge_lora(params), text, mesh)
+  return Tower(config, models.merge_lora(params), origin.text, mesh)

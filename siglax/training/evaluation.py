@@ -15,9 +15,12 @@ from siglax import losses
 from siglax import models
 from siglax import tower
 from siglax.config import fields
+from siglax.data import buckets
+from siglax.data import uploads
 from siglax.devices import cores
 from siglax.devices import mesh as mesh_lib
 from siglax.devices import streams
+from siglax.runs import bucket
 from siglax.runs import folder as folder_lib
 from siglax.runs import summary
 from siglax.training import checks
@@ -32,6 +35,7 @@ class Evaluator:
   """
 
   def __init__(self, config, model, text, mesh):
+    models.check_fit(config)
     self._config, self._mesh = config, mesh
     self._embedder = tower.Embedder(
       model,
@@ -75,17 +79,18 @@ class Evaluator:
 
 def evaluate(folder, overrides: dict[str, str] | None = None, out=None) -> dict[str, float]:
   """Evaluates a run folder, prints a table and writes CLIP_benchmark's records to `out`
-  (folder/eval.json).
+  (folder/eval.json). Both may be URLs.
 
   overrides: changes of the run's config, such as {"eval.batch_size": "512"}. The training data need
   not be there.
   """
-  folder = pathlib.Path(folder)
+  given, folder = str(folder), bucket.opened(folder)
   config = folder_lib.read_config(folder)
-  out = pathlib.Path(out or folder / "eval.json")
-  if not out.parent.is_dir():
-    raise ValueError(f"--out {out}: there is no folder {out.parent}")
-  if out.suffix != ".json" and out.is_file():
+  out = str(out or f"{given.rstrip('/')}/eval.json")
+  parent = pathlib.Path(out).parent
+  if not (buckets.is_url(out) or parent.is_dir()):
+    raise ValueError(f"--out {out}: there is no folder {parent}")
+  if not out.endswith(".json") and uploads.exists(out):
     raise ValueError(f"--out {out} exists and is no .json file; give another path")
   # Whatever devices there are: how the training was split changes no embedding.
   config.mesh.data, config.mesh.fsdp, config.mesh.shard = "rest", 1, ()
@@ -105,9 +110,11 @@ def evaluate(folder, overrides: dict[str, str] | None = None, out=None) -> dict[
   if jax.process_index() == 0:
     records = evals.clip_benchmark_json(config, values, model="siglax", pretrained=folder.name)
     rows = [(k, f"{v:.4f}{summary.fact_in_words(k, evaluator.facts)}") for k, v in values.items()]
-    streams.print_table(f"siglax evaluate {folder}", [*rows, ("file", str(out))])
+    streams.print_table(f"siglax evaluate {given}", [*rows, ("file", out)])
     try:
-      out.write_text(json.dumps(records, indent=1))
+      uploads.write(out, json.dumps(records, indent=1).encode())
     except OSError as e:
-      raise ValueError(f"--out {out} cannot be written: {e.strerror}; give another path") from e
+      raise ValueError(
+        f"--out {out} cannot be written: {e.strerror or e}; give another path"
+      ) from e
   return values

@@ -1,4 +1,6 @@
-"""The parameters that a training starts from, where config.model.init_from names some."""
+"""What a training starts from, where config.model.init_from names it: the parameters, and the
+preprocessing of pictures and texts that they were trained with.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,41 @@ from siglax import config as config_lib
 from siglax import interop
 from siglax import models
 from siglax.devices import mesh as mesh_lib
+from siglax.interop import layout
 from siglax.interop import positions
-from siglax.runs.folder import read_config
 from siglax.runs.folder import read_params
 from siglax.runs.folder import text_processor
+from siglax.runs.folder import trained_config
+from siglax.tower import origin as origin_lib
 
 logger = logging.getLogger("siglax")
+
+
+def with_preprocessing(config, workdir):
+  """The config, whose fields of preprocessing that nobody has set have the values of what the run
+  starts from; one line in the log names those that change.
+
+  A run that goes on in `workdir` keeps what it began with, whatever has become of
+  config.model.init_from. Raises ValueError in one line for what cannot be opened.
+  """
+  path, unset = config.model.init_from, config_lib.unset_inherited(config)
+  if path is None or not unset:
+    return config
+  begun = trained_config(workdir)
+  if begun is not None and begun.model.init_from == path:
+    there, towers = begun, models.TOWERS
+  else:
+    begun, origin = None, origin_lib.find(path)
+    there, towers = origin.config, origin.preprocessed
+  values = {name: config_lib.get(there, name) for name in unset if name.split(".")[0] in towers}
+  values = {name: x for name, x in values.items() if x != config_lib.get(config, name)}
+  if values and begun is None:
+    logger.info(
+      "config.model.init_from=%s: from there come %s",
+      path,
+      ", ".join(f"config.{name}={value!r}" for name, value in values.items()),
+    )
+  return config_lib.replaced(config, values)
 
 
 def initial_params(path, model, mesh, config=None) -> dict:
@@ -27,28 +58,25 @@ def initial_params(path, model, mesh, config=None) -> dict:
   Raises ValueError in one line when they do not fit the model.
   """
   model, path = models.without_lora(model), interop.local(path)
-  if (foreign := interop.find(path)) is not None:
-    params = foreign.read_into(model, mesh)
-    if config is not None:
-      _say_changes(
-        path,
-        foreign.config,
-        config,
-        foreign.towers,
-        foreign.tokenizer and text_processor(foreign.config),
-      )
-    return params
-  folder, towers = interop.split(path)
-  config_there = read_config(folder)
-  there = models.build(config_there.model)
-  interop.check_same(there, model, towers, path)
+  origin = origin_lib.find(path)
+  if origin.foreign is not None:
+    params = origin.foreign.read_into(model, mesh)
+  else:
+    params = _of_run(origin, model, mesh, path)
   if config is not None:
-    _say_changes(
-      path, config_there, config, towers, "text" in towers and text_processor(config_there, folder)
-    )
+    _say_changes(path, origin, config)
+  if "text" in params:
+    _say_length(path, origin.config.text.length, model.config.text)
+  return params
+
+
+def _of_run(origin, model, mesh, path) -> dict:
+  """The parameters of a run folder's newest checkpoint."""
+  there, towers = models.build(origin.config.model), origin.towers
+  interop.check_same(there, model, towers, path)
   wanted = mesh_lib.abstract(mesh, jax.eval_shape(model.init, jax.random.key(0)))
   read = models.stack_blocks(
-    models.merge_lora(read_params(folder, there, mesh, towers)), model.config
+    models.merge_lora(read_params(origin.folder, there, mesh, towers)), model.config
   )
   params = {name: value for name, value in read.items() if name in wanted}
   for name in (read.keys() ^ wanted.keys()) - set(models.TOWERS) if towers == models.TOWERS else ():
@@ -59,20 +87,18 @@ def initial_params(path, model, mesh, config=None) -> dict:
       if name in read
       else f"it has no {name}, which starts afresh",
     )
-  if "image" in params and (need := wanted["image"].get("pos_embedding")) is not None:
-    old = np.asarray(jax.device_get(params["image"]["pos_embedding"]))
-    resized = positions.resize(old, need.shape[0], model.extra_positions)
-    params["image"]["pos_embedding"] = jax.device_put(resized, need.sharding)
+  for tower in towers:
+    if (need := wanted[tower].get("pos_embedding")) is not None:
+      old = np.asarray(jax.device_get(params[tower]["pos_embedding"]))
+      resized = layout.resize_positions(old, need.shape[0], model, tower, "position embedding")
+      params[tower]["pos_embedding"] = jax.device_put(resized, need.sharding)
   return params
 
 
-def _say_changes(path, there, here, towers, text):
-  """Logs in one line where the preprocessing of pictures and texts differs. text: the TextProcessor
-  there, if known.
-  """
-  config_lib.fill_text(there, text or None)
-  known = [name for name in towers if name == "image" or text]
-  changes = interop.changes(there, here, known)
+def _say_changes(path, origin, here):
+  """Logs in one line where the preprocessing of pictures and texts differs."""
+  changes = interop.changes(origin.config, here, origin.preprocessed)
+  text = origin.text
   if text and text.files != text_processor(here).files:
     changes.append(
       f"config.text.tokenizer is another one there ({text.tokenizer}) than {here.text.tokenizer!r} "
@@ -81,4 +107,16 @@ def _say_changes(path, there, here, towers, text):
   if changes:
     logger.warning(
       "config.model.init_from=%s was trained with other inputs: %s", path, "; ".join(changes)
+    )
+
+
+def _say_length(path, old: int, text):
+  """Logs in one line what becomes of the positions of texts. text: config.model.text of the run."""
+  if old != text.length:
+    logger.warning(
+      "config.model.init_from=%s: config.text.length is %d there and %d here; %s",
+      path,
+      old,
+      text.length,
+      positions.texts_in_words(old, text.length, text.pool == "last"),
     )

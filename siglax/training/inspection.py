@@ -5,7 +5,6 @@ come in its data. No device is used.
 from __future__ import annotations
 
 from collections.abc import Iterator
-import pathlib
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from siglax.data import loading
 from siglax.data import order
 from siglax.data import sheet
 from siglax.data import survey
+from siglax.runs import bucket
 from siglax.runs import folder as folder_lib
 from siglax.runs import stored
 from siglax.training import replay
@@ -55,11 +55,11 @@ def position(folder) -> dict:
   place of broken ones, by process 0, "broken": of these, "filtered": those that filters left out
   when they were read}, …]}. ValueError for a folder that has no checkpoint.
   """
-  folder = pathlib.Path(folder)
+  given, folder = folder, bucket.opened(folder)
   folder_lib.read_config(folder)
   meta = stored.Stored(folder).newest_meta()
   if meta is None or "counts" not in meta.get("data", {}):
-    raise ValueError(f"--run {folder} has no checkpoint that tells of its data")
+    raise ValueError(f"--run {given} has no checkpoint that tells of its data")
   config, data = config_lib.from_json(meta["config"]), meta["data"]
   lengths = data["examples"]
   weights = order.shares_of(config, [range(length) for length in lengths])
@@ -91,17 +91,18 @@ def position(folder) -> dict:
 
 def batch_cells(folder, step: int, pictures: int) -> Cells:
   """(view, caption) of the first rows of the batch of a step, as in metrics.jsonl from 1."""
+  given, folder = folder, bucket.opened(folder)
   config = replay.config_of(folder, step)
   text = folder_lib.text_processor(config, folder)
   sources = data_lib.open_data(config)
   total = config_lib.duration_steps(config, "total", data_lib.num_examples(sources))
-  replay.check_step(folder, step, total)
+  replay.check_step(given, step, total)
   batches = data_lib.train_batches(config, text, start_step=step - 1, sources=sources)
   try:
     rows = next(batches)
   finally:
     batches.close()
   if "image" not in rows:
-    raise ValueError(f"--run {folder} is trained on embeddings, which are no pictures")
+    raise ValueError(f"--run {given} is trained on embeddings, which are no pictures")
   for k, i, picture, tokens in list(zip(*batches.last, rows["image"], rows["tokens"]))[:pictures]:
     yield picture, f"{k}/{i}: {text.decode(tokens)}"

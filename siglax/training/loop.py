@@ -24,6 +24,7 @@ from siglax.devices import mesh as mesh_lib
 from siglax.devices import signals
 from siglax.devices import streams
 from siglax.models import trainable as trainable_lib
+from siglax.runs import bucket
 from siglax.runs import checkpoint
 from siglax.runs import curves
 from siglax.runs import goodput as goodput_lib
@@ -41,8 +42,8 @@ logger = logging.getLogger("siglax")
 def train(
   config, workdir, *, extend: bool = False, second_signal=signals.interrupt
 ) -> dict[str, float]:
-  """Trains `config` in the run folder `workdir`, or resumes there; returns the metrics of the last
-  evaluation.
+  """Trains `config` in the run folder `workdir`, a path or a URL, or resumes there; returns the
+  metrics of the last evaluation.
 
   extend: a run in the folder may be made longer although its schedule depends on its length.
   SIGINT, SIGTERM and SIGHUP, to any of the processes, save and return; a second one calls
@@ -53,6 +54,7 @@ def train(
     goodput = goodput_lib.Goodput()
     # Before the config, which names what they add.
     distributed.check_same_imports()
+    workdir = bucket.stand_in(workdir)
     distributed.on_first(lambda: resume.check_imports(workdir))
     run = run_lib.Run(config, workdir)
     distributed.check_same_config(run.config)
@@ -60,8 +62,9 @@ def train(
     # Processes agree on what process 0 finds in the folder.
     lock = distributed.on_first(lambda: resume.take(run, extend))
     try:
-      resume.check_shared(run.workdir, lock)
-      return _train(run, stop, goodput, lock)
+      resume.check_shared(run, lock)
+      with bucket.following(run.workdir, lock):
+        return _train(run, stop, goodput, lock)
     finally:
       if lock is not None:
         lock.release()
@@ -122,7 +125,7 @@ def _first_state(run: run_lib.Run, checkpoints: checkpoint.Checkpoints):
   run.check_tower(state.params)
   if meta["step"] > run.total_steps:
     raise ValueError(
-      f"the checkpoint of step {meta['step']} in --workdir {run.workdir} is beyond the "
+      f"the checkpoint of step {meta['step']} in --workdir {run.shown} is beyond the "
       f"{run.total_steps} steps of config.total_*"
     )
   return state, meta
@@ -216,7 +219,7 @@ def _report(run: run_lib.Run, writer):
   try:
     writer.print_summary()
     if jax.process_index() == 0:
-      streams.say(f"curves: {curves.plot(run.workdir)}")
+      streams.say(f"curves: {run.shown}/{curves.plot(run.workdir).name}")
   except (OSError, ValueError) as e:
     logger.warning("no summary, or no curves: %s", values.one_line(e))
 
@@ -224,7 +227,7 @@ def _report(run: run_lib.Run, writer):
 def _announce(run: run_lib.Run, start: int):
   logger.info(
     "%s: %s steps of %d on %d %s device(s); parameters: image %s, text %s; loss %s%s",
-    run.workdir,
+    run.shown,
     f"{run.total_steps:,}",
     run.config.batch_size,
     jax.device_count(),
@@ -235,7 +238,7 @@ def _announce(run: run_lib.Run, start: int):
     f"; resuming at step {start}" if start else "",
   )
   if start == run.total_steps:
-    logger.info("%s is finished; a larger config.total_* makes it longer", run.workdir)
+    logger.info("%s is finished; a larger config.total_* makes it longer", run.shown)
 
 
 def _parameters_in_words(run: run_lib.Run, tower: str) -> str:

@@ -6,8 +6,10 @@ A parameter's path is its keys joined by "/", such as "image/encoder/blocks/mlp/
 all trainable gradients:
 
     p ← p − lr(step)·lr_multiplier·layer_decay^above·d
-    d = direction(g) + weight_decay·decay_multiplier·p
+    d = direction(g) + decay_multiplier·(weight_decay·p + start_decay·(p − p₀))
 
+p₀ is what the training started from (L2-SP: Li et al., arXiv 1802.01483); with start_decay a copy
+of it, of what decays, is part of the optimizer's state, sharded and saved with it.
 direction is that of the optimizer (optimizers.py), lr(step) that of the schedule (schedules.py);
 above counts the layers between p and the head of its tower. Frozen parameters get zero updates,
 hold no optimizer state and do not count in the norm that clips. The norm that a run logs is the one
@@ -18,8 +20,10 @@ pass them over: the step replaces them.
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 import optax
@@ -37,7 +41,12 @@ EMBEDDINGS = ("stem", "embedding", "pos_embedding", "cls", "pre_norm")
 
 
 def make(
-  config: ConfigDict, params, total_steps: int, warmup_steps: int = 0, cooldown_steps: int = 0
+  config: ConfigDict,
+  params,
+  total_steps: int,
+  warmup_steps: int = 0,
+  cooldown_steps: int = 0,
+  hold_steps: int = 0,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """The optimizer of `config.optim` for these parameters, and the learning rate it follows.
 
@@ -64,7 +73,7 @@ def make(
     for name, x in layer_decay(config, params).items()
     if multiplier[name] is not None
   }
-  lr = schedules.make(config, total_steps, warmup_steps, cooldown_steps)
+  lr = schedules.make(config, total_steps, warmup_steps, cooldown_steps, hold_steps)
   optimizer = OPTIMIZERS.find(optim.name, "config.optim.name")
   trainable = optax.chain(
     optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity(),
@@ -74,6 +83,7 @@ def make(
         u + optim.weight_decay * decay[path] * p if optim.weight_decay * decay[path] else u
       )
     ),
+    *_towards_start({path: optim.start_decay * x for path, x in decay.items()}),
     by_path(
       lambda path, u, p: (
         u if np.all(multiplier[path] == 1) else (multiplier[path] * u).astype(u.dtype)
@@ -85,6 +95,31 @@ def make(
     lambda frozen: "frozen" if frozen else "trainable", trainable_lib.frozen_mask(config, params)
   )
   return optax.partition({"trainable": trainable, "frozen": optax.set_to_zero()}, labels), lr
+
+
+class _Start(NamedTuple):
+  """params: those of the start, of what decays towards them."""
+
+  params: dict
+
+
+def _towards_start(strength: dict) -> list[optax.GradientTransformation]:
+  """update + strength·(p − p₀) for the paths whose strength is not 0; nothing where all are."""
+  if not any(strength.values()):
+    return []
+
+  def init(params):
+    copies = {path: jnp.copy(p) for path, p in paths.flatten(params).items() if strength[path]}
+    return _Start(paths.unflatten(copies))
+
+  def update(updates, state, params):
+    start = paths.flatten(state.params)
+    towards = by_path(
+      lambda path, u, p: u + strength[path] * (p - start[path]) if path in start else u
+    )
+    return towards.update(updates, optax.EmptyState(), params)[0], state
+
+  return [optax.GradientTransformation(init, update)]
 
 
 def layer_decay(config: ConfigDict, params) -> dict:

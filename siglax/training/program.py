@@ -56,8 +56,15 @@ class Program:
     self.mesh = mesh_lib.make(config.mesh.data, config.mesh.fsdp)
     self.model = models.build(config.model)
     params = jax.eval_shape(self.model.init, jax.random.key(0))
+    # The first steps, which leave the parameters as they are.
+    self.hold_steps = durations["optim.hold"] or 0
     self.tx, self.schedule = optim.make(
-      config, params, self.total_steps, durations["optim.warmup"] or 0, cooldown
+      config,
+      params,
+      self.total_steps,
+      durations["optim.warmup"] or 0,
+      cooldown,
+      self.hold_steps,
     )
     self.frozen = trainable_lib.frozen_mask(config, params)
     self._updates = {}
@@ -96,7 +103,9 @@ class Program:
     """
     model = self.training_model(step)
     if model not in self._updates:
-      update = step_lib.make(self.config, model, self.tx, self.schedule, self.mesh, self.frozen)
+      update = step_lib.make(
+        self.config, model, self.tx, self.schedule, self.mesh, self.frozen, self.hold_steps
+      )
       self._updates[model] = step_lib.jit(update, self.abstract_state, self.mesh)
     return self._updates[model]
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import pathlib
-
 import jax
 
 from siglax import config as config_lib
 from siglax.devices import mesh as mesh_lib
 from siglax.devices import streams
+from siglax.runs import bucket
 from siglax.runs import folder as folder_lib
 from siglax.runs import records
 from siglax.runs import stored
@@ -25,10 +24,10 @@ def replay(folder, step: int) -> dict:
   None, "label", "captions"}, …] in the order of the batch}. Raises ValueError in one line for a
   step that the run does not have, or whose checkpoint cannot be read.
   """
-  folder = pathlib.Path(folder)
+  folder = bucket.opened(folder)
   checkpoints = stored.Stored(folder)
   run = run_lib.Run(config_of(folder, step), folder)
-  check_step(folder, step, run.total_steps)
+  check_step(run.shown, step, run.total_steps)
   restored = checkpoints.restore(run.abstract_state, before=step)
   state, start = (
     (run.initial_state(), 0) if restored is None else (restored[0], restored[1]["step"])

@@ -10,6 +10,8 @@ import jax
 from siglax import config as config_lib
 from siglax import data as data_lib
 from siglax.devices import distributed
+from siglax.runs import bucket
+from siglax.runs import bucket_lock
 from siglax.runs import folder as folder_lib
 from siglax.runs import history as history_lib
 from siglax.runs import imports
@@ -25,6 +27,8 @@ def check_imports(workdir):
   that are others now.
   """
   if stored.Stored(workdir).found():
+    if bucket.url_of(workdir) is not None:
+      bucket.mirror(workdir).pull()
     imports.check(workdir, same=True)
 
 
@@ -43,22 +47,22 @@ def check_folder(run, extend: bool = False):
       (start.get("saved") or 0 for start in history_lib.read(run.workdir)), default=0
     ):
       raise ValueError(
-        f"--workdir {run.workdir}: the run there saved step {saved}, but checkpoints/ is empty "
+        f"--workdir {run.shown}: the run there saved step {saved}, but checkpoints/ is empty "
         "now; bring it back (is it "
         f"mounted?), use another --workdir, or remove {history_lib.FILE} to begin again"
       )
     return
-  # What was trained, and not what config.json says: the files of two runs may have been mixed.
-  there = (
-    config_lib.from_json(meta["config"])
-    if meta and "config" in meta
-    else folder_lib.read_config(run.workdir)
-  )
+  if meta and "average" in meta:
+    raise ValueError(
+      f"--workdir {run.workdir} holds an average of other runs, which has no optimizer state to go "
+      f"on with; use another --workdir, and config.model.init_from={run.workdir}"
+    )
+  there = folder_lib.trained_config(run.workdir)
   different = config_lib.differences(there, run.config)
   other = [line for line in different if not line.startswith("total_")]
   if other:
     raise ValueError(
-      f"--workdir {run.workdir} holds a run of another config: {'; '.join(other)}; "
+      f"--workdir {run.shown} holds a run of another config: {'; '.join(other)}; "
       "use another --workdir, or the same values to resume"
     )
   _check_inputs(run, (meta or {}).get("data", {}).get("examples"))
@@ -76,7 +80,7 @@ def _check_inputs(run, examples: list[int] | None):
     if then != now:
       raise ValueError(
         f"config.data.{k} has {now:,} examples, and had {then:,} when the run in --workdir "
-        f"{run.workdir} was trained: its "
+        f"{run.shown} was trained: its "
         "batches would be others; give the same data, or use another --workdir"
       )
   kept = folder_lib.other_tokenizer(run.workdir, run.text)
@@ -97,7 +101,7 @@ def _check_order(run, step: int, then: dict[str, str] | None):
     versions = f" (grain {then['grain']} then, {now['grain']} now)"
     raise ValueError(
       f"the examples after step {step} would be others than when the run in --workdir "
-      f"{run.workdir} was trained{versions * (then['grain'] != now['grain'])}; give the same data "
+      f"{run.shown} was trained{versions * (then['grain'] != now['grain'])}; give the same data "
       "and versions, or go on with new ones by --config.loader.allow_new_order=True"
     )
 
@@ -105,7 +109,7 @@ def _check_order(run, step: int, then: dict[str, str] | None):
 def _check_longer(run, there: program_lib.Program, step: int, extend: bool):
   """there: the program of the run in the folder, whose newest checkpoint is of `step`."""
   lengths = (
-    f"the run in --workdir {run.workdir} is of {there.total_steps} steps, this one of "
+    f"the run in --workdir {run.shown} is of {there.total_steps} steps, this one of "
     f"{run.total_steps}"
   )
   if run.total_steps < max(step, there.total_steps):
@@ -138,22 +142,22 @@ def _check_longer(run, there: program_lib.Program, step: int, extend: bool):
   )
 
 
-def _unwritable(workdir, error: OSError) -> ValueError:
-  of = f"{error.filename}: " if error.filename and str(error.filename) != str(workdir) else ""
+def _unwritable(run, error: OSError) -> ValueError:
+  of = f"{error.filename}: " if error.filename and str(error.filename) != str(run.workdir) else ""
   return ValueError(
-    f"--workdir {workdir} cannot be written: {of}{error.strerror}; use another folder"
+    f"--workdir {run.shown} cannot be written: {of}{error.strerror or error}; use another folder"
   )
 
 
-def check_shared(workdir, lock):
+def check_shared(run, lock):
   """ValueError on all processes where one of them sees another folder than process 0: its part of
   each save would be missing.
   """
   if jax.process_count() > 1:
     key = distributed.of_first(lock and lock.key)
-    if distributed.any_has(not lock_lib.sees(workdir, key))[0]:
+    if distributed.any_has(not bucket_lock.sees(run.workdir, key))[0]:
       raise ValueError(
-        f"--workdir {workdir} is not the same folder in all processes; give one on a file system "
+        f"--workdir {run.shown} is not the same folder in all processes; give one on a file system "
         "that they share"
       )
 
@@ -163,7 +167,7 @@ def write_files(run):
   try:
     folder_lib.write(run.workdir, run.config, run.text)
   except OSError as e:
-    raise _unwritable(run.workdir, e) from e
+    raise _unwritable(run, e) from e
 
 
 def take(run, extend: bool) -> lock_lib.Lock:
@@ -179,10 +183,12 @@ def take(run, extend: bool) -> lock_lib.Lock:
     ) from e
   try:
     run.workdir.mkdir(parents=True, exist_ok=True)
-    lock = lock_lib.Lock(run.workdir)
+    lock = bucket_lock.take(run.workdir)
   except OSError as e:
-    raise _unwritable(run.workdir, e) from e
+    raise _unwritable(run, e) from e
   try:
+    if bucket.url_of(run.workdir) is not None:
+      bucket.mirror(run.workdir).pull()
     check_folder(run, extend)
     write_files(run)
   except BaseException:

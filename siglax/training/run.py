@@ -9,6 +9,7 @@ import jax
 from siglax import config as config_lib
 from siglax import data as data_lib
 from siglax.models import trainable as trainable_lib
+from siglax.runs import bucket
 from siglax.runs import digest
 from siglax.runs import folder as folder_lib
 from siglax.training import checks
@@ -20,16 +21,17 @@ from siglax.training import state as state_lib
 
 class Run(program.Program):
   """Everything a run needs, made of its config before anything compiles; see
-  siglax/training/loop.py.
+  siglax/training/loop.py. workdir: its folder on this machine; shown: as its user names it.
   """
 
   def __init__(self, config, workdir):
     checks.validate(config, jax.device_count())
+    config = initial.with_preprocessing(config, workdir)
     text = folder_lib.text_processor(config)
     self.sources = data_lib.open_data(config)
     config = config_lib.resolve(config, text, lambda: data_lib.same_label(config, self.sources))
     self.text = text
-    self.workdir = pathlib.Path(workdir)
+    self.workdir, self.shown = pathlib.Path(workdir), bucket.shown(workdir)
     self.epoch_examples = data_lib.num_examples(self.sources)
     super().__init__(config, self.epoch_examples)
     if self.embedded:

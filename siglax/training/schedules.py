@@ -41,11 +41,16 @@ SCHEDULES: Registry[Schedule] = Registry(
 
 
 def make(
-  config: ConfigDict, total_steps: int, warmup_steps: int = 0, cooldown_steps: int = 0
+  config: ConfigDict,
+  total_steps: int,
+  warmup_steps: int = 0,
+  cooldown_steps: int = 0,
+  hold_steps: int = 0,
 ) -> optax.Schedule:
   """The learning rate of `config.optim` by step; the first update is step 0, the last total_steps −
   1.
 
+  It is 0 in the first hold_steps, and all else follows as in a training without them.
   With s = step − warmup_steps and S = total_steps − warmup_steps:
   warmup: lr·step/warmup_steps, then one of
   cosine: lr·½(1 + cos(π·s/S))    linear: lr·(1 − s/S)    constant: lr
@@ -56,9 +61,10 @@ def make(
   """
   optim = config.optim
   chosen = SCHEDULES.find(optim.schedule, "config.optim.schedule")
-  if warmup_steps + cooldown_steps > total_steps:
+  if hold_steps + warmup_steps + cooldown_steps > total_steps or hold_steps == total_steps:
+    hold = f"config.optim.hold_* is {hold_steps} steps, " if hold_steps else ""
     raise ValueError(
-      f"config.optim.warmup_* is {warmup_steps} steps and config.optim.cooldown_* "
+      f"{hold}config.optim.warmup_* is {warmup_steps} steps and config.optim.cooldown_* "
       f"{cooldown_steps}, "
       f"but the training is {total_steps} steps; shorten them "
       f"(--config.optim.warmup_steps={total_steps // 10}) or lengthen "
@@ -71,13 +77,18 @@ def make(
       f"config.optim.schedule={optim.schedule!r} ends at 0 "
       f"without one; set config.optim.cooldown_steps=0 or use {' or '.join(flat)}"
     )
+  total_steps -= hold_steps
   curve = chosen.curve(optim.lr, max(total_steps - warmup_steps, 1), **chosen.options(optim))
   if warmup_steps:
     warmup = optax.linear_schedule(0.0, optim.lr, warmup_steps)
     curve = optax.join_schedules([warmup, curve], [warmup_steps])
-  if not cooldown_steps:
-    return curve
-  cooldown = optax.linear_schedule(
-    1.0, 0.0, cooldown_steps, transition_begin=total_steps - cooldown_steps
-  )
-  return lambda step: curve(step) * cooldown(step)
+  if cooldown_steps:
+    cooldown = optax.linear_schedule(
+      1.0, 0.0, cooldown_steps, transition_begin=total_steps - cooldown_steps
+    )
+    cooled = lambda step, curve=curve: curve(step) * cooldown(step)
+  else:
+    cooled = curve
+  if not hold_steps:
+    return cooled
+  return optax.join_schedules([optax.constant_schedule(0.0), cooled], [hold_steps])

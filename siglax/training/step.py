@@ -32,14 +32,16 @@ from siglax.models import trainable as trainable_lib
 from siglax.training.state import TrainState
 
 
-def make(config, model, tx, schedule, mesh, frozen):
+def make(config, model, tx, schedule, mesh, frozen, hold_steps: int = 0):
   """The update (state, batch) → (state, metrics), to be jitted; metrics are float32 scalars on the
   device.
 
   config: the resolved config. frozen: bools like params; no gradient is computed for what is
-  frozen. With config.optim.skip_nonfinite, an update whose gradient is not finite leaves all but
-  the number of the step and of its learning rate as it was, and metrics["skipped"] tells. Raises
-  ValueError in one line for micro-batches of a tower that trains with batch norm.
+  frozen. In the first hold_steps all parameters, and their average, stay bit for bit as they are,
+  and only the optimizer's state is updated. With config.optim.skip_nonfinite, an update whose
+  gradient is not finite leaves all but the number of the step and of its learning rate as it was,
+  and metrics["skipped"] tells. Raises ValueError in one line for micro-batches of a tower that
+  trains with batch norm.
   """
   value_and_grad = make_value_and_grad(config, model, mesh, frozen)
   scale_max, decay, skips = config.loss.scale_max, config.train.ema, config.optim.skip_nonfinite > 0
@@ -68,6 +70,13 @@ def make(config, model, tx, schedule, mesh, frozen):
     average = lambda p, a: None if a is None else decay * a + (1 - decay) * p
     ema = None if decay is None else jax.tree.map(average, params, state.ema)
     new = TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
+    if hold_steps:
+      held = state.step < hold_steps
+      stay = lambda a, b: jnp.where(held, a, b)
+      new = new.replace(
+        params=jax.tree.map(stay, state.params, new.params),
+        ema=jax.tree.map(stay, state.ema, new.ema),
+      )
     if skips:
       finite = jnp.isfinite(metrics["grad_norm"])
       metrics["skipped"] = 1 - finite.astype(jnp.int32)

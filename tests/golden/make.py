@@ -113,6 +113,7 @@ def defaults():
     "image_size",
     "patch_size",
     "num_channels",
+    "num_patches",
     "vocab_size",
     "max_position_embeddings",
     "projection_size",
@@ -121,6 +122,7 @@ def defaults():
   found = {}
   for name, config in (
     ("siglip", transformers.SiglipConfig()),
+    ("siglip2", transformers.Siglip2Config()),
     ("clip", transformers.CLIPConfig()),
   ):
     sections = {"vision": config.vision_config, "text": config.text_config}
@@ -261,6 +263,59 @@ def open_clip_vit():
   )
 
 
+def naflex():
+  """A Siglip2Model, and its outputs for pictures of several aspect ratios as its own image
+  processor prepares them; in `grids` heights, widths, patches and budgets, with the rows and
+  columns that it takes for them.
+  """
+  from transformers.models.siglip2 import image_processing_siglip2 as processing
+
+  config = transformers.Siglip2Config(
+    text_config={
+      **{**TOWER, "hidden_size": 12, "vocab_size": 40, "max_position_embeddings": 6},
+      **{"projection_size": 16, "bos_token_id": None, "eos_token_id": 1},
+    },
+    vision_config={**TOWER, "patch_size": 8, "num_patches": 9},
+  )
+  model, generator = transformers.Siglip2Model(config).eval(), np.random.default_rng(0)
+  randomize(model)
+  model.logit_scale.data.fill_(1.5)
+  model.logit_bias.data.fill_(-2.0)
+  folder = HERE / "hf_siglip2"
+  model.save_pretrained(folder)
+  prepare = transformers.Siglip2ImageProcessor(patch_size=8, max_num_patches=16)
+  prepare.save_pretrained(folder)
+  # Sides of whole patches, which no resampler changes, and two that are resized.
+  sizes = [(32, 32), (16, 56), (64, 16), (8, 128), (24, 40), (50, 20), (9, 7)]
+  pictures = {
+    f"picture_{k}": generator.integers(0, 16, (h, w, 3), np.uint8) * 16
+    for k, (h, w) in enumerate(sizes)
+  }
+  inputs = prepare(images=[PIL.Image.fromarray(x) for x in pictures.values()], return_tensors="pt")
+  ids = torch.tensor([[5, 6, 7, 1, 1, 1], [8, 1, 1, 1, 1, 1], [9, 39, 11, 12, 13, 1]])
+  with torch.no_grad():
+    out = model(input_ids=ids, **inputs)
+  asked = [
+    (int(generator.integers(1, 3000)), int(generator.integers(1, 3000)), patch, most)
+    for patch in (8, 14, 16, 32)
+    for most in (16, 64, 256, 1024)
+    for _ in range(20)
+  ]
+  sides = [processing.get_image_size_for_max_num_patches(*one) for one in asked]
+  np.savez_compressed(
+    folder / "io.npz",
+    ids=ids.numpy().astype(np.int32),
+    zimg=out.image_embeds.numpy(),
+    ztxt=out.text_embeds.numpy(),
+    logits=out.logits_per_image.numpy(),
+    patches=inputs["pixel_values"].numpy(),
+    shapes=inputs["spatial_shapes"].numpy().astype(np.int32),
+    tokens=out.vision_model_output.last_hidden_state.numpy(),
+    grids=np.array([(*a, h // a[2], w // a[2]) for a, (h, w) in zip(asked, sides)], np.int32),
+    **pictures,
+  )
+
+
 def main():
   if len(sys.argv) > 1:
     big_vision(pathlib.Path(sys.argv[1]))
@@ -283,6 +338,7 @@ def main():
   positions()
   resnet()
   open_clip_vit()
+  naflex()
 
   odd = {"hidden_act": "gelu", "layer_norm_eps": 1e-3}
   siglip = transformers.SiglipConfig(text_config={**words, **odd}, vision_config={**vision, **odd})

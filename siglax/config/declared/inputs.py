@@ -64,7 +64,8 @@ LOADER = Group(
 IMAGE = Group(
   "image",
   "What a picture goes through. Training crops, shifts, flips and recolours at random; evaluation "
-  "and export do not.",
+  "and export do not. A run that starts from a checkpoint (model.init_from) takes its mean, std, "
+  "resize and fit where nobody sets them.",
   {
     "size": Field(64, "Height and width after preprocessing, in pixels.", least=1, most=2**14),
     "max_pixels": Field(
@@ -83,25 +84,31 @@ IMAGE = Group(
       (0.5, 0.5, 0.5),
       "Red, green and blue that the device subtracts from pixels in 0..1.",
       check=three_numbers,
+      inherited=True,
     ),
     "std": Field(
       (0.5, 0.5, 0.5),
       "Red, green and blue by which the device then divides.",
       check=three_divisors,
+      inherited=True,
     ),
     "resize": Field(
       "bilinear",
       "Antialiased resampler of evaluation and export.",
       choices=("bilinear", "bicubic"),
+      inherited=True,
       evaluation=True,
     ),
     "fit": Field(
       "squash",
-      "How evaluation and export make a picture square: squash resizes both sides, crop resizes "
-      "the shorter side and takes the centre (CLIP).",
-      choices=("squash", "crop"),
+      "What evaluation and export do with a picture's sides: squash resizes both, crop resizes the "
+      "shorter one and takes the centre (CLIP), native keeps their ratio, in patches of which as "
+      "many as in size × size are taken (NaFlex).",
+      choices=("squash", "crop", "native"),
+      inherited=True,
       evaluation=True,
     ),
+    "patch": Field(None, 'Side of the patches of fit="native".', follows="model.image.patch"),
     "crop_min_area": Field(
       1.0,
       "Least share of the area that the random resized crop keeps; 1 resizes without a crop.",
@@ -140,7 +147,8 @@ IMAGE = Group(
 
 TEXT = Group(
   "text",
-  "What a caption goes through.",
+  "What a caption goes through. A run that starts from a checkpoint (model.init_from) takes its "
+  "lowercase, strip_punctuation and pad where nobody sets them.",
   {
     "tokenizer": Field(
       "shapes",
@@ -155,6 +163,7 @@ TEXT = Group(
       "tokenizer.json does it.",
       kind=bool,
       optional=True,
+      inherited=True,
     ),
     "strip_punctuation": Field(
       None,
@@ -162,12 +171,14 @@ TEXT = Group(
       "a sentencepiece model.",
       kind=bool,
       optional=True,
+      inherited=True,
     ),
     "pad": Field(
       "eos",
       "The token that fills a text up: eos, the end token (SigLIP, CLIP in transformers); pad, the "
       "tokenizer's padding token (SigLIP 2); zero, token 0 (CLIP in open_clip).",
       choices=("eos", "pad", "zero"),
+      inherited=True,
     ),
   },
 )

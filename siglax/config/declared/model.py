@@ -66,8 +66,8 @@ MODEL = Group(
     "init_from": Field(
       None,
       "Parameters to start from: a run folder, an export, a Hugging Face folder or a big_vision "
-      '.npz; ":img" or ":txt" at the end takes one tower. Position embeddings are resized to '
-      "image.size.",
+      '.npz; ":img" or ":txt" at the end takes one tower. Position embeddings are fitted to '
+      "image.size and text.length.",
       kind=str,
       optional=True,
       check=readable_problem,

@@ -127,6 +127,12 @@ OPTIM = Group(
       "The learning rate after the warmup.",
       choices=lookups.schedules,
     ),
+    "hold": Duration(
+      "at the start, before the warmup, that leave the parameters as they are and only collect the "
+      "optimizer's moments, for fine-tuning (TuneCLIP).",
+      may_be_zero=True,
+      steps=0,
+    ),
     "warmup": Duration(
       "at the start in which the learning rate rises from 0.",
       may_be_zero=True,
@@ -169,8 +175,15 @@ OPTIM = Group(
     "weight_decay": Field(
       1e-4, "Weight decay, which multiplies the learning rate, as in optax.adamw.", least=0
     ),
+    "start_decay": Field(
+      0.0,
+      "Decay towards the weights that the training starts from (L2-SP), beside weight_decay and as "
+      "it; a copy of them is kept.",
+      least=0,
+    ),
     "decay": Field(
-      ((".*/kernel", 1.0), (".*", 0.0)), "(pattern, multiplier of weight_decay) of parameters."
+      ((".*/kernel", 1.0), (".*", 0.0)),
+      "(pattern, multiplier of weight_decay and start_decay) of parameters.",
     ),
     "lr_multipliers": Field(
       ((".*", 1.0),), "(pattern, multiplier of lr) of parameters; None freezes."

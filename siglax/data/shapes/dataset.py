@@ -137,7 +137,7 @@ class Shapes:
     options = SOURCE.values(given)
     self.split, self.examples, self.image_size = split, examples, image_size
     self.pairs, self.seed = options["pairs"], options["seed"]
-    self.objects, self.captions = tuple(options["objects"]), options["captions"]
+    self.objects, self._per_picture = tuple(options["objects"]), options["captions"]
     self.detail, self.arrangements = _told(options["detail"]), options["arrangements"]
     self._classes = SEEN if self.pairs == "seen" or split == "train" else CLASSNAMES
     self._first_classes = UNSEEN if self.pairs == "unseen" else self._classes
@@ -208,7 +208,7 @@ class Shapes:
     order, frame = draws.below(4), draws.below(FRAMES)
     return [
       captions.caption(draws, scene, order + k, (frame + k) % FRAMES, self.detail)
-      for k in range(self.captions)
+      for k in range(self._per_picture)
     ]
 
 

@@ -74,7 +74,7 @@ def parse_spec(text: str) -> dict:
 
 def _parsed(value: str, kind):
   """The words of a command line as a value: True, False, a whole number, a number, or text."""
-  if kind is str:
+  if kind in (str, str | tuple):
     return value
   if kind is bool and value in ("True", "False"):
     return value == "True"
@@ -97,6 +97,9 @@ def open_source(spec, field: str = ""):
   source, values = _values(spec, field)
   try:
     examples = source.open(**values)
+    if not len(examples):
+      raise ValueError(f"source={source.name!r} has no examples")
+    return filters.opened(examples, spec, _prefix(field))
   except (ValueError, storage.Unreachable) as e:
     kind = ValueError if isinstance(e, ValueError) else storage.Unreachable
     # What storage says begins with the file.
@@ -104,9 +107,6 @@ def open_source(spec, field: str = ""):
     raise kind(f"{_prefix(field)}{said}") from e
   except TypeError as e:
     raise ValueError(f"{field or 'data'}={dict(spec)!r} has a value of a wrong type: {e}") from e
-  if not len(examples):
-    raise ValueError(f"{_prefix(field)}source={source.name!r} has no examples")
-  return filters.opened(examples, spec, _prefix(field))
 
 
 def validate_spec(spec, field: str = ""):

@@ -62,14 +62,6 @@ class Folder:
     }
     return example if label is None else example | {"label": label}
 
-  def captions(self, i: int) -> list[str]:
-    """Those of picture i, without a look at the picture."""
-    k, name = self._find(i)
-    text, found = os.path.join(*self._folders[k], f"{os.path.splitext(name)[0]}.txt"), []
-    if self._with_text and storage.exists(text):
-      found = captions_lib.lines(storage.read_all(text), repr(text))
-    return captions_lib.of_class(found, self._labels[k], self.classnames, self._templates)
-
   def texts(self) -> Iterator[dict] | None:
     """Captions and labels, where the folders alone tell them."""
     if self._with_text:
@@ -77,6 +69,14 @@ class Folder:
     labels = (self._labels[k] for k in self._folder_of.tolist())
     class_of = lambda k: captions_lib.of_class([], k, self.classnames, self._templates)
     return ({"captions": class_of(label), "label": label} for label in labels)
+
+  def captions(self, i: int) -> list[str]:
+    """Those of picture i, without a look at the picture."""
+    k, name = self._find(i)
+    text, found = os.path.join(*self._folders[k], f"{os.path.splitext(name)[0]}.txt"), []
+    if self._with_text and storage.exists(text):
+      found = captions_lib.lines(storage.read_all(text), repr(text))
+    return captions_lib.of_class(found, self._labels[k], self.classnames, self._templates)
 
   def __repr__(self):
     return f"Folder({self._path!r})"

@@ -82,9 +82,8 @@ class Parquet:
   def prepare_random_access(self):
     """Rows in any order are as fast as rows in a row from here on."""
     if isinstance(self._rows, row_groups.OnDemand):
-      skip = self._arguments["skip_damaged_shards"]
-      files = _opened(self._arguments["path"], skip)
-      self._rows = row_groups.Mapped(files, self._columns, skip)
+      path, skip = self._arguments["path"], self._arguments["skip_damaged_shards"]
+      self._rows = row_groups.Mapped(_opened(path, skip), self._columns, skip)
 
 
 def _again(arguments, mapped: bool) -> Parquet:

@@ -30,12 +30,12 @@ logger = logging.getLogger("siglax")
 
 class WebDataset:
   """Examples of tars, in the order of the tars: {"image": bytes, "captions": [str, …], "label",
-  "key"}.
+  "weight", "key"}.
 
   Members in a row that share their name up to the first dot are an example, and that name is its
   key. Its picture is the member .jpg, .png and so on; its captions are the lines of the .txt, or a
-  field of the .json; its label is the .cls. One read gets it all. An example costs 4 bytes of
-  memory; names are in the tars alone.
+  field of the .json; its label is the .cls; its weight is a field of the .json. One read gets it
+  all. An example costs 4 bytes of memory; names are in the tars alone.
   Its arguments are the fields of SOURCE. classnames, templates: of the files classnames.txt and
   zeroshot_classification_templates.txt beside the tars or one folder up, else None. shard_sizes:
   int64 [tars], the examples of each, in their order.
@@ -43,8 +43,8 @@ class WebDataset:
   Raises ValueError, beginning with the argument, for a tar that is missing, compressed or damaged.
   """
 
-  def __init__(self, path, caption, caption_weights, label, template, skip_damaged_shards):
-    self._path, self._label = path, label
+  def __init__(self, path, caption, caption_weights, label, weights, template, skip_damaged_shards):
+    self._path, self._label, self._weight = path, label, weights
     # The names of the captions; () takes what there is.
     self._names = () if caption is None else names_lib.split(caption)
     self._weights = None if caption_weights is None else names_lib.numbers(caption_weights)
@@ -117,11 +117,14 @@ class WebDataset:
       self._caption_templates,
     )
     example = {"image": content(picture), **captions, "key": key}
-    return example if label is None else example | {"label": label}
+    if label is not None:
+      example["label"] = label
+    weight = fields.get(self._weight) if isinstance(fields, dict) and self._weight else None
+    return example if weight is None else example | {"weight": _number(weight, self._weight, key)}
 
   def _reads_json(self, found) -> bool:
     captions = self._names != ("txt",) if self._names else b"txt" not in found
-    return b"json" in found and (captions or self._label is not None)
+    return b"json" in found and (captions or bool(self._label or self._weight))
 
   def _captions(self, name, found, content, fields, key) -> list[str]:
     """Those of the .txt, or of a field of the .json."""
@@ -197,6 +200,12 @@ def _json(data: bytes, key: str):
     raise ValueError(f"{key}.json: {values.one_line(e)}") from None
 
 
+def _number(value, field: str, key: str) -> float:
+  if isinstance(value, bool) or not isinstance(value, (int, float)):
+    raise ValueError(f"{key}.json: {field}={values.shown(value)} is no number")
+  return float(value)
+
+
 def _no_file(member: tar.Member) -> str:
   if member.kind == "link":
     return (
@@ -233,6 +242,13 @@ SOURCE = Source(
     "label": Field(
       None,
       "field of the .json with the class index; None takes the .cls where there is one",
+      kind=str,
+      optional=True,
+    ),
+    "weights": Field(
+      None,
+      "field of the .json with the weight of an example in the loss; siglax convert writes "
+      '"weight". None: all weigh 1',
       kind=str,
       optional=True,
     ),
