@@ -21,6 +21,7 @@ setup(
     "grain>=0.2.18,<0.3",
     "array_record>=0.8.6",
     "sentencepiece>=0.2.3",
+    "tokenizers>=0.23.3",
     "fsspec>=2026.9.0",
     "ml-collections>=1.1.0",
     "ml_dtypes>=0.6.0",

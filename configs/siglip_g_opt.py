@@ -23,7 +23,7 @@ def get_config(
   c.model.image.variant = "g-opt"
   c.model.text.variant = "So400m"
   c.model.text.vocab_size = 256_000
-  c.text.strip_punctuation = False
+  c.text.lowercase, c.text.strip_punctuation = True, False
   c.optim.name = "adamw"
   c.mesh.fsdp = 16  # 30 GB of parameters, gradients and moments in float32
   return recipes.shrink(c) if smoke else c

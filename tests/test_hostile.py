@@ -22,6 +22,7 @@ from PIL import Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tokenizers as tokenizers_lib
 
 from siglax import config as config_lib
 from siglax import interop
@@ -288,6 +289,42 @@ def archives(rng):
     yield "damaged", damaged(whole[rng.integers(2)], rng)
 
 
+def word_piece() -> bytes:
+  """A tokenizer.json of three tokens."""
+  tokenizer = tokenizers_lib.Tokenizer(
+    tokenizers_lib.models.WordPiece({"[UNK]": 0, "a": 1, "[SEP]": 2}, unk_token="[UNK]")
+  )
+  tokenizer.post_processor = tokenizers_lib.processors.TemplateProcessing(
+    "$A [SEP]", special_tokens=[("[SEP]", 2)]
+  )
+  return tokenizer.to_str().encode()
+
+
+def tokenizer_jsons(rng):
+  whole = word_piece()
+  yield "empty", b""
+  yield "noise", rng.bytes(1000)
+  yield "a list", b"[" * 10**6
+  yield "another model", whole.replace(b"WordPiece", b"Pickle")
+  yield (
+    "a pattern that takes long",
+    whole.replace(
+      b'"normalizer":null',
+      b'"normalizer":{"type":"Replace","pattern":{"Regex":"(a+)+$"},"content":""}',
+    ),
+  )
+  yield (
+    "a pattern that is none",
+    whole.replace(
+      b'"normalizer":null', b'"normalizer":{"type":"Replace","pattern":{"Regex":"("},"content":""}'
+    ),
+  )
+  yield "ids beyond any", whole.replace(b'"a":1', b'"a":99999999999')
+  yield "a negative id", whole.replace(b'"a":1', b'"a":-1')
+  while True:
+    yield "damaged", damaged(whole, rng)
+
+
 def tokenizers(rng):
   whole = text_lib.SHIPPED["shapes"].read_bytes()
   yield "empty", b""
@@ -383,6 +420,7 @@ FAMILIES = {
   "table": (tables, ".parquet", (read_table, read_embeddings)),
   "archive": (archives, ".npz", (read_embeddings, read_parameters)),
   "tokenizer": (tokenizers, ".model", (read_tokenizer,)),
+  "tokenizer.json": (tokenizer_jsons, ".json", (read_tokenizer,)),
   "records": (records, ".array_record", (read_embeddings,)),
 }
 
@@ -475,7 +513,8 @@ def attacked():
 )
 def test_500_files_take_little_memory_and_do_not_hang(tmp_path):
   (tmp_path / "files").mkdir(), (tmp_path / "good").mkdir()
-  counts = {"picture": 150, "table": 120, "archive": 120, "tokenizer": 60, "records": 50}
+  counts = {"picture": 150, "table": 120, "archive": 120, "tokenizer": 30, "records": 50}
+  counts["tokenizer.json"] = 30
   files = [
     file
     for family, count in counts.items()
@@ -517,7 +556,9 @@ def good_files(folder) -> dict[str, str]:
     "table": "good.parquet",
     "archive": "whole.npz",
     "records": "whole.array_record",
+    "tokenizer.json": "tokenizer.json",
   }
+  (folder / "tokenizer.json").write_bytes(word_piece())
   return {family: str(folder / name) for family, name in names.items()} | {
     "tokenizer": str(text_lib.SHIPPED["shapes"])
   }

@@ -294,8 +294,11 @@ LAYOUTS = {"map": " of a SigLIP", "cls": " of a CLIP"}
 
 
 def of_towers(declared, config):
-  model = types.SimpleNamespace(declared={"image": declared})
-  return types.SimpleNamespace(model=model, config=config, params=dict.fromkeys(models.TOWERS))
+  model, text = types.SimpleNamespace(declared={"image": declared}), TextProcessor()
+  config_lib.fill_text(config, text)
+  return types.SimpleNamespace(
+    model=model, config=config, params=dict.fromkeys(models.TOWERS), text=text
+  )
 
 
 def tables():
@@ -374,7 +377,7 @@ def test_big_vision_says_that_it_leaves_the_tokenizer_out(folder, tmp_path, caps
     f"--format big_vision has no place for the tokenizer: keep {source}, whose texts need it"
     in capsys.readouterr().err
   )
-  with pytest.raises(ValueError, match="no sentencepiece tokenizer"):
+  with pytest.raises(ValueError, match="has no tokenizer"):
     back.embed_texts(["a"])
 
 

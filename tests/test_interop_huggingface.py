@@ -493,7 +493,7 @@ def test_preprocessing_and_tokenizer_come_with_the_folder(folder):
   np.testing.assert_allclose(
     z, image(t, images_lib.resize(picture, 16, "bicubic")[None]), atol=1e-6
   )
-  with pytest.raises(ValueError, match="no sentencepiece tokenizer .*embed_text"):
+  with pytest.raises(ValueError, match="has no tokenizer .*embed_text"):
     t.embed_texts(["a"])
   shutil.copy(SHAPES, folder / "spiece.model")
   with pytest.raises(ValueError, match="vocab_size=40 is below the"):

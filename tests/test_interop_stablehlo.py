@@ -181,7 +181,7 @@ def test_the_inputs_of_the_readme_are_those_of_the_tower(elsewhere, name):
   np.testing.assert_array_equal(
     out["picture"], images.resize(picture, 16, tower.config.image.resize, tower.config.image.fit)
   )
-  assert ("tokens" in out) == (tower.text is not None) == (folder / stablehlo.TOKENIZER).is_file()
+  assert ("tokens" in out) == (tower.text is not None) == (folder / "tokenizer.model").is_file()
   if tower.text is not None:
     np.testing.assert_array_equal(out["tokens"], tower.text(TEXTS))
 

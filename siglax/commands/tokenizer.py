@@ -1,8 +1,9 @@
-"""`siglax tokenizer`: trains a sentencepiece model."""
+"""`siglax tokenizer`: trains a tokenizer."""
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from siglax.commands import shared
 from siglax.commands.command import Command
@@ -10,11 +11,20 @@ from siglax.commands.command import Command
 
 def _add_arguments(parser):
   parser.add_argument("--from", dest="data", required=True, metavar="DATA", help=shared.DATA_HELP)
-  parser.add_argument("--out", required=True, metavar="FILE.model", help="file to write")
+  parser.add_argument(
+    "--out", required=True, metavar="FILE", help="file to write: .model, or .json of --kind bpe"
+  )
+  parser.add_argument(
+    "--kind",
+    default="sentencepiece",
+    help="sentencepiece, as SigLIP's, or bpe, a tokenizer.json as CLIP's (default: sentencepiece)",
+  )
   parser.add_argument("--vocab-size", required=True, type=int, help="number of tokens")
   parser.add_argument("--keep-case", action="store_true", help="for config.text.lowercase=False")
   parser.add_argument(
-    "--keep-punctuation", action="store_true", help="for config.text.strip_punctuation=False"
+    "--keep-punctuation",
+    action="store_true",
+    help="for config.text.strip_punctuation=False; bpe keeps it always",
   )
 
 
@@ -24,11 +34,11 @@ def _run(arguments):
   from siglax.data import sources
   from siglax.data import text
 
-  if not arguments.out.endswith(".model") or os.path.lexists(arguments.out):
+  suffix = text.KINDS.find(arguments.kind, "--kind").suffix
+  if not arguments.out.endswith(suffix) or os.path.lexists(arguments.out):
+    problem = "exists" if os.path.lexists(arguments.out) else f"must end in {suffix}"
     raise ValueError(
-      f"--out {arguments.out} "
-      f"{'exists' if os.path.lexists(arguments.out) else 'must end in .model'}; give a path that "
-      "does not exist and ends in .model"
+      f"--out {arguments.out} {problem}; give a path that does not exist and ends in {suffix}"
     )
   spec = sources.parse_spec(arguments.data)
   source = sources.open_source(spec, "--from")
@@ -37,6 +47,7 @@ def _run(arguments):
     _captions(source, broken),
     arguments.out,
     arguments.vocab_size,
+    kind=arguments.kind,
     lowercase=not arguments.keep_case,
     strip_punctuation=not arguments.keep_punctuation,
   )
@@ -53,7 +64,10 @@ def _captions(source, broken: list):
   from siglax.data.broken import NOT_BROKEN
   from siglax.data.broken import reason
 
-  read = getattr(source, "captions", None) or (lambda i: source[i]["captions"])
+  # The built-in dataset has their number under this name.
+  read: Any = getattr(source, "captions", None)
+  if isinstance(read, int | None):
+    read = lambda i: source[i]["captions"]
   for i in range(len(source)):
     try:
       captions = read(i)
@@ -69,9 +83,10 @@ def _captions(source, broken: list):
 
 COMMAND = Command(
   name="tokenizer",
-  help="train a sentencepiece model",
+  help="train a tokenizer",
   description=(
-    "Trains a sentencepiece model on the captions of a dataset, preprocessed as in training."
+    "Trains a tokenizer on the captions of a dataset, preprocessed as in training: a sentencepiece "
+    "model, or a byte-level byte-pair encoding."
   ),
   add_arguments=_add_arguments,
   run=_run,

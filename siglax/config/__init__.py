@@ -29,6 +29,7 @@ from siglax.config.fields import unset_inherited
 from siglax.config.imports import import_parts
 from siglax.config.parts import Field
 from siglax.config.resolving import check_vocabulary
+from siglax.config.resolving import fill_text
 from siglax.config.resolving import resolve
 from siglax.config.types import check_values
 from siglax.config.values import check_local

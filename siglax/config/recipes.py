@@ -23,8 +23,8 @@ def siglip(
 ) -> ConfigDict:
   """SigLIP with B towers at 256 pixels: 256 patches and 64 tokens.
 
-  train: files or a folder (docs/data.md). tokenizer: a sentencepiece model; the released models'
-  has 32k pieces and was trained on C4.
+  train: files or a folder (docs/data.md). tokenizer: as of config.text; the released models' has
+  32k pieces and was trained on C4.
   zero_shot: data with labels and class names to evaluate on; none when empty.
   Sources: Zhai et al., arXiv 2303.15343, section 4: batch 32k, Adafactor with b2 0.95 against
   spikes at large batches, lr 1e-3, weight decay 1e-4, cosine, scale 10 and bias −10 at the start.
@@ -60,7 +60,7 @@ def clip(
 
   image: B, RN50 or RN101.
   train, tokenizer, zero_shot: as for `siglip`; CLIP's own tokenizer is a byte-pair encoding of
-  49,408 tokens, whose place a sentencepiece model of up to that size takes.
+  49,408 tokens, the tokenizer.json of its folders; another of up to that size may take its place.
   Source: Radford et al., arXiv 2103.00020, section 2.5, tables 18 to 20: batch 32,768, 32 epochs,
   AdamW, weight decay 0.2 on all but gains and biases (times the learning rate, as here), 2000 steps
   of warmup, cosine, scale 1/0.07 capped at 100. The random crop is OpenCLIP's (at least 0.9 of the

@@ -11,12 +11,13 @@ def resolve(config: ConfigDict, text, same_label=lambda: 0.0) -> ConfigDict:
   """The config with the defaults that depend on others filled in: what is run, and written to the
   run folder.
 
-  text: a TextProcessor, which gives vocab_size and eos_id. The loss declares whether there is a
-  bias, where it starts, and the cap of the scale (siglax/losses/loss.py).
+  text: a TextProcessor, which gives vocab_size, eos_id and what it does to texts. The loss declares
+  whether there is a bias, where it starts, and the cap of the scale (siglax/losses/loss.py).
   same_label: () → the share of pairs of training examples with equal labels, on which the bias
   depends where these match.
   """
   config = config.copy_and_resolve_references()
+  fill_text(config, text)
   config.model.text.eos_id = text.eos_id
   if config.model.text.vocab_size is None:
     config.model.text.vocab_size = text.vocab_size
@@ -35,6 +36,15 @@ def resolve(config: ConfigDict, text, same_label=lambda: 0.0) -> ConfigDict:
     config.loss.scale_max = loss.scale_max
   config.model.bias_init = config.loss.bias_init
   return config
+
+
+def fill_text(config: ConfigDict, text):
+  """Writes what is done to a text where config.text leaves it to the tokenizer; SigLIP's rules
+  where there is none.
+  """
+  for field in ("lowercase", "strip_punctuation"):
+    if config.text[field] is None:
+      config.text[field] = True if text is None else getattr(text, field)
 
 
 def check_vocabulary(config: ConfigDict, text):

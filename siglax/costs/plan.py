@@ -228,7 +228,9 @@ def _text(config):
       f"config.text.tokenizer={tokenizer!r}: no such file; give one, or set "
       "config.model.text.vocab_size, enough for a plan"
     )
-  return types.SimpleNamespace(vocab_size=size, eos_id=EOS_ID, tokenizer=tokenizer)
+  return types.SimpleNamespace(
+    vocab_size=size, eos_id=EOS_ID, tokenizer=tokenizer, lowercase=True, strip_punctuation=True
+  )
 
 
 def _epoch_examples(config) -> int:

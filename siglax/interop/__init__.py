@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 
+from siglax import config as config_lib
 from siglax import models
 from siglax.config import parts
 from siglax.data import buckets
@@ -99,6 +100,8 @@ def find(path) -> Checkpoint | None:
     raise ValueError(f"{path}: {file} has no {wanted[0]} tower")
   towers = tuple(t for t in found.towers if t in wanted)
   tokenizer = found.tokenizer if "text" in towers else None
+  if tokenizer is None:
+    config_lib.fill_text(found.config, None)
   found = dataclasses.replace(found, towers=towers, tokenizer=tokenizer)
   found.check_sizes()
   return found

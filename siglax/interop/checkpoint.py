@@ -19,8 +19,7 @@ class Checkpoint:
   """A checkpoint of another library. config: a siglax config that describes its towers and their
   preprocessing.
 
-  table: of its names. towers: those to read, of those it has. tokenizer: path of its sentencepiece
-  model, or None.
+  table: of its names. towers: those to read, of those it has. tokenizer: its path, or None.
   """
 
   arrays: files.Arrays

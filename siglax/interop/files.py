@@ -18,11 +18,6 @@ from siglax.data import files as files_lib
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
-# sentencepiece models, as SigLIP's and Gemma's folders call them.
-TOKENIZERS = (
-  "spiece.model",
-  "tokenizer.model",
-)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")  # as torch.save names its files
 JSON_BYTES = 64 * 2**20  # of one file; the largest index of a checkpoint has a few MiB
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}

@@ -20,6 +20,7 @@ from siglax.interop import files
 from siglax.interop import huggingface_files
 from siglax.interop import huggingface_names as names
 from siglax.interop import output
+from siglax.interop import texts
 from siglax.interop.checkpoint import Checkpoint
 from siglax.interop.format import Format
 from siglax.interop.huggingface_files import ACTIVATIONS
@@ -94,9 +95,7 @@ def open_folder(folder: pathlib.Path) -> Checkpoint:
       (text["projection_size"] or text["hidden_size"]) if text else vision["hidden_size"]
     )
     config.loss.bias_init = -10.0  # there is a bias; its value is in the file
-  tokenizer = next((folder / name for name in files.TOKENIZERS if (folder / name).is_file()), None)
-  if tokenizer:
-    _tokenization(config, folder, tokenizer)
+  tokenizer = texts.read(config, folder, is_clip=family == "clip") if text else None
   return Checkpoint(arrays, names.TABLES[family], config, towers, tokenizer)
 
 
@@ -229,22 +228,6 @@ def _fit(given, side: int, family: str, file) -> str:
   )
 
 
-def _tokenization(config, folder, tokenizer):
-  """config.text of tokenizer_config.json. SigLIP's tokenizer drops punctuation; SigLIP 2's only
-  lower-cases.
-  """
-  file = folder / "tokenizer_config.json"
-  given = files.read_json(file) if file.is_file() else {}
-  first = str(given.get("tokenizer_class", "SiglipTokenizer")).startswith("SiglipTokenizer")
-  token = lambda name: t.get("content") if isinstance(t := given.get(name, "</s>"), dict) else t
-  config.text.tokenizer = str(tokenizer)
-  config.text.lowercase = files.checked(
-    file, "do_lower_case", given.get("do_lower_case", True), True
-  )
-  config.text.strip_punctuation = first
-  config.text.pad = "eos" if token("pad_token") == token("eos_token") else "pad"
-
-
 def _family(tower) -> str:
   """The family whose layout is that of these towers: CLIP's has a class token, and causal text."""
   model = tower.config.model
@@ -301,17 +284,14 @@ CARRIES = {
 TEXT_CARRIES = {
   "siglip": {
     **_TEXTS,
-    **fields.any_value("text.tokenizer", "text.length", "text.lowercase"),
+    **fields.any_value("text.length"),
     "model.text.pool": ("last",),
     "model.text.causal": (False,),
     "model.text.head": ("linear",),
-    "text.strip_punctuation": (True,),
-    "text.pad": ("eos",),
   },
   "clip": {
     **_TEXTS,
     **fields.any_value("text.length"),
-    **fields.left_out("text.tokenizer", "text.lowercase", "text.strip_punctuation", "text.pad"),
     "model.text.pool": ("eos", "argmax"),
     "model.text.causal": (True,),
     "model.text.head": ("linear_no_bias",),
@@ -322,8 +302,11 @@ TEXT_CARRIES["siglip2"] = TEXT_CARRIES["siglip"]
 
 def _carries(tower, towers: tuple[str, ...]) -> dict:
   """What the layout of these towers has a place for."""
-  tables = {"image": CARRIES, "text": TEXT_CARRIES}
-  return {k: v for name in towers for k, v in tables[name][_family(tower)].items()}
+  tables, family = {"image": CARRIES, "text": TEXT_CARRIES}, _family(tower)
+  found = {k: v for name in towers for k, v in tables[name][family].items()}
+  if "text" in towers:
+    found |= texts.carries(tower, fields.LEFT_OUT if family == "clip" else None)
+  return found
 
 
 def _problem(tower, towers: tuple[str, ...]) -> str | None:
@@ -356,8 +339,8 @@ def _write(tower, folder, dtype, source, towers: tuple[str, ...]):
     output.write_json(
       folder / "preprocessor_config.json", huggingface_files.preprocessor_json(tower.config, family)
     )
-  if "text" in towers and family != "clip":
-    huggingface_files.save_tokenizer(tower, folder)
+  if "text" in towers:
+    texts.write(tower, folder)
   (folder / "README.md").write_text(huggingface_files.card(tower, kind, source))
 
 

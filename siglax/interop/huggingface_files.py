@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import pathlib
-
-from siglax.interop import files
 from siglax.interop import huggingface_names as names
-from siglax.interop import output
+from siglax.interop import texts
 from siglax.runs import records
 
 ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "quick_gelu": "quick_gelu"}
@@ -60,7 +57,7 @@ def _text_json(tower, family: str) -> dict:
     "projection_dim" if family == "clip" else "projection_size": tower.model.embed_dim,
     "bos_token_id": None,
     "eos_token_id": eos,
-    "pad_token_id": eos,
+    "pad_token_id": eos if text is None or text.pad == "zero" else text.pad_id,
   }
 
 
@@ -110,30 +107,6 @@ def preprocessor_json(config, family: str) -> dict:
   }
 
 
-def tokenizer_json(text) -> dict:
-  """tokenizer_config.json of a SiglipTokenizer. It gives no attention mask: SigLIP attends to
-  padding too.
-  """
-  end, unknown = text.piece(text.eos_id), text.piece(text.unk_id)
-  return {
-    "tokenizer_class": "SiglipTokenizer",
-    "model_input_names": ["input_ids"],
-    "model_max_length": text.length,
-    "do_lower_case": text.lowercase,
-    "padding_side": "right",
-    "eos_token": end,
-    "pad_token": end,
-    "unk_token": unknown,
-  }
-
-
-def save_tokenizer(tower, folder: pathlib.Path):
-  """The sentencepiece model and tokenizer_config.json, where there is a tokenizer."""
-  if tower.text is not None:
-    tower.text.save(folder / files.TOKENIZERS[0])
-    output.write_json(folder / "tokenizer_config.json", tokenizer_json(tower.text))
-
-
 # By model_type.
 _USE = {
   "siglip": """import torch
@@ -170,6 +143,11 @@ _USE |= {
   for kind, use in _USE.items()
   if kind.startswith("siglip")
 }
+# Before the uses that need `tokens`, where there is a tokenizer.
+_TOKENS = """from transformers import AutoTokenizer
+texts = AutoTokenizer.from_pretrained(".")
+tokens = texts(["a caption"], padding="max_length", truncation=True, return_tensors="pt").input_ids
+"""
 # By its towers: what is in the folder, and its pipeline_tag on the hub.
 _TITLES = {
   ("image", "text"): ("Image and text towers", "zero-shot-image-classification"),
@@ -182,6 +160,7 @@ def card(tower, kind: str, source) -> str:
   """README.md: use, preprocessing and the last evaluation of the run. kind: its model_type."""
   what = names.KINDS[kind]
   title, task = _TITLES[what.towers]
+  use = _TOKENS + _USE[kind] if "=tokens" in _USE[kind] else _USE[kind]
   lines = [
     "---",
     "library_name: transformers",
@@ -194,7 +173,7 @@ def card(tower, kind: str, source) -> str:
     f"{title} trained with siglax ({tower.config.loss.name} loss).",
     "",
     "```python",
-    *_USE[kind].splitlines(),
+    *(use if texts.is_written(tower) else _USE[kind]).splitlines(),
     "```",
     "",
     "## Preprocessing",
@@ -229,9 +208,9 @@ def _texts(tower) -> str:
     return f"Texts: {c.text.length} tokens each, by a tokenizer that was not with the towers."
   case = "lower-cased, " if c.text.lowercase else ""
   punctuation = "ASCII punctuation removed, " if c.text.strip_punctuation else ""
-  pad = {"eos": "end", "pad": "padding"}[c.text.pad]
+  pad = {"eos": "the end token", "pad": "the padding token", "zero": "token 0"}[c.text.pad]
   return (
-    f"Texts: {case}{punctuation}cut and padded to {c.text.length} tokens with the {pad} token; no "
+    f"Texts: {case}{punctuation}cut and padded to {c.text.length} tokens with {pad}; no "
     "attention mask."
   )
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 from siglax import models
 from siglax.interop import fields
 from siglax.interop import files
-from siglax.interop import huggingface_files
 from siglax.interop import layout
 from siglax.interop import open_clip_names as names
 from siglax.interop import output
+from siglax.interop import texts
 from siglax.interop.format import Format
 from siglax.interop.open_clip_read import CONFIG
 from siglax.interop.open_clip_read import WEIGHTS
@@ -26,11 +26,9 @@ _CARRIES = {
   **fields.any_value("model.embed_dim", "image.size", "image.mean", "image.std", "image.resize"),
   "image.fit": ("squash", "crop"),
   **fields.any_value("model.text.vocab_size", "model.text.eos_id", "model.text.norm_eps"),
-  **fields.any_value("text.tokenizer", "text.length", "text.lowercase"),
+  **fields.any_value("text.length"),
   **fields.sizes("text"),
   "model.text.variant": tuple(transformer.SIZES),
-  "text.strip_punctuation": (True,),
-  "text.pad": ("eos",),
 }
 # Of the text tower beside open_clip's own image towers.
 _OWN_TEXT = {
@@ -48,7 +46,6 @@ CARRIES = {
   "vit": {
     **_CARRIES,
     **_OWN_TEXT,
-    **fields.left_out("text.tokenizer", "text.lowercase", "text.strip_punctuation", "text.pad"),
     **fields.sizes("image"),
     **fields.plain_vit(),
     **fields.any_value("model.image.patch", "model.image.activation", "model.image.norm_eps"),
@@ -225,6 +222,11 @@ def _problem(tower) -> str | None:
   return None
 
 
+def _carries(tower) -> dict:
+  image = kind(tower)
+  return CARRIES[image] | texts.carries(tower, fields.LEFT_OUT if image == "vit" else None)
+
+
 def _write(tower, folder, dtype, source):
   del source
   config = config_json(tower)
@@ -232,8 +234,7 @@ def _write(tower, folder, dtype, source):
   folder.mkdir()
   files.write_safetensors(folder / WEIGHTS, arrays)
   output.write_json(folder / CONFIG, config)
-  if kind(tower) != "vit":
-    huggingface_files.save_tokenizer(tower, folder)
+  texts.write(tower, folder)
 
 
 FORMAT = Format(
@@ -242,7 +243,7 @@ FORMAT = Format(
   recognises=lambda path: (path / CONFIG).is_file(),
   open=open_folder,
   write=_write,
-  carries=lambda tower: CARRIES[kind(tower)],
+  carries=_carries,
   towers=models.TOWERS,
   problem=_problem,
 )

@@ -10,6 +10,7 @@ from siglax.config import recipes
 from siglax.interop import files
 from siglax.interop import layout
 from siglax.interop import open_clip_names as names
+from siglax.interop import texts
 from siglax.interop.checkpoint import Checkpoint
 from siglax.models import resnet
 
@@ -29,10 +30,7 @@ def open_folder(folder: pathlib.Path) -> Checkpoint:
     config.loss.bias_init = -10.0
   else:
     config.loss.name = "softmax"
-  tokenizer = next((folder / n for n in files.TOKENIZERS if (folder / n).is_file()), None)
-  if tokenizer:
-    config.text.tokenizer = str(tokenizer)
-    config.text.lowercase = _lowercase(folder / "tokenizer_config.json")
+  tokenizer = _tokenizer(config, folder, is_clip=table is not names.TRUNK)
   return Checkpoint(arrays, table, config, models.TOWERS, tokenizer)
 
 
@@ -268,6 +266,15 @@ def _open_trunk(config, vision, text, file) -> layout.Table:
   return names.TRUNK
 
 
-def _lowercase(file) -> bool:
-  given = files.read_json(file) if file.is_file() else {}
-  return files.checked(file, "do_lower_case", given.get("do_lower_case", True), True)
+def _tokenizer(config, folder: pathlib.Path, is_clip: bool) -> pathlib.Path | None:
+  """config.text and the path of the tokenizer in a folder, whose open_clip_config.json has been
+  read. Without a name for AutoTokenizer open_clip takes its own for CLIP, which pads with token 0.
+  """
+  text = files.read_json(folder / CONFIG)["model_cfg"]["text_cfg"]
+  path = texts.read(config, folder, is_clip=is_clip)
+  if path and not text.get("hf_tokenizer_name"):
+    config.text.pad = "zero"
+  clean = text.get("tokenizer_kwargs") or {}
+  if path and isinstance(clean, dict) and clean.get("clean") == "canonicalize":
+    config.text.lowercase = config.text.strip_punctuation = True
+  return path

@@ -27,7 +27,6 @@ KIND = "siglax-stablehlo"  # config.json's field "format"
 FUNCTIONS = {"embed_image": "image", "image_tokens": "image", "embed_text": "text"}
 SUFFIX = ".jax_export"
 PLATFORMS = ("cpu", "cuda", "tpu")
-TOKENIZER = "tokenizer.model"
 # The functions are the model, whatever its options; config.json and the README tell what comes
 # before them (fields.py).
 CARRIES = fields.any_value(
@@ -135,7 +134,7 @@ def config_json(tower, exported: dict, dtype: str) -> dict:
     config["text"] = {
       "length": c.model.text.length,
       "vocab_size": c.model.text.vocab_size,
-      "tokenizer": text and TOKENIZER,
+      "tokenizer": text and text.file,
     }
     if text is not None:
       config["text"] |= {
@@ -191,6 +190,13 @@ def pixels(file):
   return np.asarray(picture.crop((left, top, left + {size}, top + {size})))
 """,
 }
+_JSON_TEXTS = """from tokenizers import Tokenizer
+
+tokenizer = Tokenizer.from_file("{tokenizer}")  # cuts and pads to {length} tokens
+
+def tokens(texts):
+  return np.array([tokenizer.encode(text).ids for text in texts], np.int32)
+"""
 _TEXTS = """import {imports}
 import sentencepiece
 
@@ -267,6 +273,8 @@ def _texts(text) -> list[str]:
       f"int32 tokens [N, {text['length']}] below {text['vocab_size']}, of the tower's own "
       "tokenizer."
     ]
+  if text["tokenizer"].endswith(".json"):
+    return _python(_JSON_TEXTS.format(**text))
   steps, imports = "", "re"
   if text["lowercase"]:
     steps += "\n    text = text.lower()"
@@ -289,7 +297,7 @@ def _write(tower, folder, dtype, source):
   for name in FORMAT.needed(tower):
     np.savez(folder / f"{name}.npz", **params(tower, name, output.DTYPES[dtype]))
   if tower.text is not None:
-    tower.text.save(folder / TOKENIZER)
+    tower.text.save(folder / tower.text.file, padded=True)
   output.write_json(folder / "config.json", config)
   (folder / "README.md").write_text(readme(config, source.resolve().name))
 

@@ -1,4 +1,4 @@
-"""The text tower: a transformer over sentencepiece tokens (SigLIP, arXiv 2303.15343; causal with
+"""The text tower: a transformer over tokens (SigLIP, arXiv 2303.15343; causal with
 eos pooling as CLIP's).
 """
 
@@ -70,7 +70,7 @@ def identity(config, embed_dim: int) -> dict:
 
 TOWER = Tower(
   name="transformer",
-  doc="a transformer over sentencepiece tokens, as SigLIP's, or causal as CLIP's",
+  doc="a transformer over tokens, as SigLIP's, or causal as CLIP's",
   variants=transformer.SIZES,
   build=TextTransformer,
   uses=(*transformer.FIELDS, "causal", "pool"),

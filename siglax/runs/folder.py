@@ -16,7 +16,6 @@ from siglax.runs import bucket
 from siglax.runs import imports
 from siglax.runs import stored
 
-TOKENIZER = "tokenizer.model"
 CONFIG = "config.json"
 
 
@@ -52,13 +51,30 @@ def write(folder, config, text: text_lib.TextProcessor):
   """
   imports.write(folder)
   disk.write_atomic(folder / CONFIG, config_lib.to_json(config).encode())
-  disk.write_atomic(folder / TOKENIZER, text.model)
+  for name, data in text.files.items():
+    disk.write_atomic(folder / name, data)
+
+
+def kept_tokenizer(folder) -> pathlib.Path | None:
+  """The file of the tokenizer that a run folder keeps."""
+  names = text_lib.names_in(str(folder), text_lib.KINDS)
+  return pathlib.Path(folder) / names[0] if names else None
+
+
+def other_tokenizer(folder, text: text_lib.TextProcessor) -> pathlib.Path | None:
+  """The file of the tokenizer that a run folder keeps, where that is not `text`."""
+  kept, folder = kept_tokenizer(folder), pathlib.Path(folder)
+  if kept is None:
+    return None
+  here = {name: data for name, data in text.files.items() if (folder / name).is_file()}
+  same = all((folder / name).read_bytes() == data for name, data in here.items())
+  return None if kept.name in here and same else kept
 
 
 def text_processor(config, folder=None) -> text_lib.TextProcessor:
   """The run's text preprocessing; a run folder carries a copy of its tokenizer."""
-  copy = pathlib.Path(folder or ".") / TOKENIZER
-  tokenizer = copy if folder is not None and copy.is_file() else config.text.tokenizer
+  copy = None if folder is None else kept_tokenizer(folder)
+  tokenizer = copy or config.text.tokenizer
   return text_lib.TextProcessor(
     tokenizer,
     length=config.text.length,

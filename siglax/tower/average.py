@@ -83,7 +83,7 @@ def _check(a, b, first: str, second: str):
     raise ValueError(
       f"the towers of A={first} and B={second} are not the same: {layout.some(different, 4)}"
     )
-  if a.text and b.text and a.text.model != b.text.model:
+  if a.text and b.text and a.text.files != b.text.files:
     raise ValueError(
       f"A={first} and B={second} have different tokenizers, so that a token is not the same word "
       "in both"

@@ -12,7 +12,7 @@ from siglax import config as config_lib
 from siglax import interop
 from siglax.data.text import TextProcessor
 from siglax.interop import fields
-from siglax.runs.folder import TOKENIZER
+from siglax.runs.folder import kept_tokenizer
 from siglax.runs.folder import read_config
 from siglax.runs.folder import text_processor
 
@@ -49,6 +49,7 @@ def find(path) -> Origin:
     with foreign.naming():
       text = text_processor(foreign.config) if foreign.tokenizer else None
       config_lib.check_vocabulary(foreign.config, text)
+    config_lib.fill_text(foreign.config, text)
     return Origin(folder, foreign.config, foreign.towers, text, foreign)
   config = read_config(folder)
   text = text_processor(config, folder) if "text" in towers else None
@@ -65,10 +66,9 @@ def config_from(path, tokenizer: str = ""):
   config = config_lib.default()
   for field, value in fields.describing(origin.config, origin.towers).items():
     config_lib.set_field(config, field, value)
-  kept = origin.folder / TOKENIZER
   if tokenizer:
     config.text.tokenizer = tokenizer
-  elif origin.foreign is None and origin.text and kept.is_file():
+  elif origin.foreign is None and origin.text and (kept := kept_tokenizer(origin.folder)):
     config.text.tokenizer = str(kept)
   elif "text" in origin.towers and origin.text is None:
     raise ValueError(f"{path} has no tokenizer; give the one that it was trained with, tokenizer=…")

@@ -6,6 +6,7 @@ import pathlib
 
 import numpy as np
 
+from siglax import config as config_lib
 from siglax import interop
 from siglax import models
 from siglax.data import images as images_lib
@@ -27,6 +28,7 @@ class Tower(ScaleAndBias):
 
   def __init__(self, config, params, text, mesh=None, model=None):
     self.config, self.params, self.text = config, params, text
+    config_lib.fill_text(config, text)
     self.model = model or models.build(
       config.model, tuple(name for name in models.TOWERS if name in params)
     )
@@ -63,7 +65,7 @@ class Tower(ScaleAndBias):
       raise ValueError("there is no text tower here; load a checkpoint that has one")
     if self.text is None:
       raise ValueError(
-        "this checkpoint has no sentencepiece tokenizer (spiece.model or tokenizer.model in its "
+        "this checkpoint has no tokenizer (tokenizer.json, spiece.model or tokenizer.model in its "
         "folder); "
         "give tokens to tower.model.embed_text(tower.params, tokens)"
       )

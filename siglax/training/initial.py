@@ -99,7 +99,7 @@ def _say_changes(path, origin, here):
   """Logs in one line where the preprocessing of pictures and texts differs."""
   changes = interop.changes(origin.config, here, origin.preprocessed)
   text = origin.text
-  if text and text.model != text_processor(here).model:
+  if text and text.files != text_processor(here).files:
     changes.append(
       f"config.text.tokenizer is another one there ({text.tokenizer}) than {here.text.tokenizer!r} "
       "here"

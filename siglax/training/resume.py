@@ -83,8 +83,8 @@ def _check_inputs(run, examples: list[int] | None):
         f"{run.shown} was trained: its "
         "batches would be others; give the same data, or use another --workdir"
       )
-  kept = run.workdir / folder_lib.TOKENIZER
-  if kept.is_file() and kept.read_bytes() != run.text.model:
+  kept = folder_lib.other_tokenizer(run.workdir, run.text)
+  if kept is not None:
     raise ValueError(
       f"config.text.tokenizer={run.config.text.tokenizer!r} is another model than {kept}, which "
       "the run was trained with; "
@@ -163,7 +163,7 @@ def check_shared(run, lock):
 
 
 def write_files(run):
-  """config.json and tokenizer.model of the run folder; ValueError where it cannot be written."""
+  """config.json and the tokenizer of the run folder; ValueError where it cannot be written."""
   try:
     folder_lib.write(run.workdir, run.config, run.text)
   except OSError as e:

@@ -152,21 +152,32 @@ TEXT = Group(
   {
     "tokenizer": Field(
       "shapes",
-      'A sentencepiece .model file, or "shapes" for the built-in dataset\'s own.',
+      "A sentencepiece .model file, a tokenizer.json, a folder that holds one of them, or "
+      '"shapes" for the built-in dataset\'s own.',
       check=readable_problem,
     ),
     "length": Field(64, "Tokens, to which a text is padded and cut.", least=2, most=2**20),
-    "lowercase": Field(True, "Make letters lower case before tokenizing.", inherited=True),
+    "lowercase": Field(
+      None,
+      "Make letters lower case before tokenizing. None: with a sentencepiece model, or where the "
+      "tokenizer.json does it.",
+      kind=bool,
+      optional=True,
+      inherited=True,
+    ),
     "strip_punctuation": Field(
-      True,
-      "Remove ASCII punctuation before tokenizing, as SigLIP's canonicalization does.",
+      None,
+      "Remove ASCII punctuation before tokenizing, as SigLIP's canonicalization does. None: with "
+      "a sentencepiece model.",
+      kind=bool,
+      optional=True,
       inherited=True,
     ),
     "pad": Field(
       "eos",
-      "The token that fills a text up: eos, the end token (SigLIP), or pad, the tokenizer's "
-      "padding token (SigLIP 2).",
-      choices=("eos", "pad"),
+      "The token that fills a text up: eos, the end token (SigLIP, CLIP in transformers); pad, the "
+      "tokenizer's padding token (SigLIP 2); zero, token 0 (CLIP in open_clip).",
+      choices=("eos", "pad", "zero"),
       inherited=True,
     ),
   },
