@@ -6,6 +6,7 @@ import os
 import pickle
 import tarfile
 import threading
+import types
 import zlib
 
 import cv2
@@ -35,7 +36,9 @@ ROWS, SHARDS = 48, 4
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-  """A folder with the same examples as tars, as pictures with .txt, and as Parquet."""
+  """A folder with the same examples as tars, as pictures with .txt, as Parquet, as ArrayRecord and
+  as datasets saves them.
+  """
   root = tmp_path_factory.mktemp("data")
   (root / "tars").mkdir()
   (root / "folder/in").mkdir(parents=True)
@@ -56,7 +59,14 @@ def data(tmp_path_factory):
   lines = "".join(f"folder/in/{key}.png,{caption}\n" for key, _, caption in rows)
   (root / "a.csv").write_text(f"image,caption\n{lines}")
   _, pictures, captions = zip(*rows)
-  pq.write_table(pa.table({"image": pictures, "caption": captions}), root / "a.parquet")
+  table = pa.table({"image": pictures, "caption": captions})
+  pq.write_table(table, root / "a.parquet")
+  convert = ["convert", str(root / "a.csv"), str(root / "records"), "--examples-per-shard", "20"]
+  assert cli.main(convert) == 0
+  (root / "hf").mkdir()
+  with pa.ipc.new_stream(root / "hf/data.arrow", table.schema) as out:
+    out.write_table(table)
+  (root / "hf/state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
   return root
 
 
@@ -117,7 +127,16 @@ def same(a, b):
   assert a[1] == b[1] == 0
 
 
-PATHS = ("tars", "tars/*.tar", "tars/{0..3}.tar", "folder", "a.csv", "a.parquet")
+PATHS = (
+  "tars",
+  "tars/*.tar",
+  "tars/{0..3}.tar",
+  "folder",
+  "a.csv",
+  "a.parquet",
+  "records",
+  "hf:path=hf",
+)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -125,10 +144,13 @@ PATHS = ("tars", "tars/*.tar", "tars/{0..3}.tar", "folder", "a.csv", "a.parquet"
 def test_batches_are_those_of_a_local_copy(path, place, data, request):
   bucket = request.getfixturevalue(place)
   url = bucket if place == "memory" else bucket[1]
-  same(batches(f"{data}/{path}", threads=1), batches(f"{url}/{path}", threads=4))
+  start, _, name = path.rpartition("=")
+  start = start and f"{start}="
+  local, far = f"{start}{data}/{name}", f"{start}{url}/{name}"
+  same(batches(local, threads=1), batches(far, threads=4))
   if path != "folder":
-    shards = "order=shards,shuffle_shards=2"
-    same(batches(f"{data}/{path}:{shards}"), batches(f"{url}/{path}:{shards}", threads=4))
+    shards = f"{',' if start else ':'}order=shards,shuffle_shards=2"
+    same(batches(local + shards), batches(far + shards, threads=4))
 
 
 def test_each_block_is_fetched_once(s3, data):
@@ -211,8 +233,14 @@ def test_what_is_missing_is_one_line(place, request):
 
 def test_urls_that_cannot_be_opened():
   refused("path='nothing://a/b.tar' cannot be opened: Pro", "webdataset:path=nothing://a/b.tar")
-  for source in ("array_record", "embeddings"):
-    refused(f"source {source} reads local files", f"{source}:path=memory://a/b")
+  for source in ("array_record", "embeddings", "hf"):
+    refused("path='memory://a/b': no such file", f"{source}:path=memory://a/b")
+
+
+def test_a_copy_for_which_there_is_no_room_is_one_line(memory, monkeypatch):
+  full = types.SimpleNamespace(free=100)
+  monkeypatch.setattr(remote.shutil, "disk_usage", lambda folder: full)
+  refused("bytes are more than the 100 that are free; make room", f"{memory}/records")
 
 
 def test_another_content_is_read_anew(memory, data):

@@ -24,6 +24,7 @@ from siglax.data.text import TextProcessor
 from siglax.devices import mesh
 from siglax.interop import fields
 from siglax.interop import open_clip_names
+from siglax.models import naflex
 from siglax.models import transformer
 from siglax.models import vit
 from siglax.tower import export
@@ -292,6 +293,11 @@ def test_what_a_format_cannot_express_is_named(form, changed, message, tmp_path,
 LAYOUTS = {"map": " of a SigLIP", "cls": " of a CLIP"}
 
 
+def of_towers(declared, config):
+  model = types.SimpleNamespace(declared={"image": declared})
+  return types.SimpleNamespace(model=model, config=config, params=dict.fromkeys(models.TOWERS))
+
+
 def tables():
   """{(format, its layout): its table}; one tower alone has its part of that of both."""
   found = {}
@@ -304,12 +310,13 @@ def tables():
     for pool in pools:
       c = config_lib.default()
       c.model.image.pool = pool
-      model = types.SimpleNamespace(declared={"image": vit.TOWER})
-      tower = types.SimpleNamespace(model=model, config=c, params=dict.fromkeys(models.TOWERS))
+      tower = of_towers(vit.TOWER, c)
       found[form, LAYOUTS[pool] if len(pools) > 1 else ""] = interop.FORMATS[form].carries(tower)
       for alone in ("hf-vision", "hf-text"):
         both, one = (interop.FORMATS[name].carries(tower) for name in ("hf", alone))
         assert one.items() < both.items()
+  of_naflex = of_towers(naflex.TOWER, config_lib.default())
+  found["hf", " of NaFlex"] = interop.FORMATS["hf"].carries(of_naflex)
   assert {form for form, _ in found} | {"hf-vision", "hf-text"} == set(interop.written())
   return found
 
@@ -324,7 +331,7 @@ def test_every_field_goes_out_or_is_refused_in_every_format_as_docs_say():
         f"{form} does not say what it does with {field}"
       )
       values = fields.carried(table, field)
-      names = values == tuple(transformer.SIZES)
+      names = values in (tuple(transformer.SIZES), tuple(naflex.VARIANTS))
       cells.append(
         "yes"
         if values == fields.ANY or names
@@ -350,7 +357,8 @@ def test_every_field_goes_out_or_is_refused_in_every_format_as_docs_say():
 def test_a_new_option_is_refused_until_a_table_names_it():
   c = siglax.load(GOLDEN / "hf_siglip").config
   c.image.resize, c.model.image.pool = "bilinear", "mean"
-  of_a_siglip = {key: table for key, table in tables().items() if key[1] != LAYOUTS["cls"]}
+  others = (LAYOUTS["cls"], " of NaFlex")
+  of_a_siglip = {key: table for key, table in tables().items() if key[1] not in others}
   for (form, _), table in of_a_siglip.items():
     lacking = {name: values for name, values in table.items() if name != "model.image.pool"}
     # The default

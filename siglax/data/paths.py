@@ -37,7 +37,6 @@ def find(
   source: str,
   missing: bool = False,
   in_folder: Callable[[str], list[str]] | None = None,
-  urls: bool = True,
 ) -> list[str]:
   """The files of a path, in its order.
 
@@ -46,7 +45,6 @@ def find(
   whatever characters it has. The files of a glob are sorted.
   source: the source that asks. Raises ValueError for a path of another one, which it names.
   in_folder: gives the files that a folder stands for; without it a folder is refused.
-  urls: whether the source reads files in buckets; otherwise a URL is refused.
   missing: names without a glob are returned where there is no file, instead of a ValueError.
   """
   if problem := path_problem(path):
@@ -54,8 +52,6 @@ def find(
   patterns = _split(path) if isinstance(path, str) else [os.fsdecode(p).strip() for p in path]
   files = []
   for pattern in patterns:
-    if not urls:
-      refuse_url(pattern, source)
     if "\0" in pattern:
       raise ValueError(f"path={pattern!r} has a NUL byte, which no file's name has")
     names = [pattern] if _is_there(pattern) else _expand(pattern)
@@ -95,14 +91,6 @@ def path_problem(path) -> str | None:
   ):
     return None
   return "must be a file, a glob, or a tuple of them"
-
-
-def refuse_url(path: str, source: str):
-  """ValueError for a URL, of a source whose files a library reads from this machine's disks."""
-  if storage.is_url(path):
-    raise ValueError(
-      f"path={path!r} is a URL, and source {source} reads local files; copy it to a local folder"
-    )
 
 
 def refuse_compressed(file: str):

@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import pathlib
+import shutil
 
 from siglax.data import buckets
 from siglax.data import listing
@@ -49,7 +50,8 @@ class File(io.RawIOBase):
 def copied(path: str) -> str:
   """A local path with the content of a URL, a file or a folder; a local path is itself.
 
-  The copy is in the cache folder, and made anew when the content has changed.
+  The copy is in the cache folder, and made anew when the content has changed. Raises ValueError
+  where there is nothing, or no room for it.
   """
   if not storage.is_url(path):
     return path
@@ -67,6 +69,11 @@ def copied(path: str) -> str:
     total = sum(found.size for _, found in facts)
     logger.info("copying %s, %.1f MB, to %s", path, total / 1e6, place)
     place.parent.mkdir(parents=True, exist_ok=True)
+    if total > (free := shutil.disk_usage(place.parent).free):
+      raise ValueError(
+        f"{path!r} is copied to {place.parent}, and its {total:,} bytes are more than the {free:,} "
+        "that are free; make room, or name another folder by XDG_CACHE_HOME"
+      )
     try:
       with disk.replacing(place) as temporary:
         place_of = lambda file: temporary / file[len(path) + 1 :] if folder else temporary

@@ -101,6 +101,7 @@ def plain_vit() -> dict[str, tuple]:
     "model.image.patch_bias": (True,),
     "model.image.position": ("learned",),
     "model.image.pre_norm": (False,),
+    "model.image.grid": (16,),
   }
 
 

@@ -105,10 +105,7 @@ def _sections(file, hf, family, towers):
   for that of a tower which is not there.
   """
   whole = len(towers) == 1  # then all of the file is the section of that tower
-  given = {
-    "vision": hf if whole else hf.get("vision_config", {}),
-    "text": hf if whole else hf.get("text_config", {}),
-  }
+  given = {name: hf if whole else hf.get(f"{name}_config", {}) for name in ("vision", "text")}
   found = {}
   for name, defaults in DEFAULTS[family].items():
     if {"vision": "image"}.get(name, name) not in towers:
@@ -152,9 +149,8 @@ def _image_tower(config, vision, family, file):
   if family == "clip":
     image.pool, image.pre_norm, image.patch_bias, image.head = "cls", True, False, "linear_no_bias"
   elif not vision["vision_use_head"]:
-    image.pool = (
-      "mean"  # transformers pools nothing then; its classifier takes the mean of the patches
-    )
+    # transformers pools nothing then; its classifier takes the mean of the patches.
+    image.pool = "mean"
 
 
 def _side(count, name: str, file) -> int:
@@ -259,14 +255,14 @@ def _family(tower) -> str:
 
 
 # What the models of a family are, and their preprocessor and tokenizer (fields.py).
-_ANY_IMAGES = {
+_IMAGES = {
   **fields.any_value(
     "model.embed_dim", "model.image.patch", "model.image.norm_eps", "model.image.activation"
   ),
   **fields.any_value("image.size", "image.mean", "image.std", "image.resize"),
   **fields.sizes("image"),
+  **fields.plain_vit(),
 }
-_IMAGES = {**_ANY_IMAGES, **fields.plain_vit()}
 _TEXTS = {
   **fields.any_value(
     "model.embed_dim",
@@ -286,9 +282,11 @@ CARRIES = {
     "image.fit": ("squash",),
   },
   "siglip2": {
-    **_ANY_IMAGES,
+    **_IMAGES,
     **fields.any_value("model.image.grid"),
     "model.image.variant": tuple(naflex.VARIANTS),
+    "model.image.pool": ("map",),
+    "model.image.head": ("auto",),
     "image.fit": ("native",),
   },
   "clip": {

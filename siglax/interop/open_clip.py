@@ -23,9 +23,8 @@ from siglax.models import transformer
 
 # What open_clip carries of any kind of image tower (fields.py).
 _CARRIES = {
-  **fields.any_value(
-    "model.embed_dim", "image.size", "image.mean", "image.std", "image.resize", "image.fit"
-  ),
+  **fields.any_value("model.embed_dim", "image.size", "image.mean", "image.std", "image.resize"),
+  "image.fit": ("squash", "crop"),
   **fields.any_value("model.text.vocab_size", "model.text.eos_id", "model.text.norm_eps"),
   **fields.any_value("text.tokenizer", "text.length", "text.lowercase"),
   **fields.sizes("text"),

@@ -11,6 +11,7 @@ from siglax.config.parts import Field
 from siglax.data import captions as captions_lib
 from siglax.data import names as names_lib
 from siglax.data import paths
+from siglax.data import remote
 from siglax.data import storage
 from siglax.data import tables
 from siglax.data.numbering import Numbering
@@ -22,7 +23,8 @@ class ArrayRecord:
   "label", "weight", "key"}.
 
   A record is a tf.train.Example, whose features the fields of SOURCE name; one that is not there
-  is left out. Each record is read when it is asked for. shard_sizes: int64 [files].
+  is left out. Each record is read when it is asked for; files of a bucket are copied first.
+  shard_sizes: int64 [files].
   Raises ValueError, beginning with the argument, for a missing, empty or damaged file, and for a
   first record that is no Example or lacks a feature. classnames, templates: of the files
   classnames.txt and zeroshot_classification_templates.txt beside the files or one folder up, else
@@ -38,13 +40,14 @@ class ArrayRecord:
       "caption_weights": caption_weights,
       **names,
     }
-    self._files = paths.find(path, "array_record", in_folder=_in_folder, urls=False)
+    self._files = paths.find(path, "array_record", in_folder=_in_folder)
     self.classnames = captions_lib.beside(self._files, captions_lib.CLASSNAMES)
     self.templates = captions_lib.templates(self._files)
     for file in self._files:  # a ValueError for one that is missing
       storage.size(file)
+    local = [remote.copied(file) for file in self._files]
     try:
-      opened = [array_record_data_source.ArrayRecordDataSource(file) for file in self._files]
+      opened = [array_record_data_source.ArrayRecordDataSource(file) for file in local]
       self.shard_sizes = np.array([len(records) for records in opened], np.int64)
     except (RuntimeError, ValueError, OSError) as e:
       raise ValueError(

@@ -9,6 +9,7 @@ import numpy as np
 from siglax.config.parts import Field
 from siglax.data import embedding_files
 from siglax.data import paths
+from siglax.data import remote
 from siglax.data.numbering import Numbering
 from siglax.data.source import Source
 
@@ -17,7 +18,8 @@ class Embeddings:
   """Rows of files of `siglax embed`: {"image_embedding": float32 [d], "captions": [str, …],
   "label", "weight", "key"}.
 
-  path: a .npz, .parquet or .array_record file, a glob, a tuple of them, or the same with commas.
+  path: a .npz, .parquet or .array_record file, a glob, a tuple of them, or the same with commas;
+  files of a bucket are copied first.
   description: of the first file. held_bytes: what each process that reads the rows holds in memory.
   An .npz is held in memory; so are the embeddings and captions of
   .parquet up to files.MEMORY_BYTES, above which they are mapped from disk; an .array_record is read
@@ -27,8 +29,8 @@ class Embeddings:
 
   def __init__(self, path):
     self._path = path
-    names = paths.find(path, "embeddings", urls=False)
-    self._files = [embedding_files.open_file(name) for name in names]
+    names = paths.find(path, "embeddings")
+    self._files = [embedding_files.open_file(remote.copied(name)) for name in names]
     self._numbering = Numbering([len(file) for file in self._files])
     self.description = self._files[0].description
     self.classnames = tuple(self.description["classnames"] or ()) or None

@@ -14,6 +14,7 @@ from siglax.config import values
 from siglax.config.parts import Field
 from siglax.data import captions as captions_lib
 from siglax.data import names as names_lib
+from siglax.data import remote
 from siglax.data import storage
 from siglax.data import tables
 from siglax.data.numbering import Numbering
@@ -32,7 +33,7 @@ class HuggingFace:
 
   def __init__(self, path, split, template, **names):
     self._arguments = {"path": path, "split": split, "template": template, **names}
-    folder, files = _files(path, split)
+    folder, files = _files(remote.copied(path), split)
     opened = {file: _opened(file) for file in files}
     schemas = {file: table.schema for file, table in opened.items()}
     self._tables, self._templates = list(opened.values()), captions_lib.read_templates(template)
