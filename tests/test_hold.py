@@ -13,6 +13,7 @@ from siglax.data.text import TextProcessor
 from siglax.devices import mesh as mesh_lib
 from siglax.devices import paths
 from siglax.runs import folder as folder_lib
+from siglax.runs import places
 from siglax.runs import records
 from siglax.runs import stored
 from siglax.training import loop
@@ -90,7 +91,7 @@ def test_resumed_while_the_weights_are_held(run, tmp_path):
   assert [r["lr"] for r in lines] == [0.0] * (HOLD + 1) + [pytest.approx(run.config.optim.lr)]
   shutil.copytree(run.workdir, tmp_path / "again")
   for later in (4, 6):
-    shutil.rmtree(tmp_path / "again" / stored.FOLDER / str(later))
+    shutil.rmtree(tmp_path / "again" / places.FOLDER / str(later))
   loop.train(folder_lib.read_config(run.workdir), tmp_path / "again")
   again = [r for r in records.read(tmp_path / "again") if "loss" in r][-4:]
   assert [(r["step"], r["loss"], r["grad_norm"]) for r in again] == [
