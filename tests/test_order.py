@@ -210,7 +210,7 @@ def test_the_fingerprint_is_of_the_next_examples():
 
 
 def test_a_run_does_not_go_on_with_other_examples(tmp_path):
-  run = types.SimpleNamespace(config=config(), sources=[Shards()], workdir=tmp_path, shown="runs/a")
+  run = types.SimpleNamespace(config=config(), sources=[Shards()], workdir=tmp_path, shown=tmp_path)
   then = order.Fingerprint(run.config, run.sources)(5)
   for known in (then, None):  # None: a checkpoint of before
     resume._check_order(run, 5, known)
