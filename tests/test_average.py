@@ -51,7 +51,7 @@ def test_each_parameter_lies_between(pair, weight, tmp_path, caplog):
     else:
       np.testing.assert_allclose(x, want, rtol=1e-6, atol=1e-7, err_msg=name)
   assert "config.image.resize is 'bilinear' in A and 'bicubic' in B" in caplog.text
-  assert got.config.image.resize == "bicubic" and got.text.model == b.text.model
+  assert got.config.image.resize == "bicubic" and got.text.files == b.text.files
 
 
 def test_it_is_evaluated_exported_and_started_from_but_not_resumed(pair, tmp_path, capsys):

@@ -234,7 +234,7 @@ def test_the_second_stage_needs_the_first(tmp_path, capsys):
 def test_fine_tuning_takes_all_from_the_checkpoint(first, tmp_path):
   there = siglax.load(first)
   tuned = run_lib.Run(load("finetune", f":smoke=True,init={first}"), tmp_path)
-  assert tuned.text.model == there.text.model and tuned.hold_steps == 1
+  assert tuned.text.files == there.text.files and tuned.hold_steps == 1
   params = tuned.initial_state().params
   jax.tree.map(np.testing.assert_array_equal, params, there.params)
   assert fields.describing(tuned.config, models.TOWERS) == {

@@ -22,6 +22,8 @@ import saved
 from tiny import get_config
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
+# Of the built-in tokenizer, where nobody sets another.
+TOKENIZERS_OWN = {"text.lowercase": True, "text.strip_punctuation": True}
 
 
 def config(**changed):
@@ -118,7 +120,7 @@ def test_preprocessing_comes_from_the_start(base, tmp_path, caplog):
   assert lines == [
     f"config.model.init_from={base.workdir}: from there come config.image.mean=(0.1, 0.2, 0.3), "
     "config.image.std=(0.4, 0.5, 0.6), config.image.resize='bicubic', config.text.lowercase=False, "
-    "config.text.pad='pad'"
+    "config.text.strip_punctuation=True, config.text.pad='pad'"
   ]
   caplog.clear()
   run.initial_state()
@@ -135,13 +137,14 @@ def test_what_a_config_sets_stays_be_it_the_default(base, tmp_path, caplog):
   run.initial_state()
   assert "config.image.resize is 'bicubic' there and 'bilinear' here" in caplog.text
   again = config_lib.from_json(config_lib.to_json(config(**{"model.init_from": base.workdir})))
-  assert preprocessing(run_lib.Run(again, tmp_path).config) == preprocessing(fields.default())
+  want = preprocessing(fields.default()) | TOKENIZERS_OWN
+  assert preprocessing(run_lib.Run(again, tmp_path).config) == want
 
 
 def test_of_one_tower_only_its_own(base, tmp_path):
   c = config(**{"model.init_from": f"{base.workdir}:img"})
   image = {name: value for name, value in INHERITED.items() if name.startswith("image.")}
-  assert preprocessing(run_lib.Run(c, tmp_path).config) == preprocessing(c) | image
+  assert preprocessing(run_lib.Run(c, tmp_path).config) == preprocessing(c) | TOKENIZERS_OWN | image
 
 
 def test_a_run_that_goes_on_keeps_what_it_began_with(base, tmp_path):
@@ -160,7 +163,7 @@ def test_of_a_released_clip(tmp_path):
   run = run_lib.Run(fresh, tmp_path)
   image = {name: config_lib.get(c, name) for name in INHERITED if name.startswith("image.")}
   assert image["image.fit"] == "crop"
-  assert preprocessing(run.config) == preprocessing(fresh) | image
+  assert preprocessing(run.config) == preprocessing(fresh) | TOKENIZERS_OWN | image
 
 
 def test_sharded_positions(monkeypatch):

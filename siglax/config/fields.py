@@ -113,9 +113,10 @@ def _add(c: ConfigDict, name: str, field: Field):
     if group not in c:
       c[group] = ConfigDict()
     c = c[group]
-  if field.optional or not isinstance(field.kind, type):
-    c[key] = placeholder(field.kind if isinstance(field.kind, type) else object)
   if field.inherited:
     c[key] = Inherited(field.default, field.kind)
-  elif field.default is not None:
+    return
+  if field.optional or not isinstance(field.kind, type):
+    c[key] = placeholder(field.kind if isinstance(field.kind, type) else object)
+  if field.default is not None:
     c[key] = field.default
