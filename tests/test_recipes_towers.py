@@ -142,7 +142,7 @@ def test_siglax_embed_takes_it(run, tmp_path):
 
 
 def test_it_goes_out_as_functions_and_other_formats_refuse_it(run, tmp_path):
-  out = export.export(run, "stablehlo", tmp_path / "out")
+  out = pathlib.Path(export.export(run, "stablehlo", tmp_path / "out"))
   assert json.loads((out / "config.json").read_text())["image"]["width"] == 64
   for form in ("hf", "hf-vision", "open_clip", "vit"):
     refusal = "config.model.image.variant='patches-S'; it needs 'Ti'.*: stablehlo$"
