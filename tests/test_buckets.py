@@ -312,7 +312,9 @@ def test_an_index_is_kept_on_this_machine(memory, cache, monkeypatch):
 def test_a_tokenizer_in_a_bucket(memory, data):
   url = f"{memory}/shapes.model"
   model = text_lib.TextProcessor()
-  fsspec.filesystem("memory").pipe_file("/bucket/data/shapes.model", model.model)
+  fsspec.filesystem("memory").pipe_file(
+    "/bucket/data/shapes.model", text_lib.SHIPPED["shapes"].read_bytes()
+  )
   other = text_lib.TextProcessor(url)
   np.testing.assert_array_equal(other(["a red square"]), model(["a red square"]))
   with pytest.raises(

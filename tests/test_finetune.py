@@ -13,8 +13,8 @@ from siglax import config as config_lib
 from siglax.devices import paths
 from siglax.runs import checkpoint
 from siglax.runs import folder as folder_lib
+from siglax.runs import places
 from siglax.runs import records
-from siglax.runs import stored
 from siglax.training import loop
 from siglax.training import run as run_lib
 
@@ -140,7 +140,7 @@ def test_resumed_within_the_unmasked_end_and_before_it(run, tmp_path):
   for steps in (2, 4):
     workdir = tmp_path / str(steps)
     shutil.copytree(run, workdir)
-    for later in (workdir / stored.FOLDER).iterdir():
+    for later in (workdir / places.FOLDER).iterdir():
       if later.name.isdigit() and int(later.name) > steps:
         shutil.rmtree(later)
     loop.train(folder_lib.read_config(run), workdir)
