@@ -150,8 +150,8 @@ def small_timm(patch, size):
   timm = pytest.importorskip("timm")
   name = f"vit_base_patch{patch}_siglip_{size}"
 
-  def make(pretrained=False, **options):
-    del pretrained
+  def make(pretrained=False, *, num_classes, global_pool, **options):
+    del pretrained, options
     sizes = {"embed_dim": 16, "depth": 1, "num_heads": 2, "mlp_ratio": 2}
     return timm.models.vision_transformer.VisionTransformer(
       img_size=size,
@@ -159,7 +159,8 @@ def small_timm(patch, size):
       **sizes,
       class_token=False,
       act_layer="gelu_tanh",
-      **options,
+      num_classes=num_classes,
+      global_pool=global_pool,
     )
 
   make.__name__, make.__module__ = name, "timm.models.vision_transformer"

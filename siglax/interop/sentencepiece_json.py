@@ -6,8 +6,8 @@ removes punctuation always, and pads with the end token.
 sentencepiece normalises by a table of strings (its charsmap, NFKC and a little more), of which the
 longest that fits is replaced. The tokenizers library has that table too, but takes the shortest of
 each grapheme; its NFKC orders and joins accents over any distance. So a character that is in no
-text is put behind each string that the table replaces at once. Then NFKC sees one string at a time, and
-the table replaces what NFKC does not know.
+text is put behind each string that the table replaces at once. Then NFKC sees one string at a time,
+and the table replaces what NFKC does not know.
 """
 
 from __future__ import annotations
