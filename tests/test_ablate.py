@@ -3,11 +3,14 @@
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import cv2
+import numpy as np
 import pytest
 
 from siglax import config as config_lib
@@ -168,6 +171,26 @@ def test_a_wrong_study_is_one_line_before_any_run(fields, message):
       except ValueError as error:
         raise ValueError(f"{run.name}: {error}") from error
   assert message in str(e.value) and "\n" not in str(e.value)
+
+
+def test_a_task_whose_data_lack_labels_is_one_line_before_any_run(tmp_path):
+  (tmp_path / "a.csv").write_text("image,caption\na.png,a cat\n")
+  cv2.imwrite(str(tmp_path / "a.png"), np.zeros((16, 16, 3), np.uint8))
+  data = {"source": "csv", "path": str(tmp_path / "a.csv")}
+  task = {"kind": "zero_shot", "name": "test", "data": data, "classnames": ("cat", "dog")}
+  study = studies.Study(f"{TINY}:steps=8", set={"eval.tasks": (task,)}, seeds=(0,))
+  (run,) = runs_of(study)
+  with pytest.raises(ValueError, match=r"config.eval.tasks.0 \('test'\): .* label"):
+    SIZES(run.config())
+
+
+def test_a_disk_that_is_too_small_is_one_line_before_any_run(tmp_path, monkeypatch):
+  usage = shutil.disk_usage(tmp_path)
+  monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+  one = ablation(f"{STUDY}:losses=False", tmp_path / "study", seeds="(0,)")
+  with pytest.raises(ValueError, match="1 kB free, and the checkpoints of 1 runs take up to"):
+    one.run()
+  assert not list((tmp_path / "study").iterdir())
 
 
 def test_devices_in_sets_and_parts_of_runs():
