@@ -110,7 +110,7 @@ class TrainBatches:
       for limit in (spec.get("max_bad_fraction") for spec in config.data)
     ]
     self._loaders = [
-      ExampleLoader(k, source, first_label, need_labels, config.image, text)
+      ExampleLoader(k, source, first_label, need_labels, config.image, text, config.text.captions)
       for k, (source, first_label) in enumerate(zip(sources, first_labels(sources)))
     ]
     if process_index == 0:

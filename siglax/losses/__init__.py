@@ -26,12 +26,15 @@ import jax
 import jax.numpy as jnp
 
 from siglax.config.parts import Registry
+from siglax.losses import cyclip
 from siglax.losses import focal
 from siglax.losses import hinge
 from siglax.losses import pairs
 from siglax.losses import ring
 from siglax.losses import sigmoid
+from siglax.losses import sigmoid_masked
 from siglax.losses import softmax
+from siglax.losses import softmax_hard
 from siglax.losses.layout import IMPLS
 from siglax.losses.layout import Batch
 from siglax.losses.layout import Layout
@@ -41,7 +44,17 @@ from siglax.losses.layout import plan
 from siglax.losses.loss import Loss
 
 LOSSES: Registry[Loss] = Registry(
-  "loss", (sigmoid.LOSS, softmax.LOSS, focal.LOSS, hinge.LOSS), merged=True
+  "loss",
+  (
+    sigmoid.LOSS,
+    softmax.LOSS,
+    focal.LOSS,
+    hinge.LOSS,
+    sigmoid_masked.LOSS,
+    softmax_hard.LOSS,
+    cyclip.LOSS,
+  ),
+  merged=True,
 )
 
 
@@ -169,6 +182,16 @@ def _compute(loss: Loss, batch: Batch, scalars: tuple, layout: Layout, **options
   for name, value in options.items():
     if isinstance(value, (int, float, str)) and (problem := loss.fields[name].problem(value)):
       raise ValueError(f"{name}={value!r} {problem} (config.loss.{name})")
+  if loss.plus is not None:
+    added = {name: options.pop(name) for name in loss.plus.fields}
+    return _value(loss, batch, scalars, layout, **options) + _value(
+      loss.plus, batch, (), layout, **added
+    )
+  return _value(loss, batch, scalars, layout, **options)
+
+
+def _value(loss: Loss, batch: Batch, scalars: tuple, layout: Layout, **options) -> jax.Array:
+  """Of a loss alone, without what is added to it."""
   layout = layout.chosen(*batch.zimg.shape)
   zimg, ztxt = (
     z.astype(jnp.float32) if z.dtype == jnp.float64 else z for z in (batch.zimg, batch.ztxt)

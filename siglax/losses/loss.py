@@ -32,6 +32,8 @@ class Loss:
   bias_init: (batch size, share of the other pairs that match) → the bias at the start; None where
   there is no bias.
   rescale: (loss, c, **options) → the loss where all weights are c times as large.
+  plus: a loss of embeddings alone, without scale and bias, that is added to this one; its fields
+  are among `fields`, and are options of it alone.
   """
 
   name: str
@@ -43,6 +45,7 @@ class Loss:
   scale_max: float | None = None
   bias_init: Callable[[int, float], float] | None = None
   rescale: Callable[..., jax.Array] = weighted_once
+  plus: Loss | None = None
 
   def scalars(self, scale, bias) -> tuple:
     """Those of the two that the loss depends on."""

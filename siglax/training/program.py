@@ -112,7 +112,12 @@ class Program:
   def abstract_batch(self) -> dict:
     """Shapes and shardings of a global batch."""
     B, S, L = self.config.batch_size, self.config.image.size, self.config.text.length
-    shapes = {"tokens": ((B, L), np.int32), "label": ((B,), np.int32), "weight": ((B,), np.float32)}
+    captions = (self.config.text.captions,) if self.config.text.captions > 1 else ()
+    shapes = {
+      "tokens": ((B, *captions, L), np.int32),
+      "label": ((B,), np.int32),
+      "weight": ((B,), np.float32),
+    }
     if self.embedded:
       shapes["image_embedding"] = (B, self.model.embed_dim), np.float32
     else:
@@ -137,7 +142,8 @@ class Program:
     )
     passes = {name: 1 if all(jax.tree.leaves(self.frozen[name])) else 3 for name in models.TOWERS}
     keys = jax.ShapeDtypeStruct((self.config.batch_size,), jax.random.key(0).dtype)
-    work = passes["text"] * flops.count(model.embed_text, params, batch["tokens"], keys)
+    embed_texts = functools.partial(step_lib.embed_texts, model)
+    work = passes["text"] * flops.count(embed_texts, params, batch["tokens"], keys)
     return (
       work
       if self.embedded

@@ -2,7 +2,9 @@
 
 The batch is {"image": uint8 [B, H, W, 3], "tokens": int32 [B, L], "label": int32 [B], "weight":
 float32 [B]}. With "image_embedding": float32 [B, d] in place of "image", the image tower does not
-run.
+run. With K = config.text.captions above 1, "tokens" is [B, K, L]: each picture has K texts that
+match it. The loss is then that of B·K pairs in which the embedding of a picture stands K times,
+with labels that tell which rows are of one picture, or with those of the batch.
 
 The loss needs the embeddings of the whole batch, the towers need activations of no more than they
 work on. So a step with config.train.microbatch embeds in chunks and keeps nothing but the
@@ -18,6 +20,8 @@ keeps them.
 """
 
 from __future__ import annotations
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -114,7 +118,15 @@ def make_value_and_grad(config, model, mesh, frozen):
   def objective(zimg, ztxt, logit_params, batch):
     scale, bias = scale_and_bias(logit_params)
     labels = batch["label"] if config.loss.positives == "label" else None
-    loss = loss_fn(zimg, ztxt, scale, bias, weights=batch["weight"], labels=labels)
+    if ztxt.ndim == 2:
+      loss = loss_fn(zimg, ztxt, scale, bias, weights=batch["weight"], labels=labels)
+    else:
+      of_pictures = jnp.arange(len(zimg), dtype=jnp.int32) if labels is None else labels
+      repeat = functools.partial(_repeated, ztxt.shape[1])
+      rows = (repeat(zimg), ztxt.reshape(-1, ztxt.shape[-1]))
+      weights = repeat(batch["weight"])
+      loss = loss_fn(*rows, scale, bias, weights=weights, labels=repeat(of_pictures))
+      ztxt = ztxt[:, 0]
     return loss, _statistics(config, mesh, zimg, ztxt, scale, bias, batch["weight"], labels)
 
   def value_and_grad(params, batch, step):
@@ -193,7 +205,7 @@ def _embedding(model, updates_statistics):
 
   def embed(trainable, fixed, examples):
     params, running = trainable_lib.merge(trainable, fixed), {}
-    ztxt = model.embed_text(params, examples["tokens"], examples.get("text_key"))
+    ztxt = embed_texts(model, params, examples["tokens"], examples.get("text_key"))
     if "image_embedding" in examples:
       zimg = examples["image_embedding"]
     elif updates_statistics:
@@ -205,6 +217,24 @@ def _embedding(model, updates_statistics):
     return (zimg, ztxt), running
 
   return embed
+
+
+def embed_texts(model, params, tokens, keys=None) -> jax.Array:
+  """tokens [N, L] → [N, d], or [N, K, L] → [N, K, d]: K captions of each picture, with a random key
+  of their own each.
+  """
+  if tokens.ndim == 2:
+    return model.embed_text(params, tokens, keys)
+  N, K, L = tokens.shape
+  if keys is not None:
+    keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(keys, jnp.arange(K))
+    keys = keys.reshape(N * K)
+  return model.embed_text(params, tokens.reshape(N * K, L), keys).reshape(N, K, -1)
+
+
+def _repeated(count: int, x: jax.Array) -> jax.Array:
+  """Each row so many times, one after the other: [N, …] → [N·count, …]."""
+  return jnp.repeat(x, count, axis=0)
 
 
 def _statistics(config, mesh, zimg, ztxt, scale, bias, weights, labels) -> dict:
