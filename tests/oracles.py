@@ -134,6 +134,47 @@ def sigmoid_masked(zimg, ztxt, scale, bias, w=None, labels=None, kept="hardest",
   return loss, gradients(ww * keep * (1 / (1 + np.exp(-x)) - p), zimg, ztxt, scale)
 
 
+class GlobalContrastive:
+  """SogCLR and FastCLIP, example by example: u of each side in a dict by the example's number."""
+
+  def __init__(self, temperature="fixed", rho=6.5, epsilon=1e-14):
+    self.temperature, self.rho, self.epsilon = temperature, rho, epsilon
+    self.u = {}, {}
+
+  def __call__(self, zimg, ztxt, scale, examples, gamma, w=None, labels=None):
+    """(loss, gradients in zimg, ztxt and scale) of a batch, after which u are the new ones."""
+    n, tau = len(zimg), 1 / scale
+    w = np.ones(n) if w is None else w
+    s, p = zimg @ ztxt.T, matching(labels, n)
+    logs, ds, dlogs, old = 0.0, np.zeros((n, n)), 0.0, [dict(side) for side in self.u]
+    outer = 1.0 if self.temperature == "unscaled" else tau
+    for side, (y, dy) in enumerate(((s, ds), (s.T, ds.T))):
+      for i in np.flatnonzero(w):
+        others = [j for j in np.flatnonzero(w) if not p[i, j] and examples[i] != examples[j]]
+        if not others:
+          continue
+        h = y[i, others] - y[i, i]
+        share = w[others] / w[others].sum()
+        e = share * np.exp(h / tau)
+        seen = old[side].get(examples[i])
+        u = e.sum() if seen is None else (1 - gamma) * seen + gamma * e.sum()
+        if not any(examples[k] == examples[i] for k in np.flatnonzero(w[:i])):
+          self.u[side][examples[i]] = u
+        own = w[i] / w.sum()
+        logs += own * np.log(self.epsilon + u)
+        c = own * e / (self.epsilon + u) * scale
+        dlogs += (c * h).sum() * tau
+        np.add.at(dy[i], others, outer * c)
+        dy[i, i] -= outer * c.sum()
+    dscale = {
+      "fixed": 0.0,
+      "learned": outer * dlogs - (logs + 2 * self.rho) * tau**2,
+      "unscaled": dlogs,
+    }
+    added = 2 * self.rho * tau if self.temperature == "learned" else 0.0
+    return outer * logs + added, (ds @ ztxt, ds.T @ zimg, dscale[self.temperature])
+
+
 # The transformer, over one tower's dict of parameters.
 
 

@@ -28,12 +28,23 @@ class ExampleLoader:
   """Example i of one source, augmented and tokenized: a pure function of i and its random numbers.
 
   Runs in the threads, or is pickled to the workers. index: of the source in config.data;
-  first_label: added to its labels; need_labels: an example without one is broken. captions: so many
-  are drawn of an example; of more than one its tokens are [captions, L].
+  first_label: added to its labels; need_labels: an example without one is broken. first_example:
+  the number of its first example among those of all sources. captions: so many are drawn of an
+  example; of more than one its tokens are [captions, L].
   """
 
-  def __init__(self, index, source, first_label, need_labels, image_config, text, captions=1):
-    self.source = source
+  def __init__(
+    self,
+    index,
+    source,
+    first_label,
+    need_labels,
+    image_config,
+    text,
+    first_example=0,
+    captions=1,
+  ):
+    self.source, self._first_example = source, first_example
     self._index, self._first_label, self._need_labels = index, first_label, need_labels
     self._image_config = types.SimpleNamespace(
       **image_config.to_dict()
@@ -46,7 +57,7 @@ class ExampleLoader:
 
   def __call__(self, i: int, rng: np.random.Generator) -> dict:
     """The example, or the first sound one drawn instead: as a row of `TrainBatches`, with "source",
-    "index", "bad" and "filtered".
+    "index", "bad" and "filtered"; "example" is its number among all that filters have left.
     """
     bad, broken = np.full(MAX_REPLACEMENTS, -1, np.int64), 0
     for filtered in range(MAX_FILTERED):
@@ -54,6 +65,7 @@ class ExampleLoader:
         return self._example(i, rng) | {
           "source": np.int32(self._index),
           "index": np.int64(filters.number(self.source, i)),
+          "example": np.int64(self._first_example + i),
           "bad": bad,
           "filtered": np.int32(filtered - broken),
         }
@@ -111,6 +123,7 @@ class ExampleLoader:
       "weight": weight.astype(np.float32),
       "source": np.full(count, self._index, np.int32),
       "index": np.array(numbers, np.int64),
+      "example": self._first_example + np.array(numbers, np.int64),
       "bad": np.full((count, MAX_REPLACEMENTS), -1, np.int64),
       "filtered": np.zeros(count, np.int32),
     }

@@ -65,10 +65,10 @@ def _per_device(transport, batch, scalars, grad):
       "mass": row_state["mass"] + jnp.sum(w_tt, axis=1),
     }
     # x + log w_i + log w_j is largest in a row where x + log w_j is, and in a column where x + log
-    # w_i is: one matrix serves both, and `_add` subtracts the log w that does not belong there.
+    # w_i is: one matrix serves both, and `add_tile` subtracts the log w that does not belong there.
     both_tt = x_tt + pairs.log_weights(row["w"], 1) + pairs.log_weights(col["w"], 0)
     both_tt = jnp.where(present_tt, both_tt, pairs.LOWEST)
-    add = functools.partial(_add, x_tt, both_tt, present_tt)
+    add = functools.partial(add_tile, x_tt, both_tt, present_tt)
     return add(row_state, row, col, 1) | positive, add(col_state, col, row, 0)
 
   row_state = none | {"target": zeros_b, "mass": zeros_b}
@@ -103,7 +103,7 @@ def _per_device(transport, batch, scalars, grad):
   return loss, (row_b["dimg"] * (scale / total), col_b["dtxt"] * (scale / total), (dscale,))
 
 
-def _add(x_tt, both_tt, present_tt, state, own, others, axis):
+def add_tile(x_tt, both_tt, present_tt, state, own, others, axis):
   """The normalisers of the examples `own` with a tile of logits added, over the examples `others`.
 
   axis: 1 where `own` are the rows of the tile, 0 where they are its columns.
