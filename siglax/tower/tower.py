@@ -132,4 +132,5 @@ def load(path) -> Tower:
   params = read_params(origin.folder, model, mesh)
   for name in models.TOWERS:
     config.model[name].lora_rank = 0
-  return Tower(config, models.merge_lora(params), origin.text, mesh)
+  config.model.relative_bias = False
+  return Tower(config, models.plain_params(params), origin.text, mesh)
