@@ -134,7 +134,9 @@ def test_captions_are_drawn_without_repetition_while_there_are_some():
 
   text = TextProcessor(length=8)
   image = config_lib.default().image
-  one, three = (loading.ExampleLoader(0, Source(), 0, False, image, text, k) for k in (1, K))
+  one, three = (
+    loading.ExampleLoader(0, Source(), 0, False, image, text, captions=k) for k in (1, K)
+  )
   seen = set()
   for i in range(5):
     for seed in range(20):
