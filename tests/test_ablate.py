@@ -1,5 +1,6 @@
 """`siglax ablate`: the runs that come of a study file, what is wrong with one, and their making."""
 
+import json
 import os
 import pathlib
 import random
@@ -24,7 +25,6 @@ from siglax.studies import grid
 from siglax.studies import lengths
 from siglax.studies import sizes
 from siglax.studies import study as study_lib
-from siglax.training import loop
 
 STUDY = str(pathlib.Path(__file__).with_name("tiny_study.py"))
 TINY = str(pathlib.Path(__file__).with_name("tiny.py"))
@@ -206,8 +206,9 @@ def test_devices_in_sets_and_parts_of_runs():
       ablate.parse_only(text)
 
 
+@pytest.mark.slow
 def test_a_study_of_one_run(tmp_path):
-  """Its run is that of siglax train; a second start makes nothing, another study is refused."""
+  """Its run is one of siglax train; a second start makes nothing."""
   one = ("--config.seeds=(1,)", "--config.base.loss.name=hinge")
   process = start(tmp_path / "study", *one, config=f"{STUDY}:steps=4,losses=False")
   said = process.communicate()[0]
@@ -218,26 +219,46 @@ def test_a_study_of_one_run(tmp_path):
   assert (run["name"], run["values"], run["seed"], study["equal"]) == ("seed=1", {}, 1, "examples")
   (result,) = folder.read_results(tmp_path / "study")
   assert result["status"] == "finished" and result["costs"]["examples"] == 64
-  config = config_lib.load(run["config"], run["overrides"])
-  loss = loop.train(config, tmp_path / "by_hand")["eval/test/loss"]
-  assert result["metrics"]["eval/test/loss"] == pytest.approx(loss, rel=1e-5)  # on other devices
+  of_run = tmp_path / "study" / "runs" / "seed=1"
+  lines = [json.loads(line) for line in (of_run / "metrics.jsonl").read_text().splitlines()]
+  loss = [line["eval/test/loss"] for line in lines if "eval/test/loss" in line][-1]
+  assert result["metrics"] == {"eval/test/loss": loss}
+  given = config_lib.load(run["config"], run["overrides"])
+  assert given.loss.name == "hinge" and given.seed == 1
+  trained = config_lib.read(of_run / "config.json")
+  # What a run resolves by itself.
+  resolved = ("loss.bias_init", "model.text.", "text.lowercase", "text.strip")
+  assert not [x for x in config_lib.differences(trained, given) if not x.startswith(resolved)]
 
-  again = ablation(
-    f"{STUDY}:steps=4,losses=False",
-    tmp_path / "study",
-    **dict(word.removeprefix("--config.").split("=", 1) for word in one),
-  )
-  before = (tmp_path / "study" / "runs" / "seed=1" / "starts.jsonl").read_bytes()
-  assert again.run() == ""
-  assert (tmp_path / "study" / "runs" / "seed=1" / "starts.jsonl").read_bytes() == before
-  with pytest.raises(
-    ValueError, match="holds another study, .*: it has the run seed=1, whose conf"
+  again = start(tmp_path / "study", *one, config=f"{STUDY}:steps=4,losses=False")
+  before = (of_run / "starts.jsonl").read_bytes()
+  assert again.communicate()[0].splitlines()[-1].endswith("study: 1 finished")
+  assert (of_run / "starts.jsonl").read_bytes() == before
+
+
+def test_a_failed_run_is_listed_and_another_study_refused(tmp_path, capsys):
+  """Of a study whose only run has failed before, nothing is left to make."""
+  config, workdir = f"{STUDY}:steps=4,losses=False", tmp_path / "study"
+  one = ablation(config, workdir, seeds="(1,)")
+  folder.failed_file(workdir, "seed=1").parent.mkdir(parents=True)
+  folder.failed_file(workdir, "seed=1").write_text("the loss is not finite\n")
+  assert one.run() == ""
+  assert "seed=1 failed: the loss is not finite" in capsys.readouterr().out
+  (result,) = folder.read_results(workdir)
+  assert result["status"] == "failed" and result["metrics"] == {}
+  assert len(ablation(config, workdir, seeds="(1,2)").runs) == 2  # a study may grow
+  for other, seeds, message in (
+    (
+      f"{STUDY}:steps=5,losses=False",
+      "(1,)",
+      "holds another study, .*: it has the run seed=1, wh",
+    ),
+    (config, "(2,)", "it has the run seed=1, which this one has not"),
   ):
-    ablation(f"{STUDY}:steps=5,losses=False", tmp_path / "study", seeds="(1,)")
-  with pytest.raises(ValueError, match="it has the run seed=1, which this one has not"):
-    ablation(f"{STUDY}:steps=4,losses=False", tmp_path / "study", seeds="(2,)")
+    with pytest.raises(ValueError, match=message):
+      ablation(other, workdir, seeds=seeds)
   with pytest.raises(ValueError, match="is not empty and holds no study"):
-    ablation(STUDY, tmp_path)
+    ablation(config, tmp_path)
 
 
 @pytest.mark.slow

@@ -65,6 +65,7 @@ def test_a_run_that_is_no_branch_is_one_line(trunk, tmp_path, fields, message):
   assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_a_loss_whose_gamma_falls_over_the_training_has_no_branches(shared_programs, tmp_path):
   fields = {**TRUNK, "loss__name": "global", "total_steps": 4}
   short_runs.run(tmp_path / "trunk", **fields)
