@@ -23,6 +23,7 @@ from siglax.studies import environment
 from siglax.studies import folder
 from siglax.studies import grid
 from siglax.studies import lengths
+from siglax.studies import running
 from siglax.studies import sizes
 from siglax.studies import study as study_lib
 
@@ -119,6 +120,24 @@ def test_branches_share_a_trunk_up_to_where_they_cool_down():
   assert short.config().total_steps == 8 and short.config().optim.cooldown_steps == 4
   assert trunk.config().checkpoint.keep_every_steps == 2
   assert short.values == {"loss.name": "sigmoid", "total_examples": 128}
+
+
+def test_a_first_stage_takes_its_share_of_the_flops():
+  setting = {"image.size": 32, "first.image.size": 16, "first.share": 0.5}
+  study = tiny(settings=({"image.size": 32}, setting), equal="flops", seeds=(0,))
+  whole, first, last = runs_of(study)
+  assert (first.name, last.trunk) == (f"first,{last.name}", first.name)
+  assert last.values == setting and first.is_trunk
+  assert (first.config().image.size, last.config().image.size) == (16, 32)
+  sizes_of = [SIZES(run.config()) for run in (whole, first, last)]
+  assert sizes_of[1].step_flops < sizes_of[0].step_flops == sizes_of[2].step_flops
+  for size in sizes_of[1:]:
+    assert abs(size.flops - sizes_of[0].flops / 2) <= size.step_flops / 2
+  made = running.command(last, pathlib.Path("x"), "runs")
+  assert f"--config.model.init_from=x/trunks/{first.name}" in made
+  for share in (0, 1, None):
+    with pytest.raises(ValueError, match="must lie in .0, 1., the share of the first stage"):
+      tiny(settings=({"first.image.size": 16, "first.share": share},))
 
 
 def test_hours_are_those_of_the_roofline():
@@ -286,6 +305,22 @@ def test_a_study_killed_twice_has_the_same_results(tmp_path):
   broken = next(x for x in results if x["name"] == "loss.name=softmax,optim.lr=1e+30,seed=0")
   assert "is not finite" in broken["error"] and broken["metrics"] == {}
   assert f"{broken['name']} failed: {broken['error']}" in said
+
+
+@pytest.mark.slow
+def test_a_setting_in_two_stages(tmp_path):
+  """The second begins from the parameters of the first, and costs as much as both."""
+  process = start(tmp_path, "--config.seeds=(0,)", config=f"{STUDY}:losses=False,stages=True")
+  said = process.communicate()[0]
+  assert process.returncode == 0, said
+  (result,) = folder.read_results(tmp_path)
+  assert result["status"] == "finished" and result["costs"]["examples"] == 8 * 16
+  (run,) = folder.read(tmp_path)["runs"]
+  config = config_lib.read(tmp_path / "runs" / run["name"] / "config.json")
+  assert config.model.init_from == str(tmp_path / "trunks" / run["trunk"])
+  first = config_lib.read(tmp_path / "trunks" / run["trunk"] / "config.json")
+  assert (config.total_steps, config.train.patch_drop) == (4, 0.0)
+  assert (first.total_steps, first.train.patch_drop) == (4, 0.5)
 
 
 @pytest.mark.slow

@@ -30,8 +30,9 @@ def root(monkeypatch):
 def test_all_its_runs_have_good_configs(file, scale):
   study = study_lib.load(f"{file}:scale={scale}", {"seeds": "(0,)"} if scale == "full" else {})
   assert len(study.seeds) >= (3 if scale == "small" else 1)
-  runs = grid.runs_of(study, lambda study, overrides: {})
-  assert len(runs) == len(study.combinations) * len(study.seeds) >= 6
+  runs = grid.runs_of(study, lambda study, overrides, share: {})
+  of_settings = [run for run in runs if not run.is_trunk]
+  assert len(of_settings) == len(study.combinations) * len(study.seeds) >= 6
   for run in runs:
     if run.seed == 0:
       checks.validate(run.config(), devices=8)
@@ -64,5 +65,6 @@ def test_its_dry_run_prints_all_runs(file, scale, tmp_path, capsys):
   study = study_lib.load(f"{file}:{words}", {})
   for setting in study.combinations:
     assert f"  {grid.name_of(setting, 0)} " in said
-  assert f"{len(study.combinations)} runs" in said and "hours on H100" in said
+  firsts = sum("first.share" in setting for setting in study.combinations)
+  assert f"{len(study.combinations) + firsts} runs" in said and "hours on H100" in said
   assert not (tmp_path / "study").exists()

@@ -155,12 +155,13 @@ def differences(
 
 
 def _arguments(text: str, function, filename: str) -> dict[str, Any]:
-  """{"smoke": True} of "smoke=True"; unknown names are errors."""
-  known = list(inspect.signature(function).parameters)
-  arguments = {}
+  """{"smoke": True} of "smoke=True"; unknown names are errors, unless the function takes any."""
+  parameters = inspect.signature(function).parameters.values()
+  known = [p.name for p in parameters if p.kind != p.VAR_KEYWORD]
+  any_name, arguments = len(known) < len(parameters), {}
   for part in values.arguments(text):
     name, equals, value = part.partition("=")
-    if name not in known or not equals:
+    if not (name in known or any_name) or not equals:
       raise ValueError(
         f"--config {filename}:{part}: arguments are {', '.join(f'{k}=…' for k in known) or 'none'}"
       )

@@ -134,6 +134,7 @@ class Ablation:
           "steps": self.size_of[run.name].steps,
           "flops": self.size_of[run.name].flops,
           "parameters": self.size_of[run.name].parameters,
+          **self._costs_of_first(run),
           "sha256": _digest(run),
         }
         for run in self.runs
@@ -152,6 +153,14 @@ class Ablation:
       **runs,
       "environment": self._environment,
     }
+
+  def _costs_of_first(self, run: grid.Run) -> dict[str, Any]:
+    """{"first": examples and model FLOPs} of a run that has a first stage."""
+    if run.trunk is None or run.branch_step is not None:
+      return {}
+    first = next(other for other in self.runs if other.name == run.trunk)
+    size = self.size_of[first.name]
+    return {"first": {"examples": size.steps * first.config().batch_size, "flops": size.flops}}
 
   def _check_folder(self):
     """ValueError where the folder holds another study. One that has more runs by now goes on."""

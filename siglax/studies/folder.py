@@ -1,8 +1,9 @@
 """The study folder: what it is a study of, its runs, and what came of them.
 
     study.json     {"version", "config", "overrides", "fields", "seeds", "baseline", "equal",
-                    "runs", "trunks", "environment"}; a run is {"name", "values", "seed", "command",
-                    "steps", "flops", "parameters"}
+                    "runs", "trunks", "environment"}; a run is {"name", "values", "seed",
+                    "config" and "overrides" (its command line), "steps", "flops", "parameters",
+                    of a branch "trunk", and "first", the costs of its first stage}
     runs/NAME/     the run folder of each run, as of `siglax train`
     trunks/NAME/   the runs that branches start from
     results.json   [{"name", "values", "seed", "status", "error", "metrics", "costs"}]
@@ -59,7 +60,13 @@ def results(folder) -> list[dict[str, Any]]:
   """What came of each run of a study, in the order of study.json; of a run that is not finished
   there are no metrics.
   """
-  return [_result(pathlib.Path(folder), run) for run in read(folder)["runs"]]
+  runs = read(folder)["runs"]
+  found = [_result(pathlib.Path(folder), run) for run in runs]
+  for result, run in zip(found, runs):
+    if result["costs"]["examples"]:  # it has begun, after its first stage
+      for name, cost in run.get("first", {}).items():
+        result["costs"][name] += cost
+  return found
 
 
 def write_results(folder) -> list[dict[str, Any]]:

@@ -14,6 +14,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from siglax import config as config_lib
+from siglax.studies.study import FIRST
+from siglax.studies.study import SHARE
 from siglax.studies.study import Study
 from siglax.studies.study import Text
 
@@ -29,8 +31,9 @@ class Run:
   """One run of a study: `siglax train --config BASE --workdir NAME`, with `overrides`, {field:
   text}.
 
-  values: of the study's fields, {} of a trunk. trunk, branch_step: of a branch, the run and the
-  step it starts from. is_trunk: others start from it.
+  values: of the study's fields. trunk: the run that this one starts from: of a branch, from its
+  checkpoint of branch_step with full state, else from its parameters. is_trunk: others start from
+  it.
   """
 
   name: str
@@ -58,13 +61,15 @@ class Run:
     }
 
 
-def runs_of(study: Study, lengths: Callable[[Study, Mapping], dict[str, str]]) -> list[Run]:
+def runs_of(
+  study: Study, lengths: Callable[[Study, Mapping[str, str], float], dict[str, str]]
+) -> list[Run]:
   """All runs of a study, the first seed of each setting before the second; a trunk stands before
-  its branches.
+  its branches, a first stage before what follows it.
 
-  lengths: (study, {field: text} of a setting) → the overrides that make it as long as the study
-  says. ValueError in one line for a field that is unknown, a value that does not fit it, and runs
-  that collide.
+  lengths: (study, {field: text} of a setting, share) → the overrides that make it of that share of
+  the length that the study says. ValueError in one line for a field that is unknown, a value that
+  does not fit it, and runs that collide.
   """
   found: dict[str, Run] = {}
   check_texts(config_lib.load(study.base, texts(study.set)), study.set)
@@ -89,15 +94,31 @@ class _Setting:
 
   def __init__(self, study: Study, values: Mapping[str, Any], lengths):
     self._study, self._values = study, dict(values)
-    self._overrides = texts(study.set) | texts(values)
-    check_texts(config_lib.load(study.base, self._overrides), values)
-    self._overrides |= lengths(study, self._overrides)
+    own = {k: v for k, v in values.items() if not k.startswith(FIRST)}
+    share = values.get(SHARE, 0.0)
+    self._overrides = self._lengthened(own, lengths, 1 - share)
+    self._first = None
+    if share:
+      first = {k.removeprefix(FIRST): v for k, v in values.items() if k.startswith(FIRST)}
+      del first["share"]
+      self._first = self._lengthened(own | first, lengths, share)
+
+  def _lengthened(self, values: Mapping[str, Any], lengths, share: float) -> dict[str, str]:
+    """The overrides of a run with these values, for a share of the length of the study's runs."""
+    overrides = texts(self._study.set) | texts(values)
+    check_texts(config_lib.load(self._study.base, overrides), values)
+    return overrides | lengths(self._study, overrides, share)
 
   def runs(self, seed: int) -> list[Run]:
-    study, overrides = self._study, {**self._overrides, "seed": str(seed)}
-    if study.branches is None:
-      return [Run(name_of(self._values, seed), self._values, seed, study.base, overrides)]
-    return self._with_trunk(seed, overrides)
+    base, name = self._study.base, name_of(self._values, seed)
+    overrides = {**self._overrides, "seed": str(seed)}
+    if self._study.branches is not None:
+      return self._with_trunk(seed, overrides)
+    if self._first is None:
+      return [Run(name, self._values, seed, base, overrides)]
+    of_first = {**self._first, "seed": str(seed)}
+    first = Run(f"first,{name}", self._values, seed, base, of_first, is_trunk=True)
+    return [first, Run(name, self._values, seed, base, overrides, trunk=first.name)]
 
   def _with_trunk(self, seed: int, overrides: dict[str, str]) -> list[Run]:
     """The trunk, which is the same for all lengths of a setting, and the branch of this length."""
@@ -186,9 +207,11 @@ def _check_different(runs: list[Run]):
   """ValueError where two runs have the same config."""
   seen: dict[str, Run] = {}
   for run in runs:
+    if run.is_trunk:
+      continue
     config = run.config()
-    if run.branch_step is not None:
-      config.train.branch_from = f"{run.trunk}@{run.branch_step}"
+    if run.trunk is not None:
+      config.model.init_from = f"{run.trunk}@{run.branch_step}"
     # Of a duration two units may say the same.
     key = json.dumps(json_value(config.copy_and_resolve_references().to_dict()), sort_keys=True)
     if (other := seen.setdefault(key, run)) is not run:

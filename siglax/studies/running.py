@@ -93,7 +93,10 @@ def command(run: Run, folder: pathlib.Path, of: str, imports: Sequence[str] = ()
   overrides = dict(run.overrides)
   if run.trunk is not None:
     trunk = folder / folder_lib.TRUNKS / run.trunk
-    overrides["train.branch_from"] = f"{trunk}@{run.branch_step}"
+    if run.branch_step is None:
+      overrides["model.init_from"] = str(trunk)
+    else:
+      overrides["train.branch_from"] = f"{trunk}@{run.branch_step}"
   return [
     "siglax",
     "train",

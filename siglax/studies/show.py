@@ -34,7 +34,8 @@ def dry_run(title: str, runs: Sequence[tuple[Run, Size, str]], chips, sets: int)
       table.gb(size.disk_bytes),
     ]
     mark = f"  {how}" if how != folder_lib.MISSING else ""
-    start = f"  from step {run.branch_step} of its trunk" if run.trunk else ""
+    start = f"  from step {run.branch_step} of its trunk" if run.branch_step else ""
+    start = f"  after {run.trunk}" if run.trunk and not run.branch_step else start
     print(f"  {run.name:<{width}}  {', '.join(words)}{start}{mark}")
   left = [(run, size) for run, size, how in runs if how != folder_lib.FINISHED]
   total = sum(_own_share(run, size) * size.flops for run, size in left)

@@ -12,6 +12,9 @@ from siglax.config import editing
 from siglax.config.parts import did_you_mean
 
 EQUAL = ("examples", "flops", "seconds")
+# Before the fields of the run whose parameters a setting starts from, and the share of its length.
+FIRST = "first."
+SHARE = f"{FIRST}share"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +52,9 @@ class Study:
   the base's own length (of seconds, it must be given). A setting that sets total_* keeps its own.
   baseline: {field: value} of the runs that the others are compared with.
   branches: makes each setting at several lengths; see `Branches`.
+
+  A setting may have a first stage: "first.image.size": 32 and "first.share": 0.75 train with that
+  field for three quarters of the length, and then the setting itself from the parameters of that.
   """
 
   base: str
@@ -100,6 +106,18 @@ class Study:
         raise ValueError(f"{field} stands in set, and has values of its own; leave it in one")
     if "seed" in named or "seed" in self.set:
       raise ValueError("seed is no field of a setting; give seeds")
+    for setting in self.combinations:
+      self._check_first(setting)
+
+  def _check_first(self, setting: Mapping[str, Any]):
+    """A setting with a first stage says how long it is."""
+    if not any(field.startswith(FIRST) for field in setting):
+      return
+    share = setting.get(SHARE)
+    if not (_is_number(share) and 0 < share < 1):
+      raise ValueError(f"{SHARE}={share!r} must lie in (0, 1), the share of the first stage")
+    if self.branches:
+      raise ValueError(f"{SHARE}={share!r}: a study with branches has no first stages")
 
   def _check_seeds(self):
     seeds = tuple(self.seeds)
