@@ -79,21 +79,20 @@ class Program:
         '"embeddings" never runs; '
         'freeze it with ("image/.*", None) before what matches it now'
       )
-    loss = losses.LOSSES.find(config.loss.name, "config.loss.name")
-    self.gamma, self._remembered = None, 0
-    if loss.gamma is not None:
-      self.gamma = loss.gamma(self.total_steps, **loss.options(config.loss))
-      self._remembered = running.size(epoch_examples, config.batch_size)
+    self._remember(epoch_examples)
     self.abstract_state = state_lib.abstract(
-      self.model,
-      self.tx,
-      self.mesh,
-      self._ema,
-      config.mesh.shard,
-      self.frozen,
-      self._remembered,
+      self.model, self.tx, self.mesh, self._ema, config.mesh.shard, self.frozen, self._remembered
     )
     self.update()  # raises what is wrong with it
+
+  def _remember(self, examples: int):
+    """γ and the entries of the state of a loss that remembers examples."""
+    of = self.config.loss
+    loss = losses.LOSSES.find(of.name, "config.loss.name")
+    self.gamma, self._remembered = None, 0
+    if loss.gamma is not None:
+      self.gamma = loss.gamma(self.total_steps, **loss.options(of))
+      self._remembered = running.size(examples, self.config.batch_size)
 
   def create(self, params: dict) -> state_lib.TrainState:
     """The state before the first update; traceable."""
