@@ -130,9 +130,8 @@ class ExampleLoader:
 
   def why_bad(self, number: int) -> str:
     """Of an example by its number in the source, before any is filtered out."""
-    source = self.source.source if isinstance(self.source, filters.Filtered) else self.source
     try:
-      self._loaded(source[number], np.random.default_rng(0))
+      self._loaded(filters.innermost(self.source)[number], np.random.default_rng(0))
     except Exception as e:
       return reason(e)
     return "it could not be read the first time"
