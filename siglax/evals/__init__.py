@@ -15,6 +15,7 @@ import re
 from typing import Callable
 
 from ml_collections import ConfigDict
+import numpy as np
 
 from siglax.config import options
 from siglax.config.parts import Registry
@@ -54,6 +55,7 @@ def run(
   open_task_data: Callable,
   loss: Callable | None = None,
   facts: dict[str, float] | None = None,
+  each: dict[str, np.ndarray] | None = None,
 ) -> dict[str, float]:
   """{"eval/<name>/<metric>": value} of every task in config.eval.tasks. Global view: all processes
   call it together.
@@ -66,8 +68,9 @@ def run(
   loss: the training loss, (zimg, ztxt, scale, bias, weights=, labels=) → scalar; needed by kinds
   that declare it.
   facts: a dict that is updated with {"eval/<name>/chance/<metric>": value} and
-  {"eval/<name>/batch/<metric>": examples}. Raises ValueError that starts with the task's field and
-  name.
+  {"eval/<name>/batch/<metric>": examples}. each: a dict that is updated with {"<name>/<metric>":
+  float32 [n]}, the values of single examples, of metrics that are their mean. Raises ValueError
+  that starts with the task's field and name.
   """
   metrics = {}
   for i, task in enumerate(config.eval.tasks):
@@ -82,6 +85,9 @@ def run(
       kind.check_values(values)
     prefix = f"eval/{task['name']}"
     metrics.update({f"{prefix}/{name}": float(values.pop(name)) for name in kind.metrics})
+    single = {name: values.pop(key) for name in kind.metrics if (key := f"each/{name}") in values}
+    if each is not None:
+      each |= {f"{task['name']}/{name}": np.asarray(x, np.float32) for name, x in single.items()}
     if facts is not None:
       facts.update({f"{prefix}/{name}": value for name, value in values.items()})
   return metrics

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from siglax.config import options
 from siglax.config import versions
 from siglax.config.parts import Field
@@ -29,8 +31,10 @@ class Kind:
   better but of those in lower_is_better.
   evaluate: (data, embedder, config, loss, **fields) → {metric: float}, and what is known whatever
   the model: "chance/<metric>", the value that guessing gets, and "batch/<metric>", the examples in
-  a block on which the metric depends. data, embedder and loss are those of `siglax.evals.run`,
-  config the run's. Global view: all processes call it together and get the same.
+  a block on which the metric depends. Of a metric that is a mean over examples it may give
+  "each/<metric>" too, a row of floats, one an example. data, embedder and loss are those of
+  `siglax.evals.run`, config the run's. Global view: all processes call it together and get the
+  same.
   check: (data, config, **fields) → None, or a ValueError for data that evaluate could not do with;
   it needs no model and looks at a few examples.
   fields: those of its tasks, beside kind, name and data; evaluate and check get the value of each.
@@ -41,7 +45,7 @@ class Kind:
   name: str
   doc: str
   metrics: tuple[str, ...]
-  evaluate: Callable[..., dict[str, float]]
+  evaluate: Callable[..., dict[str, Any]]
   check: Callable[..., None] = any_data
   fields: Mapping[str, Field] = dataclasses.field(default_factory=dict)
   lower_is_better: tuple[str, ...] = ()
@@ -68,9 +72,9 @@ class Kind:
     given = {name: value for name, value in task.items() if name not in COMMON_FIELDS}
     return options.filled(given, self.fields, self.name, where, versions.TASK)
 
-  def check_values(self, values: Mapping[str, float]):
+  def check_values(self, values: Mapping[str, Any]):
     """ValueError where evaluate gave other values than are declared."""
-    facts = {f"{fact}/{name}" for fact in ("chance", "batch") for name in self.metrics}
+    facts = {f"{fact}/{name}" for fact in ("chance", "batch", "each") for name in self.metrics}
     for name in self.metrics:
       if name not in values:
         raise ValueError(f'kind="{self.name}" declares the metric {name!r}, but gave none')
@@ -78,6 +82,20 @@ class Kind:
       raise ValueError(
         f'kind="{self.name}" gave {name!r}, which is none of its metrics {", ".join(self.metrics)}'
       )
+    for name in self.metrics:
+      each = values.get(f"each/{name}")
+      if each is not None and not _is_mean(values[name], np.asarray(each)):
+        raise ValueError(
+          f'kind="{self.name}" gave each/{name} of shape {np.shape(each)}, whose mean must be '
+          f"{name}={values[name]}: one value an example"
+        )
+
+
+def _is_mean(value: float, each: np.ndarray) -> bool:
+  """Whether it is the mean of a row of numbers, or not finite as they are."""
+  return each.ndim == 1 and bool(
+    np.isclose(np.mean(each, dtype=np.float64), value, rtol=1e-5, atol=1e-6, equal_nan=True)
+  )
 
 
 EXAMPLES = Field(

@@ -13,15 +13,13 @@ MAX_TEXTS = 2**14
 TEMPLATES = ("a photo of a {}.",)
 
 
-def evaluate(
-  data, embedder, config, loss, *, classnames, templates, examples: int | None
-) -> dict[str, float]:
+def evaluate(data, embedder, config, loss, *, classnames, templates, examples: int | None) -> dict:
   """acc1, acc5 and mean_per_class_recall, each in 0..1, as CLIP_benchmark defines them.
 
   acc1, acc5: share of images whose class is the nearest, or among the nearest five (1 below six
   classes).
   mean_per_class_recall: mean over the classes that occur of the share of their images that is
-  right. chance/<metric>: what a guess among all classes gets.
+  right. chance/<metric>: what a guess among all classes gets. each/acc1, each/acc5: of each image.
   classnames: names in the order of the labels; templates: texts with {} for the name; None takes
   the data's, and for want of them TEMPLATES.
   examples: evaluates the first so many. Raises ValueError without names and for a label that has
@@ -44,6 +42,8 @@ def evaluate(
     "acc1": float(np.mean(rank < 1)),
     "acc5": float(np.mean(rank < 5)),
     "mean_per_class_recall": float(np.mean(right[present] / count[present])),
+    "each/acc1": rank < 1,
+    "each/acc5": rank < 5,
     "chance/acc1": 1 / len(names),
     "chance/acc5": min(5 / len(names), 1.0),
     "chance/mean_per_class_recall": 1 / len(names),

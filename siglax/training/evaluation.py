@@ -21,6 +21,7 @@ from siglax.devices import cores
 from siglax.devices import mesh as mesh_lib
 from siglax.devices import streams
 from siglax.runs import bucket
+from siglax.runs import each as each_lib
 from siglax.runs import folder as folder_lib
 from siglax.runs import summary
 from siglax.training import checks
@@ -30,8 +31,8 @@ class Evaluator:
   """All tasks of config.eval: parameters → {"eval/<name>/<metric>": value}. Global view: all
   processes call together.
 
-  config: resolved. Data is opened, and each program compiled, once for all calls. facts: see
-  `evals.run`.
+  config: resolved. Data is opened, and each program compiled, once for all calls. facts, and each
+  of the last call: see `evals.run`.
   """
 
   def __init__(self, config, model, text, mesh):
@@ -47,7 +48,7 @@ class Evaluator:
     )
     loss = losses.make(config.loss, mesh, mesh_lib.BATCH_AXES)
     self._loss = jax.jit(loss, out_shardings=mesh_lib.replicated(mesh))
-    self._task_data, self.facts = {}, {}
+    self._task_data, self.facts, self.each = {}, {}, {}
 
   def check(self):
     """Opens the data of all tasks; ValueError in one line for what one of them lacks. Compiles
@@ -56,9 +57,9 @@ class Evaluator:
     evals.check(self._config, self._open_task_data)
 
   def __call__(self, params) -> dict[str, float]:
-    self._embedder.params = params
+    self._embedder.params, self.each = params, {}
     return evals.run(
-      self._config, self._embedder, self._open_task_data, self._compute_loss, self.facts
+      self._config, self._embedder, self._open_task_data, self._compute_loss, self.facts, self.each
     )
 
   def _compute_loss(self, zimg, ztxt, scale, bias, weights, labels):
@@ -79,14 +80,14 @@ class Evaluator:
 
 def evaluate(folder, overrides: dict[str, str] | None = None, out=None) -> dict[str, float]:
   """Evaluates a run folder, prints a table and writes CLIP_benchmark's records to `out`
-  (folder/eval.json). Both may be URLs.
+  (folder/eval.json, with the values of single examples beside it). Both may be URLs.
 
   overrides: changes of the run's config, such as {"eval.batch_size": "512"}. The training data need
   not be there.
   """
   given, folder = str(folder), bucket.opened(folder)
   config = folder_lib.read_config(folder)
-  out = str(out or f"{given.rstrip('/')}/eval.json")
+  own, out = not out, str(out or f"{given.rstrip('/')}/eval.json")
   parent = pathlib.Path(out).parent
   if not (buckets.is_url(out) or parent.is_dir()):
     raise ValueError(f"--out {out}: there is no folder {parent}")
@@ -113,6 +114,8 @@ def evaluate(folder, overrides: dict[str, str] | None = None, out=None) -> dict[
     streams.print_table(f"siglax evaluate {given}", [*rows, ("file", out)])
     try:
       uploads.write(out, json.dumps(records, indent=1).encode())
+      if own:
+        uploads.write(f"{given.rstrip('/')}/{each_lib.FILE}", each_lib.encode(evaluator.each))
     except OSError as e:
       raise ValueError(
         f"--out {out} cannot be written: {e.strerror or e}; give another path"
