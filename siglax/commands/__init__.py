@@ -2,6 +2,7 @@
 here.
 """
 
+from siglax.commands import ablate
 from siglax.commands import average
 from siglax.commands import classify
 from siglax.commands import config
@@ -19,6 +20,7 @@ from siglax.commands import train
 
 COMMANDS = (
   train.COMMAND,
+  ablate.COMMAND,
   evaluate.COMMAND,
   replay.COMMAND,
   embed.COMMAND,

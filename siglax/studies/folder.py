@@ -27,7 +27,8 @@ from siglax.runs import summary
 VERSION = 1
 STUDY, RESULTS = "study.json", "results.json"
 RUNS, TRUNKS, FAILED, LOGS = "runs", "trunks", "failed", "logs"
-FINISHED, FAILED_STATUS, UNFINISHED, MISSING = "finished", "failed", "unfinished", "missing"
+STATUSES = "finished", "failed", "unfinished", "missing"
+FINISHED, FAILED_STATUS, UNFINISHED, MISSING = STATUSES
 # What another machine, or another day, gives another value of.
 MEASURED = ("seconds", "peak_bytes")
 

@@ -32,6 +32,7 @@ from siglax.runs import goodput as goodput_lib
 from siglax.runs import history as history_lib
 from siglax.runs import lock as lock_lib
 from siglax.runs import metrics as metrics_lib
+from siglax.training import branch
 from siglax.training import log as log_lib
 from siglax.training import profiler as profiler_lib
 from siglax.training import resume
@@ -122,6 +123,8 @@ def _train(run: run_lib.Run, stop: signals.StopSignals, goodput, lock):
 def _first_state(run: run_lib.Run, checkpoints: checkpoint.Checkpoints):
   """(state, metadata of its checkpoint) where the run begins, or goes on."""
   restored = checkpoints.restore(run.abstract_state)
+  if restored is None and run.config.train.branch_from is not None:
+    restored = branch.restore(run)
   state, meta = (run.initial_state(), {"step": 0}) if restored is None else restored
   run.check_tower(state.params)
   if meta["step"] > run.total_steps:

@@ -1,0 +1,67 @@
+"""How long each run of a study is: as many examples, model FLOPs or seconds as the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Mapping
+
+from ml_collections import ConfigDict
+
+from siglax import config as config_lib
+from siglax.config.durations import UNITS
+from siglax.studies import sizes as sizes_lib
+from siglax.studies.grid import TOTALS
+from siglax.studies.study import Study
+
+
+class Lengths:
+  """(study, {field: text} of a setting) → {field: text} that make it as long as the study says.
+
+  What the base has in steps, such as its warmup, is as many examples in a run of another batch
+  size. sizes: config → `sizes.Size`. seconds_per_step: {field: text} → the seconds of a step of
+  such a run, or None where they have not been measured yet, as before a dry run.
+  """
+
+  def __init__(
+    self,
+    sizes: Callable[[ConfigDict], sizes_lib.Size],
+    seconds_per_step: Callable[[dict[str, str]], float | None],
+  ):
+    self._sizes, self._seconds_per_step = sizes, seconds_per_step
+
+  def __call__(self, study: Study, overrides: Mapping[str, str]) -> dict[str, str]:
+    base = config_lib.load(study.base, _texts_of_set(study, overrides))
+    config = config_lib.load(study.base, dict(overrides))
+    found = {}
+    for name in config_lib.DURATIONS:
+      steps = config_lib.get(base, f"{name}_steps")
+      given = any(f"{name}_{unit}" in overrides for unit in UNITS)
+      if steps is not None and not given and config.batch_size != base.batch_size:
+        found[f"{name}_examples"] = str(steps * base.batch_size)
+    if not any(total in overrides and total not in study.set for total in TOTALS):
+      found |= self._total(study, base, dict(overrides) | found)
+    return found
+
+  def _total(self, study: Study, base: ConfigDict, overrides: dict[str, str]) -> dict[str, str]:
+    if study.equal == "examples":
+      return {} if study.amount is None else {"total_examples": str(int(study.amount))}
+    given = {k: v for k, v in overrides.items() if k not in TOTALS}
+    config = config_lib.load(study.base, overrides)
+    if study.equal == "flops":
+      amount = self._sizes(base).flops if study.amount is None else study.amount
+      steps = self._sizes(config).steps_of(amount)
+    else:
+      seconds = self._seconds_per_step(given)
+      if seconds is None:
+        return {}
+      steps = round((study.amount or 0) / seconds)
+    if steps < 1:
+      raise ValueError(
+        f"amount={study.amount:g} {study.equal} is less than a step of batch_size="
+        f"{config.batch_size}; raise it"
+      )
+    return {"total_steps": str(steps)}
+
+
+def _texts_of_set(study: Study, overrides: Mapping[str, str]) -> dict[str, str]:
+  return {field: overrides[field] for field in study.set}
