@@ -71,7 +71,7 @@ class Logistic:
     x = x.reshape(self._shape)
     params = mesh_lib.from_whole(self._whole, x.astype(np.float32))
     value, gradient = jax.tree.map(mesh_lib.to_host, _cross_entropy(params, *self._rows))
-    W_dc, gradient = x[:-1], np.float64(gradient)
+    W_dc, gradient = x[:-1], gradient.astype(np.float64)
     gradient[:-1] += decay * W_dc
     return float(value) + decay / 2 * np.sum(W_dc**2), gradient.ravel()
 

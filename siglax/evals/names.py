@@ -26,8 +26,8 @@ def classnames(value: str | tuple[str, ...], task: str | None = None) -> tuple[s
   if isinstance(found, dict):
     if len(found) > 1 and task not in found:
       raise ValueError(
-        f"classnames={value!r} has names of {', '.join(found)}; call the task as one of them, or "
-        "give a file of one list"
+        f"classnames={value!r} has those of {', '.join(found)}; call the task as one of them, and "
+        "give --classnames"
       )
     found = next(iter(found.values()), None) if len(found) < 2 else found[task]
   if problem := classnames_problem(tuple(found) if isinstance(found, list) else ()):
