@@ -179,7 +179,7 @@ def baseline(found: found_lib.Found, given: str | None) -> dict[str, Any] | None
         f"{did_you_mean(field, fields)}"
       )
     values = found.fields[field]
-    matching = [x for x in values if shown(x) == text or _key(x) == _key(editing.parsed(text))]
+    matching = [x for x in values if shown(x) == text or _key(x) == _key(editing.parse(text))]
     if not matching:
       raise ValueError(
         f"--baseline {part}: the values of {field} are {', '.join(map(shown, values))}"

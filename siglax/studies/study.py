@@ -162,7 +162,7 @@ def load(path: str, overrides: Mapping[str, str]) -> Study:
         )
       study = dataclasses.replace(study, set={**study.set, field: Text(text)})
     elif name in ("seeds", "amount", "base"):
-      study = dataclasses.replace(study, **{name: editing.parsed(text)})
+      study = dataclasses.replace(study, **{name: editing.parse(text)})
     else:
       raise ValueError(
         f"--config.{name}: a study has base.FIELD, base, seeds and amount to set"
