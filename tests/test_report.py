@@ -1,7 +1,6 @@
 """`siglax report` on studies written by hand: tables against numpy, the page, and bad input."""
 
 import csv
-import html.parser
 import json
 import re
 import shutil
@@ -20,6 +19,7 @@ from siglax.studies import found
 from siglax.studies import intervals
 from siglax.studies import report
 
+import pages
 import studies_by_hand
 
 ACC, LOSS = "eval/zs/acc1", "eval/val/loss"
@@ -135,32 +135,11 @@ def test_runs_that_have_not_finished_are_listed_and_in_no_mean(study):
   assert json.loads((study / "results.json").read_text()) == told["runs"]
 
 
-class Page(html.parser.HTMLParser):
-  def __init__(self, text):
-    super().__init__()
-    self.tags, self.attributes = [], []
-    self.feed(text)
-
-  def handle_starttag(self, tag, attributes):
-    self.tags.append(tag)
-    self.attributes += attributes
-
-
-def is_alone(text):
-  """Whether a page asks for nothing: no script, and no address but of itself and of data."""
-  page = Page(text)
-  asked = [v for k, v in page.attributes if k in ("src", "href", "xlink:href", "srcset", "data")]
-  asked += re.findall(r"url\(([^)]*)\)", text)
-  assert not {"script", "link", "iframe", "object", "base"} & set(page.tags)
-  assert not re.search(r"@import|http-equiv=\"refresh\"|\son\w+=", text)
-  return all(v.startswith(("#", "data:")) for v in asked)
-
-
 def test_the_page_needs_nothing_else(study):
   text = (study / "report/index.html").read_text()
-  assert is_alone(text) and len(text.encode()) < 5_000_000
-  assert not is_alone(text.replace("</body>", '<img src="https://example.com/a.png"></body>'))
-  page = Page(text)
+  assert pages.is_alone(text) and len(text.encode()) < 5_000_000
+  assert not pages.is_alone(text.replace("</body>", '<img src="https://example.com/a.png"></body>'))
+  page = pages.Page(text)
   ids = [v for k, v in page.attributes if k == "id"]
   assert len(ids) == len(set(ids))
   used = {v[1:] for k, v in page.attributes if k in ("href", "xlink:href")}

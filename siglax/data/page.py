@@ -45,6 +45,10 @@ figcaption {{ padding: .4rem .6rem; overflow-wrap: anywhere; }}
 figcaption {{ font-size: .8rem; color: var(--quiet); }}
 figcaption b {{ display: block; font-size: .95rem; color: CanvasText; }}
 figcaption b {{ font-variant-numeric: tabular-nums; }}
+figcaption ol {{ padding-left: 1.2rem; margin: .3rem 0 0; color: CanvasText; }}
+li.true {{ color: var(--good); font-weight: 600; }}
+.shade {{ display: block; margin: -.3rem -.7rem; padding: .3rem .7rem; min-height: 1.45em; }}
+.shade {{ background: color-mix(in srgb, #0072B2 var(--share), transparent); }}
 svg.plot {{ display: block; width: 100%; height: auto; }}
 .keys {{ display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin: .6rem 0; font-size: .85rem; }}
 .keys svg {{ width: 2rem; height: .8rem; margin-right: .4rem; vertical-align: -1px; }}
@@ -55,7 +59,12 @@ th, td {{ padding: .3rem .7rem; border-bottom: 1px solid var(--line); white-spac
 th {{ font-weight: 600; vertical-align: bottom; white-space: normal; min-width: 4rem; }}
 th, td {{ text-align: right; }}
 .text {{ text-align: left; }}
-td.wrap {{ white-space: normal; min-width: 16rem; }}
+.matrix th {{ writing-mode: vertical-rl; transform: rotate(180deg); white-space: nowrap; }}
+.matrix th {{ min-width: 0; padding: .6rem .2rem; font-weight: 400; border: 0; }}
+.matrix th, .matrix caption {{ text-align: left; }}
+.matrix td {{ padding: .15rem .35rem; text-align: center; }}
+.matrix td.text {{ text-align: right; }}
+.matrix .shade {{ margin: -.15rem -.35rem; padding: .15rem .35rem; min-width: 1.2em; }}
 pre {{ overflow-x: auto; background: var(--line); padding: .6rem .8rem; border-radius: .4rem; }}
 </style>
 </head>
@@ -102,9 +111,25 @@ def figure(source: str, name: str, score: str, true: bool = False) -> str:
   return f'<figure{mark}><img src="{source}" alt="{name}">{caption}</figure>'
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int, caption="") -> str:
+def listed(source: str, name: str, lines: Iterable[tuple[str, bool]]) -> str:
+  """A picture with lines of text below. lines: (text, whether it is a right one)."""
+  items = "".join(
+    f"<li{' class=true' * true}>{escaped(text)}{' ✓' * true}</li>" for text, true in lines
+  )
+  caption = f"<figcaption>{escaped(name)}<ol>{items}</ol></figcaption>"
+  return f'<figure><img src="{source}" alt="{escaped(name)}">{caption}</figure>'
+
+
+def shaded(text: str, share: float) -> str:
+  """The content of a cell of a table, on a ground that is the darker the larger its share of 1."""
+  return f'<span class="shade" style="--share: {100 * share:.0f}%">{escaped(text)}</span>'
+
+
+def table(
+  head: Sequence[str], rows: Iterable[Sequence[str]], left: int, caption="", matrix: bool = False
+) -> str:
   """A table that scrolls in its box where it is wider than the page. rows: of HTML; left: how many
-  columns, from the first, hold text.
+  columns, from the first, hold text. matrix: of numbers, under upright names.
   """
   text = lambda k: ' class="text"' * (k < left)
   top = "".join(f"<th{text(k)}>{escaped(cell)}</th>" for k, cell in enumerate(head))
@@ -112,11 +137,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int, caption
     "<tr>" + "".join(f"<td{text(k)}>{cell}</td>" for k, cell in enumerate(row)) + "</tr>"
     for row in rows
   )
+  mark = ' class="matrix"' * matrix
   said = f"<caption>{escaped(caption)}</caption>" if caption else ""
-  return (
-    f'<div class="box"><table>{said}\n<thead><tr>{top}</tr></thead>\n<tbody>\n{lines}\n</tbody>'
-    "</table></div>"
-  )
+  body = f"<thead><tr>{top}</tr></thead>\n<tbody>\n{lines}\n</tbody>"
+  return f'<div class="box"><table{mark}>{said}\n{body}</table></div>'
 
 
 def commands(lines: Iterable[str]) -> str:

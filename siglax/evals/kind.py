@@ -51,6 +51,8 @@ class Kind:
   it needs no model and looks at a few examples.
   fields: those of its tasks, beside kind, name and data; evaluate and check get the value of each.
   specs: those of its fields that are data specs too, of which both get the examples, as of data.
+  show: (data, embedder, config, name, **fields) → HTML of what is behind the metrics, for a page
+  (siglax/evals/showing.py); name: the task's. It embeds again. Global view, as evaluate.
   needs_texts: it embeds texts, so an image tower alone cannot be evaluated by it.
   needs_loss: it computes the training loss, in blocks of config.batch_size examples.
   clip_benchmark: the task's name in CLIP_benchmark's result files, None where there is none.
@@ -63,6 +65,7 @@ class Kind:
   check: Callable[..., None] = any_data
   fields: Mapping[str, Field] = dataclasses.field(default_factory=dict)
   specs: tuple[str, ...] = ()
+  show: Callable[..., str] | None = None
   lower_is_better: tuple[str, ...] = ()
   needs_texts: bool = True
   needs_loss: bool = False

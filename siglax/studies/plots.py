@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-import io
-import re
-
-import matplotlib
 from matplotlib import ticker
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure as Canvas
 import numpy as np
 
 from siglax.data import page
-from siglax.runs import curves
+from siglax.data import plot
 from siglax.studies import figures
 
 # By turns: lines of one colour differ in their markers and dashes.
 MARKERS = ("o", "s", "^", "D")
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
-# Colours that a page shows in those of its text and its lines.
-INK, GRID = "#1b1c1d", "#d9dadb"
 INCHES = (4.2, 3.1)  # of a panel
 COLUMNS = 3
-SETTINGS = {
-  "svg.hashsalt": "siglax",  # equal figures give equal files
-  "axes.edgecolor": INK,
-  "axes.labelcolor": INK,
-  "text.color": INK,
-  "xtick.color": INK,
-  "ytick.color": INK,
-  "font.size": 10,
-}
 
 
 class _Plain(ticker.LogFormatter):
@@ -42,11 +25,10 @@ class _Plain(ticker.LogFormatter):
 
 def files(figure: figures.Figure) -> dict[str, bytes]:
   """{file name: content}: the whole figure as PNG and SVG, with its legend."""
-  with matplotlib.rc_context(SETTINGS):
-    columns = min(COLUMNS, len(figure.panels))
-    rows = -(-len(figure.panels) // columns)
-    canvas = Canvas(figsize=(INCHES[0] * columns, INCHES[1] * rows + 0.4), layout="constrained")
-    FigureCanvasAgg(canvas)
+  columns = min(COLUMNS, len(figure.panels))
+  rows = -(-len(figure.panels) // columns)
+  context, canvas = plot.canvas((INCHES[0] * columns, INCHES[1] * rows + 0.4))
+  with context:
     axes = list(canvas.subplots(rows, columns, squeeze=False).flat)
     for one, panel in zip(axes, figure.panels):
       _draw(one, panel)
@@ -65,47 +47,27 @@ def files(figure: figures.Figure) -> dict[str, bytes]:
         frameon=False,
         fontsize=9,
       )
-    png = _saved(canvas, "png")
+    png = plot.saved(canvas, "png")
     canvas.set_layout_engine("none")  # it stays as it is, which takes half the time
-    return {f"{figure.name}.png": png, f"{figure.name}.svg": _saved(canvas, "svg")}
+    return {f"{figure.name}.png": png, f"{figure.name}.svg": plot.saved(canvas, "svg")}
 
 
 def inline(figure: figures.Figure, number: int) -> str:
   """The figure as HTML: its legend, and each panel as SVG in the colours of the page. number: of
   the figure in the page.
   """
-  with matplotlib.rc_context(SETTINGS | {"svg.fonttype": "none"}):
-    cells = []
-    for k, panel in enumerate(figure.panels):
-      canvas = Canvas(figsize=INCHES, layout="constrained")
-      FigureCanvasAgg(canvas)
+  cells = []
+  for k, panel in enumerate(figure.panels):
+    context, canvas = plot.canvas(INCHES)
+    with context:
       _draw(canvas.subplots(), panel)
-      cells.append(_in_page(_saved(canvas, "svg").decode(), f"f{number}p{k}-", panel.title))
+      cells.append(plot.in_page(canvas, f"f{number}p{k}", panel.title))
   keys = {line.label: line for panel in figure.panels for line in panel.lines}
   legend = "".join(
     f"<span>{_swatch(line.style)}{page.escaped(label)}</span>" for label, line in keys.items()
   )
   legend = f'<div class="keys">{legend}</div>' if len(keys) > 1 else ""
   return f"{page.paragraph(figure.caption, quiet=True)}\n{legend}\n{page.grid(cells, '19rem')}"
-
-
-def _saved(canvas: Canvas, kind: str) -> bytes:
-  out = io.BytesIO()
-  options = {"dpi": 150} if kind == "png" else {"metadata": {"Date": None}, "transparent": True}
-  canvas.savefig(out, format=kind, **options)
-  return out.getvalue()
-
-
-def _in_page(svg: str, prefix: str, title: str) -> str:
-  """An SVG file as part of a page: names of its own, the page's colours, as wide as its cell."""
-  svg = svg[svg.index("<svg") :]
-  svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-  svg = re.sub(r'\bid="', f'id="{prefix}', svg)
-  svg = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}", svg)
-  svg = svg.replace(INK, "currentColor").replace(GRID, "var(--line)")
-  size = re.search(r'viewBox="([^"]*)"', svg)[1]
-  label = f'<svg class="plot" role="img" aria-label="{page.escaped(title)}" viewBox="{size}">'
-  return re.sub(r"<svg[^>]*>", lambda _: label, svg, count=1).replace("xlink:href", "href")
 
 
 def _swatch(style: int) -> str:
@@ -125,8 +87,8 @@ def _swatch(style: int) -> str:
 
 
 def _style(k: int):
-  n = len(curves.COLOURS)
-  return curves.COLOURS[k % n], MARKERS[k % len(MARKERS)], DASHES[k // n % len(DASHES)]
+  n = len(plot.COLOURS)
+  return plot.COLOURS[k % n], MARKERS[k % len(MARKERS)], DASHES[k // n % len(DASHES)]
 
 
 def _draw(axes, panel: figures.Panel):
@@ -147,10 +109,7 @@ def _draw(axes, panel: figures.Panel):
     axes.set_xlim(-0.5, len(panel.names) - 0.5)
   elif panel.x == "examples":
     axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
-  axes.grid(axis="y", color=GRID, linewidth=0.6)
-  axes.set_axisbelow(True)
-  for side in ("top", "right"):
-    axes.spines[side].set_visible(False)
+  plot.tidy(axes)
 
 
 def _line(axes, line: figures.Line, spread: bool):

@@ -16,6 +16,7 @@ from siglax import models
 from siglax import tower
 from siglax.config import fields
 from siglax.data import buckets
+from siglax.data import page
 from siglax.data import uploads
 from siglax.devices import cores
 from siglax.devices import mesh as mesh_lib
@@ -62,6 +63,10 @@ class Evaluator:
       self._config, self._embedder, self._open_task_data, self._compute_loss, self.facts, self.each
     )
 
+  def show(self) -> dict[str, str]:
+    """Of the parameters of the last call: see `evals.show`."""
+    return evals.show(self._config, self._embedder, self._open_task_data)
+
   def _compute_loss(self, zimg, ztxt, scale, bias, weights, labels):
     rows = mesh_lib.batch_sharding(self._mesh)
     scale, bias = jax.device_put(
@@ -79,7 +84,7 @@ class Evaluator:
 
 
 def evaluate(
-  source, overrides: dict[str, str] | None = None, out=None, tasks=(), classnames=None
+  source, overrides: dict[str, str] | None = None, out=None, tasks=(), classnames=None, html=None
 ) -> dict[str, float]:
   """Evaluates what siglax.load takes, prints a table and writes CLIP_benchmark's records to `out`.
   Both may be URLs. out: None takes DIR/eval.json of a run whose own tasks are evaluated, with the
@@ -87,7 +92,7 @@ def evaluate(
 
   overrides: changes of the config, such as {"eval.batch_size": "512"}. tasks: words of a command
   line (siglax/training/tasks.py) in place of the run's own tasks. classnames: a file, for the tasks
-  that give none. The training data need not be there.
+  that give none. html: a page to write, a path or a URL. The training data need not be there.
   """
   given, origin = str(source), origin_lib.find(source)
   config = origin.config
@@ -95,7 +100,9 @@ def evaluate(
   if of_run:
     out = f"{given.removesuffix(':img').rstrip('/')}/eval.json"
   if out is not None:
-    _check_out(str(out))
+    _check_out("--out", str(out), ".json")
+  if html is not None:
+    _check_out("--html", str(html), ".html")
   # Whatever devices there are: how the training was split changes no embedding.
   config.mesh.data, config.mesh.fsdp, config.mesh.shard = "rest", 1, ()
   if tasks:
@@ -123,9 +130,15 @@ def evaluate(
       rows.append(("file", str(out)))
     streams.print_table(f"siglax evaluate {given}", rows)
     if out is not None:
-      _write(str(out), json.dumps(records, indent=1).encode())
+      _write("--out", str(out), json.dumps(records, indent=1).encode())
     if of_run:
-      _write(f"{out.removesuffix('eval.json')}{each_lib.FILE}", each_lib.encode(evaluator.each))
+      of_each = f"{out.removesuffix('eval.json')}{each_lib.FILE}"
+      _write("--out", of_each, each_lib.encode(evaluator.each))
+  if html is not None:
+    sections = evaluator.show()
+    if jax.process_index() == 0:
+      _write("--html", str(html), _page(given, config, values, evaluator.facts, sections).encode())
+      streams.say(f"wrote {html}")
   return values
 
 
@@ -143,16 +156,39 @@ def _check_towers(config, origin, given: str):
     raise ValueError(f'config.eval.tasks.{i} ({task["name"]!r}): kind="{kind.name}": {problem}')
 
 
-def _check_out(out: str):
+def _check_out(flag: str, out: str, suffix: str):
   parent = pathlib.Path(out).parent
   if not (buckets.is_url(out) or parent.is_dir()):
-    raise ValueError(f"--out {out}: there is no folder {parent}")
-  if not out.endswith(".json") and uploads.exists(out):
-    raise ValueError(f"--out {out} exists and is no .json file; give another path")
+    raise ValueError(f"{flag} {out}: there is no folder {parent}")
+  if not out.endswith(suffix) and uploads.exists(out):
+    raise ValueError(f"{flag} {out} exists and is no {suffix} file; give another path")
 
 
-def _write(out: str, content: bytes):
+def _write(flag: str, out: str, content: bytes):
   try:
     uploads.write(out, content)
   except OSError as e:
-    raise ValueError(f"--out {out} cannot be written: {e.strerror or e}; give another path") from e
+    raise ValueError(f"{flag} {out} cannot be written: {e.strerror or e}; give another path") from e
+
+
+def _page(given: str, config, values, facts, sections: dict[str, str]) -> str:
+  """HTML of all metrics, and of what is behind them. sections: of `Evaluator.show`."""
+  parts = []
+  for task in config.eval.tasks:
+    name = task["name"]
+    rows = [
+      [
+        page.escaped(metric),
+        f"{values[key]:.4f}",
+        _shown(facts.get(f"eval/{name}/chance/{metric}")),
+      ]
+      for metric in evals.KINDS[task["kind"]].metrics
+      for key in [f"eval/{name}/{metric}"]
+    ]
+    parts += [page.heading(name), page.table(["metric", "value", "chance"], rows, 1)]
+    parts.append(sections.get(name, ""))
+  return page.document(f"siglax evaluate {given}", "\n".join(parts))
+
+
+def _shown(chance: float | None) -> str:
+  return "" if chance is None else f"{chance:.4f}"
