@@ -34,6 +34,7 @@ import servers
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = (
   "README.md",
+  "docs/ablations.md",
   "docs/api.md",
   "docs/architecture.md",
   "docs/config.md",
@@ -81,6 +82,7 @@ RUN = {
   "siglax embed --from runs/mine --data pictures.parquet --out embedded.parquet": "",
   "siglax plan --config configs/quickstart.py --devices 8": "--batch 16",
   "siglax config --config configs/quickstart.py 'optim.*'": "",
+  "siglax ablate --config configs/ablate/loss_batch.py --workdir studies/loss_batch --dry-run": "",
   "siglax plan --config configs/siglip_so400m.py --devices 256 --batch 65536 --chips v5e,H100 "
   "--json --config.mesh.fsdp=32": "--config configs/siglip_so400m.py:smoke=True --devices 8 "
   "--batch 16 --config.mesh.fsdp=2",
@@ -142,6 +144,9 @@ OTHERS = (
   # tests/test_convert.py runs what it starts.
   "sbatch --array=0-99 --cpus-per-task=16 --wrap 'siglax convert train.csv shards --short-side 256 "
   "--shard $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT'",
+  # tests/test_ablate.py runs what it starts.
+  "sbatch --array=0-7 --gpus=1 --wrap 'siglax ablate --config configs/ablate/noise.py --workdir "
+  "studies/noise --only $SLURM_ARRAY_TASK_ID/8'",
   "pip install onnx onnx-ir onnxruntime equinox dm-pix",
   "pip install --no-deps jax2onnx==0.17.1",
   "export TPU=name ZONE=us-central2-b",
@@ -162,6 +167,7 @@ TEXTS = (
 PICTURE = "from PIL import Image\npicture = Image.open('a.jpg')\n"
 PYTHON = {
   "import siglax": "",
+  "from siglax import studies": "",
   "from siglax import losses": """
 import jax
 from siglax.devices import mesh as mesh_lib

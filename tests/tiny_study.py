@@ -4,11 +4,12 @@ import pathlib
 
 from siglax import studies
 
+DATA = {"source": "shapes", "split": "test", "image_size": 16}
 TINY = pathlib.Path(__file__).with_name("tiny.py")
 
 
-def get_study(steps: int = 8, branches: bool = False, broken: bool = False):
-  grid = {"loss.name": ("sigmoid", "softmax")}
+def get_study(steps: int = 8, branches: bool = False, broken: bool = False, losses: bool = True):
+  grid = {"loss.name": ("sigmoid", "softmax")} if losses else {}
   if broken:  # its loss is not finite at the first step
     grid["optim.lr"] = (1e-3, 1e30)
   return studies.Study(
@@ -16,18 +17,11 @@ def get_study(steps: int = 8, branches: bool = False, broken: bool = False):
     set={
       "log.tensorboard": False,
       "optim.schedule": "constant",
-      "eval.tasks": (
-        {
-          "kind": "loss",
-          "name": "test",
-          "data": {"source": "shapes", "image_size": 16},
-          "examples": 16,
-        },
-      ),
+      "eval.tasks": ({"kind": "loss", "name": "test", "data": DATA, "examples": 16},),
       "model.image.depth": 1,
     },
     grid=grid,
     seeds=(0, 1),
-    baseline={"loss.name": "sigmoid"},
+    baseline={"loss.name": "sigmoid"} if losses else None,
     branches=studies.Branches((128, 192), cooldown=0.5) if branches else None,
   )

@@ -30,7 +30,7 @@ def classes(labels: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> 
   right = np.array([np.sum(predicted[labels == k] == k) for k in present])
   order = np.argsort(-right / count, kind="stable")
   rows = [
-    [page.escaped(names[present[i]]), f"{100 * right[i] / count[i]:.1f}", f"{count[i]:,}"]
+    [page.escaped(names[int(present[i])]), f"{100 * right[i] / count[i]:.1f}", f"{count[i]:,}"]
     for i in order
   ]
   head = ["class", "recall %", "pictures"]

@@ -129,7 +129,7 @@ class Comparison:
     shapes = {np.shape(x) for pair in single for x in pair if x is not None}
     examples = None
     if all(x is not None for pair in single for x in pair) and len(shapes) == 1:
-      interval = intervals.of_pairs([np.subtract(*pair, dtype=np.float64) for pair in single])
+      interval = intervals.of_pairs([a.astype(np.float64) - b for a, b in single])
       examples = shapes.pop()[0]
     else:
       interval = intervals.of_values(

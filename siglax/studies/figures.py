@@ -230,7 +230,8 @@ def _main_field(fields: dict[str, list]) -> str | None:
     for field, values in fields.items()
     if len(values) > 1 and all(type(v) in (int, float) and math.isfinite(v) for v in values)
   }
-  return "batch_size" if "batch_size" in numbers else max(numbers, key=numbers.get, default=None)
+  most = max(numbers, key=lambda field: numbers[field], default=None)
+  return "batch_size" if "batch_size" in numbers else most
 
 
 def _short(field: str, value: Any) -> str:

@@ -67,6 +67,7 @@ def runs_of(study: Study, lengths: Callable[[Study, Mapping], dict[str, str]]) -
   that collide.
   """
   found: dict[str, Run] = {}
+  check_texts(config_lib.load(study.base, texts(study.set)), study.set)
   settings = [_Setting(study, values, lengths) for values in study.combinations]
   for seed in study.seeds:
     for setting in settings:
@@ -89,7 +90,7 @@ class _Setting:
   def __init__(self, study: Study, values: Mapping[str, Any], lengths):
     self._study, self._values = study, dict(values)
     self._overrides = texts(study.set) | texts(values)
-    check_texts(study.base, {**study.set, **values})
+    check_texts(config_lib.load(study.base, self._overrides), values)
     self._overrides |= lengths(study, self._overrides)
 
   def runs(self, seed: int) -> list[Run]:
@@ -151,9 +152,10 @@ def texts(values: Mapping[str, Any]) -> dict[str, str]:
   return {field: str(x) if isinstance(x, str) else repr(x) for field, x in values.items()}
 
 
-def check_texts(base: str, values: Mapping[str, Any]):
-  """ValueError for a value that its text on a command line would not give back."""
-  config = config_lib.load(base, texts(values))
+def check_texts(config: ConfigDict, values: Mapping[str, Any]):
+  """ValueError for a value that its text on a command line, of which a config was made, does not
+  give back.
+  """
   for field, value in values.items():
     got = config_lib.get(config, field)
     if not isinstance(value, Text) and json_value(got) != json_value(value):

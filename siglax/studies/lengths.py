@@ -18,8 +18,9 @@ class Lengths:
   """(study, {field: text} of a setting) → {field: text} that make it as long as the study says.
 
   What the base has in steps, such as its warmup, is as many examples in a run of another batch
-  size. sizes: config → `sizes.Size`. seconds_per_step: {field: text} → the seconds of a step of
-  such a run, or None where they have not been measured yet, as before a dry run.
+  size, and at least a step; but for the lines of the log.
+  sizes: config → `sizes.Size`. seconds_per_step: {field: text} → the seconds of a step of such a
+  run, or None where they have not been measured yet, as before a dry run.
   """
 
   def __init__(
@@ -34,10 +35,11 @@ class Lengths:
     config = config_lib.load(study.base, dict(overrides))
     found = {}
     for name in config_lib.DURATIONS:
-      steps = config_lib.get(base, f"{name}_steps")
-      given = any(f"{name}_{unit}" in overrides for unit in UNITS)
-      if steps is not None and not given and config.batch_size != base.batch_size:
-        found[f"{name}_examples"] = str(steps * base.batch_size)
+      steps, of_setting = config_lib.get(base, f"{name}_steps"), overrides.keys() - study.set.keys()
+      given = any(f"{name}_{unit}" in of_setting for unit in UNITS)
+      if steps and not given and config.batch_size != base.batch_size and name != "log.every":
+        examples = max(steps * base.batch_size, config.batch_size)
+        found[f"{name}_examples"] = str(examples)
     if not any(total in overrides and total not in study.set for total in TOTALS):
       found |= self._total(study, base, dict(overrides) | found)
     return found

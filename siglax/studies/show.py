@@ -24,7 +24,7 @@ def dry_run(title: str, runs: Sequence[tuple[Run, Size, str]], chips, sets: int)
   are told of; sets: of devices, which share the runs.
   """
   print(title)
-  width = max(len(run.name) for run, _, _ in runs)
+  width = max((len(run.name) for run, _, _ in runs), default=0)
   for run, size, how in runs:
     words = [
       f"{size.steps:,} steps",

@@ -16,6 +16,9 @@ from siglax.costs import plan
 from siglax.devices import chips as chips_lib
 from siglax.training import run as run_lib
 
+# A run that has not begun has none.
+NO_FOLDER = "/nonexistent"
+
 
 @dataclasses.dataclass(frozen=True)
 class Size:
@@ -78,7 +81,7 @@ class Sizes:
     return self._known[key]
 
   def _size(self, config: ConfigDict) -> Size:
-    run = run_lib.Run(config, "")
+    run = run_lib.Run(config, NO_FOLDER)
     run.evaluate.check()
     leaves = jax.tree.leaves(run.abstract_state)
     held = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize

@@ -130,4 +130,5 @@ def load(path) -> Tower:
     return Tower(config, params, origin.text, mesh, model)
   for name in models.TOWERS:
     config.model[name].lora_rank = 0
-  return Tower(config, models.merge_lora(params), origin.text, mesh)
+  config.model.relative_bias = False
+  return Tower(config, models.plain_params(params), origin.text, mesh)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -77,7 +78,7 @@ def _check_steps(run, trunk: program_lib.Program, step: int, field: str):
     )
 
 
-def restore(run):
+def restore(run) -> tuple[Any, dict[str, Any]]:
   """(state, metadata) of the checkpoint that `run` starts from. Global view: all processes call it
   together.
   """

@@ -6,6 +6,7 @@ import logging
 import os
 
 import jax
+import numpy as np
 
 from siglax import config as config_lib
 from siglax import data as data_lib
@@ -129,6 +130,10 @@ def _check_longer(run, there: program_lib.Program, step: int, extend: bool):
       "before it followed the "
       f"shorter schedule (config.optim.schedule={run.config.optim.schedule!r})"
     )
+  elif there.gamma is not None and any(
+    there.gamma(s) != run.gamma(s) for s in np.linspace(0, step, 9)
+  ):
+    changes = "γ of the steps before it fell over config.loss.gamma_decay of the shorter length"
   elif there.masked_steps < step:
     changes = (
       f"the steps from {there.masked_steps + 1} on saw all patches (config.train.unmasked_*)"

@@ -52,6 +52,11 @@ LOSS = Group(
       kind=float,
       optional=True,
     ),
+    "relative_bias": Field(
+      False,
+      "Trains r of the logits scale·(cosine − r) in the place of the bias, which is −scale·r "
+      "(arXiv 2509.18552); r starts at −bias_init / scale_init.",
+    ),
     "scale_max": Field(
       None,
       "Cap of the scale; None takes the loss's own, if it has one.",
