@@ -221,6 +221,34 @@ def test_values_of_another_evaluation_pair_no_examples(small):
   assert c.difference(c.settings[1], "eval/zs/acc5").examples == 400
 
 
+def test_one_seed_has_no_spread_and_an_interval_of_its_examples(small):
+  for loss in ("sigmoid", "softmax"):
+    for seed in (0, 2):
+      shutil.rmtree(run_folder(small, loss, 32, seed))
+  report.report(small)
+  told = json.loads((small / "report/results.json").read_text())["settings"][1]
+  assert told["metrics"][ACC]["sd"] is None
+  difference = told["metrics"][ACC]["difference"]
+  assert difference["low"] < difference["mean"] < difference["high"] and difference["seeds"] == 1
+  assert told["metrics"][LOSS]["difference"]["low"] is None
+  assert told["metrics"][LOSS]["difference"]["verdict"] == "one seed"
+  table = (small / "report/tables.md").read_text().partition("Difference to")[0]
+  assert " ± " not in table.partition("|")[2]
+
+
+def test_runs_that_evaluate_nothing_have_costs_and_curves(small):
+  for file in small.glob("runs/*/metrics.jsonl"):
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines = [{k: v for k, v in line.items() if not k.startswith("eval/")} for line in lines]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  report.report(small)
+  assert {p.stem for p in (small / "report/plots").iterdir()} == {
+    "curves-loss",
+    "curves-scale",
+    "curves-bias",
+  }
+
+
 def test_seeds_that_one_side_lacks_are_not_compared(small):
   failed = folder_lib.failed_file(small, "loss.name=sigmoid,batch_size=32,seed=1")
   failed.parent.mkdir()

@@ -82,7 +82,8 @@ class Figures:
     others = [self._line(s) for s in c.settings]
     self._styles = {label: k for k, label in enumerate(dict.fromkeys(others))}
     self.fits, panels = self._fits()
-    self.all = [self._metrics(), *self._curves()]
+    metrics = self._metrics()
+    self.all = [*([metrics] if metrics.panels else []), *self._curves()]
     if panels:
       title = f"Power laws over {self._x}"
       caption = "Least squares of the logarithms over all runs, with the 95% interval of the fit."
