@@ -35,10 +35,6 @@ class Setting:
   values: dict[str, Any]
   runs: dict[int, dict[str, Any]]
 
-  @property
-  def name(self) -> str:
-    return ", ".join(f"{field}={shown(value)}" for field, value in self.values.items()) or "all"
-
 
 @dataclasses.dataclass(frozen=True)
 class Statistic:
@@ -92,6 +88,11 @@ class Comparison:
     )
     self.headline = [m for m in self.metrics if not MINOR.search(m)] or self.metrics
     self._each = functools.cache(self._read_each)
+
+  def name(self, setting: Setting) -> str:
+    """Its values of the fields that differ."""
+    values = {f: setting.values[f] for f in self.found.fields if f in setting.values}
+    return ", ".join(f"{field}={shown(value)}" for field, value in values.items())
 
   def statistic(self, setting: Setting, metric: str) -> Statistic | None:
     """None where a finished run has no such value, or one that is not finite."""

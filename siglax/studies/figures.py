@@ -17,8 +17,8 @@ from siglax.studies import comparison as comparison_lib
 from siglax.studies import intervals
 from siglax.studies import tables
 
-# Of a curve, and panels of a figure; what is more is thinned out.
-MAX_POINTS, MAX_PANELS = 100, 9
+# Of a curve, of all curves of a figure, and panels of a figure; what is more is thinned out.
+MAX_POINTS, ALL_POINTS, MAX_PANELS = 100, 5000, 9
 # Metrics whose curves are drawn, and different sizes that a power law takes.
 MAX_CURVES, MIN_SIZES = 4, 4
 TRAINING = {"loss": "training loss", "scale": "scale exp(t')", "bias": "bias"}
@@ -91,7 +91,8 @@ class Figures:
 
   def _line(self, setting) -> str:
     """The values of all fields but the one on the x axis."""
-    parts = [_short(f, v) for f, v in setting.values.items() if f != self._x]
+    values = setting.values
+    parts = [_short(f, values[f]) for f in self._c.found.fields if f != self._x and f in values]
     return ", ".join(parts) or "all"
 
   def _metrics(self) -> Figure:
@@ -168,7 +169,8 @@ class Figures:
       records = self._records(row["name"])
       of_runs.append({r["examples"]: r[key] for r in records if r.get(key) is not None})
     common = sorted(set.intersection(*map(set, of_runs)))
-    x = _thinned(common, MAX_POINTS)
+    most = max(10, min(MAX_POINTS, ALL_POINTS // len(self._c.settings)))
+    x = _thinned(common, most)
     unit = 100 if "/" in key and comparison_lib.in_percent(key) else 1
     return np.array(x), unit * np.array([[of_run[k] for k in x] for of_run in of_runs])
 

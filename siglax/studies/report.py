@@ -116,7 +116,7 @@ def _resolved(c) -> str:
     "in twenty would."
   )
   lines = [
-    f"{s.name}, {tables.label(m)}: {tables.difference_in_words(d, m)}, {d.verdict} "
+    f"{c.name(s)}, {tables.label(m)}: {tables.difference_in_words(d, m)}, {d.verdict} "
     f"({d.seeds} seeds{f', {d.examples:,} examples' if d.examples else ''})"
     for s, m, d in resolved
   ]
