@@ -76,6 +76,13 @@ def _check_steps(run, trunk: program_lib.Program, step: int, field: str):
       f"here; start from step {k} or before, or set config.optim.schedule and "
       "config.optim.cooldown_* so that they are the same until then"
     )
+  if run.gamma is not None:
+    then, now = (np.asarray(jax.vmap(made.gamma)(numbers)) for made in (trunk, run))
+    if (then != now).any():
+      raise ValueError(
+        f"{field}: γ fell there over config.loss.gamma_decay of {trunk.total_steps} steps, and "
+        f"here of {run.total_steps}; set config.loss.gamma_decay=0, or start without a branch"
+      )
 
 
 def restore(run) -> tuple[Any, dict[str, Any]]:

@@ -63,3 +63,11 @@ def test_a_run_that_is_no_branch_is_one_line(trunk, tmp_path, fields, message):
     short_runs.run(tmp_path / "run", **fields)
   assert message.format(trunk) in str(e.value) and "\n" not in str(e.value)
   assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_loss_whose_gamma_falls_over_the_training_has_no_branches(shared_programs, tmp_path):
+  fields = {**TRUNK, "loss__name": "global", "total_steps": 4}
+  short_runs.run(tmp_path / "trunk", **fields)
+  fields |= {"total_steps": 8, "train__branch_from": f"{tmp_path / 'trunk'}@4"}
+  with pytest.raises(ValueError, match="γ fell there over config.loss.gamma_decay of 4 steps, and"):
+    short_runs.run(tmp_path / "branch", **fields)
