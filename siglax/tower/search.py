@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import logging
 import os
 import pathlib
@@ -14,6 +11,7 @@ import numpy as np
 
 from siglax import tower as tower_lib
 from siglax.data import images as images_lib
+from siglax.data import page as page_lib
 from siglax.data import reading
 from siglax.devices import disk
 from siglax.devices.streams import shown
@@ -22,7 +20,6 @@ logger = logging.getLogger("siglax")
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 BATCH = 256  # pictures decoded and embedded at a time
-THUMBNAIL = 320  # pixels of its longer side
 
 
 def search(
@@ -113,39 +110,6 @@ def embed(tower, paths: list[pathlib.Path]) -> tuple[np.ndarray, list[pathlib.Pa
   return np.concatenate(zimg) if zimg else np.zeros((0, 0), np.float32), readable
 
 
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; --line: #8883; --quiet: #767676; }}
-@media (prefers-color-scheme: dark) {{ :root {{ --quiet: #a0a0a0; }} }}
-body {{ font: 15px/1.4 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto; }}
-body {{ padding: 0 1rem; }}
-h1 {{ font-size: 1.1rem; font-weight: 400; color: var(--quiet); }}
-h2 {{ font-size: 1.4rem; margin: 2rem 0 .8rem; overflow-wrap: anywhere; }}
-.grid {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: 1rem; }}
-figure {{ margin: 0; border: 1px solid var(--line); border-radius: .5rem; overflow: hidden; }}
-img {{ display: block; width: 100%; aspect-ratio: 1; object-fit: contain; }}
-img {{ background: var(--line); }}
-figcaption {{ padding: .4rem .6rem; overflow-wrap: anywhere; }}
-figcaption {{ font-size: .8rem; color: var(--quiet); }}
-figcaption b {{ display: block; font-size: .95rem; color: CanvasText; }}
-figcaption b {{ font-variant-numeric: tabular-nums; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-{sections}
-</body>
-</html>
-"""
-
-
 def page(folder: pathlib.Path, count: int, queries: list[str], found: list) -> str:
   """HTML that needs no other file: a heading for each query, and its pictures with their cosines.
 
@@ -156,28 +120,12 @@ def page(folder: pathlib.Path, count: int, queries: list[str], found: list) -> s
     figures = []
     for cosine, path in matches:
       if path not in thumbnails:
-        thumbnails[path] = _thumbnail(path)
-      name = html.escape(shown(path.relative_to(folder)))
-      caption = f"<figcaption><b>{cosine:.3f}</b>{name}</figcaption>"
-      figures.append(f'<figure><img src="{thumbnails[path]}" alt="{name}">{caption}</figure>')
-    sections.append(
-      f'<h2>{html.escape(shown(query))}</h2>\n<div class="grid">\n'
-      + "\n".join(figures)
-      + "\n</div>"
-    )
+        thumbnails[path] = page_lib.thumbnail(images_lib.decode(path.read_bytes()))
+      name = str(path.relative_to(folder))
+      figures.append(page_lib.figure(thumbnails[path], name, f"{cosine:.3f}"))
+    sections.append(page_lib.heading(query) + "\n" + page_lib.grid(figures))
   title = f"Nearest of {count:,} pictures in {shown(folder)}, with their cosines"
-  return _PAGE.format(title=html.escape(title), sections="\n".join(sections))
-
-
-def _thumbnail(path: pathlib.Path) -> str:
-  """A small JPEG of a picture as a data URI."""
-  from PIL import Image
-
-  image = Image.fromarray(images_lib.decode(path.read_bytes()))
-  image.thumbnail((THUMBNAIL, THUMBNAIL))
-  data = io.BytesIO()
-  image.save(data, "JPEG", quality=80)
-  return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
+  return page_lib.document(title, "\n".join(sections))
 
 
 def _write(file: pathlib.Path, text: str):
