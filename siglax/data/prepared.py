@@ -28,6 +28,29 @@ class LeftOut:
   said: str | None = None
 
 
+def _blank(image) -> np.ndarray:
+  """What stands where there is no picture. image: config.image."""
+  return images_lib.prepare(np.zeros((image.size, image.size, 3), np.uint8), image)
+
+
+class Pictures:
+  """Picture i of files, prepared as in evaluation, as (picture, {}). image: config.image."""
+
+  def __init__(self, paths: Sequence, image):
+    self._paths, self._image = paths, types.SimpleNamespace(**image.to_dict())
+
+  @property
+  def blank(self) -> np.ndarray:
+    return _blank(self._image)
+
+  def __call__(self, i: int) -> tuple[np.ndarray, dict]:
+    try:
+      data = images_lib.read(self._paths[i], self._image)
+    except OSError as e:
+      raise ValueError(e.strerror or str(e)) from e
+    return images_lib.prepare(data, self._image), {}
+
+
 class Examples:
   """Example i of a source as (picture or None, what else it has). Picklable.
 
@@ -43,10 +66,7 @@ class Examples:
 
   @property
   def blank(self) -> np.ndarray | None:
-    """What stands where there is no picture."""
-    if self._image is None:
-      return None
-    return images_lib.prepare(np.zeros((self._image.size,) * 2 + (3,), np.uint8), self._image)
+    return None if self._image is None else _blank(self._image)
 
   def __call__(self, i: int) -> tuple[np.ndarray | None, dict]:
     """Raises what a broken example raises, and FilteredOut."""
@@ -101,8 +121,8 @@ def batches(
   of each span in turn, `rows` at a time; fewer in the last of a span, whose pictures go on with
   blank ones.
 
-  read: `Examples`, or what is called so and has `blank`. threads, workers: as of `Batches`.
-  Raises what says nothing of the example itself (`broken.NOT_BROKEN`).
+  read: `Examples` or `Pictures`, or what is called so and has `blank`. threads, workers: as of
+  `Batches`. Raises what says nothing of the example itself (`broken.NOT_BROKEN`).
   """
   longest = max(map(len, spans), default=0)
   # The same number of batches in each span, so that a row's span is a formula.

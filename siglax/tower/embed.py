@@ -66,8 +66,8 @@ def embed(
   batch_size: examples at a time over the devices of a process; None takes that of evaluation.
   dtype: what is stored. Pictures are prepared as in evaluation. shard: (i, n) embeds the i-th of n
   equal parts of the data, into a file of that name, `shard_name`.
-  Stopped at any moment and started again, it goes on, and the file is the same bytes. Nothing is at
-  `out` until all is written. The description is {"siglax": version, "tower": source, "digest": the
+  Started again after any end, it goes on, and the file is the same bytes. Nothing is at `out` until
+  all is written. The description is {"siglax": version, "tower": source, "digest": the
   image tower's (siglax/runs/digest.py), "text_digest": the text tower's, each None where it was not
   used, "width": d, "dtype", "tokens": [patches, width] or None, "image": {size, mean, std, resize,
   fit}, "classnames": list or None, "examples", "skipped", "filtered"};
@@ -76,36 +76,35 @@ def embed(
   something else, a tower or a tokenizer that is not there, and more broken examples than the spec's
   max_bad_fraction.
   """
-  texts = texts or not pictures
   _check(pictures, tokens, batch_size)
   out = shard_name(str(out), shard)
   make_writer = _writer(out, dtype)
   parts = parts_lib.Parts(f"{out}.parts", ABOUT, "{:05}.array_record".format)
-  if uploads.exists(out) and parts.read(DONE) is None:
-    raise ValueError(f"--out {out} exists; give a path that does not")
+  if parts.read(DONE) is None:
+    uploads.check_new(out)
   dataset = _opened(spec, pictures)
+  texts = texts or not pictures
   tower = _load(source, pictures, texts)
   limit = spec.get("max_bad_fraction")
   limit = sources_lib.MAX_BAD_FRACTION if limit is None else limit
-  size = _rounded_up(batch_size or tower.config.eval.batch_size, tower.mesh.size)
+  size = batch_size or tower.config.eval.batch_size
+  size = -(-size // tower.mesh.size) * tower.mesh.size
   wanted = embed_parts.Wanted(pictures, texts, tokens, dtype, size, limit)
   spans = _spans(len(dataset), shard, wanted)
   about = _about(tower, dataset, spec, wanted, shard)
   distributed.check_same(about, "--from, --data and flags")
   with _stopped(parts, out, len(spans)):
     _begin(parts, out, about, len(spans))
-    if uploads.exists(out):
-      # All was done but this.
+    if uploads.exists(out):  # all was done but this
       description = parts.read(DONE)
       distributed.in_shares(lambda go_on: None, lambda: parts.remove() or {})
     else:
       mine = dict(list(enumerate(spans))[jax.process_index() :: jax.process_count()])
+      make = lambda go_on: embed_parts.make(tower, dataset, wanted, parts, mine, go_on)
       begun = _description(tower, source, about, dataset)
-      description = distributed.in_shares(
-        lambda go_on: embed_parts.make(tower, dataset, wanted, parts, mine, go_on),
-        lambda: _join(parts, len(spans), make_writer, out, begun),
-      )
-  return description | {"file": out}
+      join = lambda: _join(parts, len(spans), make_writer, out, begun)
+      description = distributed.in_shares(make, join)
+  return {**description, "file": out}
 
 
 @contextlib.contextmanager
@@ -176,10 +175,6 @@ def _writer(out: str, dtype: str):
       + (f"; {', '.join(able)} does" if able else "")
     )
   return make_writer
-
-
-def _rounded_up(size: int, devices: int) -> int:
-  return -(-size // devices) * devices
 
 
 def _spans(count: int, shard: tuple[int, int], wanted: embed_parts.Wanted) -> list[range]:

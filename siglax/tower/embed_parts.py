@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import logging
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -210,7 +211,7 @@ class _Held:
 
   def __init__(self, size: int):
     self._size, self.examples = size, []
-    self._images: np.ndarray | None = None
+    self._images: Any = None
 
   @property
   def full(self) -> bool:
@@ -220,7 +221,7 @@ class _Held:
     """good: the rows that are kept."""
     if images is not None:
       kept = images if len(good) == len(images) else images[good]
-      self._images = kept if not self.examples else np.concatenate([self._images, kept])
+      self._images = np.concatenate([self._images, kept]) if self.examples else kept
     self.examples += [rests[row] for row in good]
 
   def take(self) -> tuple[list[dict], dict]:
