@@ -3,7 +3,9 @@ in a bucket.
 """
 
 import json
+import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -162,10 +164,16 @@ def test_another_tower_data_or_flag_is_no_resume(folder, killed, tmp_path, capsy
   assert not out.exists()
 
 
-def test_jobs_without_a_word_make_files_that_open_together(folder, whole, tmp_path, capsys):
+def test_jobs_without_a_word_make_files_that_open_together(
+  folder, whole, tmp_path, monkeypatch, capsys
+):
+  page = (pathlib.Path(__file__).parent.parent / "docs/towers.md").read_text()
+  (printed,) = re.findall(r"^ *`sbatch .*--wrap 'siglax embed (.*)'`$", page, re.M)
+  monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "3")
   for i in (2, 0, 1):
-    out = tmp_path / "x.npz"
-    assert cli.main(words(folder, out, "--shard", f"{i}/3")) == 0
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(i))
+    *_, flag, shard = os.path.expandvars(printed).split()
+    assert cli.main(words(folder, tmp_path / "x.npz", flag, shard)) == 0
     assert f"wrote {tmp_path}/x-0000{i}-of-00003.npz: " in capsys.readouterr().out
   assert len(list(tmp_path.iterdir())) == 3
   found, want = opened(tmp_path / "x-*.npz"), opened(whole)

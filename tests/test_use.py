@@ -153,7 +153,7 @@ def test_search(tower, folder, pictures, tmp_path, monkeypatch, capsys):  # noqa
     == 0
   )
   printed = capsys.readouterr()
-  assert [shape for shape in batches if shape] == [(8, 32)] * 2  # never more pictures at once
+  assert [shape for shape in batches if shape] == [(8, 16)] * 2  # never more pictures at once
   named = [line.split(": ")[0] for line in printed.err.splitlines()]
   assert named == [
     f"left out {there / 'broken.jpg'}",
