@@ -239,13 +239,16 @@ def test_a_killed_process_ends_the_others_and_one_goes_on(folder, whole, tmp_pat
 
 @pytest.mark.parametrize("ending", [".npz", ".parquet", ".array_record"])
 def test_texts_alone_need_no_pictures(folder, whole, ending, tmp_path, capsys):
-  """Of a table that names pictures which are not there."""
+  """Of a table that names pictures which are not there, or has none."""
   captions = [[f"a red circle {i}", "blue"][: 1 + i % 2] if i != 4 else [] for i in range(11)]
   lines = [{"image": f"{i}.jpg", "caption": texts} for i, texts in enumerate(captions)]
+  data = f"{tmp_path}/a.jsonl"
+  if ending == ".npz":
+    lines, data = [{"caption": texts} for texts in captions], f"{data}:image=caption"
   (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
   out = tmp_path / f"t{ending}"
   flags = ["--out", str(out), "--texts-only", "--batch-size", "8"]
-  arguments = ["embed", "--from", f"{folder}:txt", "--data", f"{tmp_path}/a.jsonl", *flags]
+  arguments = ["embed", "--from", f"{folder}:txt", "--data", data, *flags]
   assert cli.main(arguments) == 0
   assert "11 examples with text embeddings of width 16" in capsys.readouterr().out
   want = siglax.load(f"{folder}:txt").embed_texts([text for texts in captions for text in texts])
