@@ -137,7 +137,7 @@ def test_wrong_overrides(field, text, message):
       "9",
       "config.eval.tasks.0.data.size is unknown; it is called examples now",
     ),
-    ("eval.tasks.0.kind", "zero", "known are zero_shot, retrieval, loss"),
+    ("eval.tasks.0.kind", "zero", "known are zero_shot, retrieval, loss, linear_probe"),
     ("batch_size", "1001", "config.batch_size=1001 is not divisible by the 8 devices"),
     ("batch_size", "3", "use 8"),
     ("mesh.fsdp", "3", "config.mesh.fsdp=3 does not divide the 8 devices"),

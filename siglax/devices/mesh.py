@@ -156,6 +156,14 @@ def to_global(mesh: jax.sharding.Mesh, batch):
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
+def from_whole(sharding: NamedSharding, x: np.ndarray) -> jax.Array:
+  """An array that every process has whole → a global array."""
+  # jax.device_put would compare the arrays of all processes first.
+  held = sharding.addressable_devices_indices_map(x.shape)
+  shards = jax.device_put([x[part] for part in held.values()], list(held))
+  return jax.make_array_from_single_device_arrays(x.shape, sharding, shards)
+
+
 def process_indices(mesh: jax.sharding.Mesh, batch_size: int) -> np.ndarray:
   """Indices in a global batch of the rows that this process provides, in the order that `to_global`
   takes them.
