@@ -28,11 +28,6 @@ class LeftOut:
   said: str | None = None
 
 
-def _blank(image) -> np.ndarray:
-  """What stands where there is no picture. image: config.image."""
-  return images_lib.prepare(np.zeros((image.size, image.size, 3), np.uint8), image)
-
-
 class Pictures:
   """Picture i of files, prepared as in evaluation, as (picture, {}). image: config.image."""
 
@@ -41,7 +36,7 @@ class Pictures:
 
   @property
   def blank(self) -> np.ndarray:
-    return _blank(self._image)
+    return images_lib.blank(self._image)
 
   def __call__(self, i: int) -> tuple[np.ndarray, dict]:
     try:
@@ -66,7 +61,7 @@ class Examples:
 
   @property
   def blank(self) -> np.ndarray | None:
-    return None if self._image is None else _blank(self._image)
+    return None if self._image is None else images_lib.blank(self._image)
 
   def __call__(self, i: int) -> tuple[np.ndarray | None, dict]:
     """Raises what a broken example raises, and FilteredOut."""
@@ -84,12 +79,40 @@ class Examples:
     return images_lib.prepare(example["image"], self._image), rest
 
 
-class _Elements:
-  """Element k of the loader: row k % size of span k // size, "image" and "rest". Rows beyond the
-  end of a span are blank.
+class OfExamples:
+  """The pictures of some examples, which `siglax.tower.Embedder` asks for by a number, or reads by
+  workers; in `rest` {number: what else the example has} of those that this process has read.
+
+  examples: as EvalExamples. indices: of the examples with the numbers 0, 1, ….
   """
 
-  def __init__(self, read, blank, spans: Sequence[range], size: int):
+  def __init__(self, examples, indices: Sequence[int]):
+    self.read, self.rest = _Read(examples, indices), {}
+
+  def __call__(self, k: int) -> np.ndarray:
+    picture, self.rest[k] = self.read(k)
+    return picture
+
+
+class _Read:
+  def __init__(self, examples, indices):
+    self._examples, self._indices = examples, indices
+
+  @property
+  def blank(self) -> np.ndarray:
+    return self._examples.blank
+
+  def __call__(self, k: int) -> tuple[np.ndarray, dict]:
+    example = dict(self._examples[self._indices[k]])
+    return example.pop("image"), example
+
+
+class _Elements:
+  """Element k of the loader: row k % size of span k // size, "image" and "rest". Rows beyond the
+  end of a span, and −1 in place of an example, are blank.
+  """
+
+  def __init__(self, read, blank, spans: Sequence[Sequence[int]], size: int):
     self._read, self._blank, self._spans, self._size = read, blank, spans, size
 
   def __reduce__(self):
@@ -100,7 +123,8 @@ class _Elements:
     span, place = divmod(k, self._size)
     image, rest = self._blank, LeftOut()
     if span < len(self._spans) and place < len(self._spans[span]):
-      image, rest = self._example(self._spans[span][place])
+      if (i := int(self._spans[span][place])) >= 0:
+        image, rest = self._example(i)
     return {"rest": rest} if self._blank is None else {"image": image, "rest": rest}
 
   def _example(self, i: int):
@@ -115,11 +139,11 @@ class _Elements:
 
 
 def batches(
-  read, spans: Sequence[range], rows: int, *, threads: int, workers: int = 0
+  read, spans: Sequence[Sequence[int]], rows: int, *, threads: int, workers: int = 0
 ) -> Iterator[tuple[np.ndarray | None, list]]:
   """(pictures [rows, …] or None, of each row what else the example has or LeftOut) of the examples
-  of each span in turn, `rows` at a time; fewer in the last of a span, whose pictures go on with
-  blank ones.
+  of each span in turn, −1 for none, `rows` at a time; fewer in the last of a span, whose pictures
+  go on with blank ones.
 
   read: `Examples` or `Pictures`, or what is called so and has `blank`. threads, workers: as of
   `Batches`. Raises what says nothing of the example itself (`broken.NOT_BROKEN`).
