@@ -141,6 +141,17 @@ def test_killed_and_started_again_the_bytes_are_the_same(folder, whole, killed, 
   assert out.read_bytes() == whole.read_bytes()
   assert [p.name for p in tmp_path.iterdir()] == [out.name]
   assert opened(out).description["skipped"] == 1
+  # Killed when the file was there, and its parts were not yet removed.
+  about = json.loads((killed / "embedding.json").read_text())
+  shutil.copytree(killed, f"{out}.parts")
+  (pathlib.Path(f"{out}.parts") / "description.json").write_text(
+    json.dumps({"width": 16, "examples": 63, "skipped": 1, "filtered": about["filtered"]})
+  )
+  assert cli.main(words(folder, out, "--texts")) == 0
+  assert "63 embeddings of width 16, 1 skipped" in capsys.readouterr().out
+  assert [p.name for p in tmp_path.iterdir()] == [out.name]
+  assert out.read_bytes() == whole.read_bytes()
+  refused(f"--out {out} exists; give a path", capsys, words(folder, out, "--texts"))
 
 
 def test_another_tower_data_or_flag_is_no_resume(folder, killed, tmp_path, capsys):

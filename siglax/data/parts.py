@@ -59,7 +59,7 @@ class Parts:
     path = self.path(name)
     try:
       content = buckets.read(path) if buckets.is_url(path) else pathlib.Path(path).read_bytes()
-    except (FileNotFoundError, buckets.Missing):
+    except (FileNotFoundError, NotADirectoryError, buckets.Missing):
       return None
     return json.loads(content)
 

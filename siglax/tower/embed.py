@@ -80,7 +80,7 @@ def embed(
   out = shard_name(str(out), shard)
   make_writer = _writer(out, dtype)
   parts = parts_lib.Parts(f"{out}.parts", ABOUT, "{:05}.array_record".format)
-  if parts.read(DONE) is None:
+  if (done := parts.read(DONE)) is None:
     uploads.check_new(out)
   dataset = _opened(spec, pictures)
   texts = texts or not pictures
@@ -95,8 +95,8 @@ def embed(
   distributed.check_same(about, "--from, --data and flags")
   with _stopped(parts, out, len(spans)):
     _begin(parts, out, about, len(spans))
-    if uploads.exists(out):  # all was done but this
-      description = parts.read(DONE)
+    if done is not None and uploads.exists(out):  # all was done but this
+      description = done
       distributed.in_shares(lambda go_on: None, lambda: parts.remove() or {})
     else:
       mine = dict(list(enumerate(spans))[jax.process_index() :: jax.process_count()])
