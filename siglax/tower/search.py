@@ -7,14 +7,20 @@ import os
 import pathlib
 import sys
 
+import jax
 import numpy as np
 
+from siglax import config as config_lib
 from siglax import tower as tower_lib
+from siglax.data import buckets
 from siglax.data import images as images_lib
 from siglax.data import page as page_lib
-from siglax.data import reading
-from siglax.devices import disk
+from siglax.data import pipeline
+from siglax.data import prepared
+from siglax.data import uploads
+from siglax.devices import mesh as mesh_lib
 from siglax.devices.streams import shown
+from siglax.tower import embedder
 
 logger = logging.getLogger("siglax")
 
@@ -26,7 +32,7 @@ def search(
   source, folder, queries: list[str], top: int = 20, out=None
 ) -> list[list[tuple[float, pathlib.Path]]]:
   """(cosine, path) of the `top` pictures in a folder nearest to each query; prints them, and writes
-  them as a page to `out`.
+  them as a page to `out`, a path or a URL.
 
   Of all pictures only embeddings and paths are kept. Broken ones are named in the log, counted and
   left out. Raises ValueError in one line for a folder without pictures, an `out` that exists, or a
@@ -34,10 +40,10 @@ def search(
   """
   if top < 1:
     raise ValueError(f"--top {top} must be at least 1")
-  if out is not None and os.path.lexists(out):
-    raise ValueError(f"--out {out} exists; give a path that does not")
-  if out is not None and not pathlib.Path(out).parent.is_dir():
-    raise ValueError(f"--out {out}: there is no folder {pathlib.Path(out).parent}")
+  if out is not None:
+    uploads.check_new(str(out))
+    if not buckets.is_url(out) and not pathlib.Path(out).parent.is_dir():
+      raise ValueError(f"--out {out}: there is no folder {pathlib.Path(out).parent}")
   paths = find(folder)
   tower = tower_lib.load(source)
   ztxt = tower.embed_texts(queries)
@@ -54,7 +60,9 @@ def search(
     for cosine, path in matches:
       print(f"  {cosine:6.3f}  {shown(path)}")
   if out is not None:
-    _write(pathlib.Path(out), page(pathlib.Path(folder), len(readable), queries, found))
+    with uploads.writing(out):
+      made = page(pathlib.Path(folder), len(readable), queries, found)
+      uploads.write(out, made.encode())
     print(f"wrote {shown(out)}")
   return found
 
@@ -85,29 +93,34 @@ def embed(tower, paths: list[pathlib.Path]) -> tuple[np.ndarray, list[pathlib.Pa
   from rich import console
   from rich import progress
 
-  zimg, readable, batch = [], [], []
-  read = reading.read_ahead(lambda i: tower.pixels(paths[i]), range(len(paths)), 2 * BATCH)
-  for i, pixels in progress.track(
-    read,
-    "embedding",
-    total=len(paths),
-    console=console.Console(stderr=True),
-    transient=True,
-    disable=not sys.stderr.isatty(),
-  ):
-    if isinstance(pixels, ValueError):
-      logger.warning("left out %s", shown(pixels))
-    elif isinstance(pixels, Exception):
-      raise pixels
-    else:
-      batch.append(pixels)
-      readable.append(paths[i])
-    if len(batch) == BATCH or batch and i == len(paths) - 1:
-      zimg.append(tower.embed_images(batch, BATCH))
-      batch = []
+  size = -(-BATCH // tower.mesh.size) * tower.mesh.size
+  threads, workers = pipeline.loader_threads(config_lib.default(), [paths])
+  read = prepared.Pictures(paths, tower.config.image)
+  batches = prepared.batches(read, [range(len(paths))], size, threads=threads, workers=workers)
+  run = jax.jit(tower.model.embed_image, out_shardings=mesh_lib.replicated(tower.mesh))
+  found = embedder.in_turn(
+    lambda images: run(tower.params, images),
+    tower.mesh,
+    ((rests, images) for images, rests in batches),
+  )
+  zimg, readable, seen = [], [], iter(paths)
+  with progress.Progress(
+    console=console.Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
+  ) as bar:
+    task = bar.add_task("embedding", total=len(paths))
+    for rests, z in found:
+      good = []
+      for row, (rest, path) in enumerate(zip(rests, seen)):
+        if isinstance(rest, prepared.LeftOut):
+          logger.warning("left out %s", shown(f"{path}: {rest.said}"))
+        else:
+          good.append(row)
+          readable.append(path)
+      zimg.append(z[good])
+      bar.advance(task, len(rests))
   if len(readable) < len(paths):
     logger.warning("%d of %d pictures were left out", len(paths) - len(readable), len(paths))
-  return np.concatenate(zimg) if zimg else np.zeros((0, 0), np.float32), readable
+  return np.concatenate(zimg), readable
 
 
 def page(folder: pathlib.Path, count: int, queries: list[str], found: list) -> str:
@@ -126,10 +139,3 @@ def page(folder: pathlib.Path, count: int, queries: list[str], found: list) -> s
     sections.append(page_lib.heading(query) + "\n" + page_lib.grid(figures))
   title = f"Nearest of {count:,} pictures in {shown(folder)}, with their cosines"
   return page_lib.document(title, "\n".join(sections))
-
-
-def _write(file: pathlib.Path, text: str):
-  try:
-    disk.write_atomic(file, text.encode())
-  except OSError as e:
-    raise ValueError(f"--out {file} cannot be written: {e.strerror or e}") from e

@@ -17,6 +17,7 @@ from siglax import tower
 from siglax.config import fields
 from siglax.data import buckets
 from siglax.data import page
+from siglax.data import pipeline
 from siglax.data import uploads
 from siglax.devices import cores
 from siglax.devices import mesh as mesh_lib
@@ -56,6 +57,14 @@ class Evaluator:
     nothing.
     """
     evals.check(self._config, self._open_task_data)
+
+  def use_workers(self):
+    """Has the pictures of large tasks read by worker processes, as config.loader says or as suits
+    the cores: where no training has workers of its own.
+    """
+    sources = [data.source for data in self._task_data.values()]
+    threads, workers = pipeline.loader_threads(self._config, sources)
+    self._embedder.threads, self._embedder.workers = threads, workers
 
   def __call__(self, params) -> dict[str, float]:
     self._embedder.params, self.each = params, {}
@@ -121,6 +130,7 @@ def evaluate(
   mesh, model = mesh_lib.make(config.mesh.data, config.mesh.fsdp), origin.model()
   evaluator = Evaluator(config, model, origin.text, mesh)
   evaluator.check()
+  evaluator.use_workers()
   values = evaluator(origin.read(model, mesh))
   if jax.process_index() == 0:
     name = origin.folder.name
