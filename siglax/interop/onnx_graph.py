@@ -42,7 +42,7 @@ class Graph:
 
   def named(self, name: str, value: np.ndarray) -> str:
     """A constant under a name of its own."""
-    self._constants[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)
+    self._constants[name] = np.asarray(value, order="C")
     return name
 
   def constant(self, value) -> str:
@@ -69,21 +69,39 @@ class Graph:
   def save(self, file: pathlib.Path, given, made):
     """Writes it: `given` and `made` are its input and its output, as `tensor` describes them.
 
-    Constants are in the file, or, where they have more bytes than protobuf takes, beside it in
+    Where the constants have more bytes than protobuf takes, the large ones are beside it, in
     FILE.data.
     """
-    graph = helper.make_graph(
-      self.nodes, file.stem, [given], [made], [*self._constants.values()], value_info=self.shapes
-    )
+    constants = self._constants.items()
+    if sum(x.nbytes for x in self._constants.values()) <= INSIDE:
+      initializers = [numpy_helper.from_array(x, name) for name, x in constants]
+    else:
+      with open(f"{file}.data", "wb") as data:
+        initializers = [_beside(name, x, data) for name, x in constants]
     opset = helper.make_opsetid("", OPSET)
     model = helper.make_model(
-      graph,
+      helper.make_graph(
+        self.nodes, file.stem, [given], [made], initializers, value_info=self.shapes
+      ),
       opset_imports=[opset],
       ir_version=helper.find_min_ir_version_for([opset]),
       producer_name="siglax",
     )
-    size = sum(len(constant.raw_data) for constant in self._constants.values())
-    onnx.save_model(model, file, save_as_external_data=size > INSIDE, location=f"{file.name}.data")
+    onnx.save_model(model, file)
+
+
+def _beside(name: str, x: np.ndarray, data) -> onnx.TensorProto:
+  """A constant whose bytes go to the end of a file, unless they are few."""
+  if x.nbytes < 1024:
+    return numpy_helper.from_array(x, name)
+  kind = helper.np_dtype_to_tensor_dtype(x.dtype)
+  made = onnx.TensorProto(name=name, dims=x.shape, data_type=kind)
+  made.data_location = onnx.TensorProto.EXTERNAL
+  place = {"location": pathlib.Path(data.name).name, "offset": data.tell(), "length": x.nbytes}
+  for key, value in place.items():
+    made.external_data.add(key=key, value=str(value))
+  data.write(x.data)
+  return made
 
 
 def tensor(name: str, dtype, sizes) -> onnx.ValueInfoProto:
