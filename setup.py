@@ -47,6 +47,7 @@ setup(
     "wandb": ["wandb>=0.19"],
     "s3": ["s3fs>=2026.9.0"],
     "gcs": ["gcsfs>=2026.10.1"],
+    "onnx": ["onnx>=1.23.2", "onnxruntime>=1.32.0"],  # of siglax export --format onnx
     "test": [
       "pytest>=9.2",
       "pytest-xdist>=3.8",
@@ -54,6 +55,9 @@ setup(
       "pyyaml>=6.0",
       "import-linter>=2.17",
       "chex>=0.1.92",  # comparisons of trees
+      # Of --format onnx, about 110 MB; without them its tests are skipped.
+      "onnx>=1.23.2",
+      "onnxruntime>=1.32.0",
       # A server of S3 on this machine, about 130 MB; without it the tests of s3:// are skipped.
       "s3fs>=2026.9.0",
       "moto[s3]>=5.2.5",

@@ -47,6 +47,7 @@ FILES = (
   "docs/metrics.md",
   "docs/plan.md",
   "docs/reliability.md",
+  "docs/runtimes.md",
   "docs/towers.md",
   "launch/README.md",
 )
@@ -97,6 +98,8 @@ RUN = {
   "siglax average runs/x runs/tuned --weight 0.5 --out runs/both": "",
   "siglax evaluate --from runs/both": "",
   "siglax export --from runs/x --format hf --out exported/x --dtype bfloat16": "",
+  "siglax export --from runs/x --format onnx --out exported/onnx": "",
+  "siglax export --from runs/x --format hf-vision --out exported/vision": "",
   "siglax classify --from runs/x a.jpg b.jpg --labels cat,dog --template 'a photo of a {}.' "
   "--template 'a {}.' --json": "",
   "siglax search --from runs/x --images photos 'a red car' snow --top 20 --out found.html": "",
@@ -170,8 +173,8 @@ OTHERS = (
   # tests/test_ablate.py runs what it starts.
   "sbatch --array=0-7 --gpus=1 --wrap 'siglax ablate --config configs/ablate/noise.py --workdir "
   "studies/noise --only $SLURM_ARRAY_TASK_ID/8'",
-  "pip install onnx onnx-ir onnxruntime equinox dm-pix",
-  "pip install --no-deps jax2onnx==0.17.1",
+  "pip install -e '.[onnx]'",
+  "python convert_hf_to_gguf.py exported/vision --mmproj",  # of llama.cpp
   "export TPU=name ZONE=us-central2-b",
   "gcloud compute tpus tpu-vm create $TPU --zone $ZONE --accelerator-type v4-64 --version "
   "tpu-ubuntu2204-base",
@@ -218,7 +221,10 @@ c = __import__("json").load(open("config.json"))
 pixels = numpy.zeros((2, c["image"]["size"], c["image"]["size"], 3), numpy.uint8)
 tokens = numpy.zeros((3, c["text"]["length"]), numpy.int32)
 """,
-  "import jax, numpy as np, siglax": "",
+  "import onnx.utils": "",
+  "import json, numpy as np, onnxruntime": "",
+  "import openvino": "",
+  "import coremltools as ct": "",
   "from flax import nnx": "",
   "from PIL import Image": "",
   'c.data = ({"source": "embeddings", "path": "embedded.array_record"},)': (
@@ -442,6 +448,7 @@ def test_the_blocks_run_as_printed(file, folder, server, monkeypatch):
   before, late = {
     "docs/towers.md": (TOWERS, MORE_TOWERS),
     "docs/evaluation.md": (EVALUATION, ""),
+    "docs/runtimes.md": ("train --config configs/x.py --workdir runs/x", ""),
   }.get(file, ("", ""))
   for line in before.split("\n"):
     assert not line or cli.main(line.split()) == 0

@@ -27,6 +27,8 @@ def export(source, form: str, out, dtype: str = "float32") -> str:
     raise ValueError(f"--format {form} is unknown; known are {', '.join(known)}")
   kind, out = interop.FORMATS[form], str(out)
   kind.check_packages()
+  if dtype not in kind.dtypes:
+    raise ValueError(f"--dtype {dtype} has no place in --format {form}; it needs {kind.dtypes[0]}")
   if not out.endswith(kind.suffix):
     raise ValueError(f"--out {out} must end in {kind.suffix}, as {form}'s files do")
   uploads.check_new(out)
