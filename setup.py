@@ -25,6 +25,8 @@ setup(
     "grain>=0.2.18,<0.3",
     "array_record>=0.8.6",
     "sentencepiece>=0.2.3",
+    # Not imported: what sentencepiece reads its models with, and does not ask for.
+    "protobuf>=7.36.1",
     "tokenizers>=0.23.3",
     "fsspec>=2026.9.0",
     "ml-collections>=1.1.0",
