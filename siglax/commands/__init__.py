@@ -13,6 +13,7 @@ from siglax.commands import export
 from siglax.commands import inspect
 from siglax.commands import plan
 from siglax.commands import replay
+from siglax.commands import report
 from siglax.commands import search
 from siglax.commands import tokenizer
 from siglax.commands import train
@@ -31,5 +32,6 @@ COMMANDS = (
   convert.COMMAND,
   inspect.COMMAND,
   plan.COMMAND,
+  report.COMMAND,
   config.COMMAND,
 )

@@ -21,6 +21,7 @@ registers a loss of one's own from outside the package.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -211,8 +212,10 @@ def make(config, mesh=None, axis="data"):
   return compute
 
 
-def _compute(loss: Loss, batch: Batch, scalars: tuple, layout: Layout, **options) -> jax.Array:
-  """The loss of a batch in the global view. options: values of the loss's own fields."""
+def _compute(loss: Loss, batch: Batch, scalars: tuple, layout: Layout, **options) -> Any:
+  """The loss of a batch in the global view, a scalar; (scalar, rows to store) of a batch with
+  `running`. options: values of the loss's own fields.
+  """
   batch.check()
   layout.check(len(batch.zimg))
   for name, value in options.items():

@@ -102,13 +102,18 @@ def failed_file(folder, name: str) -> pathlib.Path:
 
 
 def _result(folder: pathlib.Path, run: dict) -> dict[str, Any]:
-  name = run["name"]
-  of_run, (how, error) = folder / RUNS / name, status(folder, name)
+  return result(folder / RUNS / run["name"], run, *status(folder, run["name"]))
+
+
+def result(of_run: pathlib.Path, run: dict, how: str, error: str | None) -> dict[str, Any]:
+  """What came of a run in its folder. run: of study.json; of a run of no study it has "name",
+  "values" and "seed" alone. how: its status.
+  """
   lines = records_lib.read(of_run) if (of_run / records_lib.FILE).is_file() else []
   metrics = summary.evaluations(lines) if how == FINISHED else {}
   last = {metric: points[-1][1] for metric, points in metrics.items()}
   return {
-    "name": name,
+    "name": run["name"],
     "values": run["values"],
     "seed": run["seed"],
     "status": how,
@@ -120,18 +125,19 @@ def _result(folder: pathlib.Path, run: dict) -> dict[str, Any]:
 
 def _costs(of_run: pathlib.Path, run: dict, lines: list[dict]) -> dict[str, Any]:
   """Of what a run has done: model FLOPs in proportion to its steps, seconds without those of steps
-  that a stop made it do again.
+  that a stop made it do again, peak bytes by the compiled program of a finished run.
   """
   starts = history.read(of_run)
   _, seconds = history.account(starts)
   seconds.pop(history.LOST)
+  told = {key: value for line in lines for key, value in line.items() if key.startswith("cost/")}
   peaks = [start["peak_bytes"] for start in starts if start.get("peak_bytes")]
   step = lines[-1]["step"] if lines else 0
   return {
     "examples": lines[-1].get("examples", 0) if lines else 0,
-    "flops": run["flops"] * step // run["steps"],
+    "flops": run["flops"] * step // run["steps"] if "flops" in run else told.get("cost/flops"),
     "seconds": round(sum(seconds.values()), 3),
-    "peak_bytes": max(peaks, default=None),
+    "peak_bytes": told.get("cost/peak_bytes", max(peaks, default=None)),
   }
 
 

@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import logging
 import os
 import pathlib
 import sys
 
+import jax
 import numpy as np
 
+from siglax import config as config_lib
 from siglax import tower as tower_lib
+from siglax.data import buckets
 from siglax.data import images as images_lib
-from siglax.data import reading
-from siglax.devices import disk
+from siglax.data import page as page_lib
+from siglax.data import pipeline
+from siglax.data import prepared
+from siglax.data import uploads
+from siglax.devices import mesh as mesh_lib
 from siglax.devices.streams import shown
+from siglax.tower import embedder
 
 logger = logging.getLogger("siglax")
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 BATCH = 256  # pictures decoded and embedded at a time
-THUMBNAIL = 320  # pixels of its longer side
 
 
 def search(
   source, folder, queries: list[str], top: int = 20, out=None
 ) -> list[list[tuple[float, pathlib.Path]]]:
   """(cosine, path) of the `top` pictures in a folder nearest to each query; prints them, and writes
-  them as a page to `out`.
+  them as a page to `out`, a path or a URL.
 
   Of all pictures only embeddings and paths are kept. Broken ones are named in the log, counted and
   left out. Raises ValueError in one line for a folder without pictures, an `out` that exists, or a
@@ -37,10 +40,10 @@ def search(
   """
   if top < 1:
     raise ValueError(f"--top {top} must be at least 1")
-  if out is not None and os.path.lexists(out):
-    raise ValueError(f"--out {out} exists; give a path that does not")
-  if out is not None and not pathlib.Path(out).parent.is_dir():
-    raise ValueError(f"--out {out}: there is no folder {pathlib.Path(out).parent}")
+  if out is not None:
+    uploads.check_new(str(out))
+    if not buckets.is_url(out) and not pathlib.Path(out).parent.is_dir():
+      raise ValueError(f"--out {out}: there is no folder {pathlib.Path(out).parent}")
   paths = find(folder)
   tower = tower_lib.load(source)
   ztxt = tower.embed_texts(queries)
@@ -57,7 +60,9 @@ def search(
     for cosine, path in matches:
       print(f"  {cosine:6.3f}  {shown(path)}")
   if out is not None:
-    _write(pathlib.Path(out), page(pathlib.Path(folder), len(readable), queries, found))
+    with uploads.writing(out):
+      made = page(pathlib.Path(folder), len(readable), queries, found)
+      uploads.write(out, made.encode())
     print(f"wrote {shown(out)}")
   return found
 
@@ -88,62 +93,34 @@ def embed(tower, paths: list[pathlib.Path]) -> tuple[np.ndarray, list[pathlib.Pa
   from rich import console
   from rich import progress
 
-  zimg, readable, batch = [], [], []
-  read = reading.read_ahead(lambda i: tower.pixels(paths[i]), range(len(paths)), 2 * BATCH)
-  for i, pixels in progress.track(
-    read,
-    "embedding",
-    total=len(paths),
-    console=console.Console(stderr=True),
-    transient=True,
-    disable=not sys.stderr.isatty(),
-  ):
-    if isinstance(pixels, ValueError):
-      logger.warning("left out %s", shown(pixels))
-    elif isinstance(pixels, Exception):
-      raise pixels
-    else:
-      batch.append(pixels)
-      readable.append(paths[i])
-    if len(batch) == BATCH or batch and i == len(paths) - 1:
-      zimg.append(tower.embed_images(batch, BATCH))
-      batch = []
+  size = -(-BATCH // tower.mesh.size) * tower.mesh.size
+  threads, workers = pipeline.loader_threads(config_lib.default(), [paths])
+  read = prepared.Pictures(paths, tower.config.image)
+  batches = prepared.batches(read, [range(len(paths))], size, threads=threads, workers=workers)
+  run = jax.jit(tower.model.embed_image, out_shardings=mesh_lib.replicated(tower.mesh))
+  found = embedder.in_turn(
+    lambda images: run(tower.params, images),
+    tower.mesh,
+    ((rests, images) for images, rests in batches),
+  )
+  zimg, readable, seen = [], [], iter(paths)
+  with progress.Progress(
+    console=console.Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
+  ) as bar:
+    task = bar.add_task("embedding", total=len(paths))
+    for rests, z in found:
+      good = []
+      for row, (rest, path) in enumerate(zip(rests, seen)):
+        if isinstance(rest, prepared.LeftOut):
+          logger.warning("left out %s", shown(f"{path}: {rest.said}"))
+        else:
+          good.append(row)
+          readable.append(path)
+      zimg.append(z[good])
+      bar.advance(task, len(rests))
   if len(readable) < len(paths):
     logger.warning("%d of %d pictures were left out", len(paths) - len(readable), len(paths))
-  return np.concatenate(zimg) if zimg else np.zeros((0, 0), np.float32), readable
-
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; --line: #8883; --quiet: #767676; }}
-@media (prefers-color-scheme: dark) {{ :root {{ --quiet: #a0a0a0; }} }}
-body {{ font: 15px/1.4 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto; }}
-body {{ padding: 0 1rem; }}
-h1 {{ font-size: 1.1rem; font-weight: 400; color: var(--quiet); }}
-h2 {{ font-size: 1.4rem; margin: 2rem 0 .8rem; overflow-wrap: anywhere; }}
-.grid {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: 1rem; }}
-figure {{ margin: 0; border: 1px solid var(--line); border-radius: .5rem; overflow: hidden; }}
-img {{ display: block; width: 100%; aspect-ratio: 1; object-fit: contain; }}
-img {{ background: var(--line); }}
-figcaption {{ padding: .4rem .6rem; overflow-wrap: anywhere; }}
-figcaption {{ font-size: .8rem; color: var(--quiet); }}
-figcaption b {{ display: block; font-size: .95rem; color: CanvasText; }}
-figcaption b {{ font-variant-numeric: tabular-nums; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-{sections}
-</body>
-</html>
-"""
+  return np.concatenate(zimg), readable
 
 
 def page(folder: pathlib.Path, count: int, queries: list[str], found: list) -> str:
@@ -156,32 +133,9 @@ def page(folder: pathlib.Path, count: int, queries: list[str], found: list) -> s
     figures = []
     for cosine, path in matches:
       if path not in thumbnails:
-        thumbnails[path] = _thumbnail(path)
-      name = html.escape(shown(path.relative_to(folder)))
-      caption = f"<figcaption><b>{cosine:.3f}</b>{name}</figcaption>"
-      figures.append(f'<figure><img src="{thumbnails[path]}" alt="{name}">{caption}</figure>')
-    sections.append(
-      f'<h2>{html.escape(shown(query))}</h2>\n<div class="grid">\n'
-      + "\n".join(figures)
-      + "\n</div>"
-    )
+        thumbnails[path] = page_lib.thumbnail(images_lib.decode(path.read_bytes()))
+      name = str(path.relative_to(folder))
+      figures.append(page_lib.figure(thumbnails[path], name, f"{cosine:.3f}"))
+    sections.append(page_lib.heading(query) + "\n" + page_lib.grid(figures))
   title = f"Nearest of {count:,} pictures in {shown(folder)}, with their cosines"
-  return _PAGE.format(title=html.escape(title), sections="\n".join(sections))
-
-
-def _thumbnail(path: pathlib.Path) -> str:
-  """A small JPEG of a picture as a data URI."""
-  from PIL import Image
-
-  image = Image.fromarray(images_lib.decode(path.read_bytes()))
-  image.thumbnail((THUMBNAIL, THUMBNAIL))
-  data = io.BytesIO()
-  image.save(data, "JPEG", quality=80)
-  return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
-
-
-def _write(file: pathlib.Path, text: str):
-  try:
-    disk.write_atomic(file, text.encode())
-  except OSError as e:
-    raise ValueError(f"--out {file} cannot be written: {e.strerror or e}") from e
+  return page_lib.document(title, "\n".join(sections))

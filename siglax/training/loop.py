@@ -27,6 +27,7 @@ from siglax.models import trainable as trainable_lib
 from siglax.runs import bucket
 from siglax.runs import checkpoint
 from siglax.runs import curves
+from siglax.runs import each as each_lib
 from siglax.runs import goodput as goodput_lib
 from siglax.runs import history as history_lib
 from siglax.runs import lock as lock_lib
@@ -106,7 +107,7 @@ def _train(run: run_lib.Run, stop: signals.StopSignals, goodput, lock):
       ended_by = stop.requested or "SIGTERM"  # which came to another process
       history.end(step, "finished" if step == run.total_steps else ended_by)
       if step > start:
-        writer.write(step, goodput.shares())
+        writer.write(step, goodput.shares() | (run.costs() if step == run.total_steps else {}))
       if step == run.total_steps:
         _report(run, writer)
   if jax.process_index() == 0 and step < run.total_steps:
@@ -195,6 +196,8 @@ class _Loop:
     with self.goodput.during("evaluation"):
       self.evaluated, self.evaluated_at = self.run.evaluate(state.evaluated), step
     self.writer.write(step, {**self.evaluated, **self.run.evaluate.facts})
+    if step == self.run.total_steps and jax.process_index() == 0:
+      each_lib.write(self.run.workdir, self.run.evaluate.each)
     self.log.pause()
 
   def _save(self, step: int, state, last: bool):

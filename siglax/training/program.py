@@ -79,21 +79,20 @@ class Program:
         '"embeddings" never runs; '
         'freeze it with ("image/.*", None) before what matches it now'
       )
-    loss = losses.LOSSES.find(config.loss.name, "config.loss.name")
-    self.gamma, self._remembered = None, 0
-    if loss.gamma is not None:
-      self.gamma = loss.gamma(self.total_steps, **loss.options(config.loss))
-      self._remembered = running.size(epoch_examples, config.batch_size)
+    self._remember(epoch_examples)
     self.abstract_state = state_lib.abstract(
-      self.model,
-      self.tx,
-      self.mesh,
-      self._ema,
-      config.mesh.shard,
-      self.frozen,
-      self._remembered,
+      self.model, self.tx, self.mesh, self._ema, config.mesh.shard, self.frozen, self._remembered
     )
     self.update()  # raises what is wrong with it
+
+  def _remember(self, examples: int):
+    """γ and the entries of the state of a loss that remembers examples."""
+    of = self.config.loss
+    loss = losses.LOSSES.find(of.name, "config.loss.name")
+    self.gamma, self._remembered = None, 0
+    if loss.gamma is not None:
+      self.gamma = loss.gamma(self.total_steps, **loss.options(of))
+      self._remembered = running.size(examples, self.config.batch_size)
 
   def create(self, params: dict) -> state_lib.TrainState:
     """The state before the first update; traceable."""
@@ -151,6 +150,22 @@ class Program:
       for name, (shape, dtype) in shapes.items()
     }
 
+  def costs(self) -> dict[str, int]:
+    """What the whole training took: cost/flops, model FLOPs, and cost/peak_bytes, on a device, by
+    the compiled program. Called after the last step, it compiles nothing.
+    """
+    # The update of the last step takes the most: it sees all patches.
+    last = self.update(self.total_steps - 1).trace(self.abstract_state, self.abstract_batch())
+    return {"cost/flops": self.total_flops(), "cost/peak_bytes": peak_bytes(last.lower().compile())}
+
+  def total_flops(self) -> int:
+    """Model FLOPs of all steps."""
+    masked, last = self.masked_steps, self.total_steps - 1
+    of_last = self.model_flops(last)
+    return (
+      masked * (self.model_flops() if masked <= last else of_last) + (last + 1 - masked) * of_last
+    )
+
   def model_flops(self, step: int = 0) -> int:
     """Model FLOPs of an update after `step` of them: each tower forward on what it then sees, times
     three for the backward pass where any of it trains.
@@ -172,3 +187,10 @@ class Program:
       if self.embedded
       else work + passes["image"] * flops.count(model.embed_image, params, batch["image"], keys)
     )
+
+
+def peak_bytes(compiled) -> int:
+  """Of a device: arguments, results that do not take the place of arguments, and temporaries."""
+  of = compiled.memory_analysis()
+  results = of.output_size_in_bytes - of.alias_size_in_bytes
+  return of.argument_size_in_bytes + results + of.temp_size_in_bytes

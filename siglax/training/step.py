@@ -68,12 +68,8 @@ def make(config, model, tx, schedule, mesh, frozen, hold_steps: int = 0, gamma=N
       "grad_norm": optax.tree.norm(grads),
       "lr": schedule(state.step),
     }
-    grads = jax.tree.map(
-      lambda g, p: jnp.zeros_like(p) if g is None else g,
-      grads,
-      state.params,
-      is_leaf=lambda x: x is None,
-    )
+    fill = lambda g, p: jnp.zeros_like(p) if g is None else g
+    grads = jax.tree.map(fill, grads, state.params, is_leaf=lambda x: x is None)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = trainable_lib.overlay(optax.apply_updates(state.params, updates), running)
     if scale_max is not None:
@@ -91,11 +87,7 @@ def make(config, model, tx, schedule, mesh, frozen, hold_steps: int = 0, gamma=N
     if skips:
       finite = jnp.isfinite(metrics["grad_norm"])
       metrics["skipped"] = 1 - finite.astype(jnp.int32)
-      unchanged = state.replace(step=new.step, normalisers=None)
-      # The schedule's own count goes on, so that the learning rate is always that of the step.
-      is_schedule = lambda x: isinstance(x, optax.ScaleByScheduleState)
-      keep = lambda a, b: a if is_schedule(a) else jnp.where(finite, a, b)
-      new = jax.tree.map(keep, new, unchanged, is_leaf=is_schedule)
+      new = _unless_skipped(finite, new, state)
     if gamma is not None:
       if skips:
         rows["at"] = jnp.where(finite, rows["at"], -1)
@@ -103,6 +95,17 @@ def make(config, model, tx, schedule, mesh, frozen, hold_steps: int = 0, gamma=N
     return new, metrics
 
   return step
+
+
+def _unless_skipped(finite, new: TrainState, state: TrainState) -> TrainState:
+  """The new state where the gradient is finite. The normalisers, which are not yet in it, stay
+  out.
+  """
+  unchanged = state.replace(step=new.step, normalisers=None)
+  # The schedule's own count goes on, so that the learning rate is always that of the step.
+  is_schedule = lambda x: isinstance(x, optax.ScaleByScheduleState)
+  keep = lambda a, b: a if is_schedule(a) else jnp.where(finite, a, b)
+  return jax.tree.map(keep, new, unchanged, is_leaf=is_schedule)
 
 
 def make_value_and_grad(config, model, mesh, frozen):
@@ -130,15 +133,15 @@ def make_value_and_grad(config, model, mesh, frozen):
   def objective(zimg, ztxt, logit_params, batch):
     scale, bias = scale_and_bias(logit_params)
     labels = batch["label"] if config.loss.positives == "label" else None
-    values = _statistics(
-      config, mesh, zimg, _first_captions(ztxt), scale, bias, batch["weight"], labels
-    )
-    given, remembered = {"weights": batch["weight"], "labels": labels}, batch.get("remembered")
+    rows_of_loss, remembered = (zimg, ztxt), batch.get("remembered")
+    given = {"weights": batch["weight"], "labels": labels}
     if ztxt.ndim == 3:
-      zimg, ztxt, given = _of_captions(zimg, ztxt, **given)
-    if remembered is None:
-      return loss_fn(zimg, ztxt, scale, bias, **given), (values, None)
-    loss, rows = loss_fn(zimg, ztxt, scale, bias, **given, running=remembered)
+      rows_of_loss, given = _of_captions(zimg, ztxt, **given)
+      ztxt = ztxt[:, 0]
+    loss, rows = loss_fn(*rows_of_loss, scale, bias, **given, running=remembered), None
+    if remembered is not None:
+      loss, rows = loss
+    values = _statistics(config, mesh, zimg, ztxt, scale, bias, batch["weight"], labels)
     return loss, (values, rows)
 
   def value_and_grad(params, batch, step):
@@ -245,17 +248,12 @@ def embed_texts(model, params, tokens, keys=None) -> jax.Array:
 
 def _of_captions(zimg, ztxt, weights, labels) -> tuple:
   """Rows of a loss, one for each of the K captions of N pictures, with labels that tell which
-  belong together: (zimg [N·K, d], ztxt [N·K, d], {"weights", "labels"}). ztxt: [N, K, d].
+  belong together: ((zimg [N·K, d], ztxt [N·K, d]), {"weights", "labels"}). ztxt: [N, K, d].
   """
   N, K, d = ztxt.shape
   labels = jnp.arange(N, dtype=jnp.int32) if labels is None else labels
   zimg, weights, labels = (jnp.repeat(x, K, axis=0) for x in (zimg, weights, labels))
-  return zimg, ztxt.reshape(N * K, d), {"weights": weights, "labels": labels}
-
-
-def _first_captions(ztxt) -> jax.Array:
-  """ztxt [N, d] of [N, K, d], or of one caption each."""
-  return ztxt if ztxt.ndim == 2 else ztxt[:, 0]
+  return (zimg, ztxt.reshape(N * K, d)), {"weights": weights, "labels": labels}
 
 
 def _statistics(config, mesh, zimg, ztxt, scale, bias, weights, labels) -> dict:
