@@ -136,10 +136,10 @@ def test_a_copy_in_the_same_process_imports_nothing_again(files):
 def test_both_are_trained_with_and_the_best_step_is_the_lowest(run):
   lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
   assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
-  evaluated = {line["step"]: line for line in lines if "eval/test/gap" in line}
-  by_gap = sorted(evaluated, key=lambda step: evaluated[step]["eval/test/gap"])
+  evaluated = {line["step"]: line for line in lines if "eval/test/cone" in line}
+  by_cone = sorted(evaluated, key=lambda step: evaluated[step]["eval/test/cone"])
   kept = {int(name.name) for name in (run / "checkpoints").iterdir() if name.name.isdigit()}
-  assert kept == {by_gap[0], 4} and by_gap[-1] not in kept
+  assert kept == {by_cone[0], 4} and by_cone[-1] not in kept
   last = evaluated[4]
   tower = siglax.load(run)
   examples = data.open_source({"source": "sidecar", "path": "pictures"})
@@ -171,7 +171,7 @@ def test_siglax_evaluate_needs_the_files(run):
   assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
   assert "needs my_source.py, which adds the source 'sidecar': give --import" in done.stderr
   done = call([*words, "--import", "my_source.py"])
-  assert done.returncode == 0 and "eval/test/gap" in done.stdout, done.stderr
+  assert done.returncode == 0 and "eval/test/cone" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(
