@@ -140,6 +140,24 @@ def test_of_one_batch_it_is_the_gradient_of_the_logarithm():
   assert max(errors(got, want)) <= 1e-5
 
 
+def test_weights_of_any_size_and_absent_examples_of_any_content():
+  zimg, ztxt, w, labels = oracles.batch(50, WIDTH)
+  w[::3] *= 1e-38
+  w[[3, 30]] = 0
+  w = np.float64(np.float32(w))
+  want = oracles.GlobalContrastive("learned")(zimg, ztxt, 100.0, np.arange(50), 1.0, w, labels)
+  zimg[3], ztxt[3], ztxt[30] = np.nan, np.inf, 5 * ztxt[30]
+  loss = functools.partial(
+    losses.global_loss, temperature="learned", mesh=line(2), impl="ring", tile=10
+  )
+  got = jax.jit(
+    jax.value_and_grad(
+      lambda *z: loss(*z, weights=jnp.float32(w), labels=jnp.int32(labels)), (0, 1, 2)
+    )
+  )(*(jnp.float32(x) for x in (zimg, ztxt, 100.0)))
+  assert max(errors(got, want)) <= 1e-5 and not got[1][0][3].any() and not got[1][1][30].any()
+
+
 def abstract(D, b, d):
   """The arguments of `step` over D devices, b examples of width d and 4·b entries on each."""
   rows, whole = (NamedSharding(line(D), spec) for spec in (P("data"), P()))

@@ -239,7 +239,7 @@ def test_a_step_on_eight_devices_is_the_step_on_one(trained):
   )
   with jax.set_mesh(mesh):
     arguments = params, batch(), jnp.int32(0)
-    (loss, (_, running)), grads = jax.device_get(
+    (loss, (_, running, _)), grads = jax.device_get(
       function.lower(*arguments).compile(QUICKLY)(*arguments)
     )
   np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
@@ -332,7 +332,7 @@ def test_micro_batches_need_a_frozen_tower(tmp_path):
   params = jax.eval_shape(model.init, jax.random.key(0))
   function = step_lib.make_value_and_grad(c, model, mesh, trainable_lib.frozen_mask(c, params))
   with jax.set_mesh(mesh):
-    (_, (_, running)), grads = jax.eval_shape(function, params, batch(), jnp.int32(0))
+    (_, (_, running, _)), grads = jax.eval_shape(function, params, batch(), jnp.int32(0))
   assert running == {} and not jax.tree.leaves(grads["image"]) and jax.tree.leaves(grads["text"])
 
 
