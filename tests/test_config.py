@@ -244,8 +244,8 @@ def test_wrong_overrides(field, text, message):
     ),
     (
       "eval.tasks.0.templates",
-      "a {}",
-      "config.eval.tasks.0.templates='a {}' is of type str; it needs tuple",
+      "a {} or {}",
+      "config.eval.tasks.0.templates='a {} or {}' must be texts with one {} each",
     ),
     (
       "checkpoint.keep_best",

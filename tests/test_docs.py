@@ -9,6 +9,7 @@ Python in $DOCS_PYTHON, or else this one, has them; blocks of absent ones are on
 import ast
 import contextlib
 import importlib.util
+import json
 import os
 import pathlib
 import re
@@ -38,6 +39,7 @@ FILES = (
   "docs/architecture.md",
   "docs/config.md",
   "docs/data.md",
+  "docs/evaluation.md",
   "docs/index.md",
   "docs/losses.md",
   "docs/metrics.md",
@@ -111,6 +113,21 @@ RUN = {
   "launch/local.sh 2 --config configs/siglip_b16.py:smoke=True --workdir runs/smoke": "",
   "DEVICES=4 launch/local.sh 2 --config configs/siglip_b16.py:smoke=True --workdir runs/smoke": "",
 }
+EVALUATED = (
+  "siglax evaluate --from runs/x",
+  "siglax evaluate --from exported/x --tasks "
+  "zero_shot:data=pets.parquet,name=pets,templates=imagenet80 retrieval:data=held_out.parquet "
+  "--out results.json",
+  "siglax evaluate --from runs/x:img --tasks "
+  "linear_probe:data=pets.parquet,train=pets_train.parquet,shots=16 "
+  "knn:data=pets.parquet,train=pets_train.parquet,k=20 --out probes.json",
+  "siglax evaluate --from exported/x --tasks zero_shot:data=pets.parquet --classnames names.json",
+  "siglax evaluate --from exported/x --out swap_att.results.json --tasks "
+  "compositionality:data=swap_att.jsonl:image=filename,data.root=val2017,"
+  "data.caption=caption,negative_caption",
+  "siglax evaluate --from runs/x --tasks composed:data=pets.parquet,queries=queries.csv",
+)
+RUN |= dict.fromkeys(EVALUATED, "")
 S3 = (
   "siglax train --config configs/x.py --workdir s3://bucket/runs/x",
   "siglax evaluate --from s3://bucket/runs/x",
@@ -134,6 +151,7 @@ CLUSTER = {
 }
 # What other programs do. .ci/run installs siglax and runs the tests.
 OTHERS = (
+  "jq -c '.[]' swap_att.json '>' swap_att.jsonl",
   "pip install -e .",
   "pip install -e '.[test]'",
   "pytest",
@@ -209,6 +227,10 @@ tokens = numpy.zeros((3, c["text"]["length"]), numpy.int32)
 }
 # What a file's blocks need that none of them makes, and what must then be there: siglax commands,
 # one a line.
+EVALUATION = """
+train --config configs/x.py --workdir runs/x
+export --from runs/x --format hf --out exported/x
+"""
 TOWERS = """
 train --config configs/x.py --workdir runs/source
 export --from runs/source --format big_vision --out webli_en_b16_224.npz
@@ -328,12 +350,34 @@ def folder(tmp_path, monkeypatch):
     for i, (picture, caption) in enumerate(zip(pictures[rows], captions[rows])):
       (tmp_path / name / f"{i}.png").write_bytes(picture)
       (tmp_path / name / f"{i}.txt").write_text(caption)
+  _write_evaluated(tmp_path, pictures)
   for name in ("a.jpg", "b.jpg", "a.png", "b.png", "pictures/c.png", "photos/d.jpg"):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     cv2.imwrite(str(tmp_path / name), source[len(name)]["image"])
   (tmp_path / "pictures/c.txt").write_text("a picture")
   monkeypatch.chdir(tmp_path)
   return tmp_path
+
+
+def _write_evaluated(folder, pictures):
+  """The data that docs/evaluation.md names: pets of two classes, and captions of pictures."""
+  labels = pa.array([i % 2 for i in range(len(pictures))])
+  table = pa.table({"image": pictures, "label": labels})
+  for name in ("pets_train", "pets"):
+    pq.write_table(
+      table.replace_schema_metadata({"classes": "cat,dog"}), folder / f"{name}.parquet"
+    )
+  (folder / "names.json").write_text('{"cars": ["bus"], "zero_shot": ["cat", "dog"]}')
+  (folder / "val2017").mkdir()
+  for i, picture in enumerate(pictures[:4]):
+    (folder / "val2017" / f"{i}.png").write_bytes(picture)
+  rows = [
+    {"filename": f"{i}.png", "caption": "a red dog", "negative_caption": "a red cat"}
+    for i in range(4)
+  ]
+  (folder / "swap_att.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  queries = [f"val2017/{i}.png,{sign}red,{i % 2}" for i, sign in enumerate("-+")]
+  (folder / "queries.csv").write_text("\n".join(["filepath,caption,label", *queries]))
 
 
 def run_command(command: str):
@@ -386,7 +430,10 @@ def server():
 @pytest.mark.slow
 @pytest.mark.parametrize("file", FILES)
 def test_the_blocks_run_as_printed(file, folder, server, monkeypatch):
-  before, late = {"docs/towers.md": (TOWERS, MORE_TOWERS)}.get(file, ("", ""))
+  before, late = {
+    "docs/towers.md": (TOWERS, MORE_TOWERS),
+    "docs/evaluation.md": (EVALUATION, ""),
+  }.get(file, ("", ""))
   for line in before.split("\n"):
     assert not line or cli.main(line.split()) == 0
   there = {}

@@ -126,7 +126,8 @@ def test_what_does_not_fit_is_one_line(
 def test_words_become_tasks(tmp_path):
   (task,) = tasks.parse(
     [
-      "linear_probe:data=a.parquet:label=fine,data.key=id,train=s3://b/c.parquet,train.label=y,shots=4"
+      "linear_probe:data=a.parquet:label=fine,data.key=id,train=s3://b/c.parquet,train.label=y,"
+      "shots=4"
     ]
   )
   assert task == {
