@@ -18,6 +18,7 @@ from siglax.studies import folder as folder_lib
 from siglax.studies import found
 from siglax.studies import intervals
 from siglax.studies import report
+from siglax.studies import tables
 
 import pages
 import studies_by_hand
@@ -186,6 +187,14 @@ def test_the_latex_table_holds_the_same_cells(study):
   latex = [[cell(c) for c in line.removesuffix(r" \\").split(" & ")] for line in first]
   table = (study / "report/tables.md").read_text().split("\n\n")[1].splitlines()[2:]
   assert latex == [[c.strip() for c in line.strip("|").split("|")] for line in table]
+
+
+def test_any_text_is_text_in_every_table():
+  table = tables.Table("t", "50%", ["a_b", "c"], [["[0.9]", r"x|y & <z> \ ~^{}#$"]], 2, {(0, 0)})
+  assert table.markdown().splitlines()[-1] == r"| **[0.9]** | x\|y & <z> \ ~^{}#$ |"
+  row = table.latex().splitlines()[7]
+  assert row.startswith(r"\textbf{{[}0.9{]}} & x$|$y \& $<$z$>$ \textbackslash{} ")
+  assert row.endswith(r"\textasciitilde{}\textasciicircum{}\{\}\#\$ \\")
 
 
 def test_a_report_is_the_same_again(small):

@@ -21,7 +21,7 @@ from siglax.studies import found as found_lib
 from siglax.studies import intervals
 
 # Metrics that have a better known one beside them stand in the table of all metrics only.
-MINOR = re.compile(r"/acc5$|/mean_per_class_recall$|@(?!1$)\d+$")
+MINOR = re.compile(r"acc5$|mean_per_class_recall$|@(?!1$)\d+$")
 # Shares of examples, shown in percent.
 SHARES = re.compile(r"acc|recall")
 # Of a metric and the mean of its each.npz, which has float32.

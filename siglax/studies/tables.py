@@ -28,6 +28,10 @@ LATEX = {
   "↑": r"$\uparrow$",
   "↓": r"$\downarrow$",
   "–": "--",
+  # Behind the end of a row it would be an argument.
+  "[": "{[}",
+  "]": "{]}",
+  **{c: f"${c}$" for c in "<>|"},
   **{c: rf"\{c}" for c in "&%$#_{}"},
 }
 
