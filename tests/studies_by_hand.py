@@ -48,7 +48,8 @@ def write_run(folder: pathlib.Path, values: dict, seed: int, examples: int, ende
     if k % 5 == 0:
       share = k / 20
       of_each = {f"eval/{name}": float(np.mean(x)) * share for name, x in each.items()}
-      lines.append(at | of_each | {"eval/val/loss": 2 * batch**-0.2 * (20 / k) ** 0.1 + noise / 10})
+      of_each["eval/val/alignment"] = 2 * batch**-0.2 * (20 / k) ** 0.1 + noise / 10
+      lines.append(at | of_each | {"eval/val/loss": np.log(batch) / k**0.5 + noise})
   lines.append(
     {"step": steps, "examples": steps * batch, "cost/flops": 10**9, "cost/peak_bytes": 2 * 10**8}
   )

@@ -22,10 +22,22 @@ TINY = str(pathlib.Path(__file__).parent / "tiny.py")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-  """(folder, returned metrics) of two steps."""
-  folder = tmp_path_factory.mktemp("run")
+  """(folder, returned metrics) of two steps; at its end no program compiles."""
+  folder, costs, compiled = tmp_path_factory.mktemp("run"), program_lib.Program.costs, []
   config = config_lib.load(f"{TINY}:steps=2", {"log.tensorboard": "False"})
-  return folder, loop.train(config, folder)
+  told = lambda event, duration, **_: compiled.append(event)
+
+  def watched(self):
+    jax.monitoring.register_event_duration_secs_listener(told)
+    found = costs(self)
+    jax.monitoring.unregister_event_duration_listener(told)
+    return found
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(program_lib.Program, "costs", watched)
+    metrics = loop.train(config, folder)
+  assert compiled and not [event for event in compiled if "backend_compile" in event]
+  return folder, metrics
 
 
 def of_retrieval(draw, seed=3):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from siglax.commands import cli
+from siglax.config import fields
 from siglax.runs import each as each_lib
 from siglax.runs import history
 from siglax.runs import records
@@ -18,11 +19,12 @@ from siglax.studies import folder as folder_lib
 from siglax.studies import found
 from siglax.studies import intervals
 from siglax.studies import report
+from siglax.studies import tables
 
 import pages
 import studies_by_hand
 
-ACC, LOSS = "eval/zs/acc1", "eval/val/loss"
+ACC, DISTANCE, LOSS = "eval/zs/acc1", "eval/val/alignment", "eval/val/loss"
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,7 @@ def test_means_are_those_of_the_finished_runs(study):
   for setting in told["settings"]:
     loss, batch = setting["values"].values()
     of_runs = [run_folder(study, loss, batch, seed) for seed in (0, 1, 2)]
-    for metric, unit, digits in ((ACC, 100, 1), (LOSS, 1, 4)):
+    for metric, unit, digits in ((ACC, 100, 1), (DISTANCE, 1, 4)):
       want = [last(folder, metric) for folder in of_runs]
       assert setting["metrics"][metric]["mean"] == pytest.approx(np.mean(want))
       assert setting["metrics"][metric]["sd"] == pytest.approx(np.std(want, ddof=1))
@@ -103,17 +105,36 @@ def test_differences_pair_seeds_and_examples(study):
   assert difference["mean"] == pytest.approx(d.mean())
   assert (difference["seeds"], difference["examples"]) == (3, 400)
   assert difference["verdict"] == ("worse" if high < 0 else "not resolved")
-  # The held-out loss has no single examples: its seeds are paired.
-  of_loss = [
-    last(run_folder(study, "hinge", 64, s), LOSS) - last(run_folder(study, "sigmoid", 64, s), LOSS)
+  # The distance has no single examples: its seeds are paired.
+  of_seeds = [
+    last(run_folder(study, "hinge", 64, s), DISTANCE)
+    - last(run_folder(study, "sigmoid", 64, s), DISTANCE)
     for s in (0, 1, 2)
   ]
-  difference = setting["metrics"][LOSS]["difference"]
+  difference = setting["metrics"][DISTANCE]["difference"]
   assert difference["examples"] is None
-  half = 4.302652729911275 * np.std(of_loss, ddof=1) / np.sqrt(3)
+  half = 4.302652729911275 * np.std(of_seeds, ddof=1) / np.sqrt(3)
   assert difference["high"] - difference["mean"] == pytest.approx(half)
   baseline = [s for s in told["settings"] if s["values"]["loss.name"] == "sigmoid"]
   assert not any("difference" in m for s in baseline for m in s["metrics"].values())
+
+
+def test_losses_of_another_definition_are_not_compared(small):
+  c = compared(small)
+  assert c.statistic(c.settings[1], LOSS) is not None and c.difference(c.settings[1], LOSS) is None
+  for field, other in (
+    ("batch_size", True),
+    ("loss.name", True),
+    ("loss.bias_init", False),
+    ("optim.lr", False),
+    (None, False),
+  ):
+    assert comparison.makes_a_loss(field) == other
+  assert comparison.is_loss("eval/a/loss") and not comparison.is_loss("eval/loss/acc1")
+
+
+def test_the_fields_of_the_same_loss_are_known():
+  assert set(comparison.SAME_LOSS) < set(fields.all_fields())
 
 
 def test_runs_that_have_not_finished_are_listed_and_in_no_mean(study):
@@ -173,7 +194,7 @@ def test_plots_are_whole_files(study):
 def test_power_laws_are_fitted_where_there_are_four_sizes(study):
   told = json.loads((study / "report/results.json").read_text())["power_laws"]
   assert {fit["line"] for fit in told} == {"sigmoid"}  # hinge has three
-  (fit,) = [fit for fit in told if fit["metric"] == LOSS]
+  (fit,) = [fit for fit in told if fit["metric"] == DISTANCE]
   assert fit["low"] < fit["exponent"] < fit["high"] and fit["exponent"] == pytest.approx(
     -0.2, abs=5e-3
   )
@@ -186,6 +207,14 @@ def test_the_latex_table_holds_the_same_cells(study):
   latex = [[cell(c) for c in line.removesuffix(r" \\").split(" & ")] for line in first]
   table = (study / "report/tables.md").read_text().split("\n\n")[1].splitlines()[2:]
   assert latex == [[c.strip() for c in line.strip("|").split("|")] for line in table]
+
+
+def test_any_text_is_text_in_every_table():
+  table = tables.Table("t", "50%", ["a_b", "c"], [["[0.9]", r"x|y & <z> \ ~^{}#$"]], 2, {(0, 0)})
+  assert table.markdown().splitlines()[-1] == r"| **[0.9]** | x\|y & <z> \ ~^{}#$ |"
+  row = table.latex().splitlines()[7]
+  assert row.startswith(r"\textbf{{[}0.9{]}} & x$|$y \& $<$z$>$ \textbackslash{} ")
+  assert row.endswith(r"\textasciitilde{}\textasciicircum{}\{\}\#\$ \\")
 
 
 def test_a_report_is_the_same_again(small):
@@ -202,7 +231,7 @@ def test_any_folder_with_runs_is_a_study(small):
   assert any_folder.found.fields == {"loss.name": ["sigmoid", "softmax"]}
   for a, b in zip(of_study.settings, any_folder.settings, strict=True):
     assert a.values["loss.name"] == b.values["loss.name"]
-    for metric in (ACC, LOSS):
+    for metric in (ACC, DISTANCE):
       assert of_study.statistic(a, metric) == any_folder.statistic(b, metric)
       assert of_study.difference(a, metric) == any_folder.difference(b, metric)
   assert "--config.loss.name=softmax --config.seed=2" in any_folder.found.commands[-1]
@@ -230,8 +259,8 @@ def test_one_seed_has_no_spread_and_an_interval_of_its_examples(small):
   assert told["metrics"][ACC]["sd"] is None
   difference = told["metrics"][ACC]["difference"]
   assert difference["low"] < difference["mean"] < difference["high"] and difference["seeds"] == 1
-  assert told["metrics"][LOSS]["difference"]["low"] is None
-  assert told["metrics"][LOSS]["difference"]["verdict"] == "one seed"
+  assert told["metrics"][DISTANCE]["difference"]["low"] is None
+  assert told["metrics"][DISTANCE]["difference"]["verdict"] == "one seed"
   table = (small / "report/tables.md").read_text().partition("Difference to")[0]
   assert " ± " not in table.partition("|")[2]
 
@@ -261,10 +290,13 @@ def test_seeds_that_one_side_lacks_are_not_compared(small):
 def test_a_value_that_is_not_finite_is_in_no_mean(small):
   file = run_folder(small, "softmax", 32, 1) / records.FILE
   lines = [json.loads(line) for line in file.read_text().splitlines()]
-  lines[-2][LOSS] = None
+  lines[-2][DISTANCE] = None
   file.write_text("".join(json.dumps(line) + "\n" for line in lines))
   c = compared(small)
-  assert c.statistic(c.settings[1], LOSS) is None and c.difference(c.settings[1], LOSS).seeds == 2
+  assert (
+    c.statistic(c.settings[1], DISTANCE) is None
+    and c.difference(c.settings[1], DISTANCE).seeds == 2
+  )
   report.report(small)
   assert "| softmax | 3 |" in (table := (small / "report/tables.md").read_text())
   assert "– |" in next(line for line in table.splitlines() if line.startswith("| softmax"))

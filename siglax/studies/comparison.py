@@ -21,9 +21,22 @@ from siglax.studies import found as found_lib
 from siglax.studies import intervals
 
 # Metrics that have a better known one beside them stand in the table of all metrics only.
-MINOR = re.compile(r"/acc5$|/mean_per_class_recall$|@(?!1$)\d+$")
+MINOR = re.compile(r"acc5$|mean_per_class_recall$|@(?!1$)\d+$")
 # Shares of examples, shown in percent.
 SHARES = re.compile(r"acc|recall")
+# Fields of the loss that change its value, but not what it is a value of.
+SAME_LOSS = tuple(
+  f"loss.{name}"
+  for name in (
+    "impl",
+    "tile",
+    "scale_init",
+    "bias_init",
+    "scale_max",
+    "lr_multiplier",
+    "check_embeddings",
+  )
+)
 # Of a metric and the mean of its each.npz, which has float32.
 SAME = 1e-4
 
@@ -114,10 +127,16 @@ class Comparison:
 
   def difference(self, setting: Setting, metric: str) -> Difference | None:
     """To the setting's baseline, by the runs with the same seed and, where each.npz tells of them,
-    the same examples; None where no seed has both.
+    the same examples; None where no seed has both, and for the training loss of another loss.
     """
     other = self.baseline_of(setting)
-    if other is None:
+    if (
+      other is None
+      or is_loss(metric)
+      and any(
+        setting.values.get(f) != other.values.get(f) for f in self.found.fields if makes_a_loss(f)
+      )
+    ):
       return None
     pairs = [
       (row, other.runs[seed])
@@ -187,6 +206,18 @@ def baseline(found: found_lib.Found, given: str | None) -> dict[str, Any] | None
       )
     chosen[field] = matching[0]
   return chosen
+
+
+def is_loss(metric: str) -> bool:
+  """Whether it is the training loss, on other examples: one of another definition says nothing."""
+  name = metric.rpartition("/")[2]
+  return any(kind.needs_loss and name in kind.metrics for kind in evals.KINDS.values())
+
+
+def makes_a_loss(field: str | None) -> bool:
+  """Whether training losses are of another definition where it differs."""
+  of_loss = field is not None and field.startswith("loss.") and field not in SAME_LOSS
+  return of_loss or field == "batch_size"
 
 
 def in_percent(metric: str) -> bool:

@@ -78,6 +78,9 @@ class Figures:
   def __init__(self, c: comparison_lib.Comparison):
     self._c = c
     self._x = _main_field(c.found.fields)
+    # Over the batch size training losses are of different definitions.
+    other = comparison_lib.makes_a_loss(self._x)
+    self._compared = [m for m in c.headline if not (other and comparison_lib.is_loss(m))]
     self._records = functools.cache(lambda name: records_lib.read(c.found.folders[name]))
     others = [self._line(s) for s in c.settings]
     self._styles = {label: k for k, label in enumerate(dict.fromkeys(others))}
@@ -96,7 +99,7 @@ class Figures:
     return ", ".join(parts) or "all"
 
   def _metrics(self) -> Figure:
-    panels = [p for m in self._c.headline if (p := self._metric(m)).lines]
+    panels = [p for m in self._compared if (p := self._metric(m)).lines]
     title = f"Metrics over {self._x}" if self._x else "Metrics"
     caption = "Mean over seeds with its 95% interval; small points are single seeds."
     return Figure(f"metrics-by-{self._x or 'setting'}", title, caption, panels)
@@ -167,7 +170,9 @@ class Figures:
     of_runs = []
     for row in setting.runs.values():
       records = self._records(row["name"])
-      of_runs.append({r["examples"]: r[key] for r in records if r.get(key) is not None})
+      of_runs.append(
+        {r["examples"]: r[key] for r in records if r.get(key) is not None and "examples" in r}
+      )
     common = sorted(set.intersection(*map(set, of_runs)))
     most = max(10, min(MAX_POINTS, ALL_POINTS // len(self._c.settings)))
     x = _thinned(common, most)
@@ -179,7 +184,7 @@ class Figures:
     fits, panels = [], []
     if self._x is None:
       return fits, panels
-    for metric in self._c.headline:
+    for metric in self._compared:
       lines = []
       for label, style in self._styles.items():
         x, y = self._errors(label, metric)

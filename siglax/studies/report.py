@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 
 from siglax.data import page
 from siglax.devices import disk
@@ -129,7 +130,9 @@ def _table(table: tables.Table) -> str:
     [bold(i, k, page.escaped(cell)) for k, cell in enumerate(row)]
     for i, row in enumerate(table.rows)
   ]
-  return page.table(table.head, rows, table.left, table.caption)
+  # An arrow and its unit stay beside the last word.
+  head = [re.sub(" (?=[↑↓%])", "\N{NO-BREAK SPACE}", name) for name in table.head]
+  return page.table(head, rows, table.left, table.caption)
 
 
 def _fits(fits: list[figures_lib.Fit]) -> tables.Table:

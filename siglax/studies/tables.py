@@ -11,6 +11,7 @@ import math
 import re
 
 from siglax import evals
+from siglax.costs import table
 from siglax.studies import comparison as comparison_lib
 
 COSTS = {"examples": "examples", "flops": "FLOPs", "seconds": "seconds", "peak_bytes": "memory"}
@@ -27,6 +28,10 @@ LATEX = {
   "↑": r"$\uparrow$",
   "↓": r"$\downarrow$",
   "–": "--",
+  # Behind the end of a row it would be an argument.
+  "[": "{[}",
+  "]": "{]}",
+  **{c: f"${c}$" for c in "<>|"},
   **{c: rf"\{c}" for c in "&%$#_{}"},
 }
 
@@ -235,7 +240,7 @@ def _cost(found: comparison_lib.Statistic | None, name: str) -> str:
   if name == "seconds":
     return f"{found.mean:,.1f}" + ("" if math.isnan(found.sd) else f" ± {found.sd:,.1f}")
   if name == "peak_bytes":
-    return f"{found.mean / 1e9:,.3g} GB"
+    return table.gb(found.mean)
   if name == "flops":
     return f"{found.mean:.2e}"
   return f"{found.mean:,.0f}"
