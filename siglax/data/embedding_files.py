@@ -40,25 +40,49 @@ SAFETENSORS = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 ROW_GROUP_BYTES = 32 * 2**20
 # What the descriptions of all files say.
 DESCRIBED = {"digest": str, "width": int, "image": dict, "classnames": (list, type(None))}
+# What those of the files of one dataset must share.
+SHARED = ("digest", "width", "image", "classnames")
 
 
-def open_file(file: str):
-  """The reader of one of these files. ValueError, beginning with "path", for any other."""
-  ending = pathlib.Path(file).suffix
-  if ending not in READERS:
-    raise ValueError(f"path={file!r} must end in {', '.join(READERS)}")
+class _TextsAlone(Exception):
+  """A file of siglax embed --texts-only."""
+
+
+def open_file(file: str, readers=None):
+  """The reader of one of these files, of READERS or of others by ending. ValueError, beginning with
+  "path", for any other.
+  """
+  ending, readers = pathlib.Path(file).suffix, readers or READERS
+  if ending not in readers:
+    raise ValueError(f"path={file!r} must end in {', '.join(readers)}")
   size = files_lib.size(file)
   try:
-    reader = READERS[ending](file)
+    reader = readers[ending](file)
+    if reader.description["digest"] is None:
+      raise _TextsAlone
     for field, kind in DESCRIBED.items():
       if not isinstance(value := reader.description[field], kind):
         raise ValueError(f"its description says {field}={value!r}")
     return reader
+  except _TextsAlone:
+    raise ValueError(
+      f"path={file!r} holds embeddings of texts alone, and none of pictures"
+    ) from None
   except Exception as e:  # whatever the libraries raise of bytes that are none of theirs
     reason = values.one_line(e)
     raise ValueError(
       f"path={file!r} ({size} bytes) is no {ending} of siglax embed, or is cut short: {reason}"
     ) from e
+
+
+def check_same(names: list[str], readers: list):
+  """ValueError for files of which some were embedded by another tower or in another way."""
+  for name, reader in zip(names, readers):
+    for field in SHARED:
+      if reader.description[field] != readers[0].description[field]:
+        raise ValueError(
+          f"path: {names[0]} and {name} differ in their {field}; give them as separate specs"
+        )
 
 
 def _in_columns(rows: list[dict]) -> dict:
