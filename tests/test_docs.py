@@ -43,6 +43,7 @@ FILES = (
   "docs/metrics.md",
   "docs/plan.md",
   "docs/reliability.md",
+  "docs/serving.md",
   "docs/towers.md",
   "launch/README.md",
 )
@@ -79,6 +80,10 @@ RUN = {
   "--out found.html": "",
   "siglax export --from runs/quickstart --format stablehlo --out exported/quickstart": "",
   "siglax embed --from runs/mine --data pictures.parquet --out embedded.parquet": "",
+  "siglax embed --from runs/quickstart --data pictures --out pictures.npz": "",
+  "siglax search --from runs/quickstart --index pictures.npz 'a large blue square' --top 5": "",
+  "siglax search --from runs/quickstart --index pictures.npz 'a red circle' --query-image a.png "
+  "--out nearest.html --data pictures": "",
   "siglax plan --config configs/quickstart.py --devices 8": "--batch 16",
   "siglax config --config configs/quickstart.py 'optim.*'": "",
   "siglax plan --config configs/siglip_so400m.py --devices 256 --batch 65536 --chips v5e,H100 "
@@ -190,6 +195,10 @@ pixels = numpy.zeros((2, c["image"]["size"], c["image"]["size"], 3), numpy.uint8
 tokens = numpy.zeros((3, c["text"]["length"]), numpy.int32)
 """,
   "import jax, numpy as np, siglax": "",
+  "import json, re, string": "",
+  'f = np.load("pictures.npz")': "",
+  "import faiss, numpy as np": "",
+  "from usearch.index import Index": "",
   "from flax import nnx": "",
   "from PIL import Image": "",
   'c.data = ({"source": "embeddings", "path": "embedded.array_record"},)': (
@@ -207,6 +216,7 @@ tokens = numpy.zeros((3, c["text"]["length"]), numpy.int32)
 }
 # What a file's blocks need that none of them makes, and what must then be there: siglax commands,
 # one a line.
+SERVING = "train --config configs/x.py --workdir runs/quickstart"
 TOWERS = """
 train --config configs/x.py --workdir runs/source
 export --from runs/source --format big_vision --out webli_en_b16_224.npz
@@ -384,7 +394,8 @@ def server():
 @pytest.mark.slow
 @pytest.mark.parametrize("file", FILES)
 def test_the_blocks_run_as_printed(file, folder, server, monkeypatch):
-  before, late = {"docs/towers.md": (TOWERS, MORE_TOWERS)}.get(file, ("", ""))
+  needs = {"docs/towers.md": (TOWERS, MORE_TOWERS), "docs/serving.md": (SERVING, "")}
+  before, late = needs.get(file, ("", ""))
   for line in before.split("\n"):
     assert not line or cli.main(line.split()) == 0
   there = {}
