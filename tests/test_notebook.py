@@ -24,7 +24,7 @@ def figures(monkeypatch):
   plt.switch_backend(before)
 
 
-def test_the_cells_run_from_top_to_bottom(folder, tmp_path, monkeypatch, capsys, figures):  # noqa: F811
+def test_the_cells_run(folder, tmp_path, monkeypatch, capsys, figures):  # noqa: F811
   shutil.copytree(folder, tmp_path / "runs/quickstart")
   monkeypatch.chdir(tmp_path)
   cells = [c for c in json.loads(NOTEBOOK.read_text())["cells"] if c["cell_type"] == "code"]
