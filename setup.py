@@ -8,7 +8,11 @@ setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=find_packages(include=["siglax", "siglax.*"]),
-  package_data={"siglax": ["py.typed"], "siglax.data": ["shapes.model"]},
+  package_data={
+    "siglax": ["py.typed"],
+    "siglax.data": ["shapes.model"],
+    "siglax.evals": ["templates/*.txt"],
+  },
   install_requires=[  # what siglax imports, with the lowest versions that its tests have run with
     "jax>=0.10.2",
     "flax>=0.12.8",
@@ -29,6 +33,7 @@ setup(
     # Not imported: jax.export, which writes the stablehlo format, needs it and does not ask for it.
     "flatbuffers>=25.12.19",
     "numpy>=2.4",
+    "scipy>=1.17",
     "opencv-python-headless>=5.0.0.93",
     "pillow>=13.0",
     "pyarrow>=26.0",

@@ -99,6 +99,8 @@ RUN = {
   "siglax classify --from runs/x a.jpg b.jpg --labels cat,dog --template 'a photo of a {}.' "
   "--template 'a {}.' --json": "",
   "siglax search --from runs/x --images photos 'a red car' snow --top 20 --out found.html": "",
+  "siglax embed --from runs/x --data train.parquet --out both.parquet --texts": "",
+  "siglax embed --from runs/x:txt --data train.parquet --out texts.npz --texts-only": "",
   "siglax embed --from runs/x:img --data train.parquet --out embedded.array_record": "",
   "siglax train --config configs/lit_b16.py:init=runs/x:img,embedded=embedded.array_record,"
   "tokenizer=FILE.model --workdir runs/lit":

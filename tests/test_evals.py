@@ -496,8 +496,8 @@ GOOD = {"kind": "retrieval", "name": "a", "data": {"source": "shapes"}}
       "config.eval.tasks.0.distinct=None is of type NoneType; it needs bool",
     ),
     (
-      ({**GOOD, "kind": "zero_shot", "templates": "a {}"},),
-      "config.eval.tasks.0.templates='a {}' is of type str; it needs tuple",
+      ({**GOOD, "kind": "zero_shot", "templates": 3},),
+      "config.eval.tasks.0.templates=3 is of type int; it needs str | tuple",
     ),
     (
       ({**GOOD, "kind": "zero_shot", "templates": ("a photo",)},),

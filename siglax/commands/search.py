@@ -22,7 +22,9 @@ def _add_arguments(parser):
   parser.add_argument(
     "--top", type=int, default=20, metavar="N", help="pictures for each query (default: 20)"
   )
-  parser.add_argument("--out", metavar="FILE.html", help="page to write with the pictures in it")
+  parser.add_argument(
+    "--out", metavar="FILE.html", help="page to write with the pictures in it, also in a bucket"
+  )
   parser.add_argument(
     "--data",
     metavar="DATA",
@@ -57,4 +59,5 @@ COMMAND = Command(
   ),
   add_arguments=_add_arguments,
   run=_run,
+  urls=("source", "out"),
 )

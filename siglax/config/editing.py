@@ -85,12 +85,12 @@ def override(config: ConfigDict, field: str, text: str):
   """Sets a field from its text on the command line; of a duration, the other units are cleared."""
   for name in DURATIONS:
     if field in [f"{name}_{k}" for k in UNITS]:
-      set_duration(config, name, **{field.rpartition("_")[2]: _parse(text)})
+      set_duration(config, name, **{field.rpartition("_")[2]: parse(text)})
       return
   old, (head, _, key) = get(config, field, default=None), field.rpartition(".")
   parent = get(config, head, default=None) if head else config
   kind = parent.get_type(key) if isinstance(parent, ConfigDict) and key in parent else type(old)
-  _set(config, field, text if kind is str and text.lower() != "none" else _parse(text))
+  _set(config, field, text if kind is str and text.lower() != "none" else parse(text))
 
 
 def to_json(config: ConfigDict) -> str:
@@ -154,11 +154,12 @@ def _arguments(text: str, function, filename: str) -> dict[str, Any]:
       raise ValueError(
         f"--config {filename}:{part}: arguments are {', '.join(f'{k}=…' for k in known) or 'none'}"
       )
-    arguments[name] = _parse(value)
+    arguments[name] = parse(value)
   return arguments
 
 
-def _parse(text: str) -> Any:
+def parse(text: str) -> Any:
+  """The value that a text on a command line is: a literal of Python, or else the text itself."""
   lowered = {"true": True, "false": False, "none": None}
   if text.lower() in lowered:
     return lowered[text.lower()]

@@ -107,11 +107,11 @@ class _Npz:
   def __init__(self, file: str):
     self._file = file
     _, headers = files_lib.npz_headers(file)
-    # Of texts alone there are none, which the description tells.
-    self._shape, self._dtype = headers.get("image_embedding", ((0, 0), np.dtype(np.float32)))
+    about = json.loads(self._member(embedding_files.DESCRIPTION))
+    self.description = embedding_files.described(about)
+    self._shape, self._dtype = headers["image_embedding"]
     if len(self._shape) != 2 or self._dtype.kind not in "fiu":
       raise ValueError(f"image_embedding is {self._dtype}{list(self._shape)}; it must be [N, d]")
-    self.description = json.loads(self._member(embedding_files.DESCRIPTION))
 
   def __len__(self):
     return self._shape[0]
@@ -155,7 +155,8 @@ class _Parquet:
   def __init__(self, file: str):
     self._file, self._opened = file, files_lib.open_parquet(file)
     metadata = self._opened.metadata
-    self.description = json.loads((metadata.metadata or {})[embedding_files.DESCRIPTION.encode()])
+    about = json.loads((metadata.metadata or {})[embedding_files.DESCRIPTION.encode()])
+    self.description = embedding_files.described(about)
     groups = range(metadata.num_row_groups)
     self._groups = Numbering([metadata.row_group(group).num_rows for group in groups])
 

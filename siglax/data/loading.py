@@ -41,7 +41,7 @@ class ExampleLoader:
 
   def __reduce__(self):
     # The arguments come before the state, whose source or tokenizer may be of an imported file.
-    return _in_worker, (type(self), imports.contents()), self.__dict__
+    return in_worker, (type(self), imports.contents()), self.__dict__
 
   def __call__(self, i: int, rng: np.random.Generator) -> dict:
     """The example, or the first sound one drawn instead: as a row of `TrainBatches`, with "source",
@@ -155,7 +155,7 @@ class ExampleLoader:
     return self._first_label + label
 
 
-def _in_worker(kind: type, imported):
+def in_worker(kind: type, imported):
   """An object without its state, in a process that has imported what its parent had."""
   imports.import_again(imported)
   return object.__new__(kind)

@@ -20,12 +20,12 @@ def evaluate(
   examples: int | None,
   distinct: bool,
   captions_per_image: int | None,
-) -> dict[str, float]:
+) -> dict:
   """{text,image}_retrieval_recall@{1,5,10}, each in 0..1, as CLIP_benchmark defines them.
 
   text_retrieval_recall@k: share of images with at least one of their captions among the k nearest
   texts. image_retrieval_recall@k: share of texts whose image is among the k nearest images.
-  chance/<metric>: what rankings at random get.
+  chance/<metric>: what rankings at random get. each/<metric>: one value an image, or a text.
   examples: evaluates the first so many; distinct: skips an example whose first caption was already
   taken, since no model can tell the two apart; captions_per_image: uses the first so many. Images
   without captions are left out.
@@ -41,20 +41,16 @@ def evaluate(
     "text": ranking.ranks(zimg, ztxt, images, image_of_text),
     "image": ranking.ranks(ztxt, zimg, image_of_text, images),
   }
-  recall = {
-    f"{wanted}_retrieval_recall@{k}": float(np.mean(rank[wanted] < k))
-    for wanted in rank
-    for k in RECALL_AT
-  }
+  found = {f"{wanted}_retrieval_recall@{k}": rank[wanted] < k for wanted in rank for k in RECALL_AT}
   counts = np.bincount(image_of_text)
-  return recall | {
-    f"chance/{wanted}_retrieval_recall@{k}": _chance(k, own, total)
+  return kind.means(found) | {
+    f"chance/{wanted}_retrieval_recall@{k}": chance(k, own, total)
     for wanted, own, total in (("text", counts, len(ztxt)), ("image", np.ones(1), len(zimg)))
     for k in RECALL_AT
   }
 
 
-def _chance(k: int, own: np.ndarray, total: int) -> float:
+def chance(k: int, own: np.ndarray, total: int) -> float:
   """Mean share of queries with one of their `own` items among k of `total` drawn without
   replacement.
   """

@@ -6,11 +6,9 @@ import base64
 from collections.abc import Callable
 import html
 import io
-import pathlib
 
 import numpy as np
 
-from siglax.devices import disk
 from siglax.devices.streams import shown
 
 THUMBNAIL = 320  # pixels of its longer side
@@ -85,10 +83,3 @@ def _thumbnail(image: np.ndarray | None, name: str) -> str:
   small.save(data, "JPEG", quality=80)
   source = "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
   return f'<img src="{source}" alt="{html.escape(shown(name))}">'
-
-
-def write(file: pathlib.Path, text: str):
-  try:
-    disk.write_atomic(file, text.encode())
-  except OSError as e:
-    raise ValueError(f"--out {file} cannot be written: {e.strerror or e}") from e

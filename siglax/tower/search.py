@@ -8,12 +8,19 @@ import os
 import pathlib
 import sys
 
+import jax
 import numpy as np
 
+from siglax import config as config_lib
 from siglax import tower as tower_lib
+from siglax.data import buckets
 from siglax.data import images as images_lib
-from siglax.data import reading
+from siglax.data import pipeline
+from siglax.data import prepared
+from siglax.data import uploads
+from siglax.devices import mesh as mesh_lib
 from siglax.devices.streams import shown
+from siglax.tower import embedder
 from siglax.tower import page as page_lib
 
 logger = logging.getLogger("siglax")
@@ -26,21 +33,21 @@ class Queries:
   """What is searched for with one tower, and how what was found is told.
 
   texts, pictures: of which there is at least one; pictures are paths. top: how many are told of
-  each. out: a page to write, or None. Raises ValueError in one line for an `out` that exists, a
-  picture that is not there, or a tower without texts.
+  each. out: a page to write, a path or a URL, or None. Raises ValueError in one line for an `out`
+  that exists, a picture that is not there, or a tower without texts.
   """
 
   def __init__(self, texts: list[str], pictures: list, top: int, out=None):
     self.texts, self.pictures, self.top = texts, pictures, top
-    self.out = None if out is None else pathlib.Path(out)
+    self.out = out
     if not texts and not pictures:
       raise ValueError("there is nothing to search for; give a QUERY or --query-image")
     if top < 1:
       raise ValueError(f"--top {top} must be at least 1")
-    if self.out is not None and os.path.lexists(self.out):
-      raise ValueError(f"--out {self.out} exists; give a path that does not")
-    if self.out is not None and not self.out.parent.is_dir():
-      raise ValueError(f"--out {self.out}: there is no folder {self.out.parent}")
+    if out is not None:
+      uploads.check_new(str(out))
+      if not buckets.is_url(out) and not pathlib.Path(out).parent.is_dir():
+        raise ValueError(f"--out {out}: there is no folder {pathlib.Path(out).parent}")
     for picture in pictures:
       if not os.path.isfile(picture):
         raise ValueError(f"--query-image {shown(picture)} is no file")
@@ -67,7 +74,8 @@ class Queries:
       decoded = [None] * len(self.texts) + [decode(path) for path in self.pictures]
       queries = list(zip(asked, decoded))
       named = [[(x, short(name), place) for x, name, place in matches] for matches in found]
-      page_lib.write(self.out, page_lib.page(title, queries, named, picture))
+      with uploads.writing(self.out):
+        uploads.write(self.out, page_lib.page(title, queries, named, picture).encode())
       print(f"wrote {shown(self.out)}")
 
 
@@ -125,26 +133,31 @@ def embed(tower, paths: list[pathlib.Path]) -> tuple[np.ndarray, list[pathlib.Pa
   from rich import console
   from rich import progress
 
-  zimg, readable, batch = [], [], []
-  read = reading.read_ahead(lambda i: tower.pixels(paths[i]), range(len(paths)), 2 * BATCH)
-  for i, pixels in progress.track(
-    read,
-    "embedding",
-    total=len(paths),
-    console=console.Console(stderr=True),
-    transient=True,
-    disable=not sys.stderr.isatty(),
-  ):
-    if isinstance(pixels, ValueError):
-      logger.warning("left out %s", shown(pixels))
-    elif isinstance(pixels, Exception):
-      raise pixels
-    else:
-      batch.append(pixels)
-      readable.append(paths[i])
-    if len(batch) == BATCH or batch and i == len(paths) - 1:
-      zimg.append(tower.embed_images(batch, BATCH))
-      batch = []
+  size = -(-BATCH // tower.mesh.size) * tower.mesh.size
+  threads, workers = pipeline.loader_threads(config_lib.default(), [paths])
+  read = prepared.Pictures(paths, tower.config.image)
+  batches = prepared.batches(read, [range(len(paths))], size, threads=threads, workers=workers)
+  run = jax.jit(tower.model.embed_image, out_shardings=mesh_lib.replicated(tower.mesh))
+  found = embedder.in_turn(
+    lambda images: run(tower.params, images),
+    tower.mesh,
+    ((rests, images) for images, rests in batches),
+  )
+  zimg, readable, seen = [], [], iter(paths)
+  with progress.Progress(
+    console=console.Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
+  ) as bar:
+    task = bar.add_task("embedding", total=len(paths))
+    for rests, z in found:
+      good = []
+      for row, (rest, path) in enumerate(zip(rests, seen)):
+        if isinstance(rest, prepared.LeftOut):
+          logger.warning("left out %s", shown(f"{path}: {rest.said}"))
+        else:
+          good.append(row)
+          readable.append(path)
+      zimg.append(z[good])
+      bar.advance(task, len(rests))
   if len(readable) < len(paths):
     logger.warning("%d of %d pictures were left out", len(paths) - len(readable), len(paths))
-  return np.concatenate(zimg) if zimg else np.zeros((0, 0), np.float32), readable
+  return np.concatenate(zimg), readable

@@ -14,7 +14,6 @@ from siglax import models
 from siglax.data import images as images_lib
 from siglax.devices import mesh as mesh_lib
 from siglax.evals import zero_shot
-from siglax.runs.folder import read_params
 from siglax.tower import origin as origin_lib
 from siglax.tower.embedder import Embedder
 from siglax.tower.embedder import ScaleAndBias
@@ -178,11 +177,10 @@ def load(path) -> Tower:
   """
   mesh = mesh_lib.make()
   origin = origin_lib.find(interop.local(path))
-  if (foreign := origin.foreign) is not None:
-    model = foreign.model()
-    return Tower(foreign.config, foreign.read(model, mesh), origin.text, mesh, model)
-  config, model = origin.config, models.build(origin.config.model, origin.towers)
-  params = read_params(origin.folder, model, mesh)
+  config, model = origin.config, origin.model()
+  params = origin.read(model, mesh)
+  if origin.foreign is not None:
+    return Tower(config, params, origin.text, mesh, model)
   for name in models.TOWERS:
     config.model[name].lora_rank = 0
   return Tower(config, models.merge_lora(params), origin.text, mesh)

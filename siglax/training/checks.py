@@ -40,7 +40,7 @@ def validate_evaluation(config: ConfigDict, devices: int):
     config, devices, ("eval.batch_size", "batch_size") if in_batches else ("eval.batch_size",)
   )
   if not config.eval.tasks:
-    raise ValueError("config.eval.tasks is empty; the run's config must name what to evaluate")
+    raise ValueError("config.eval.tasks is empty; name in it, or by --tasks, what to evaluate")
 
 
 def _validate_fields(config):
