@@ -48,6 +48,7 @@ FILES = (
   "docs/plan.md",
   "docs/reliability.md",
   "docs/runtimes.md",
+  "docs/serving.md",
   "docs/towers.md",
   "launch/README.md",
 )
@@ -84,6 +85,10 @@ RUN = {
   "--out found.html": "",
   "siglax export --from runs/quickstart --format stablehlo --out exported/quickstart": "",
   "siglax embed --from runs/mine --data pictures.parquet --out embedded.parquet": "",
+  "siglax embed --from runs/quickstart --data pictures --out pictures.npz": "",
+  "siglax search --from runs/quickstart --index pictures.npz 'a large blue square' --top 5": "",
+  "siglax search --from runs/quickstart --index pictures.npz 'a red circle' --query-image a.png "
+  "--out nearest.html --data pictures": "",
   "siglax plan --config configs/quickstart.py --devices 8": "--batch 16",
   "siglax config --config configs/quickstart.py 'optim.*'": "",
   "siglax ablate --config configs/ablate/loss_batch.py --workdir studies/loss_batch --dry-run": "",
@@ -225,6 +230,11 @@ tokens = numpy.zeros((3, c["text"]["length"]), numpy.int32)
   "import json, numpy as np, onnxruntime": "",
   "import openvino": "",
   "import coremltools as ct": "",
+  "import jax, numpy as np, siglax": "",
+  "import json, re, string": "",
+  'f = np.load("pictures.npz")': "",
+  "import faiss, numpy as np": "",
+  "from usearch.index import Index": "",
   "from flax import nnx": "",
   "from PIL import Image": "",
   'c.data = ({"source": "embeddings", "path": "embedded.array_record"},)': (
@@ -246,6 +256,7 @@ EVALUATION = """
 train --config configs/x.py --workdir runs/x
 export --from runs/x --format hf --out exported/x
 """
+SERVING = "train --config configs/x.py --workdir runs/quickstart"
 TOWERS = """
 train --config configs/x.py --workdir runs/source
 export --from runs/source --format big_vision --out webli_en_b16_224.npz
@@ -449,6 +460,7 @@ def test_the_blocks_run_as_printed(file, folder, server, monkeypatch):
     "docs/towers.md": (TOWERS, MORE_TOWERS),
     "docs/evaluation.md": (EVALUATION, ""),
     "docs/runtimes.md": ("train --config configs/x.py --workdir runs/x", ""),
+    "docs/serving.md": (SERVING, ""),
   }.get(file, ("", ""))
   for line in before.split("\n"):
     assert not line or cli.main(line.split()) == 0

@@ -197,7 +197,7 @@ def test_search(tower, folder, pictures, tmp_path, monkeypatch, capsys):  # noqa
 def test_a_page_in_a_bucket(folder, pictures, tmp_path, capsys):  # noqa: F811
   there, _ = pictures
   for out in (tmp_path / "x.html", "memory://bucket/made/x.html"):
-    search.search(folder, there, ["a red disc"], 3, str(out))
+    search.search(folder, there, search.Queries(["a red disc"], [], 3, str(out)))
   filesystem = fsspec.filesystem("memory")
   assert filesystem.cat("/bucket/made/x.html") == (tmp_path / "x.html").read_bytes()
   command = ["search", "--from", str(folder), "--images", str(there), "x", "--out", str(out)]

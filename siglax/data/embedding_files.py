@@ -43,20 +43,24 @@ SAFETENSORS = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 ROW_GROUP_BYTES = 32 * 2**20
 # What the descriptions of all files say.
 DESCRIBED = {"digest": str, "width": int, "image": dict, "classnames": (list, type(None))}
+# What those of the files of one dataset must share.
+SHARED = ("digest", "width", "image", "classnames")
 
 
 class _TextsAlone(Exception):
   """A file of siglax embed --texts-only."""
 
 
-def open_file(file: str):
-  """The reader of one of these files. ValueError, beginning with "path", for any other."""
-  ending = pathlib.Path(file).suffix
-  if ending not in READERS:
-    raise ValueError(f"path={file!r} must end in {', '.join(READERS)}")
+def open_file(file: str, readers=None):
+  """The reader of one of these files, of READERS or of others by ending. ValueError, beginning with
+  "path", for any other.
+  """
+  ending, readers = pathlib.Path(file).suffix, readers or READERS
+  if ending not in readers:
+    raise ValueError(f"path={file!r} must end in {', '.join(readers)}")
   size = files_lib.size(file)
   try:
-    reader = READERS[ending](file)
+    reader = readers[ending](file)
     for field, kind in DESCRIBED.items():
       if not isinstance(value := reader.description[field], kind):
         raise ValueError(f"its description says {field}={value!r}")
@@ -72,7 +76,17 @@ def open_file(file: str):
     ) from e
 
 
-def _described(description: dict) -> dict:
+def check_same(names: list[str], readers: list):
+  """ValueError for files of which some were embedded by another tower or in another way."""
+  for name, reader in zip(names, readers):
+    for field in SHARED:
+      if reader.description[field] != readers[0].description[field]:
+        raise ValueError(
+          f"path: {names[0]} and {name} differ in their {field}; give them as separate specs"
+        )
+
+
+def described(description: dict) -> dict:
   """The description of a file with embeddings of pictures."""
   if description["digest"] is None:
     raise _TextsAlone
@@ -97,7 +111,7 @@ class NpzReader:
   def __init__(self, file: str):
     _, headers = files_lib.npz_headers(file)
     with np.load(file, allow_pickle=False) as arrays:
-      self.description = _described(_from_json(arrays[DESCRIPTION]))
+      self.description = described(_from_json(arrays[DESCRIPTION]))
     rows, width = headers["image_embedding"][0]
     for name, shape in (
       ("image_embedding", (rows, width)),
@@ -153,9 +167,7 @@ class ParquetReader:
   def __init__(self, file: str):
     opened = files_lib.open_parquet(file)
     schema = opened.schema_arrow
-    self.description = _described(
-      json.loads((opened.metadata.metadata or {})[DESCRIPTION.encode()])
-    )
+    self.description = described(json.loads((opened.metadata.metadata or {})[DESCRIPTION.encode()]))
     names = ("image_embedding", "captions", "label", "weight", "key")
     columns = files_lib.Columns(pa.schema([schema.field(name) for name in names]))
     table = files_lib.read({file: opened}, columns)
@@ -182,7 +194,7 @@ class ArrayRecordReader:
   def __init__(self, file: str):
     self._records = array_record_data_source.ArrayRecordDataSource(file)
     _, metadata = parse_record(self._records[len(self._records) - 1])
-    self.description = _described(json.loads(metadata[DESCRIPTION]))
+    self.description = described(json.loads(metadata[DESCRIPTION]))
     self.held_bytes = 8 * len(self._records)
 
   def __len__(self):

@@ -104,11 +104,14 @@ def grid(cells: Iterable[str], width: str = "11rem") -> str:
   return f'<div class="grid" style="--cell: {width}">\n' + "\n".join(cells) + "\n</div>"
 
 
-def figure(source: str, name: str, score: str, true: bool = False) -> str:
-  """A picture with a score and its name below. source: a data URI. true: marks the right one."""
+def figure(source: str | None, name: str, score: str, true: bool = False) -> str:
+  """A picture with a score and its name below. source: a data URI, or None for no picture. true:
+  marks the right one.
+  """
   name, mark = escaped(name), ' class="true"' * true
   caption = f"<figcaption><b>{escaped(score)}</b>{name}</figcaption>"
-  return f'<figure{mark}><img src="{source}" alt="{name}">{caption}</figure>'
+  image = "" if source is None else f'<img src="{source}" alt="{name}">'
+  return f"<figure{mark}>{image}{caption}</figure>"
 
 
 def listed(source: str, name: str, lines: Iterable[tuple[str, bool]]) -> str:

@@ -135,6 +135,25 @@ class TwoTowers:
     """
     return self._tower(params, "image").tokens(self.normalize(images))
 
+  def patch_embeddings(self, params: dict, images: jax.Array) -> jax.Array:
+    """images [N, H, W, 3] → unit rows float32 [N, places, d] in the space of the texts: what the
+    image tower would give if its pooling saw one place alone.
+    """
+    return transformer.unit(self._maps(params, "patch_embeddings")(self.normalize(images)))
+
+  def pooling_attention(self, params: dict, images: jax.Array) -> jax.Array:
+    """images [N, H, W, 3] → float32 [N, heads, places]: the weight of each place in pooling."""
+    return self._maps(params, "pooling_attention")(self.normalize(images))
+
+  def _maps(self, params: dict, name: str):
+    """A method of the image tower that not all have."""
+    if (method := getattr(self._tower(params, "image"), name, None)) is None:
+      raise ValueError(
+        f"the image tower {self.declared['image'].name!r} has no {name}; those of siglax with a "
+        "fixed grid of places have (vit, resnet)"
+      )
+    return method
+
 
 def plain(model: TwoTowers) -> TwoTowers:
   """The model whose parameters `plain_params` gives: without LoRA, with a bias as all formats have
