@@ -88,13 +88,28 @@ def stablehlo(folder, floats, pixels, texts, tokens):
     call = jax.jit(jax_export.deserialize((folder / function["file"]).read_bytes()).call)
     given = pixels if tower == "image" else np.asarray(tokens, np.int32)
     found[tower] = np.asarray(call(params, given))
+  return found | {"tokens": _tokens_by_readme(folder, texts)}
+
+
+def onnx(folder, floats, pixels, texts, tokens):
+  """By onnxruntime, and the tokens by the folder's own lines."""
+  del floats
+  runtime = pytest.importorskip("onnxruntime")
+  found = {"tokens": _tokens_by_readme(folder, texts)}
+  for tower, name, given in (("image", "pixels", pixels), ("text", "tokens", tokens)):
+    session = runtime.InferenceSession(folder / f"{tower}.onnx")
+    (found[tower],) = session.run(None, {name: given})
+  return found
+
+
+def _tokens_by_readme(folder, texts):
+  """By the lines of an exported folder's README.md."""
   code = (folder / "README.md").read_text().split("## Texts")[1]
   names = {"np": np}
   with pytest.MonkeyPatch.context() as patch:
     patch.chdir(folder)
     exec(code.split("```python\n")[1].split("```")[0], names)
-    found["tokens"] = names["tokens"](list(texts))
-  return found
+  return names["tokens"](list(texts))
 
 
 def big_vision(file, floats, pixels, texts, tokens):
@@ -175,4 +190,5 @@ READERS = {
   "open_clip": open_clip,
   "big_vision": big_vision,
   "stablehlo": stablehlo,
+  "onnx": onnx,
 }

@@ -152,6 +152,7 @@ def test_the_text_tower_goes_alone(tower, golden, tmp_path):
   [
     ("open_clip", "config.model.image.variant='naflex-S'"),
     ("stablehlo", "config.image.fit='native'; it needs 'squash' or 'crop'"),
+    ("onnx", "config.model.image.variant='naflex-S'; it needs 'Ti' or"),
   ],
 )
 def test_formats_of_squares_refuse_it(form, said, tmp_path, capsys):
