@@ -88,13 +88,28 @@ def stablehlo(folder, floats, pixels, texts, tokens):
     call = jax.jit(jax_export.deserialize((folder / function["file"]).read_bytes()).call)
     given = pixels if tower == "image" else np.asarray(tokens, np.int32)
     found[tower] = np.asarray(call(params, given))
+  return found | {"tokens": _tokens_by_readme(folder, texts)}
+
+
+def onnx(folder, floats, pixels, texts, tokens):
+  """By onnxruntime, and the tokens by the folder's own lines."""
+  del floats
+  runtime = pytest.importorskip("onnxruntime")
+  found = {"tokens": _tokens_by_readme(folder, texts)}
+  for tower, name, given in (("image", "pixels", pixels), ("text", "tokens", tokens)):
+    session = runtime.InferenceSession(folder / f"{tower}.onnx")
+    (found[tower],) = session.run(None, {name: given})
+  return found
+
+
+def _tokens_by_readme(folder, texts):
+  """By the lines of an exported folder's README.md."""
   code = (folder / "README.md").read_text().split("## Texts")[1]
   names = {"np": np}
   with pytest.MonkeyPatch.context() as patch:
     patch.chdir(folder)
     exec(code.split("```python\n")[1].split("```")[0], names)
-    found["tokens"] = names["tokens"](list(texts))
-  return found
+  return names["tokens"](list(texts))
 
 
 def big_vision(file, floats, pixels, texts, tokens):
@@ -150,8 +165,8 @@ def small_timm(patch, size):
   timm = pytest.importorskip("timm")
   name = f"vit_base_patch{patch}_siglip_{size}"
 
-  def make(pretrained=False, **options):
-    del pretrained
+  def make(pretrained=False, *, num_classes, global_pool, **options):
+    del pretrained, options
     sizes = {"embed_dim": 16, "depth": 1, "num_heads": 2, "mlp_ratio": 2}
     return timm.models.vision_transformer.VisionTransformer(
       img_size=size,
@@ -159,7 +174,8 @@ def small_timm(patch, size):
       **sizes,
       class_token=False,
       act_layer="gelu_tanh",
-      **options,
+      num_classes=num_classes,
+      global_pool=global_pool,
     )
 
   make.__name__, make.__module__ = name, "timm.models.vision_transformer"
@@ -174,4 +190,5 @@ READERS = {
   "open_clip": open_clip,
   "big_vision": big_vision,
   "stablehlo": stablehlo,
+  "onnx": onnx,
 }

@@ -175,6 +175,16 @@ OTHERS = (
   # tests/test_convert.py runs what it starts.
   "sbatch --array=0-99 --cpus-per-task=16 --wrap 'siglax convert train.csv shards --short-side 256 "
   "--shard $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT'",
+  "python benchmarks/clip_benchmark_data.py wds",
+  "pip install clip-benchmark requests 'numpy<2.4'",
+  *(
+    f"clip_benchmark eval --model local-dir:exported/o --pretrained none --dataset wds/{name} "
+    f"--dataset_root wds/{name} {more}--no_amp"
+    for name, more in (
+      ("classes", ""),
+      ("captions", "--task zeroshot_retrieval --recall_k 1 5 10 "),
+    )
+  ),
   # tests/test_ablate.py runs what it starts.
   "sbatch --array=0-7 --gpus=1 --wrap 'siglax ablate --config configs/ablate/noise.py --workdir "
   "studies/noise --only $SLURM_ARRAY_TASK_ID/8'",
