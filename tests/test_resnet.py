@@ -166,6 +166,26 @@ def test_both_modes_equal_float64_numpy():
     np.testing.assert_allclose(got[path], x, rtol=1e-5, atol=1e-5, err_msg=str(path))
 
 
+def test_maps_equal_float64_numpy():
+  """Places as embeddings, and what the attention pool takes of each."""
+  linear = lambda x, p: x @ p["kernel"] + p["bias"]
+  model = models.build(tiny(**RN17).model)
+  params = randomized(model)
+  p = double(params["image"])
+  tokens, _ = reference(p, IMAGES[:4], training=False)
+  x = np.concatenate([tokens.mean(1, keepdims=True), tokens], 1) + p["pos_embedding"]
+  alone = linear(linear(x[:, 1:], p["pool"]["value"]), p["pool"]["out"])
+  got, taken = jax.jit(
+    lambda p: (model.patch_embeddings(p, IMAGES[:4]), model.pooling_attention(p, IMAGES[:4]))
+  )(params)
+  want = alone / np.linalg.norm(alone, axis=-1, keepdims=True)
+  np.testing.assert_allclose(got, want, atol=1e-5)
+  heads = lambda x, p: linear(x, p).reshape(*x.shape[:2], -1, 64)
+  q, k = heads(x[:, :1], p["pool"]["query"]), heads(x, p["pool"]["key"])
+  a = np.exp(np.einsum("nqhd,nkhd->nhk", q, k) / 8)
+  np.testing.assert_allclose(taken, (a / a.sum(-1, keepdims=True))[:, :, 1:], atol=1e-5)
+
+
 def test_statistics_of_bfloat16_are_taken_in_float32():
   norm = resnet.BatchNorm(3)
   norm.train()

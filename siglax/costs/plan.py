@@ -267,7 +267,6 @@ def _memory(compiled, program) -> dict[str, int]:
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
   )
   analysis = compiled.memory_analysis()
-  arguments, temp = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
   state, frozen = (
     held(program.abstract_state),
     trainable_lib.split(program.abstract_state.params, program.frozen)[1],
@@ -277,9 +276,9 @@ def _memory(compiled, program) -> dict[str, int]:
     "state": state,
     "frozen": held(frozen),
     "remembered": held(program.abstract_state.normalisers),
-    "batch": arguments - state,
-    "temp": temp,
-    "total": arguments + analysis.output_size_in_bytes - analysis.alias_size_in_bytes + temp,
+    "batch": analysis.argument_size_in_bytes - state,
+    "temp": analysis.temp_size_in_bytes,
+    "total": program_lib.peak_bytes(compiled),
   }
 
 

@@ -116,18 +116,11 @@ class TrainBatches:
       )
     sources = open_data(config) if sources is None else sources
     _check_memory(config, process_count)
-    need_labels = config.loss.positives == "label"
     self._limits = [
       sources_lib.MAX_BAD_FRACTION if limit is None else limit
       for limit in (spec.get("max_bad_fraction") for spec in config.data)
     ]
-    first_examples = itertools.accumulate(map(len, sources), initial=0)
-    self._loaders = [
-      ExampleLoader(k, source, first_label, need_labels, config.image, text, first_example)
-      for k, (source, first_label, first_example) in enumerate(
-        zip(sources, first_labels(sources), first_examples)
-      )
-    ]
+    self._loaders = _loaders(config, text, sources)
     self._numbered = numbered
     if process_index == 0:
       _warn_of_repeats(config, sources)
@@ -272,6 +265,20 @@ def _check_memory(config, process_count):
       f"each of {process_count} processes, and this machine has {memory / 2**30:.0f} GiB; use a "
       "smaller one"
     )
+
+
+def _loaders(config, text, sources) -> list[ExampleLoader]:
+  """What loads the examples of each source."""
+  need_labels = config.loss.positives == "label"
+  first_examples = itertools.accumulate(map(len, sources), initial=0)
+  return [
+    ExampleLoader(
+      k, source, first_label, need_labels, config.image, text, first_example, config.text.captions
+    )
+    for k, (source, first_label, first_example) in enumerate(
+      zip(sources, first_labels(sources), first_examples)
+    )
+  ]
 
 
 def _warn_of_repeats(config, sources):

@@ -27,13 +27,16 @@ import jax
 import jax.numpy as jnp
 
 from siglax.config.parts import Registry
+from siglax.losses import cyclip
 from siglax.losses import focal
 from siglax.losses import global_contrastive
 from siglax.losses import hinge
 from siglax.losses import pairs
 from siglax.losses import ring
 from siglax.losses import sigmoid
+from siglax.losses import sigmoid_masked
 from siglax.losses import softmax
+from siglax.losses import softmax_hard
 from siglax.losses.layout import IMPLS
 from siglax.losses.layout import Batch
 from siglax.losses.layout import Layout
@@ -44,7 +47,16 @@ from siglax.losses.loss import Loss
 
 LOSSES: Registry[Loss] = Registry(
   "loss",
-  (sigmoid.LOSS, softmax.LOSS, focal.LOSS, hinge.LOSS, global_contrastive.LOSS),
+  (
+    sigmoid.LOSS,
+    softmax.LOSS,
+    focal.LOSS,
+    hinge.LOSS,
+    global_contrastive.LOSS,
+    sigmoid_masked.LOSS,
+    softmax_hard.LOSS,
+    cyclip.LOSS,
+  ),
   merged=True,
 )
 
@@ -209,6 +221,16 @@ def _compute(loss: Loss, batch: Batch, scalars: tuple, layout: Layout, **options
   for name, value in options.items():
     if isinstance(value, (int, float, str)) and (problem := loss.fields[name].problem(value)):
       raise ValueError(f"{name}={value!r} {problem} (config.loss.{name})")
+  if loss.plus is not None:
+    added = {name: options.pop(name) for name in loss.plus.fields}
+    return _value(loss, batch, scalars, layout, **options) + _value(
+      loss.plus, batch, (), layout, **added
+    )
+  return _value(loss, batch, scalars, layout, **options)
+
+
+def _value(loss: Loss, batch: Batch, scalars: tuple, layout: Layout, **options) -> jax.Array:
+  """Of a loss alone, without what is added to it."""
   layout = layout.chosen(*batch.zimg.shape)
   zimg, ztxt = (
     z.astype(jnp.float32) if z.dtype == jnp.float64 else z for z in (batch.zimg, batch.ztxt)

@@ -32,6 +32,8 @@ class Loss:
   bias_init: (batch size, share of the other pairs that match) → the bias at the start; None where
   there is no bias.
   rescale: (loss, c, **options) → the loss where all weights are c times as large.
+  plus: a loss of embeddings alone, without scale and bias, that is added to this one; its fields
+  are among `fields`, and are options of it alone.
   gamma: (steps of the training, **options) → γ by the step, of a loss that remembers of each
   example of the data a running normaliser (running.py), u ← (1 − γ)·u + γ·g; None for one that
   remembers nothing. The former's dense and per_device take `running` and give (loss, rows to
@@ -48,6 +50,7 @@ class Loss:
   scale_max: float | None = None
   bias_init: Callable[[int, float], float] | None = None
   rescale: Callable[..., jax.Array] = weighted_once
+  plus: Loss | None = None
   gamma: Callable[..., Callable] | None = None
   slower_scale: tuple[float, float] | None = None
 

@@ -37,7 +37,7 @@ from siglax.training.optimizer import by_path
 from siglax.training.optimizers import OPTIMIZERS
 
 # Those of the loss; config.loss.lr_multiplier is theirs.
-LOGIT_PARAMETERS = ("log_scale", "bias")
+LOGIT_PARAMETERS = ("log_scale", "bias", "relative_bias")
 # What comes before the first block of a tower.
 EMBEDDINGS = ("stem", "embedding", "pos_embedding", "cls", "pre_norm")
 

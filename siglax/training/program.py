@@ -132,7 +132,12 @@ class Program:
   def abstract_batch(self) -> dict:
     """Shapes and shardings of a global batch."""
     B, S, L = self.config.batch_size, self.config.image.size, self.config.text.length
-    shapes = {"tokens": ((B, L), np.int32), "label": ((B,), np.int32), "weight": ((B,), np.float32)}
+    captions = (self.config.text.captions,) if self.config.text.captions > 1 else ()
+    shapes = {
+      "tokens": ((B, *captions, L), np.int32),
+      "label": ((B,), np.int32),
+      "weight": ((B,), np.float32),
+    }
     if self.gamma is not None:
       shapes["example"] = (B,), np.int32
     if self.embedded:
@@ -144,6 +149,22 @@ class Program:
       name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
       for name, (shape, dtype) in shapes.items()
     }
+
+  def costs(self) -> dict[str, int]:
+    """What the whole training took: cost/flops, model FLOPs, and cost/peak_bytes, on a device, by
+    the compiled program. Called after the last step, it compiles nothing.
+    """
+    # The update of the last step takes the most: it sees all patches.
+    last = self.update(self.total_steps - 1).trace(self.abstract_state, self.abstract_batch())
+    return {"cost/flops": self.total_flops(), "cost/peak_bytes": peak_bytes(last.lower().compile())}
+
+  def total_flops(self) -> int:
+    """Model FLOPs of all steps."""
+    masked, last = self.masked_steps, self.total_steps - 1
+    of_last = self.model_flops(last)
+    return (
+      masked * (self.model_flops() if masked <= last else of_last) + (last + 1 - masked) * of_last
+    )
 
   def model_flops(self, step: int = 0) -> int:
     """Model FLOPs of an update after `step` of them: each tower forward on what it then sees, times
@@ -159,9 +180,17 @@ class Program:
     )
     passes = {name: 1 if all(jax.tree.leaves(self.frozen[name])) else 3 for name in models.TOWERS}
     keys = jax.ShapeDtypeStruct((self.config.batch_size,), jax.random.key(0).dtype)
-    work = passes["text"] * flops.count(model.embed_text, params, batch["tokens"], keys)
+    embed_texts = functools.partial(step_lib.embed_texts, model)
+    work = passes["text"] * flops.count(embed_texts, params, batch["tokens"], keys)
     return (
       work
       if self.embedded
       else work + passes["image"] * flops.count(model.embed_image, params, batch["image"], keys)
     )
+
+
+def peak_bytes(compiled) -> int:
+  """Of a device: arguments, results that do not take the place of arguments, and temporaries."""
+  of = compiled.memory_analysis()
+  results = of.output_size_in_bytes - of.alias_size_in_bytes
+  return of.argument_size_in_bytes + results + of.temp_size_in_bytes

@@ -2,7 +2,10 @@
 
 The batch is {"image": uint8 [B, H, W, 3], "tokens": int32 [B, L], "label": int32 [B], "weight":
 float32 [B]}. With "image_embedding": float32 [B, d] in place of "image", the image tower does not
-run. For a loss that remembers examples there is "example": int32 [B], their numbers in the data.
+run. With K = config.text.captions above 1, "tokens" is [B, K, L]: each picture has K texts that
+match it. The loss is then that of B·K pairs in which the embedding of a picture stands K times,
+with labels that tell which rows are of one picture, or with those of the batch. For a loss that
+remembers examples there is "example": int32 [B], their numbers in the data.
 
 The loss needs the embeddings of the whole batch, the towers need activations of no more than they
 work on. So a step with config.train.microbatch embeds in chunks and keeps nothing but the
@@ -130,8 +133,12 @@ def make_value_and_grad(config, model, mesh, frozen):
   def objective(zimg, ztxt, logit_params, batch):
     scale, bias = scale_and_bias(logit_params)
     labels = batch["label"] if config.loss.positives == "label" else None
-    given, remembered = {"weights": batch["weight"], "labels": labels}, batch.get("remembered")
-    loss, rows = loss_fn(zimg, ztxt, scale, bias, **given, running=remembered), None
+    rows_of_loss, remembered = (zimg, ztxt), batch.get("remembered")
+    given = {"weights": batch["weight"], "labels": labels}
+    if ztxt.ndim == 3:
+      rows_of_loss, given = _of_captions(zimg, ztxt, **given)
+      ztxt = ztxt[:, 0]
+    loss, rows = loss_fn(*rows_of_loss, scale, bias, **given, running=remembered), None
     if remembered is not None:
       loss, rows = loss
     values = _statistics(config, mesh, zimg, ztxt, scale, bias, batch["weight"], labels)
@@ -212,7 +219,7 @@ def _embedding(model, updates_statistics):
 
   def embed(trainable, fixed, examples):
     params, running = trainable_lib.merge(trainable, fixed), {}
-    ztxt = model.embed_text(params, examples["tokens"], examples.get("text_key"))
+    ztxt = embed_texts(model, params, examples["tokens"], examples.get("text_key"))
     if "image_embedding" in examples:
       zimg = examples["image_embedding"]
     elif updates_statistics:
@@ -224,6 +231,29 @@ def _embedding(model, updates_statistics):
     return (zimg, ztxt), running
 
   return embed
+
+
+def embed_texts(model, params, tokens, keys=None) -> jax.Array:
+  """tokens [N, L] → [N, d], or [N, K, L] → [N, K, d]: K captions of each picture, with a random key
+  of their own each.
+  """
+  if tokens.ndim == 2:
+    return model.embed_text(params, tokens, keys)
+  N, K, L = tokens.shape
+  if keys is not None:
+    keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(keys, jnp.arange(K))
+    keys = keys.reshape(N * K)
+  return model.embed_text(params, tokens.reshape(N * K, L), keys).reshape(N, K, -1)
+
+
+def _of_captions(zimg, ztxt, weights, labels) -> tuple:
+  """Rows of a loss, one for each of the K captions of N pictures, with labels that tell which
+  belong together: ((zimg [N·K, d], ztxt [N·K, d]), {"weights", "labels"}). ztxt: [N, K, d].
+  """
+  N, K, d = ztxt.shape
+  labels = jnp.arange(N, dtype=jnp.int32) if labels is None else labels
+  zimg, weights, labels = (jnp.repeat(x, K, axis=0) for x in (zimg, weights, labels))
+  return (zimg, ztxt.reshape(N * K, d)), {"weights": weights, "labels": labels}
 
 
 def _statistics(config, mesh, zimg, ztxt, scale, bias, weights, labels) -> dict:
