@@ -190,7 +190,7 @@ def configured(**fields):
   c = tiny.get_config(steps=12)
   c.data = tuple({"source": "shapes", "image_size": 16, "examples": n, "seed": n} for n in (40, 20))
   c.loss.name, c.loss.temperature, c.loss.scale_init = "global", "learned", 30.0
-  c.loss.lr_multiplier, c.optim.lr = 10.0, 1e-2
+  c.loss.lr_multiplier, c.optim.lr, c.optim.schedule = 10.0, 1e-2, "constant"
   c.eval.tasks, c.log.tensorboard = (), False
   c.checkpoint.keep_latest = 3
   for name, value in fields.items():
@@ -304,4 +304,4 @@ def test_a_resume_goes_on_with_the_same_normalisers_on_any_mesh(tmp_path, monkey
   with pytest.raises(
     ValueError, match="γ of the steps before it fell over config.loss.gamma_decay"
   ):
-    loop.train(configured(total_steps=20, optim__schedule="constant"), at_8)
+    loop.train(configured(total_steps=20), at_8)

@@ -229,8 +229,8 @@ def _compute(loss: Loss, batch: Batch, scalars: tuple, layout: Layout, **options
   return _value(loss, batch, scalars, layout, **options)
 
 
-def _value(loss: Loss, batch: Batch, scalars: tuple, layout: Layout, **options) -> jax.Array:
-  """Of a loss alone, without what is added to it."""
+def _value(loss: Loss, batch: Batch, scalars: tuple, layout: Layout, **options):
+  """Of a loss alone, without what is added to it; with running, (value, rows to store)."""
   layout = layout.chosen(*batch.zimg.shape)
   zimg, ztxt = (
     z.astype(jnp.float32) if z.dtype == jnp.float64 else z for z in (batch.zimg, batch.ztxt)

@@ -114,7 +114,7 @@ class Study:
     if not any(field.startswith(FIRST) for field in setting):
       return
     share = setting.get(SHARE)
-    if not (_is_number(share) and 0 < share < 1):
+    if share is None or not (_is_number(share) and 0 < share < 1):
       raise ValueError(f"{SHARE}={share!r} must lie in (0, 1), the share of the first stage")
     if self.branches:
       raise ValueError(f"{SHARE}={share!r}: a study with branches has no first stages")

@@ -133,12 +133,12 @@ def make_value_and_grad(config, model, mesh, frozen):
   def objective(zimg, ztxt, logit_params, batch):
     scale, bias = scale_and_bias(logit_params)
     labels = batch["label"] if config.loss.positives == "label" else None
-    rows_of_loss, remembered = (zimg, ztxt), batch.get("remembered")
-    given = {"weights": batch["weight"], "labels": labels}
+    given, remembered = {"weights": batch["weight"], "labels": labels}, batch.get("remembered")
+    rows_img, rows_txt = zimg, ztxt
     if ztxt.ndim == 3:
-      rows_of_loss, given = _of_captions(zimg, ztxt, **given)
+      rows_img, rows_txt, given = _of_captions(zimg, ztxt, **given)
       ztxt = ztxt[:, 0]
-    loss, rows = loss_fn(*rows_of_loss, scale, bias, **given, running=remembered), None
+    loss, rows = loss_fn(rows_img, rows_txt, scale, bias, **given, running=remembered), None
     if remembered is not None:
       loss, rows = loss
     values = _statistics(config, mesh, zimg, ztxt, scale, bias, batch["weight"], labels)
@@ -248,12 +248,12 @@ def embed_texts(model, params, tokens, keys=None) -> jax.Array:
 
 def _of_captions(zimg, ztxt, weights, labels) -> tuple:
   """Rows of a loss, one for each of the K captions of N pictures, with labels that tell which
-  belong together: ((zimg [N·K, d], ztxt [N·K, d]), {"weights", "labels"}). ztxt: [N, K, d].
+  belong together: (zimg [N·K, d], ztxt [N·K, d], {"weights", "labels"}). ztxt: [N, K, d].
   """
   N, K, d = ztxt.shape
   labels = jnp.arange(N, dtype=jnp.int32) if labels is None else labels
   zimg, weights, labels = (jnp.repeat(x, K, axis=0) for x in (zimg, weights, labels))
-  return (zimg, ztxt.reshape(N * K, d)), {"weights": weights, "labels": labels}
+  return zimg, ztxt.reshape(N * K, d), {"weights": weights, "labels": labels}
 
 
 def _statistics(config, mesh, zimg, ztxt, scale, bias, weights, labels) -> dict:
