@@ -54,6 +54,7 @@ setup(
       "pyyaml>=6.0",
       "import-linter>=2.17",
       "chex>=0.1.92",  # comparisons of trees
+      "scikit-learn>=1.9",  # without it the test that knn is its classifier is skipped
       # A server of S3 on this machine, about 130 MB; without it the tests of s3:// are skipped.
       "s3fs>=2026.9.0",
       "moto[s3]>=5.2.5",
