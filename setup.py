@@ -25,6 +25,8 @@ setup(
     "grain>=0.2.18,<0.3",
     "array_record>=0.8.6",
     "sentencepiece>=0.2.3",
+    # Not imported: what sentencepiece reads its models with, and does not ask for.
+    "protobuf>=7.36.1",
     "tokenizers>=0.23.3",
     "fsspec>=2026.9.0",
     "ml-collections>=1.1.0",
@@ -47,6 +49,7 @@ setup(
     "wandb": ["wandb>=0.19"],
     "s3": ["s3fs>=2026.9.0"],
     "gcs": ["gcsfs>=2026.10.1"],
+    "onnx": ["onnx>=1.23.2", "onnxruntime>=1.32.0"],  # of siglax export --format onnx
     "test": [
       "pytest>=9.2",
       "pytest-xdist>=3.8",
@@ -55,6 +58,9 @@ setup(
       "import-linter>=2.17",
       "chex>=0.1.92",  # comparisons of trees
       "scikit-learn>=1.9",  # without it the test that knn is its classifier is skipped
+      # Of --format onnx, about 110 MB; without them its tests are skipped.
+      "onnx>=1.23.2",
+      "onnxruntime>=1.32.0",
       # A server of S3 on this machine, about 130 MB; without it the tests of s3:// are skipped.
       "s3fs>=2026.9.0",
       "moto[s3]>=5.2.5",

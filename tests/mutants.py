@@ -62,6 +62,7 @@ ROOMS = {
   "interop": (
     "siglax/interop/*.py",
     "interop_export interop_big_vision interop_huggingface interop_open_clip interop_stablehlo "
+    "interop_onnx "
     "tower resnet",
   ),
 }

@@ -475,8 +475,8 @@ def test_a_broken_config_json_is_named(text, message, tmp_path, capsys):
     (("evaluate", "--from", ""), "--from='' is empty"),
     (("evaluate", "--from", "r", "--out", "gs:/b/r.json"), "--out='gs:/b/r.json' is a URL"),
     (
-      ("tokenizer", "--from", "shapes", "--vocab-size", "99", "--out", "s3://b/x.model"),
-      "--out='s3://b/x.model' is a URL",
+      ("tokenizer", "--from", "shapes", "--vocab-size", "99", "--out", "s3:/b/x.model"),
+      "--out='s3:/b/x.model' is a URL",
     ),
     (("export", "--from", "r", "--format", "hf", "--out", ""), "--out='' is empty"),
     (

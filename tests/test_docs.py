@@ -31,10 +31,12 @@ from siglax.data.shapes import Shapes
 from siglax.training import checks
 
 import servers
+import studies_by_hand
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = (
   "README.md",
+  "docs/ablations.md",
   "docs/api.md",
   "docs/architecture.md",
   "docs/config.md",
@@ -45,6 +47,8 @@ FILES = (
   "docs/metrics.md",
   "docs/plan.md",
   "docs/reliability.md",
+  "docs/runtimes.md",
+  "docs/serving.md",
   "docs/towers.md",
   "launch/README.md",
 )
@@ -81,8 +85,14 @@ RUN = {
   "--out found.html": "",
   "siglax export --from runs/quickstart --format stablehlo --out exported/quickstart": "",
   "siglax embed --from runs/mine --data pictures.parquet --out embedded.parquet": "",
+  "siglax embed --from runs/quickstart --data pictures --out pictures.npz": "",
+  "siglax search --from runs/quickstart --index pictures.npz 'a large blue square' --top 5": "",
+  "siglax search --from runs/quickstart --index pictures.npz 'a red circle' --query-image a.png "
+  "--out nearest.html --data pictures": "",
   "siglax plan --config configs/quickstart.py --devices 8": "--batch 16",
   "siglax config --config configs/quickstart.py 'optim.*'": "",
+  "siglax ablate --config configs/ablate/loss_batch.py --workdir studies/loss_batch --dry-run": "",
+  "siglax report studies/losses --baseline loss.name=sigmoid": "",
   "siglax plan --config configs/siglip_so400m.py --devices 256 --batch 65536 --chips v5e,H100 "
   "--json --config.mesh.fsdp=32": "--config configs/siglip_so400m.py:smoke=True --devices 8 "
   "--batch 16 --config.mesh.fsdp=2",
@@ -93,9 +103,13 @@ RUN = {
   "siglax average runs/x runs/tuned --weight 0.5 --out runs/both": "",
   "siglax evaluate --from runs/both": "",
   "siglax export --from runs/x --format hf --out exported/x --dtype bfloat16": "",
+  "siglax export --from runs/x --format onnx --out exported/onnx": "",
+  "siglax export --from runs/x --format hf-vision --out exported/vision": "",
   "siglax classify --from runs/x a.jpg b.jpg --labels cat,dog --template 'a photo of a {}.' "
   "--template 'a {}.' --json": "",
   "siglax search --from runs/x --images photos 'a red car' snow --top 20 --out found.html": "",
+  "siglax embed --from runs/x --data train.parquet --out both.parquet --texts": "",
+  "siglax embed --from runs/x:txt --data train.parquet --out texts.npz --texts-only": "",
   "siglax embed --from runs/x:img --data train.parquet --out embedded.array_record": "",
   "siglax train --config configs/lit_b16.py:init=runs/x:img,embedded=embedded.array_record,"
   "tokenizer=FILE.model --workdir runs/lit":
@@ -113,6 +127,7 @@ RUN = {
 }
 EVALUATED = (
   "siglax evaluate --from runs/x",
+  "siglax evaluate --from runs/x --html page.html",
   "siglax evaluate --from exported/x --tasks "
   "zero_shot:data=pets.parquet,name=pets,templates=imagenet80 retrieval:data=held_out.parquet "
   "--out results.json",
@@ -160,8 +175,21 @@ OTHERS = (
   # tests/test_convert.py runs what it starts.
   "sbatch --array=0-99 --cpus-per-task=16 --wrap 'siglax convert train.csv shards --short-side 256 "
   "--shard $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT'",
-  "pip install onnx onnx-ir onnxruntime equinox dm-pix",
-  "pip install --no-deps jax2onnx==0.17.1",
+  "python benchmarks/clip_benchmark_data.py wds",
+  "pip install clip-benchmark requests 'numpy<2.4'",
+  *(
+    f"clip_benchmark eval --model local-dir:exported/o --pretrained none --dataset wds/{name} "
+    f"--dataset_root wds/{name} {more}--no_amp"
+    for name, more in (
+      ("classes", ""),
+      ("captions", "--task zeroshot_retrieval --recall_k 1 5 10 "),
+    )
+  ),
+  # tests/test_ablate.py runs what it starts.
+  "sbatch --array=0-7 --gpus=1 --wrap 'siglax ablate --config configs/ablate/noise.py --workdir "
+  "studies/noise --only $SLURM_ARRAY_TASK_ID/8'",
+  "pip install -e '.[onnx]'",
+  "python convert_hf_to_gguf.py exported/vision --mmproj",  # of llama.cpp
   "export TPU=name ZONE=us-central2-b",
   "gcloud compute tpus tpu-vm create $TPU --zone $ZONE --accelerator-type v4-64 --version "
   "tpu-ubuntu2204-base",
@@ -180,6 +208,7 @@ TEXTS = (
 PICTURE = "from PIL import Image\npicture = Image.open('a.jpg')\n"
 PYTHON = {
   "import siglax": "",
+  "from siglax import studies": "",
   "from siglax import losses": """
 import jax
 from siglax.devices import mesh as mesh_lib
@@ -207,7 +236,15 @@ c = __import__("json").load(open("config.json"))
 pixels = numpy.zeros((2, c["image"]["size"], c["image"]["size"], 3), numpy.uint8)
 tokens = numpy.zeros((3, c["text"]["length"]), numpy.int32)
 """,
+  "import onnx.utils": "",
+  "import json, numpy as np, onnxruntime": "",
+  "import openvino": "",
+  "import coremltools as ct": "",
   "import jax, numpy as np, siglax": "",
+  "import json, re, string": "",
+  'f = np.load("pictures.npz")': "",
+  "import faiss, numpy as np": "",
+  "from usearch.index import Index": "",
   "from flax import nnx": "",
   "from PIL import Image": "",
   'c.data = ({"source": "embeddings", "path": "embedded.array_record"},)': (
@@ -229,6 +266,7 @@ EVALUATION = """
 train --config configs/x.py --workdir runs/x
 export --from runs/x --format hf --out exported/x
 """
+SERVING = "train --config configs/x.py --workdir runs/quickstart"
 TOWERS = """
 train --config configs/x.py --workdir runs/source
 export --from runs/source --format big_vision --out webli_en_b16_224.npz
@@ -431,9 +469,13 @@ def test_the_blocks_run_as_printed(file, folder, server, monkeypatch):
   before, late = {
     "docs/towers.md": (TOWERS, MORE_TOWERS),
     "docs/evaluation.md": (EVALUATION, ""),
+    "docs/runtimes.md": ("train --config configs/x.py --workdir runs/x", ""),
+    "docs/serving.md": (SERVING, ""),
   }.get(file, ("", ""))
   for line in before.split("\n"):
     assert not line or cli.main(line.split()) == 0
+  if file == "docs/ablations.md":
+    studies_by_hand.write(folder / "studies/losses")
   there = {}
   for block in blocks(file):
     if block.language == "python":

@@ -229,7 +229,7 @@ def test_what_a_layout_cannot_express_is_named(tmp_path, capsys):
   line = refused(VIT, "hf", tmp_path, capsys)
   assert line.endswith(
     "--format hf cannot express the bias that config.loss.name='sigmoid' trains; a CLIPModel has "
-    "none; formats that carry it: open_clip, stablehlo"
+    "none; formats that carry it: open_clip, stablehlo, onnx"
   )
   options = {"model_cfg.text_cfg.pool_type": "eos", "model_cfg.text_cfg.eos_id": 2}
   source = copied(VIT, tmp_path / "two", options, without_bias)
@@ -239,12 +239,12 @@ def test_what_a_layout_cannot_express_is_named(tmp_path, capsys):
   source = copied(HF, tmp_path / "mixed", {"text_config.hidden_act": "gelu"})
   assert (
     "config.model.image.activation='quick_gelu' beside config.model.text.activation='gelu'; "
-    "quick_gelu is of both towers or of none; formats that carry it: hf, stablehlo"
+    "quick_gelu is of both towers or of none; formats that carry it: hf, stablehlo, onnx"
   ) in refused(source, "open_clip", tmp_path, capsys)
   source = copied(VIT, tmp_path / "last", {"model_cfg.text_cfg.pool_type": "last"}, without_bias)
   assert (
     "config.model.text.pool='last'; it needs 'eos' or 'argmax'; formats that carry it: open_clip, "
-    "stablehlo"
+    "stablehlo, onnx"
   ) in refused(source, "hf", tmp_path, capsys)
 
 

@@ -144,7 +144,7 @@ def test_siglax_embed_takes_it(run, tmp_path):
 def test_it_goes_out_as_functions_and_other_formats_refuse_it(run, tmp_path):
   out = pathlib.Path(export.export(run, "stablehlo", tmp_path / "out"))
   assert json.loads((out / "config.json").read_text())["image"]["width"] == 64
-  for form in ("hf", "hf-vision", "open_clip", "vit"):
+  for form in ("hf", "hf-vision", "open_clip", "onnx", "vit"):
     refusal = "config.model.image.variant='patches-S'; it needs 'Ti'.*: stablehlo$"
     with pytest.raises(ValueError, match=f"--format {form} cannot express {refusal}"):
       export.export(run, form, tmp_path / ("x.vit" if form == "vit" else "x"))

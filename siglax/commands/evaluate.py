@@ -24,6 +24,11 @@ def _add_arguments(parser):
   parser.add_argument(
     "--out", help="file to write; DIR/eval.json by default where a run's own tasks are evaluated"
   )
+  parser.add_argument(
+    "--html",
+    metavar="FILE.html",
+    help="page to write: metrics, confused classes, what queries find, cosines of pairs",
+  )
   shared.add_process_flags(parser)
 
 
@@ -32,7 +37,12 @@ def _run(arguments):
   from siglax.training import evaluation
 
   evaluation.evaluate(
-    arguments.source, arguments.overrides, arguments.out, arguments.tasks, arguments.classnames
+    arguments.source,
+    arguments.overrides,
+    arguments.out,
+    arguments.tasks,
+    arguments.classnames,
+    arguments.html,
   )
 
 
@@ -47,5 +57,5 @@ COMMAND = Command(
   epilog="Fields: --config.eval.tasks.0.data.path=b.parquet --config.eval.batch_size=512",
   add_arguments=_add_arguments,
   run=_run,
-  urls=("source", "out"),
+  urls=("source", "out", "html"),
 )

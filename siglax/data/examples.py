@@ -28,6 +28,16 @@ class EvalExamples:
     self.classnames = classnames(source)
     self.templates = getattr(source, "templates", None)
 
+  @property
+  def source(self):
+    """The examples as they are read."""
+    return self._source
+
+  @property
+  def blank(self):
+    """A picture that stands where there is none."""
+    return images.blank(self._image_config)
+
   def __len__(self) -> int:
     return len(self._source)
 

@@ -42,6 +42,18 @@ def make(data: int | str = "rest", fsdp: int = 1) -> jax.sharding.Mesh:
   return jax.sharding.Mesh(devices, BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
 
 
+def local() -> jax.sharding.Mesh:
+  """A mesh of this process's own devices, on which it works for itself."""
+  devices = jax.local_devices()
+  shape = len(devices), 1
+  return jax.make_mesh(shape, BATCH_AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def to_local(mesh: jax.sharding.Mesh, tree):
+  """Replicated global arrays as arrays that are replicated over the mesh of `local`."""
+  return jax.tree.map(lambda x: jax.device_put(x.addressable_data(0), replicated(mesh)), tree)
+
+
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
   """Rows over all devices."""
   return NamedSharding(mesh, P(BATCH_AXES))

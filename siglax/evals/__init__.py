@@ -119,6 +119,20 @@ def check(config: ConfigDict, open_task_data: Callable):
       kind.check(data, config, **fields)
 
 
+def show(config: ConfigDict, embedder, open_task_data: Callable) -> dict[str, str]:
+  """{task: HTML of what is behind its metrics}, of the tasks whose kinds show it. Arguments, and
+  who calls it, as of `run`.
+  """
+  found = {}
+  for i, task in enumerate(config.eval.tasks):
+    kind = KINDS[task["kind"]]
+    if kind.show is not None:
+      with _named(i, task):
+        data, fields = _opened(kind, task, open_task_data)
+        found[task["name"]] = kind.show(data, embedder, config, task["name"], **fields)
+  return found
+
+
 def _opened(kind: Kind, task, open_task_data: Callable):
   """(examples, fields) of a task; in a field that is a data spec stand its examples."""
   fields = kind.values(task)

@@ -55,6 +55,10 @@ class _Named:
   def __init__(self, data):
     self._data = data
 
+  @property
+  def blank(self):
+    return self._data.blank
+
   def __getitem__(self, i: int) -> dict:
     example = self._data[i]
     digest = hashlib.blake2b(np.ascontiguousarray(example["image"]).tobytes(), digest_size=16)

@@ -51,6 +51,8 @@ class Kind:
   it needs no model and looks at a few examples.
   fields: those of its tasks, beside kind, name and data; evaluate and check get the value of each.
   specs: those of its fields that are data specs too, of which both get the examples, as of data.
+  show: (data, embedder, config, name, **fields) → HTML of what is behind the metrics, for a page
+  (siglax/evals/showing.py); name: the task's. It embeds again. Global view, as evaluate.
   needs_texts: it embeds texts, so an image tower alone cannot be evaluated by it.
   needs_loss: it computes the training loss, in blocks of config.batch_size examples.
   clip_benchmark: the task's name in CLIP_benchmark's result files, None where there is none.
@@ -63,6 +65,7 @@ class Kind:
   check: Callable[..., None] = any_data
   fields: Mapping[str, Field] = dataclasses.field(default_factory=dict)
   specs: tuple[str, ...] = ()
+  show: Callable[..., str] | None = None
   lower_is_better: tuple[str, ...] = ()
   needs_texts: bool = True
   needs_loss: bool = False
@@ -98,6 +101,20 @@ class Kind:
       raise ValueError(
         f'kind="{self.name}" gave {name!r}, which is none of its metrics {", ".join(self.metrics)}'
       )
+    for name in self.metrics:
+      each = values.get(f"{EACH}/{name}")
+      if each is not None and not _is_mean(values[name], np.asarray(each)):
+        raise ValueError(
+          f'kind="{self.name}" gave each/{name} of shape {np.shape(each)}, whose mean must be '
+          f"{name}={values[name]}: one value an example"
+        )
+
+
+def _is_mean(value: float, each: np.ndarray) -> bool:
+  """Whether it is the mean of a row of numbers, or not finite as they are."""
+  return each.ndim == 1 and bool(
+    np.isclose(np.mean(each, dtype=np.float64), value, rtol=1e-5, atol=1e-6, equal_nan=True)
+  )
 
 
 EXAMPLES = Field(

@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
+from siglax.data import prepared
 from siglax.devices import distributed
 from siglax.devices import mesh as mesh_lib
 
@@ -220,14 +221,9 @@ def embed_images(examples, indices, embedder) -> tuple[np.ndarray, list[dict]]:
   Each process reads the examples whose images it embeds, and the processes tell each other the
   rest.
   """
-  rest = {}
-
-  def image(k):
-    rest[k] = dict(examples[indices[k]])
-    return rest[k].pop("image")
-
-  zimg = embedder.images(image, len(indices))
-  return zimg, _of_all(rest, len(indices))
+  pictures = prepared.OfExamples(examples, indices)
+  zimg = embedder.images(pictures, len(indices))
+  return zimg, _of_all(pictures.rest, len(indices))
 
 
 def _of_all(mine: dict[int, dict], count: int) -> list[dict]:

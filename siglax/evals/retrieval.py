@@ -7,6 +7,7 @@ import numpy as np
 from siglax.config.parts import Field
 from siglax.evals import kind
 from siglax.evals import ranking
+from siglax.evals import showing
 
 RECALL_AT = (1, 5, 10)
 
@@ -50,6 +51,22 @@ def evaluate(
   }
 
 
+def show(
+  data, embedder, config, name, *, examples: int | None, distinct: bool, captions_per_image
+) -> str:
+  """What some of the texts and of the pictures find."""
+  del config
+  indices = _distinct(data, examples) if distinct else ranking.first(data, examples)
+  indices = [i for i in indices if data.captions(i)]
+  zimg, rest = ranking.embed_images(data, indices, embedder)
+  captions = [example["captions"][:captions_per_image] for example in rest]
+  texts = [text for of_image in captions for text in of_image]
+  image_of_text = np.repeat(np.arange(len(captions)), [len(of_image) for of_image in captions])
+  return showing.retrieval(
+    zimg, embedder.texts(texts), image_of_text, texts, lambda i: data[indices[i]]["image"], name
+  )
+
+
 def chance(k: int, own: np.ndarray, total: int) -> float:
   """Mean share of queries with one of their `own` items among k of `total` drawn without
   replacement.
@@ -86,6 +103,7 @@ KIND = kind.Kind(
   ),
   evaluate=evaluate,
   check=check,
+  show=show,
   fields={
     "examples": kind.EXAMPLES,
     "distinct": Field(False, "skips an example whose first caption was already taken"),

@@ -9,9 +9,11 @@ from siglax.evals import classification
 from siglax.evals import kind
 from siglax.evals import names
 from siglax.evals import ranking
+from siglax.evals import showing
 
 # Texts embedded at a time, so that many classes times many templates stay small in memory.
 MAX_TEXTS = 2**14
+SHOWN_AT_ONCE = 2**12  # pictures
 DEFAULT = ("a photo of a {}.",)
 
 
@@ -34,6 +36,19 @@ def evaluate(data, embedder, config, loss, *, classnames, templates, examples: i
     np.arange(len(classes), dtype=np.int32),
   )
   return classification.metrics(rank, labels, len(classes))
+
+
+def show(data, embedder, config, name, *, classnames, templates, examples: int | None) -> str:
+  """What each picture was taken for."""
+  del config, name
+  classes = _names(data, classnames)
+  zimg, rest = ranking.embed_images(data, ranking.first(data, examples), embedder)
+  zcls = classifier(embedder.texts, classes, _templates(data, templates))
+  labels = np.array([_label(example, i, classes) for i, example in enumerate(rest)])
+  # A few pictures at a time, as there may be many classes. Of equal scores the first class counts.
+  blocks = (zimg[i : i + SHOWN_AT_ONCE] @ zcls.T for i in range(0, len(zimg), SHOWN_AT_ONCE))
+  predicted = np.concatenate([np.nan_to_num(x, nan=-np.inf).argmax(axis=1) for x in blocks])
+  return showing.classes(labels, predicted, classes)
 
 
 def check(data, config, *, classnames, templates, examples: int | None):
@@ -90,6 +105,7 @@ KIND = kind.Kind(
   metrics=classification.NAMES,
   evaluate=evaluate,
   check=check,
+  show=show,
   fields={
     "classnames": Field(
       None,

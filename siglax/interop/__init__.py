@@ -19,6 +19,7 @@ from siglax.data import remote
 from siglax.interop import big_vision
 from siglax.interop import files
 from siglax.interop import huggingface
+from siglax.interop import onnx
 from siglax.interop import open_clip
 from siglax.interop import stablehlo
 from siglax.interop.checkpoint import Checkpoint
@@ -37,6 +38,7 @@ FORMATS: parts.Registry[Format] = parts.Registry(
     big_vision.FORMAT,
     open_clip.FORMAT,
     stablehlo.FORMAT,
+    onnx.FORMAT,
   ),
 )
 ONE_TOWER = {"img": ("image",), "txt": ("text",)}
@@ -92,9 +94,10 @@ def find(path) -> Checkpoint | None:
       f"{', '.join(form.name for form in FORMATS.values() if form.open is not None)}"
     )
   if form.open is None:
+    both = [name for name in written() if FORMATS[name].open is not None]
     raise ValueError(
       f"{file} was written by --format {form.name}, which siglax does not read back; give what it "
-      "was exported from"
+      f"was exported from, or that in one of the formats {', '.join(both)}"
     )
   form.check_packages()
   found = form.open(file)

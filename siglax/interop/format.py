@@ -10,6 +10,7 @@ from typing import Any
 
 from siglax import models
 from siglax.interop import fields
+from siglax.interop import output
 from siglax.interop.checkpoint import Checkpoint
 
 
@@ -30,6 +31,7 @@ class Format:
   problem: (tower) → what else it cannot express, None where there is nothing.
   suffix: of its file; "" for a folder.
   packages: those that it imports and siglax does not require.
+  dtypes: those of parameters that its files can have, names in output.DTYPES.
   """
 
   name: str
@@ -42,6 +44,7 @@ class Format:
   problem: Callable[[Any], str | None] = lambda tower: None
   suffix: str = ""
   packages: tuple[str, ...] = ()
+  dtypes: tuple[str, ...] = tuple(output.DTYPES)
 
   def needed(self, tower) -> tuple[str, ...]:
     """The towers of `tower` that it writes."""
@@ -53,7 +56,9 @@ class Format:
     return refused or self.problem(tower)
 
   def check_packages(self):
-    """ValueError that names the package which is not installed."""
-    for package in self.packages:
-      if importlib.util.find_spec(package.partition(".")[0]) is None:
-        raise ValueError(f"the format {self.name} needs {package}: pip install {package}")
+    """ValueError that names the packages which are not installed."""
+    found = lambda package: importlib.util.find_spec(package.partition(".")[0]) is not None
+    if missing := [package for package in self.packages if not found(package)]:
+      raise ValueError(
+        f"the format {self.name} needs {' and '.join(missing)}: pip install {' '.join(missing)}"
+      )

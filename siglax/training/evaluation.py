@@ -16,10 +16,13 @@ from siglax import models
 from siglax import tower
 from siglax.config import fields
 from siglax.data import buckets
+from siglax.data import page
+from siglax.data import pipeline
 from siglax.data import uploads
 from siglax.devices import cores
 from siglax.devices import mesh as mesh_lib
 from siglax.devices import streams
+from siglax.runs import each as each_lib
 from siglax.runs import summary
 from siglax.tower import origin as origin_lib
 from siglax.training import checks
@@ -30,8 +33,8 @@ class Evaluator:
   """All tasks of config.eval: parameters → {"eval/<name>/<metric>": value}. Global view: all
   processes call together.
 
-  config: resolved. Data is opened, and each program compiled, once for all calls. facts: see
-  `evals.run`.
+  config: resolved. Data is opened, and each program compiled, once for all calls. facts, and each
+  of the last call: see `evals.run`.
   """
 
   def __init__(self, config, model, text, mesh):
@@ -47,7 +50,7 @@ class Evaluator:
     )
     loss = losses.make(config.loss, mesh, mesh_lib.BATCH_AXES)
     self._loss = jax.jit(loss, out_shardings=mesh_lib.replicated(mesh))
-    self._task_data, self.facts = {}, {}
+    self._task_data, self.facts, self.each = {}, {}, {}
 
   def check(self):
     """Opens the data of all tasks; ValueError in one line for what one of them lacks. Compiles
@@ -55,11 +58,23 @@ class Evaluator:
     """
     evals.check(self._config, self._open_task_data)
 
+  def use_workers(self):
+    """Has the pictures of large tasks read by worker processes, as config.loader says or as suits
+    the cores: where no training has workers of its own.
+    """
+    sources = [data.source for data in self._task_data.values()]
+    threads, workers = pipeline.loader_threads(self._config, sources)
+    self._embedder.threads, self._embedder.workers = threads, workers
+
   def __call__(self, params) -> dict[str, float]:
-    self._embedder.params = params
+    self._embedder.params, self.each = params, {}
     return evals.run(
-      self._config, self._embedder, self._open_task_data, self._compute_loss, self.facts
+      self._config, self._embedder, self._open_task_data, self._compute_loss, self.facts, self.each
     )
+
+  def show(self) -> dict[str, str]:
+    """Of the parameters of the last call: see `evals.show`."""
+    return evals.show(self._config, self._embedder, self._open_task_data)
 
   def _compute_loss(self, zimg, ztxt, scale, bias, weights, labels):
     rows = mesh_lib.batch_sharding(self._mesh)
@@ -78,22 +93,25 @@ class Evaluator:
 
 
 def evaluate(
-  source, overrides: dict[str, str] | None = None, out=None, tasks=(), classnames=None
+  source, overrides: dict[str, str] | None = None, out=None, tasks=(), classnames=None, html=None
 ) -> dict[str, float]:
   """Evaluates what siglax.load takes, prints a table and writes CLIP_benchmark's records to `out`.
-  Both may be URLs. out: None takes DIR/eval.json of a run whose own tasks are evaluated, and else
-  writes nothing.
+  Both may be URLs. out: None takes DIR/eval.json of a run whose own tasks are evaluated, with the
+  values of single examples in DIR/each.npz, and else writes nothing.
 
   overrides: changes of the config, such as {"eval.batch_size": "512"}. tasks: words of a command
   line (siglax/training/tasks.py) in place of the run's own tasks. classnames: a file, for the tasks
-  that give none. The training data need not be there.
+  that give none. html: a page to write, a path or a URL. The training data need not be there.
   """
   given, origin = str(source), origin_lib.find(source)
   config = origin.config
-  if out is None and origin.foreign is None and not tasks:
+  of_run = out is None and origin.foreign is None and not tasks
+  if of_run:
     out = f"{given.removesuffix(':img').rstrip('/')}/eval.json"
   if out is not None:
-    _check_out(str(out))
+    _check_out("--out", str(out), ".json")
+  if html is not None:
+    _check_out("--html", str(html), ".html")
   # Whatever devices there are: how the training was split changes no embedding.
   config.mesh.data, config.mesh.fsdp, config.mesh.shard = "rest", 1, ()
   if tasks:
@@ -112,6 +130,7 @@ def evaluate(
   mesh, model = mesh_lib.make(config.mesh.data, config.mesh.fsdp), origin.model()
   evaluator = Evaluator(config, model, origin.text, mesh)
   evaluator.check()
+  evaluator.use_workers()
   values = evaluator(origin.read(model, mesh))
   if jax.process_index() == 0:
     name = origin.folder.name
@@ -121,7 +140,15 @@ def evaluate(
       rows.append(("file", str(out)))
     streams.print_table(f"siglax evaluate {given}", rows)
     if out is not None:
-      _write(str(out), records)
+      _write("--out", str(out), json.dumps(records, indent=1).encode())
+    if of_run:
+      of_each = f"{out.removesuffix('eval.json')}{each_lib.FILE}"
+      _write("--out", of_each, each_lib.encode(evaluator.each))
+  if html is not None:
+    sections = evaluator.show()
+    if jax.process_index() == 0:
+      _write("--html", str(html), _page(given, config, values, evaluator.facts, sections).encode())
+      streams.say(f"wrote {html}")
   return values
 
 
@@ -139,16 +166,39 @@ def _check_towers(config, origin, given: str):
     raise ValueError(f'config.eval.tasks.{i} ({task["name"]!r}): kind="{kind.name}": {problem}')
 
 
-def _check_out(out: str):
+def _check_out(flag: str, out: str, suffix: str):
   parent = pathlib.Path(out).parent
   if not (buckets.is_url(out) or parent.is_dir()):
-    raise ValueError(f"--out {out}: there is no folder {parent}")
-  if not out.endswith(".json") and uploads.exists(out):
-    raise ValueError(f"--out {out} exists and is no .json file; give another path")
+    raise ValueError(f"{flag} {out}: there is no folder {parent}")
+  if not out.endswith(suffix) and uploads.exists(out):
+    raise ValueError(f"{flag} {out} exists and is no {suffix} file; give another path")
 
 
-def _write(out: str, records: list[dict]):
+def _write(flag: str, out: str, content: bytes):
   try:
-    uploads.write(out, json.dumps(records, indent=1).encode())
+    uploads.write(out, content)
   except OSError as e:
-    raise ValueError(f"--out {out} cannot be written: {e.strerror or e}; give another path") from e
+    raise ValueError(f"{flag} {out} cannot be written: {e.strerror or e}; give another path") from e
+
+
+def _page(given: str, config, values, facts, sections: dict[str, str]) -> str:
+  """HTML of all metrics, and of what is behind them. sections: of `Evaluator.show`."""
+  parts = []
+  for task in config.eval.tasks:
+    name = task["name"]
+    rows = [
+      [
+        page.escaped(metric),
+        f"{values[key]:.4f}",
+        _shown(facts.get(f"eval/{name}/chance/{metric}")),
+      ]
+      for metric in evals.KINDS[task["kind"]].metrics
+      for key in [f"eval/{name}/{metric}"]
+    ]
+    parts += [page.heading(name), page.table(["metric", "value", "chance"], rows, 1)]
+    parts.append(sections.get(name, ""))
+  return page.document(f"siglax evaluate {given}", "\n".join(parts))
+
+
+def _shown(chance: float | None) -> str:
+  return "" if chance is None else f"{chance:.4f}"
