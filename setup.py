@@ -57,6 +57,7 @@ setup(
       "pyyaml>=6.0",
       "import-linter>=2.17",
       "chex>=0.1.92",  # comparisons of trees
+      "scikit-learn>=1.9",  # without it the test that knn is its classifier is skipped
       # Of --format onnx, about 110 MB; without them its tests are skipped.
       "onnx>=1.23.2",
       "onnxruntime>=1.32.0",
