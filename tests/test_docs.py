@@ -240,7 +240,6 @@ tokens = numpy.zeros((3, c["text"]["length"]), numpy.int32)
   "import json, numpy as np, onnxruntime": "",
   "import openvino": "",
   "import coremltools as ct": "",
-  "import jax, numpy as np, siglax": "",
   "import json, re, string": "",
   'f = np.load("pictures.npz")': "",
   "import faiss, numpy as np": "",
