@@ -176,7 +176,7 @@ OTHERS = (
   "sbatch --array=0-99 --cpus-per-task=16 --wrap 'siglax convert train.csv shards --short-side 256 "
   "--shard $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT'",
   "python benchmarks/clip_benchmark_data.py wds",
-  "pip install clip-benchmark requests 'numpy<2.4'",
+  "pip install clip-benchmark requests protobuf 'numpy<2.4'",
   *(
     f"clip_benchmark eval --model local-dir:exported/o --pretrained none --dataset wds/{name} "
     f"--dataset_root wds/{name} {more}--no_amp"
