@@ -27,7 +27,8 @@ def get_study(scale: str = "small", data: str = "shapes", **paths):
   sizes = (32, 128, 512, 2048) if scale == "small" else tuple(2**k for k in range(9, 17))
   return studies.Study(
     base,
-    set=fields,
+    # Each loss has its own, or none.
+    set={**fields, "loss.bias_init": None},
     settings=settings,
     grid={"batch_size": sizes},
     baseline={"loss.name": "sigmoid"},

@@ -27,7 +27,8 @@ def get_study(scale: str = "small", data: str = "shapes", **paths):
   spoilt = [{f"data.0.noise_{name}": share for name in names} for names, share in noises]
   return studies.Study(
     base,
-    set=fields,
+    # The softmax loss has none.
+    set={**fields, "loss.bias_init": None},
     settings=[{"data.0.noise_pairs": 0.0}, *spoilt],
     grid={"loss.name": ("sigmoid", "softmax")},
     baseline={"loss.name": "softmax"},
