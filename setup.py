@@ -8,7 +8,11 @@ setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=find_packages(include=["siglax", "siglax.*"]),
-  package_data={"siglax": ["py.typed"], "siglax.data": ["shapes.model"]},
+  package_data={
+    "siglax": ["py.typed"],
+    "siglax.data": ["shapes.model"],
+    "siglax.evals": ["templates/*.txt"],
+  },
   install_requires=[  # what siglax imports, with the lowest versions that its tests have run with
     "jax>=0.10.2",
     "flax>=0.12.8",
@@ -21,6 +25,8 @@ setup(
     "grain>=0.2.18,<0.3",
     "array_record>=0.8.6",
     "sentencepiece>=0.2.3",
+    # Not imported: what sentencepiece reads its models with, and does not ask for.
+    "protobuf>=7.36.1",
     "tokenizers>=0.23.3",
     "fsspec>=2026.9.0",
     "ml-collections>=1.1.0",
@@ -29,6 +35,7 @@ setup(
     # Not imported: jax.export, which writes the stablehlo format, needs it and does not ask for it.
     "flatbuffers>=25.12.19",
     "numpy>=2.4",
+    "scipy>=1.17",
     "opencv-python-headless>=5.0.0.93",
     "pillow>=13.0",
     "pyarrow>=26.0",
@@ -50,6 +57,7 @@ setup(
       "pyyaml>=6.0",
       "import-linter>=2.17",
       "chex>=0.1.92",  # comparisons of trees
+      "scikit-learn>=1.9",  # without it the test that knn is its classifier is skipped
       # Of --format onnx, about 110 MB; without them its tests are skipped.
       "onnx>=1.23.2",
       "onnxruntime>=1.32.0",

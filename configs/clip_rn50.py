@@ -5,8 +5,7 @@ devices.
       --workdir runs/clip_rn50
 
 Batch norm takes its statistics of the whole batch, over all devices. RN101:
---config.model.image.variant=RN101. To export it to open_clip, train with a tokenizer.json, or with
---config.text.strip_punctuation=True, as open_clip's tokenizer for sentencepiece models does.
+--config.model.image.variant=RN101.
 Sources and differences: siglax/config/recipes.py.
 """
 

@@ -38,6 +38,7 @@ def main(rank, count, port, folder):
       f"127.0.0.1:{port}", count, rank, heartbeat_timeout_seconds=10, shutdown_timeout_seconds=10
     )
   from siglax import config as config_lib
+  from siglax import evals
   from siglax import models
   from siglax.data import images
   from siglax.data.sources import parquet
@@ -53,11 +54,16 @@ def main(rank, count, port, folder):
   config.eval.batch_size, config.loader.threads = 96, 3
   model, mesh = models.build(config.model), mesh_lib.make()
   params = jax.jit(model.init, out_shardings=mesh_lib.replicated(mesh))(jax.random.key(0))
-  fields = {"zero_shot": {"classnames": ("red", "green", "blue", "yellow")}}
+  train = {"source": "parquet", "path": f"{folder}/odd.parquet"}
+  fields = {
+    "zero_shot": {"classnames": ("red", "green", "blue", "yellow")},
+    "knn": {"train": train},
+    "linear_probe": {"train": train, "weight_decay": 0.01},
+  }
   said = {}
   for name, kinds in (
     ("even", ("retrieval",)),
-    ("odd", ("retrieval", "loss", "zero_shot")),
+    ("odd", tuple(evals.KINDS)[:7]),
     ("broken", ("retrieval",)),
   ):
     data = {"source": "parquet", "path": f"{folder}/{name}.parquet"}

@@ -88,6 +88,93 @@ def hinge(zimg, ztxt, scale, bias, w=None, labels=None, margin=0.2, negatives="a
   return loss, (ds @ ztxt, ds.T @ zimg)
 
 
+def softmax_hard(zimg, ztxt, scale, bias, w=None, labels=None, hardness=0.25):
+  """Row by row, then column by column; dL/dx by the quotient rule."""
+  w = np.ones(len(zimg)) if w is None else w
+  x, p = scale * zimg @ ztxt.T, matching(labels, len(zimg))
+  loss, dx, beta = 0.0, np.zeros_like(x), hardness
+  for y, g in ((x, dx), (x.T, dx.T)):
+    for i in np.flatnonzero(w):
+      top, pos, neg = y[i].max(), p[i] * w, (1 - p[i]) * w
+      e = np.exp(y[i] - top)
+      q = pos / pos.sum()
+      a, c = (neg * e ** (1 + beta)).sum(), (neg * e**beta).sum()
+      P, N = (pos * e).sum(), neg.sum() * a / c
+      own = 0.5 * w[i] / w.sum()
+      loss += own * (np.log(P + N) + top - q @ y[i])
+      dn = N * neg * ((1 + beta) * e ** (1 + beta) / a - beta * e**beta / c)
+      g[i] += own * ((pos * e + dn) / (P + N) - q)
+  return loss, gradients(dx, zimg, ztxt, scale)[:3]
+
+
+def cyclip(zimg, ztxt, scale, bias, w=None, labels=None, cross_modal=0.25, in_modal=0.25):
+  """The softmax and two sums over pairs, each with its own derivative."""
+  loss, (dimg, dtxt, dscale) = softmax(zimg, ztxt, scale, bias, w, labels)
+  w = np.ones(len(zimg)) if w is None else w
+  ww = np.outer(w, w) / w.sum()
+  turned, apart = zimg @ ztxt.T - ztxt @ zimg.T, zimg @ zimg.T - ztxt @ ztxt.T
+  loss += (ww * (cross_modal * turned**2 + in_modal * apart**2)).sum()
+  a, b = 4 * cross_modal * ww * turned, 4 * in_modal * ww * apart
+  return loss, (dimg + a @ ztxt + b @ zimg, dtxt - a @ zimg - b @ ztxt, dscale)
+
+
+def sigmoid_masked(zimg, ztxt, scale, bias, w=None, labels=None, kept="hardest", ratio=16.0):
+  """The sigmoid loss of the pairs that match and of the first of the others, in their order."""
+  w = np.ones(len(zimg)) if w is None else w
+  s, p, ww = zimg @ ztxt.T, matching(labels, len(zimg)), np.outer(w, w) / w.sum()
+  positive, negative = (p == 1) & (ww > 0), (p == 0) & (ww > 0)
+  order = np.sort(s[negative])[:: -1 if kept == "hardest" else 1]
+  count = min(round(ratio * positive.sum()), len(order))
+  gap = np.abs(order[count - 1] - order[count]) if count < len(order) else 1
+  assert gap > 1e-7, "two pairs at the limit that float32 may order either way: use another seed"
+  last = (order[count - 1] + order[min(count, len(order) - 1)]) / 2 if gap < 1 else order[-1]
+  keep = (s >= last if kept == "hardest" else s <= last) & negative | positive
+  x = scale * s + bias
+  loss = (ww * keep * (np.logaddexp(0, x) - p * x)).sum()
+  return loss, gradients(ww * keep * (1 / (1 + np.exp(-x)) - p), zimg, ztxt, scale)
+
+
+class GlobalContrastive:
+  """SogCLR and FastCLIP, example by example: u of each side in a dict by the example's number."""
+
+  def __init__(self, temperature="fixed", rho=6.5, epsilon=1e-14):
+    self.temperature, self.rho, self.epsilon = temperature, rho, epsilon
+    self.u = {}, {}
+
+  def __call__(self, zimg, ztxt, scale, examples, gamma, w=None, labels=None):
+    """(loss, gradients in zimg, ztxt and scale) of a batch, after which u are the new ones."""
+    n, tau = len(zimg), 1 / scale
+    w = np.ones(n) if w is None else w
+    s, p = zimg @ ztxt.T, matching(labels, n)
+    logs, ds, dlogs, old = 0.0, np.zeros((n, n)), 0.0, [dict(side) for side in self.u]
+    outer = 1.0 if self.temperature == "unscaled" else tau
+    for side, (y, dy) in enumerate(((s, ds), (s.T, ds.T))):
+      for i in np.flatnonzero(w):
+        others = [j for j in np.flatnonzero(w) if not p[i, j] and examples[i] != examples[j]]
+        if not others:
+          continue
+        h = y[i, others] - y[i, i]
+        share = w[others] / w[others].sum()
+        e = share * np.exp(h / tau)
+        seen = old[side].get(examples[i])
+        u = e.sum() if seen is None else (1 - gamma) * seen + gamma * e.sum()
+        if not any(examples[k] == examples[i] for k in np.flatnonzero(w[:i])):
+          self.u[side][examples[i]] = u
+        own = w[i] / w.sum()
+        logs += own * np.log(self.epsilon + u)
+        c = own * e / (self.epsilon + u) * scale
+        dlogs += (c * h).sum() * tau
+        np.add.at(dy[i], others, outer * c)
+        dy[i, i] -= outer * c.sum()
+    dscale = {
+      "fixed": 0.0,
+      "learned": outer * dlogs - (logs + 2 * self.rho) * tau**2,
+      "unscaled": dlogs,
+    }
+    added = 2 * self.rho * tau if self.temperature == "learned" else 0.0
+    return outer * logs + added, (ds @ ztxt, ds.T @ zimg, dscale[self.temperature])
+
+
 # The transformer, over one tower's dict of parameters.
 
 

@@ -358,3 +358,18 @@ def test_training_from_s3_is_training_from_the_disk(s3, data, tmp_path):
   want = train(tmp_path / "a", data, f"--config.model.init_from={tmp_path}/first")
   got = train(tmp_path / "b", url, f"--config.model.init_from={url}/run")
   assert len(want) == 20 and want == got
+
+
+def test_commands_write_to_buckets_what_they_do_to_disks(memory, data, tmp_path, capsys):
+  filesystem = fsspec.filesystem("memory")
+  for command, ending in (
+    (["tokenizer", "--from", str(data / "a.csv"), "--vocab-size", "60"], ".model"),
+    (["inspect", str(data / "a.csv"), "--pictures", "4"], ".png"),
+  ):
+    url = f"memory://bucket/made/x{ending}"
+    for out in (str(tmp_path / f"x{ending}"), url):
+      assert cli.main([*command, "--out", out]) == 0, capsys.readouterr().err
+    assert filesystem.cat(f"/bucket/made/x{ending}") == (tmp_path / f"x{ending}").read_bytes()
+    assert cli.main([*command, "--out", url]) == 1
+    assert f"--out {url} exists; give a path that does not" in capsys.readouterr().err
+  assert text_lib.TextProcessor(url.replace(".png", ".model"), length=9)("red").shape == (1, 9)

@@ -137,7 +137,7 @@ def test_wrong_overrides(field, text, message):
       "9",
       "config.eval.tasks.0.data.size is unknown; it is called examples now",
     ),
-    ("eval.tasks.0.kind", "zero", "known are zero_shot, retrieval, loss"),
+    ("eval.tasks.0.kind", "zero", "known are zero_shot, retrieval, loss, linear_probe"),
     ("batch_size", "1001", "config.batch_size=1001 is not divisible by the 8 devices"),
     ("batch_size", "3", "use 8"),
     ("mesh.fsdp", "3", "config.mesh.fsdp=3 does not divide the 8 devices"),
@@ -244,8 +244,8 @@ def test_wrong_overrides(field, text, message):
     ),
     (
       "eval.tasks.0.templates",
-      "a {}",
-      "config.eval.tasks.0.templates='a {}' is of type str; it needs tuple",
+      "a {} or {}",
+      "config.eval.tasks.0.templates='a {} or {}' must be texts with one {} each",
     ),
     (
       "checkpoint.keep_best",
@@ -475,8 +475,8 @@ def test_a_broken_config_json_is_named(text, message, tmp_path, capsys):
     (("evaluate", "--from", ""), "--from='' is empty"),
     (("evaluate", "--from", "r", "--out", "gs:/b/r.json"), "--out='gs:/b/r.json' is a URL"),
     (
-      ("tokenizer", "--from", "shapes", "--vocab-size", "99", "--out", "s3://b/x.model"),
-      "--out='s3://b/x.model' is a URL",
+      ("tokenizer", "--from", "shapes", "--vocab-size", "99", "--out", "s3:/b/x.model"),
+      "--out='s3:/b/x.model' is a URL",
     ),
     (("export", "--from", "r", "--format", "hf", "--out", ""), "--out='' is empty"),
     (

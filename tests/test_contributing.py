@@ -30,7 +30,7 @@ MODULES = {
   "orbax-checkpoint": "orbax",
   "pillow": "PIL",
 }
-NOT_IMPORTED = {"flatbuffers"}  # setup.py says why
+NOT_IMPORTED = {"flatbuffers", "protobuf"}  # setup.py says why
 OPTIONAL = {"wandb", "transformers"}  # of functions that say what to install
 
 

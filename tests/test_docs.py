@@ -9,6 +9,7 @@ Python in $DOCS_PYTHON, or else this one, has them; blocks of absent ones are on
 import ast
 import contextlib
 import importlib.util
+import json
 import os
 import pathlib
 import re
@@ -30,20 +31,24 @@ from siglax.data.shapes import Shapes
 from siglax.training import checks
 
 import servers
+import studies_by_hand
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = (
   "README.md",
+  "docs/ablations.md",
   "docs/api.md",
   "docs/architecture.md",
   "docs/config.md",
   "docs/data.md",
+  "docs/evaluation.md",
   "docs/index.md",
   "docs/losses.md",
   "docs/metrics.md",
   "docs/plan.md",
   "docs/reliability.md",
   "docs/runtimes.md",
+  "docs/serving.md",
   "docs/towers.md",
   "launch/README.md",
 )
@@ -80,8 +85,14 @@ RUN = {
   "--out found.html": "",
   "siglax export --from runs/quickstart --format stablehlo --out exported/quickstart": "",
   "siglax embed --from runs/mine --data pictures.parquet --out embedded.parquet": "",
+  "siglax embed --from runs/quickstart --data pictures --out pictures.npz": "",
+  "siglax search --from runs/quickstart --index pictures.npz 'a large blue square' --top 5": "",
+  "siglax search --from runs/quickstart --index pictures.npz 'a red circle' --query-image a.png "
+  "--out nearest.html --data pictures": "",
   "siglax plan --config configs/quickstart.py --devices 8": "--batch 16",
   "siglax config --config configs/quickstart.py 'optim.*'": "",
+  "siglax ablate --config configs/ablate/loss_batch.py --workdir studies/loss_batch --dry-run": "",
+  "siglax report studies/losses --baseline loss.name=sigmoid": "",
   "siglax plan --config configs/siglip_so400m.py --devices 256 --batch 65536 --chips v5e,H100 "
   "--json --config.mesh.fsdp=32": "--config configs/siglip_so400m.py:smoke=True --devices 8 "
   "--batch 16 --config.mesh.fsdp=2",
@@ -97,6 +108,8 @@ RUN = {
   "siglax classify --from runs/x a.jpg b.jpg --labels cat,dog --template 'a photo of a {}.' "
   "--template 'a {}.' --json": "",
   "siglax search --from runs/x --images photos 'a red car' snow --top 20 --out found.html": "",
+  "siglax embed --from runs/x --data train.parquet --out both.parquet --texts": "",
+  "siglax embed --from runs/x:txt --data train.parquet --out texts.npz --texts-only": "",
   "siglax embed --from runs/x:img --data train.parquet --out embedded.array_record": "",
   "siglax train --config configs/lit_b16.py:init=runs/x:img,embedded=embedded.array_record,"
   "tokenizer=FILE.model --workdir runs/lit":
@@ -112,6 +125,22 @@ RUN = {
   "launch/local.sh 2 --config configs/siglip_b16.py:smoke=True --workdir runs/smoke": "",
   "DEVICES=4 launch/local.sh 2 --config configs/siglip_b16.py:smoke=True --workdir runs/smoke": "",
 }
+EVALUATED = (
+  "siglax evaluate --from runs/x",
+  "siglax evaluate --from runs/x --html page.html",
+  "siglax evaluate --from exported/x --tasks "
+  "zero_shot:data=pets.parquet,name=pets,templates=imagenet80 retrieval:data=held_out.parquet "
+  "--out results.json",
+  "siglax evaluate --from runs/x:img --tasks "
+  "linear_probe:data=pets.parquet,train=pets_train.parquet,shots=16 "
+  "knn:data=pets.parquet,train=pets_train.parquet,k=20 --out probes.json",
+  "siglax evaluate --from exported/x --tasks zero_shot:data=pets.parquet --classnames names.json",
+  "siglax evaluate --from exported/x --out swap_att.results.json --tasks "
+  "compositionality:data=swap_att.jsonl:image=filename,data.root=val2017,"
+  "data.caption=caption,negative_caption",
+  "siglax evaluate --from runs/x --tasks composed:data=pets.parquet,queries=queries.csv",
+)
+RUN |= dict.fromkeys(EVALUATED, "")
 S3 = (
   "siglax train --config configs/x.py --workdir s3://bucket/runs/x",
   "siglax evaluate --from s3://bucket/runs/x",
@@ -135,6 +164,7 @@ CLUSTER = {
 }
 # What other programs do. .ci/run installs siglax and runs the tests.
 OTHERS = (
+  "jq -c '.[]' swap_att.json '>' swap_att.jsonl",
   "pip install -e .",
   "pip install -e '.[test]'",
   "pytest",
@@ -145,6 +175,19 @@ OTHERS = (
   # tests/test_convert.py runs what it starts.
   "sbatch --array=0-99 --cpus-per-task=16 --wrap 'siglax convert train.csv shards --short-side 256 "
   "--shard $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT'",
+  "python benchmarks/clip_benchmark_data.py wds",
+  "pip install clip-benchmark requests 'numpy<2.4'",
+  *(
+    f"clip_benchmark eval --model local-dir:exported/o --pretrained none --dataset wds/{name} "
+    f"--dataset_root wds/{name} {more}--no_amp"
+    for name, more in (
+      ("classes", ""),
+      ("captions", "--task zeroshot_retrieval --recall_k 1 5 10 "),
+    )
+  ),
+  # tests/test_ablate.py runs what it starts.
+  "sbatch --array=0-7 --gpus=1 --wrap 'siglax ablate --config configs/ablate/noise.py --workdir "
+  "studies/noise --only $SLURM_ARRAY_TASK_ID/8'",
   "pip install -e '.[onnx]'",
   "python convert_hf_to_gguf.py exported/vision --mmproj",  # of llama.cpp
   "export TPU=name ZONE=us-central2-b",
@@ -165,6 +208,7 @@ TEXTS = (
 PICTURE = "from PIL import Image\npicture = Image.open('a.jpg')\n"
 PYTHON = {
   "import siglax": "",
+  "from siglax import studies": "",
   "from siglax import losses": """
 import jax
 from siglax.devices import mesh as mesh_lib
@@ -196,6 +240,10 @@ tokens = numpy.zeros((3, c["text"]["length"]), numpy.int32)
   "import json, numpy as np, onnxruntime": "",
   "import openvino": "",
   "import coremltools as ct": "",
+  "import json, re, string": "",
+  'f = np.load("pictures.npz")': "",
+  "import faiss, numpy as np": "",
+  "from usearch.index import Index": "",
   "from flax import nnx": "",
   "from PIL import Image": "",
   'c.data = ({"source": "embeddings", "path": "embedded.array_record"},)': (
@@ -213,6 +261,11 @@ tokens = numpy.zeros((3, c["text"]["length"]), numpy.int32)
 }
 # What a file's blocks need that none of them makes, and what must then be there: siglax commands,
 # one a line.
+EVALUATION = """
+train --config configs/x.py --workdir runs/x
+export --from runs/x --format hf --out exported/x
+"""
+SERVING = "train --config configs/x.py --workdir runs/quickstart"
 TOWERS = """
 train --config configs/x.py --workdir runs/source
 export --from runs/source --format big_vision --out webli_en_b16_224.npz
@@ -332,12 +385,34 @@ def folder(tmp_path, monkeypatch):
     for i, (picture, caption) in enumerate(zip(pictures[rows], captions[rows])):
       (tmp_path / name / f"{i}.png").write_bytes(picture)
       (tmp_path / name / f"{i}.txt").write_text(caption)
+  _write_evaluated(tmp_path, pictures)
   for name in ("a.jpg", "b.jpg", "a.png", "b.png", "pictures/c.png", "photos/d.jpg"):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     cv2.imwrite(str(tmp_path / name), source[len(name)]["image"])
   (tmp_path / "pictures/c.txt").write_text("a picture")
   monkeypatch.chdir(tmp_path)
   return tmp_path
+
+
+def _write_evaluated(folder, pictures):
+  """The data that docs/evaluation.md names: pets of two classes, and captions of pictures."""
+  labels = pa.array([i % 2 for i in range(len(pictures))])
+  table = pa.table({"image": pictures, "label": labels})
+  for name in ("pets_train", "pets"):
+    pq.write_table(
+      table.replace_schema_metadata({"classes": "cat,dog"}), folder / f"{name}.parquet"
+    )
+  (folder / "names.json").write_text('{"cars": ["bus"], "zero_shot": ["cat", "dog"]}')
+  (folder / "val2017").mkdir()
+  for i, picture in enumerate(pictures[:4]):
+    (folder / "val2017" / f"{i}.png").write_bytes(picture)
+  rows = [
+    {"filename": f"{i}.png", "caption": "a red dog", "negative_caption": "a red cat"}
+    for i in range(4)
+  ]
+  (folder / "swap_att.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  queries = [f"val2017/{i}.png,{sign}red,{i % 2}" for i, sign in enumerate("-+")]
+  (folder / "queries.csv").write_text("\n".join(["filepath,caption,label", *queries]))
 
 
 def run_command(command: str):
@@ -392,10 +467,14 @@ def server():
 def test_the_blocks_run_as_printed(file, folder, server, monkeypatch):
   before, late = {
     "docs/towers.md": (TOWERS, MORE_TOWERS),
+    "docs/evaluation.md": (EVALUATION, ""),
     "docs/runtimes.md": ("train --config configs/x.py --workdir runs/x", ""),
+    "docs/serving.md": (SERVING, ""),
   }.get(file, ("", ""))
   for line in before.split("\n"):
     assert not line or cli.main(line.split()) == 0
+  if file == "docs/ablations.md":
+    studies_by_hand.write(folder / "studies/losses")
   there = {}
   for block in blocks(file):
     if block.language == "python":

@@ -25,9 +25,9 @@ def test_rooms_import_those_below_them():
   assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_package_shows_at_most_14_entries():
+def test_the_package_shows_at_most_15_entries():
   entries = [p.name for p in (ROOT / "siglax").iterdir() if p.name != "__pycache__"]
-  assert len(entries) <= 14, entries
+  assert len(entries) <= 15, entries
 
 
 def test_no_file_is_over_400_lines():

@@ -224,7 +224,7 @@ def test_bad_flags_are_one_line(data, run, tmp_path, capsys):
     ),
     (["--run", tmp_path], "is no run folder"),
     ([path, "--examples", "0"], "--examples 0 must lie in 1"),
-    ([path, "--out", tmp_path / "there.png"], "there.png must end in .png and not exist"),
+    ([path, "--out", tmp_path / "there.png"], "there.png exists; give a path that does not"),
     ([path, "--out", tmp_path / "x.jpg"], "x.jpg must end in .png"),
     (["shapes:examples=0"], "examples=0"),
   ):

@@ -20,6 +20,7 @@ import test_evals
 
 from siglax import config as config_lib
 from siglax import evals
+from siglax.data import plot
 from siglax.devices import chips
 from siglax.runs import curves
 from siglax.runs import files
@@ -763,9 +764,9 @@ def test_curves(tmp_path):
   assert list(panels) == ["Loss", "Zero-shot accuracy, %", "Retrieval R@1, %", "Mean logit"]
   training, validation = panels["Loss"]
   assert training.label == "training" and len(training.steps) == 29 and training.best is None
-  assert validation == ("val", curves.COLOURS[0], (10, 20, 30), (11, 1, 11), None, (20, 1))
+  assert validation == ("val", plot.COLOURS[0], (10, 20, 30), (11, 1, 11), None, (20, 1))
   assert panels["Zero-shot accuracy, %"] == [
-    ("in", curves.COLOURS[0], (10, 20, 30), (25, 50, 75), 20, (30, 75))
+    ("in", plot.COLOURS[0], (10, 20, 30), (25, 50, 75), 20, (30, 75))
   ]
   assert [c.label for c in panels["Retrieval R@1, %"]] == ["c text → image"]
   assert [c.label for c in panels["Mean logit"]] == ["pairs", "non-pairs"]

@@ -114,7 +114,7 @@ def test_a_class_token_is_never_dropped():
 @pytest.mark.parametrize("scan", [True, False])
 def test_lora_is_its_merged_kernels(scan):
   model, params = tiny(**{"model.image.lora_rank": 2, "model.image.scan": scan})
-  plain = models.without_lora(model)
+  plain = models.plain(model)
   same = jax.tree_util.tree_leaves_with_path(params["image"])
   # So that nothing changes at first
   assert all((x == 0).all() for path, x in same if path[-1].key == "lora_b")
@@ -132,7 +132,9 @@ def test_lora_is_its_merged_kernels(scan):
   by_hand = {**params, "image": jax.tree.map(np.float32, wide)}
   want = plain.embed_image(by_hand, IMAGES)
   np.testing.assert_allclose(model.embed_image(params, IMAGES), want, atol=2e-6)
-  np.testing.assert_allclose(plain.embed_image(models.merge_lora(params), IMAGES), want, atol=2e-6)
+  np.testing.assert_allclose(
+    plain.embed_image(models.plain_params(params), IMAGES), want, atol=2e-6
+  )
 
 
 def test_text_tower_equals_float64_numpy():

@@ -1,6 +1,6 @@
 """NaFlex: pictures at their own aspect ratio, and Siglip2Model folders in and out.
 
-The numbers are transformers' own (tests/golden/make.py, and ../shared/parity where it is there).
+The numbers are transformers' own (tests/golden/make.py; those of ../shared: test_parity.py).
 """
 
 import json
@@ -19,7 +19,6 @@ from siglax.data import images
 from siglax.data import native
 
 FOLDER = pathlib.Path(__file__).parent / "golden" / "hf_siglip2"
-PARITY = pathlib.Path(__file__).parents[2] / "shared" / "parity" / "siglip2_naflex"
 
 
 @pytest.fixture(scope="module")
@@ -58,17 +57,6 @@ def test_a_tower_gives_what_transformers_gives(tower, golden, embed):
   tokens = np.asarray(jax.jit(tower.model.image_tokens)(tower.params, inputs))
   for ours, theirs, (rows, columns) in zip(tokens, golden["tokens"], golden["shapes"]):
     np.testing.assert_allclose(ours[: rows * columns], theirs[: rows * columns], atol=1e-5)
-
-
-@pytest.mark.skipif(not PARITY.exists(), reason="no ../shared")
-def test_the_shared_model_gives_what_transformers_gives():
-  t, z = siglax.load(PARITY), np.load(PARITY / "io.npz")
-  inputs = packed(z["pixel_values"], z["spatial_shapes"])
-  zimg = np.asarray(jax.jit(t.model.embed_image)(t.params, inputs))
-  np.testing.assert_allclose(zimg, z["image_embeds"], atol=1e-5)
-  ids = z["input_ids"].astype(np.int32)
-  ztxt = np.asarray(jax.jit(t.model.embed_text)(t.params, ids))
-  np.testing.assert_allclose(t.logits(zimg, ztxt), z["logits_per_image"], atol=1e-5)
 
 
 def test_pictures_are_prepared_as_transformers_does(tower, golden):

@@ -136,20 +136,20 @@ def test_a_copy_in_the_same_process_imports_nothing_again(files):
 def test_both_are_trained_with_and_the_best_step_is_the_lowest(run):
   lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
   assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
-  evaluated = {line["step"]: line for line in lines if "eval/test/alignment" in line}
-  by_alignment = sorted(evaluated, key=lambda step: evaluated[step]["eval/test/alignment"])
+  evaluated = {line["step"]: line for line in lines if "eval/test/cone" in line}
+  by_cone = sorted(evaluated, key=lambda step: evaluated[step]["eval/test/cone"])
   kept = {int(name.name) for name in (run / "checkpoints").iterdir() if name.name.isdigit()}
-  assert kept == {by_alignment[0], 4} and by_alignment[-1] not in kept
+  assert kept == {by_cone[0], 4} and by_cone[-1] not in kept
   last = evaluated[4]
   tower = siglax.load(run)
   examples = data.open_source({"source": "sidecar", "path": "pictures"})
   zimg = np.float64(tower.embed_images([examples[i]["image"] for i in range(PICTURES)]))
   ztxt = np.float64(tower.embed_texts([examples[i]["captions"][0] for i in range(PICTURES)]))
   pairs = [(i, j) for i in range(PICTURES) for j in range(PICTURES) if i != j]
-  near = np.mean([np.sum((zimg[i] - ztxt[i]) ** 2) for i in range(PICTURES)])
-  spread = np.log(np.mean([np.exp(-2 * np.sum((zimg[i] - zimg[j]) ** 2)) for i, j in pairs]))
-  assert abs(last["eval/test/alignment"] - near) <= 1e-4
-  assert abs(last["eval/test/uniformity"] - spread) <= 1e-4
+  gap = np.sqrt(np.sum((sum(zimg) / PICTURES - sum(ztxt) / PICTURES) ** 2))
+  cone = np.mean([np.dot(zimg[i], zimg[j]) for i, j in pairs])
+  assert abs(last["eval/test/gap"] - gap) <= 1e-4
+  assert abs(last["eval/test/cone"] - cone) <= 1e-4
 
 
 def test_siglax_embed_takes_the_source(run, files):
@@ -171,7 +171,7 @@ def test_siglax_evaluate_needs_the_files(run):
   assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
   assert "needs my_source.py, which adds the source 'sidecar': give --import" in done.stderr
   done = call([*words, "--import", "my_source.py"])
-  assert done.returncode == 0 and "eval/test/alignment" in done.stdout, done.stderr
+  assert done.returncode == 0 and "eval/test/cone" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -190,13 +190,13 @@ def test_fields_are_checked_by_their_declarations(files, spec, message):
 
 def test_fields_of_a_task_are_checked_by_their_declarations(files):
   config = config_lib.default()
-  task = {"kind": "sphere", "name": "x", "data": {"source": "shapes"}}
-  config.eval.tasks = ({**task, "t": 0.0},)
-  with pytest.raises(ValueError, match="config.eval.tasks.0.t=0.0 must be positive"):
+  task = {"kind": "modality_gap", "name": "x", "data": {"source": "shapes"}}
+  config.eval.tasks = ({**task, "power": 0.0},)
+  with pytest.raises(ValueError, match="config.eval.tasks.0.power=0.0 must be positive"):
     evals.validate_tasks(config)
   config.eval.tasks = ({**task, "examples": 1},)
   evals.validate_tasks(config)
-  with pytest.raises(ValueError, match=r"tasks.0 \('x'\): uniformity needs two examples"):
+  with pytest.raises(ValueError, match=r"tasks.0 \('x'\): the cone needs two examples"):
     evals.check(config, data.open_source)
 
 
@@ -250,7 +250,7 @@ def test_a_number_is_finite_and_within_its_bounds(value):
 
 ASKS = """
 from siglax import data, evals
-assert data.SOURCES.names[-1] == "sidecar" and evals.KINDS.names[-1] == "sphere"
+assert data.SOURCES.names[-1] == "sidecar" and evals.KINDS.names[-1] == "modality_gap"
 assert len(data.open_source({"source": "sidecar", "path": "pictures"})) == 16
 """
 
@@ -261,7 +261,7 @@ def test_inside_the_package_each_is_a_file_and_a_line(files, tmp_path):
   shutil.copytree(files["source"].parent / "pictures", tmp_path / "pictures")
   for name, path, needless in (
     ("source", "siglax/data/sources/sidecar.py", "from siglax import data"),
-    ("evaluation", "siglax/evals/sphere.py", "from siglax import evals"),
+    ("evaluation", "siglax/evals/modality_gap.py", "from siglax import evals"),
   ):
     (code, *_), (edit,) = blocks(name, "python"), blocks(name, "diff")
     *lines, last = [line for line in code.splitlines() if line != needless]

@@ -166,6 +166,26 @@ def test_both_modes_equal_float64_numpy():
     np.testing.assert_allclose(got[path], x, rtol=1e-5, atol=1e-5, err_msg=str(path))
 
 
+def test_maps_equal_float64_numpy():
+  """Places as embeddings, and what the attention pool takes of each."""
+  linear = lambda x, p: x @ p["kernel"] + p["bias"]
+  model = models.build(tiny(**RN17).model)
+  params = randomized(model)
+  p = double(params["image"])
+  tokens, _ = reference(p, IMAGES[:4], training=False)
+  x = np.concatenate([tokens.mean(1, keepdims=True), tokens], 1) + p["pos_embedding"]
+  alone = linear(linear(x[:, 1:], p["pool"]["value"]), p["pool"]["out"])
+  got, taken = jax.jit(
+    lambda p: (model.patch_embeddings(p, IMAGES[:4]), model.pooling_attention(p, IMAGES[:4]))
+  )(params)
+  want = alone / np.linalg.norm(alone, axis=-1, keepdims=True)
+  np.testing.assert_allclose(got, want, atol=1e-5)
+  heads = lambda x, p: linear(x, p).reshape(*x.shape[:2], -1, 64)
+  q, k = heads(x[:, :1], p["pool"]["query"]), heads(x, p["pool"]["key"])
+  a = np.exp(np.einsum("nqhd,nkhd->nhk", q, k) / 8)
+  np.testing.assert_allclose(taken, (a / a.sum(-1, keepdims=True))[:, :, 1:], atol=1e-5)
+
+
 def test_statistics_of_bfloat16_are_taken_in_float32():
   norm = resnet.BatchNorm(3)
   norm.train()
@@ -239,7 +259,7 @@ def test_a_step_on_eight_devices_is_the_step_on_one(trained):
   )
   with jax.set_mesh(mesh):
     arguments = params, batch(), jnp.int32(0)
-    (loss, (_, running)), grads = jax.device_get(
+    (loss, (_, running, _)), grads = jax.device_get(
       function.lower(*arguments).compile(QUICKLY)(*arguments)
     )
   np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
@@ -332,7 +352,7 @@ def test_micro_batches_need_a_frozen_tower(tmp_path):
   params = jax.eval_shape(model.init, jax.random.key(0))
   function = step_lib.make_value_and_grad(c, model, mesh, trainable_lib.frozen_mask(c, params))
   with jax.set_mesh(mesh):
-    (_, (_, running)), grads = jax.eval_shape(function, params, batch(), jnp.int32(0))
+    (_, (_, running, _)), grads = jax.eval_shape(function, params, batch(), jnp.int32(0))
   assert running == {} and not jax.tree.leaves(grads["image"]) and jax.tree.leaves(grads["text"])
 
 

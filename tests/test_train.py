@@ -317,5 +317,5 @@ def test_bad_folders_and_commands_are_one_line(tmp_path, capsys):
   assert "cannot be written" in line
   assert "no such file" in fails(capsys, "train", "--config", "none.py", "--workdir", str(tmp_path))
   assert "is no run folder" in fails(capsys, "evaluate", "--from", str(tmp_path))
-  assert "is no run folder" in fails(capsys, "evaluate", "--from", str(tmp_path / "none"))
+  assert "no such file or folder" in fails(capsys, "evaluate", "--from", str(tmp_path / "none"))
   assert "--colour=1 is unknown" in fails(capsys, "evaluate", "--from", str(tmp_path), "--colour=1")

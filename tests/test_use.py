@@ -8,6 +8,7 @@ import json
 import os
 
 import cv2
+import fsspec
 import jax
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ import siglax
 from siglax import tower as tower_lib
 from siglax.commands import cli
 from siglax.data import images
+from siglax.tower import embedder
 from siglax.tower import search
 
 LABELS = ["red disc", "blue square", "green ring"]
@@ -124,14 +126,14 @@ class Page(html.parser.HTMLParser):
 def test_search(tower, folder, pictures, tmp_path, monkeypatch, capsys):  # noqa: F811
   there, paths = pictures
   queries = ["a red disc", "<script>alert('&')</script> blue"]
-  batches, embed_images = [], tower_lib.Tower.embed_images
+  batches, in_turn = [], embedder.in_turn
 
-  def counted(self, images, *more):
-    batches.append(len(images))
-    return embed_images(self, images, *more)
+  def counted(compute, mesh, found):
+    yield from in_turn(lambda x: batches.append(x.shape[:-2]) or compute(x), mesh, found)
 
-  monkeypatch.setattr(search, "BATCH", 4)
-  monkeypatch.setattr(tower_lib.Tower, "embed_images", counted)
+  # On the 8 devices of the tests.
+  monkeypatch.setattr(search, "BATCH", 8)
+  monkeypatch.setattr(embedder, "in_turn", counted)
   out = tmp_path / "found.html"
   assert (
     cli.main(
@@ -151,7 +153,7 @@ def test_search(tower, folder, pictures, tmp_path, monkeypatch, capsys):  # noqa
     == 0
   )
   printed = capsys.readouterr()
-  assert sum(batches) == len(paths) and max(batches) <= 4  # never more at once
+  assert [shape for shape in batches if shape] == [(8, 16)] * 2  # never more pictures at once
   named = [line.split(": ")[0] for line in printed.err.splitlines()]
   assert named == [
     f"left out {there / 'broken.jpg'}",
@@ -190,6 +192,18 @@ def test_search(tower, folder, pictures, tmp_path, monkeypatch, capsys):  # noqa
       whole.shape[1] / whole.shape[0], abs=0.02
     )
     assert np.abs(small.mean(axis=(0, 1)) - whole.mean(axis=(0, 1))).max() < 4
+
+
+def test_a_page_in_a_bucket(folder, pictures, tmp_path, capsys):  # noqa: F811
+  there, _ = pictures
+  for out in (tmp_path / "x.html", "memory://bucket/made/x.html"):
+    search.search(folder, there, search.Queries(["a red disc"], [], 3, str(out)))
+  filesystem = fsspec.filesystem("memory")
+  assert filesystem.cat("/bucket/made/x.html") == (tmp_path / "x.html").read_bytes()
+  command = ["search", "--from", str(folder), "--images", str(there), "x", "--out", str(out)]
+  assert cli.main(command) == 1
+  assert f"--out {out} exists; give a path that does not" in capsys.readouterr().err
+  filesystem.store.clear()
 
 
 def test_wrong_inputs_are_one_line(folder, pictures, tmp_path, capsys):  # noqa: F811

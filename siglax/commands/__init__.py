@@ -2,6 +2,7 @@
 here.
 """
 
+from siglax.commands import ablate
 from siglax.commands import average
 from siglax.commands import classify
 from siglax.commands import config
@@ -12,12 +13,14 @@ from siglax.commands import export
 from siglax.commands import inspect
 from siglax.commands import plan
 from siglax.commands import replay
+from siglax.commands import report
 from siglax.commands import search
 from siglax.commands import tokenizer
 from siglax.commands import train
 
 COMMANDS = (
   train.COMMAND,
+  ablate.COMMAND,
   evaluate.COMMAND,
   replay.COMMAND,
   embed.COMMAND,
@@ -29,5 +32,6 @@ COMMANDS = (
   convert.COMMAND,
   inspect.COMMAND,
   plan.COMMAND,
+  report.COMMAND,
   config.COMMAND,
 )

@@ -16,6 +16,8 @@ from siglax.commands import COMMANDS
 from siglax.devices import streams
 
 END_SECONDS = 20  # of a command that failed
+# Flags that take a path, and the names of their arguments.
+PATHS = {"--workdir": "workdir", "--from": "source", "--out": "out", "--html": "html"}
 INTERRUPTED = 130  # exit code
 
 
@@ -91,7 +93,7 @@ def _check_paths(arguments):
   """ValueError for a path that is empty, or a URL where the command takes none."""
   from siglax import config
 
-  for flag, name in (("--workdir", "workdir"), ("--from", "source"), ("--out", "out")):
+  for flag, name in PATHS.items():
     if (path := getattr(arguments, name, None)) is not None:
       check = config.check_path if name in arguments.command.urls else config.check_local
       check(flag, path)

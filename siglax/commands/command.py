@@ -17,7 +17,7 @@ class Command:
   add_arguments: adds the flags to a parser. run: does the work; it is given the flags, and as
   `overrides` the fields of the config that were given. It raises ValueError in one line for what is
   wrong with them.
-  urls: those of the arguments workdir, source and out that may be in a bucket.
+  urls: those of the arguments workdir, source, out and html that may be in a bucket.
   """
 
   name: str

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
-
 from siglax.commands import shared
 from siglax.commands.command import Command
 
 
 def _add_arguments(parser):
   parser.add_argument("data", metavar="SRC", help=shared.DATA_HELP)
-  parser.add_argument("folder", metavar="DST", help="folder to write, new or of the same command")
+  parser.add_argument(
+    "folder", metavar="DST", help="folder to write, or URL of one, new or of the same command"
+  )
   parser.add_argument(
     "--format",
     default="array_record",
@@ -36,7 +36,7 @@ def _add_arguments(parser):
 
 
 def _run(arguments):
-  job = _job(arguments.shard)
+  job = shared.job(arguments.shard)
   for flag, least, most in (
     ("examples_per_shard", 1, 2**31),
     ("short_side", 1, 2**14),
@@ -53,7 +53,7 @@ def _run(arguments):
   from siglax.data import conversion
   from siglax.data import sources
 
-  config_lib.check_local("DST", arguments.folder)
+  config_lib.check_path("DST", arguments.folder)
   config = config_lib.default()
   for field, text in arguments.overrides.items():
     if field not in ("image.max_pixels", "image.max_bytes"):
@@ -84,13 +84,6 @@ def _run(arguments):
     f"{skipped:,} broken ones left out"
     + (f", {manifest['filtered']:,} filtered out" if manifest["filtered"] else "")
   )
-
-
-def _job(text: str) -> tuple[int, int]:
-  found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
-  if not found or not int(found[1]) < int(found[2]):
-    raise ValueError(f"--shard {text} must be I/N, job I of N counted from 0, such as 0/8")
-  return int(found[1]), int(found[2])
 
 
 COMMAND = Command(

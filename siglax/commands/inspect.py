@@ -20,7 +20,7 @@ def _add_arguments(parser):
   parser.add_argument(
     "--step", type=int, metavar="N", help="with --run and --out: draws the batch of this step"
   )
-  parser.add_argument("--out", metavar="SHEET.png", help="contact sheet to write")
+  parser.add_argument("--out", metavar="SHEET.png", help="contact sheet to write, also in a bucket")
   parser.add_argument(
     "--pictures", type=int, default=36, metavar="N", help="on the sheet (default: 36)"
   )
@@ -31,9 +31,9 @@ def _add_arguments(parser):
 
 
 def _run(arguments):
-  _check(arguments)
   # Before jax is imported: nothing is computed, and a training may hold the accelerator.
   os.environ["JAX_PLATFORMS"] = "cpu"
+  _check(arguments)
   shared.setup(arguments)
   if arguments.source is None:
     _inspect_data(arguments)
@@ -61,9 +61,10 @@ def _check(arguments):
     value = getattr(arguments, flag)
     if value is not None and not 1 <= value <= most:
       raise ValueError(f"--{flag} {value} must lie in 1 … {most}")
-  out = arguments.out
-  if out is not None and (not out.endswith(".png") or os.path.lexists(out)):
-    raise ValueError(f"--out {out} must end in .png and not exist")
+  if arguments.out is not None:
+    from siglax.data import uploads
+
+    uploads.check_new(arguments.out, ".png")
 
 
 def _inspect_data(arguments):
@@ -118,12 +119,13 @@ def _inspect_run(arguments):
 
 def _draw(arguments, cells):
   from siglax.data import sheet
-  from siglax.devices import disk
+  from siglax.data import uploads
 
   found = list(cells)
   if not found:
     raise ValueError("all pictures that the sheet would show are broken")
-  disk.write_atomic(arguments.out, sheet.draw(found))
+  with uploads.writing(arguments.out):
+    uploads.write(arguments.out, sheet.draw(found))
   if not arguments.json:
     print(f"wrote {arguments.out}: {len(found)} pictures")
 
@@ -139,4 +141,5 @@ COMMAND = Command(
   epilog="Fields, with --config: --config.image.size=384",
   add_arguments=_add_arguments,
   run=_run,
+  urls=("source", "out"),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import signal
 
 DATA_HELP = (
@@ -46,6 +47,14 @@ def add_process_flags(parser):
     metavar="SECONDS",
     help="for the others at the start (default: 300)",
   )
+
+
+def job(text: str) -> tuple[int, int]:
+  """(I, N) of the flag --shard I/N."""
+  found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+  if not found or not int(found[1]) < int(found[2]):
+    raise ValueError(f"--shard {text} must be I/N, job I of N counted from 0, such as 0/8")
+  return int(found[1]), int(found[2])
 
 
 def no_overrides(arguments):

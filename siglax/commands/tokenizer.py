@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from siglax.commands import shared
@@ -12,7 +11,10 @@ from siglax.commands.command import Command
 def _add_arguments(parser):
   parser.add_argument("--from", dest="data", required=True, metavar="DATA", help=shared.DATA_HELP)
   parser.add_argument(
-    "--out", required=True, metavar="FILE", help="file to write: .model, or .json of --kind bpe"
+    "--out",
+    required=True,
+    metavar="FILE",
+    help="file or URL to write: .model, or .json of --kind bpe",
   )
   parser.add_argument(
     "--kind",
@@ -33,24 +35,22 @@ def _run(arguments):
   shared.import_parts(arguments)
   from siglax.data import sources
   from siglax.data import text
+  from siglax.data import uploads
 
   suffix = text.KINDS.find(arguments.kind, "--kind").suffix
-  if not arguments.out.endswith(suffix) or os.path.lexists(arguments.out):
-    problem = "exists" if os.path.lexists(arguments.out) else f"must end in {suffix}"
-    raise ValueError(
-      f"--out {arguments.out} {problem}; give a path that does not exist and ends in {suffix}"
-    )
+  uploads.check_new(arguments.out, suffix)
   spec = sources.parse_spec(arguments.data)
   source = sources.open_source(spec, "--from")
   broken = []
-  text.train_tokenizer(
-    _captions(source, broken),
-    arguments.out,
-    arguments.vocab_size,
-    kind=arguments.kind,
-    lowercase=not arguments.keep_case,
-    strip_punctuation=not arguments.keep_punctuation,
-  )
+  with uploads.writing(arguments.out), uploads.replacing(arguments.out) as temporary:
+    text.train_tokenizer(
+      _captions(source, broken),
+      temporary,
+      arguments.vocab_size,
+      kind=arguments.kind,
+      lowercase=not arguments.keep_case,
+      strip_punctuation=not arguments.keep_punctuation,
+    )
   if broken:
     print(f"left out {len(broken):,} broken examples, first example {broken[0][0]}: {broken[0][1]}")
   print(f"wrote {arguments.out}; use it with --config.text.tokenizer={arguments.out}")
@@ -90,4 +90,5 @@ COMMAND = Command(
   ),
   add_arguments=_add_arguments,
   run=_run,
+  urls=("out",),
 )

@@ -18,6 +18,7 @@ from siglax.config.editing import differences
 from siglax.config.editing import from_json
 from siglax.config.editing import load
 from siglax.config.editing import override
+from siglax.config.editing import parse
 from siglax.config.editing import read
 from siglax.config.editing import replaced
 from siglax.config.editing import set_duration

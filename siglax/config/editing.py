@@ -57,6 +57,17 @@ def load(path: str, overrides: dict[str, str] | None = None) -> ConfigDict:
   "a.parquet"}. Raises ValueError in one line for a missing file, an unknown argument or field, or a
   value of the wrong type.
   """
+  config = made_by(path, "get_config", ConfigDict)
+  for field, text in (overrides or {}).items():
+    override(config, field, text)
+  return config
+
+
+def made_by(path: str, function: str, kind: type) -> Any:
+  """What a function of a Python file returns, an object of `kind`.
+
+  path: the file, with the arguments of the function after a colon. Raises ValueError in one line.
+  """
   filename, _, arguments = path.partition(":")
   file = pathlib.Path(filename)
   if not file.is_file():
@@ -67,30 +78,29 @@ def load(path: str, overrides: dict[str, str] | None = None) -> ConfigDict:
   if file.suffix != ".py":
     raise ValueError(f"--config {filename}: not a Python file")
   module = imports.execute(filename, "--config")
-  if not callable(getattr(module, "get_config", None)):
-    raise ValueError(f"--config {filename}: the file defines no get_config()")
-  arguments = _arguments(arguments, module.get_config, filename)
+  if not callable(make := getattr(module, function, None)):
+    raise ValueError(f"--config {filename}: the file defines no {function}()")
+  arguments = _arguments(arguments, make, filename)
   with imports.in_one_line("--config", filename):
-    config = module.get_config(**arguments)
-  if not isinstance(config, ConfigDict):
+    made = make(**arguments)
+  if not isinstance(made, kind):
+    what = "the config" if kind is ConfigDict else f"a {kind.__name__}"
     raise ValueError(
-      f"--config {filename}: get_config() returns {shown(config)}; it must return the config"
+      f"--config {filename}: {function}() returns {shown(made)}; it must return {what}"
     )
-  for field, text in (overrides or {}).items():
-    override(config, field, text)
-  return config
+  return made
 
 
 def override(config: ConfigDict, field: str, text: str):
   """Sets a field from its text on the command line; of a duration, the other units are cleared."""
   for name in DURATIONS:
     if field in [f"{name}_{k}" for k in UNITS]:
-      set_duration(config, name, **{field.rpartition("_")[2]: _parse(text)})
+      set_duration(config, name, **{field.rpartition("_")[2]: parse(text)})
       return
   old, (head, _, key) = get(config, field, default=None), field.rpartition(".")
   parent = get(config, head, default=None) if head else config
   kind = parent.get_type(key) if isinstance(parent, ConfigDict) and key in parent else type(old)
-  _set(config, field, text if kind is str and text.lower() != "none" else _parse(text))
+  _set(config, field, text if kind is str and text.lower() != "none" else parse(text))
 
 
 def to_json(config: ConfigDict) -> str:
@@ -145,20 +155,22 @@ def differences(
 
 
 def _arguments(text: str, function, filename: str) -> dict[str, Any]:
-  """{"smoke": True} of "smoke=True"; unknown names are errors."""
-  known = list(inspect.signature(function).parameters)
-  arguments = {}
+  """{"smoke": True} of "smoke=True"; unknown names are errors, unless the function takes any."""
+  parameters = inspect.signature(function).parameters.values()
+  known = [p.name for p in parameters if p.kind != p.VAR_KEYWORD]
+  any_name, arguments = len(known) < len(parameters), {}
   for part in values.arguments(text):
     name, equals, value = part.partition("=")
-    if name not in known or not equals:
+    if not (name in known or any_name) or not equals:
       raise ValueError(
         f"--config {filename}:{part}: arguments are {', '.join(f'{k}=…' for k in known) or 'none'}"
       )
-    arguments[name] = _parse(value)
+    arguments[name] = parse(value)
   return arguments
 
 
-def _parse(text: str) -> Any:
+def parse(text: str) -> Any:
+  """The value that a text on a command line is: a literal of Python, or else the text itself."""
   lowered = {"true": True, "false": False, "none": None}
   if text.lower() in lowered:
     return lowered[text.lower()]

@@ -29,6 +29,11 @@ def resolve(config: ConfigDict, text, same_label=lambda: 0.0) -> ConfigDict:
         f"config.loss.bias_init={config.loss.bias_init} has no place in "
         f'config.loss.name="{loss.name}"; leave it None'
       )
+    if config.loss.relative_bias:
+      raise ValueError(
+        f'config.loss.relative_bias=True has no place in config.loss.name="{loss.name}", which has '
+        "no bias; set it to False"
+      )
   elif config.loss.bias_init is None:
     share = same_label() if config.loss.positives == "label" else 0.0
     config.loss.bias_init = loss.bias_init(config.batch_size, share)

@@ -17,7 +17,8 @@ three perfectly overlapped, so that the step is never faster:
     step    = max(compute, memory, network)
     MFU     ≤ model FLOPs / (devices · F · step)
 
-The update reads and writes all of the state but what is frozen.
+The update reads and writes all of the state but what is frozen, and of what a loss remembers of
+each example only the entries of a batch.
 F is the bf16 peak whatever config.train.dtype is. N is that of all links of a chip at once, TPU's
 ICI or NVLink; where a GPU job spans several NVLink domains, what is between them may be slower.
 """
@@ -234,15 +235,23 @@ def _text(config):
 
 
 def _epoch_examples(config) -> int:
-  """Examples of an epoch; the data are opened only where a duration is in epochs."""
+  """Examples of an epoch; the data are opened only where a duration is in epochs, and for a loss
+  that remembers each of them.
+  """
   in_epochs = [
     name for name in config_lib.DURATIONS if config_lib.get(config, f"{name}_epochs") is not None
   ]
-  if not in_epochs:
+  remembers = losses.LOSSES.find(config.loss.name, "config.loss.name").gamma is not None
+  if not in_epochs and not remembers:
     return 1
   try:
     return data_lib.num_examples(data_lib.open_data(config))
   except ValueError as e:
+    if remembers:
+      raise ValueError(
+        f"config.loss.name={config.loss.name!r} keeps 16 bytes for each example of the data, which "
+        f"cannot be opened ({e}); give config.data as it is here, or plan with another loss"
+      ) from e
     name = in_epochs[0]
     raise ValueError(
       f"config.{name}_epochs needs the data, which cannot be opened ({e}); "
@@ -258,7 +267,6 @@ def _memory(compiled, program) -> dict[str, int]:
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
   )
   analysis = compiled.memory_analysis()
-  arguments, temp = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
   state, frozen = (
     held(program.abstract_state),
     trainable_lib.split(program.abstract_state.params, program.frozen)[1],
@@ -267,9 +275,10 @@ def _memory(compiled, program) -> dict[str, int]:
     "parameters": held(program.abstract_state.params),
     "state": state,
     "frozen": held(frozen),
-    "batch": arguments - state,
-    "temp": temp,
-    "total": arguments + analysis.output_size_in_bytes - analysis.alias_size_in_bytes + temp,
+    "remembered": held(program.abstract_state.normalisers),
+    "batch": analysis.argument_size_in_bytes - state,
+    "temp": analysis.temp_size_in_bytes,
+    "total": program_lib.peak_bytes(compiled),
   }
 
 
@@ -306,7 +315,7 @@ def _on_chip(report, chip, config, d, mesh) -> dict:
       chip,
       executed_flops=report["flops"]["executed_per_device"],
       sent_bytes=sent,
-      state_bytes=used["state"] - used["frozen"],
+      state_bytes=used["state"] - used["frozen"] - used["remembered"],
       model_flops=report["flops"]["per_step"] / report["devices"],
     ),
     # What auto takes there, where that is not what was compiled: its rule asks for the device's

@@ -2,8 +2,8 @@
 
 Shard k holds places k·E … (k+1)·E − 1 of the order, without the broken ones: a formula, so that
 each shard is the same bytes whoever makes it. A shard appears whole, then a record of it in the
-folder `shards`; one that has both is not made again. What is converted, and how, stands in
-conversion.json from the start, and the manifest is written when all shards are there.
+folder `shards` (siglax/data/parts.py). What is converted, and how, stands in conversion.json from
+the start, and the manifest is written when all shards are there.
 """
 
 from __future__ import annotations
@@ -12,35 +12,31 @@ from collections.abc import Callable
 from collections.abc import Iterator
 import dataclasses
 import functools
-import hashlib
 import itertools
-import json
 import logging
-import os
 import pathlib
-import re
 from typing import Any
 
 import cv2
 import numpy as np
 
-from siglax.config import values
 from siglax.data import captions as captions_lib
 from siglax.data import filters
 from siglax.data import images
 from siglax.data import order as order_lib
+from siglax.data import parts as parts_lib
 from siglax.data import reading
 from siglax.data import shards as shards_lib
 from siglax.data import sources as sources_lib
 from siglax.data import storage
+from siglax.data import uploads
 from siglax.data.broken import Skipped
 from siglax.data.broken import reason
 from siglax.data.source import COMMON_FIELDS
 from siglax.devices import cores
-from siglax.devices import disk
 
 logger = logging.getLogger("siglax")
-CONVERSION, MANIFEST, RECORDS = "conversion.json", "manifest.json", "shards"
+CONVERSION, MANIFEST = "conversion.json", "manifest.json"
 # Examples that a thread reads ahead.
 AHEAD = 8
 # Places of a shuffled order that are kept, to tell another one.
@@ -129,11 +125,11 @@ def convert(
   )
   limit = spec.get("max_bad_fraction")
   limit = sources_lib.MAX_BAD_FRACTION if limit is None else limit
-  folder = pathlib.Path(folder)
+  parts = parts_lib.Parts(folder, CONVERSION, conversion.file)
   try:
-    _begin(folder, conversion, source)
-    _write_missing(folder, conversion, source, order, limit, job, threads)
-    return _finish(folder, conversion)
+    _begin(parts, conversion, source)
+    _write_missing(parts, conversion, source, order, limit, job, threads)
+    return _finish(parts, conversion)
   except storage.Unreachable:
     raise
   except OSError as e:
@@ -152,41 +148,32 @@ def _order(source, shuffle: int | None) -> Callable[[int], int]:
   return order_lib.Shuffle(len(source), shuffle).__getitem__
 
 
-def _begin(folder: pathlib.Path, conversion: Conversion, source):
+def _begin(parts: parts_lib.Parts, conversion: Conversion, source):
   """Makes the folder what this conversion is written to; ValueError where it is something else."""
-  folder.mkdir(parents=True, exist_ok=True)
-  file = folder / CONVERSION
-  others = sorted(name for name in os.listdir(folder) if not name.startswith("."))
-  # Another job may have begun since.
-  if not file.exists():
-    if others:
-      raise ValueError(
-        f"DST {folder} holds {others[0]} and no {CONVERSION}; give a folder that is empty or new"
-      )
-    disk.write_atomic(file, _json(dataclasses.asdict(conversion)))
-  found = json.loads(file.read_bytes())
-  # As JSON gives it back: a tuple is a list.
-  for name, value in json.loads(json.dumps(dataclasses.asdict(conversion))).items():
-    if found.get(name) != value:
-      raise ValueError(
-        f"DST {folder} holds another conversion, of {name}={values.shown(found.get(name))} and not "
-        f"{values.shown(value)}; give another folder, or do as {file} says"
-      )
-  (folder / RECORDS).mkdir(exist_ok=True)
+  names = parts.names()
+  if names and CONVERSION not in names:
+    raise ValueError(
+      f"DST {parts.folder} holds {names[0]} and no {CONVERSION}; give a folder that is empty or new"
+    )
+  if other := parts.begin(dataclasses.asdict(conversion)):
+    raise ValueError(
+      f"DST {parts.folder} holds another conversion, of {other}; give another folder, or do as "
+      f"{parts.path(CONVERSION)} says"
+    )
   for name, lines in (
     (captions_lib.CLASSNAMES, sources_lib.classnames(source)),
     (captions_lib.TEMPLATES, getattr(source, "templates", None)),
   ):
     if lines:
-      disk.write_atomic(folder / name, "".join(f"{line}\n" for line in lines).encode())
+      uploads.write(parts.path(name), "".join(f"{line}\n" for line in lines).encode())
 
 
-def _write_missing(folder, conversion, source, order, limit, job, threads):
+def _write_missing(parts, conversion, source, order, limit, job, threads):
   """Writes the job's shards that are not there yet."""
   skipped, todo, count = Skipped(), [], 0
-  for shard in range(job[0], conversion.shards, job[1]):
+  shards = range(job[0], conversion.shards, job[1])
+  for shard, record in zip(shards, parts.records(shards)):
     count += len(conversion.places(shard))
-    record = _record(folder, conversion, shard)
     if record is None:
       todo.append(shard)
     else:
@@ -221,9 +208,14 @@ def _write_missing(folder, conversion, source, order, limit, job, threads):
   for shard in todo:
     of_shard, filtered = Skipped(), []
     taken = itertools.islice(rows, len(conversion.places(shard)))
-    made = _write(folder / conversion.file(shard), conversion, sound(taken, of_shard, filtered))
-    made |= {"skipped": of_shard.listed(), "filtered": len(filtered)}
-    disk.write_atomic(folder / RECORDS / f"{shard:05}.json", _json(made))
+    found = sound(taken, of_shard, filtered)
+    # What is skipped is known once the shard is written.
+    parts.make(
+      shard,
+      lambda file: (
+        _write(file, conversion, found) | {"skipped": of_shard.listed(), "filtered": len(filtered)}
+      ),
+    )
 
 
 def _read(source, conversion: Conversion, i: int) -> dict:
@@ -249,45 +241,22 @@ def _read(source, conversion: Conversion, i: int) -> dict:
 
 
 def _write(file: pathlib.Path, conversion: Conversion, rows) -> dict:
-  """Writes a shard; its record, without what was skipped."""
+  """Writes a shard; what its record says of the examples in it."""
   examples = resized = 0
-  with disk.replacing(file) as temporary:
-    writer = shards_lib.WRITERS[conversion.format](temporary)
-    for place, example in rows:
-      writer.write(place, example)
-      examples += 1
-      resized += example["resized"]
-    writer.close()
-    with temporary.open("rb+") as written:
-      digest = hashlib.file_digest(written, "sha256").hexdigest()
-      size = written.tell()
-      os.fsync(written.fileno())
-  return {
-    "file": file.name,
-    "examples": examples,
-    "bytes": size,
-    "sha256": digest,
-    "resized": resized,
-  }
+  writer = shards_lib.WRITERS[conversion.format](file)
+  for place, example in rows:
+    writer.write(place, example)
+    examples += 1
+    resized += example["resized"]
+  writer.close()
+  return {"examples": examples, "resized": resized}
 
 
-def _record(folder: pathlib.Path, conversion: Conversion, shard: int) -> dict | None:
-  """The record of a shard that is whole."""
-  try:
-    record = json.loads((folder / RECORDS / f"{shard:05}.json").read_bytes())
-    size = (folder / conversion.file(shard)).stat().st_size
-  except FileNotFoundError:
-    return None
-  return record if record["bytes"] == size else None
-
-
-def _finish(folder: pathlib.Path, conversion: Conversion) -> dict | None:
+def _finish(parts: parts_lib.Parts, conversion: Conversion) -> dict | None:
   """Writes the manifest where all shards are there."""
-  records = []
-  for shard in range(conversion.shards):
-    if (record := _record(folder, conversion, shard)) is None:
-      return None
-    records.append(record)
+  records = parts.records(range(conversion.shards))
+  if None in records:
+    return None
   examples = sum(record["examples"] for record in records)
   if not examples:
     raise ValueError(f"SRC: all {conversion.examples} examples are broken or filtered out")
@@ -306,13 +275,6 @@ def _finish(folder: pathlib.Path, conversion: Conversion) -> dict | None:
       {k: record[k] for k in ("file", "examples", "bytes", "sha256")} for record in records
     ],
   }
-  disk.write_atomic(folder / MANIFEST, _json(manifest))
-  # What killed jobs left.
-  for left in [*folder.iterdir(), *(folder / RECORDS).iterdir()]:
-    if re.fullmatch(r"\.\w+\.[0-9a-f]{16}\.\w+", left.name):
-      left.unlink(missing_ok=True)
+  parts.write(MANIFEST, manifest)
+  parts.tidy()
   return manifest
-
-
-def _json(value) -> bytes:
-  return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()

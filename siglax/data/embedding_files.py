@@ -2,7 +2,8 @@
 
 A row is {"image_embedding": [d], "captions": [str, …]}, with "label", "weight" and "key" where the
 dataset has them, "text_embeddings": [captions, d] and "image_tokens": [patches, width] where they
-were asked for. Beside the rows a file holds its description, a dict that JSON can hold
+were asked for; of texts alone it has no
+"image_embedding". Beside the rows a file holds its description, a dict that JSON can hold
 (siglax/commands/embed.py). Three formats, by the file's ending:
 
 .npz: arrays of all rows; text_embeddings one after the other, in the order of the captions;
@@ -17,8 +18,10 @@ the metadata "row".
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Iterator
 import itertools
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -40,25 +43,54 @@ SAFETENSORS = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 ROW_GROUP_BYTES = 32 * 2**20
 # What the descriptions of all files say.
 DESCRIBED = {"digest": str, "width": int, "image": dict, "classnames": (list, type(None))}
+# What those of the files of one dataset must share.
+SHARED = ("digest", "width", "image", "classnames")
 
 
-def open_file(file: str):
-  """The reader of one of these files. ValueError, beginning with "path", for any other."""
-  ending = pathlib.Path(file).suffix
-  if ending not in READERS:
-    raise ValueError(f"path={file!r} must end in {', '.join(READERS)}")
+class _TextsAlone(Exception):
+  """A file of siglax embed --texts-only."""
+
+
+def open_file(file: str, readers=None):
+  """The reader of one of these files, of READERS or of others by ending. ValueError, beginning with
+  "path", for any other.
+  """
+  ending, readers = pathlib.Path(file).suffix, readers or READERS
+  if ending not in readers:
+    raise ValueError(f"path={file!r} must end in {', '.join(readers)}")
   size = files_lib.size(file)
   try:
-    reader = READERS[ending](file)
+    reader = readers[ending](file)
     for field, kind in DESCRIBED.items():
       if not isinstance(value := reader.description[field], kind):
         raise ValueError(f"its description says {field}={value!r}")
     return reader
+  except _TextsAlone:
+    raise ValueError(
+      f"path={file!r} holds embeddings of texts alone, and none of pictures"
+    ) from None
   except Exception as e:  # whatever the libraries raise of bytes that are none of theirs
     reason = values.one_line(e)
     raise ValueError(
       f"path={file!r} ({size} bytes) is no {ending} of siglax embed, or is cut short: {reason}"
     ) from e
+
+
+def check_same(names: list[str], readers: list):
+  """ValueError for files of which some were embedded by another tower or in another way."""
+  for name, reader in zip(names, readers):
+    for field in SHARED:
+      if reader.description[field] != readers[0].description[field]:
+        raise ValueError(
+          f"path: {names[0]} and {name} differ in their {field}; give them as separate specs"
+        )
+
+
+def described(description: dict) -> dict:
+  """The description of a file with embeddings of pictures."""
+  if description["digest"] is None:
+    raise _TextsAlone
+  return description
 
 
 def _in_columns(rows: list[dict]) -> dict:
@@ -78,6 +110,8 @@ class NpzReader:
 
   def __init__(self, file: str):
     _, headers = files_lib.npz_headers(file)
+    with np.load(file, allow_pickle=False) as arrays:
+      self.description = described(_from_json(arrays[DESCRIPTION]))
     rows, width = headers["image_embedding"][0]
     for name, shape in (
       ("image_embedding", (rows, width)),
@@ -90,7 +124,6 @@ class NpzReader:
           f"{list(shape)}"
         )
     with np.load(file, allow_pickle=False) as arrays:
-      self.description = _from_json(arrays[DESCRIPTION])
       self._embeddings, self._labels, self._weights = (
         arrays[k] for k in ("image_embedding", "label", "weight")
       )
@@ -134,7 +167,7 @@ class ParquetReader:
   def __init__(self, file: str):
     opened = files_lib.open_parquet(file)
     schema = opened.schema_arrow
-    self.description = json.loads((opened.metadata.metadata or {})[DESCRIPTION.encode()])
+    self.description = described(json.loads((opened.metadata.metadata or {})[DESCRIPTION.encode()]))
     names = ("image_embedding", "captions", "label", "weight", "key")
     columns = files_lib.Columns(pa.schema([schema.field(name) for name in names]))
     table = files_lib.read({file: opened}, columns)
@@ -161,7 +194,7 @@ class ArrayRecordReader:
   def __init__(self, file: str):
     self._records = array_record_data_source.ArrayRecordDataSource(file)
     _, metadata = parse_record(self._records[len(self._records) - 1])
-    self.description = json.loads(metadata[DESCRIPTION])
+    self.description = described(json.loads(metadata[DESCRIPTION]))
     self.held_bytes = 8 * len(self._records)
 
   def __len__(self):
@@ -177,6 +210,15 @@ class ArrayRecordReader:
 def _of_record(record: bytes) -> dict:
   arrays, metadata = parse_record(record)
   return {"image_embedding": arrays["image_embedding"], **json.loads(metadata["row"])}
+
+
+def rows_of(file, count: int) -> Iterator[list[dict]]:
+  """All rows of an .array_record file as they were written, `count` at a time."""
+  records = array_record_data_source.ArrayRecordDataSource(os.fspath(file))
+  for start in range(0, len(records) - 1, count):
+    places = range(start, min(start + count, len(records) - 1))
+    parsed = map(parse_record, records.__getitems__(list(places)))
+    yield [arrays | json.loads(metadata["row"]) for arrays, metadata in parsed]
 
 
 def parse_record(record: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -57,6 +57,11 @@ def validate(config):
     )
 
 
+def plain(value):
+  """A value of config.image as a description has it, which JSON holds."""
+  return list(value) if isinstance(value, tuple) else value
+
+
 def check(config, sources, embed_dim: int):
   """ValueError when the embeddings do not fit the model, or their pictures were prepared otherwise
   than in evaluation. The log says what of config.image has no effect.
@@ -73,8 +78,7 @@ def check(config, sources, embed_dim: int):
         f"{embed_dim}"
       )
     for name in PICTURE_FIELDS:
-      here = config.image[name]
-      here = list(here) if isinstance(here, tuple) else here
+      here = plain(config.image[name])
       if (there := made["image"].get(name)) != here:
         raise ValueError(
           f"{field}: its pictures were embedded with image.{name}={there}, config.image.{name} is "

@@ -17,7 +17,7 @@ class EvalExamples:
   "label"}.
 
   The image is resized by `images.resize`; captions are all of them, maybe none; label is None where
-  there is none. `captions`(i) are those alone.
+  there is none. `captions`(i) are those alone, `labels`() those of all.
   Raises ValueError for a broken example: an evaluation that leaves some out is another evaluation.
   """
 
@@ -27,6 +27,16 @@ class EvalExamples:
     self._image_config = types.SimpleNamespace(**config.image.to_dict())
     self.classnames = classnames(source)
     self.templates = getattr(source, "templates", None)
+
+  @property
+  def source(self):
+    """The examples as they are read."""
+    return self._source
+
+  @property
+  def blank(self):
+    """A picture that stands where there is none."""
+    return images.blank(self._image_config)
 
   def __len__(self) -> int:
     return len(self._source)
@@ -43,6 +53,12 @@ class EvalExamples:
       if (captions := getattr(self._source, "captions", None)) is not None:
         return captions(i)
       return self._source[i]["captions"]
+
+  def labels(self) -> list[int | None] | None:
+    """Those of all examples, of which no picture is read; None where the source cannot do that."""
+    if (texts := getattr(self._source, "texts", lambda: None)()) is None:
+      return None
+    return [example.get("label") if example else None for example in texts]
 
   @contextlib.contextmanager
   def _naming(self, i: int, advice: str = ""):

@@ -124,13 +124,8 @@ class Rule:
       raise FilteredOut(f"it has {width} × {height} pixels, max_pixels={self.max_pixels}")
 
 
-class Filtered:
-  """The examples of a source that a rule keeps, so far as `source.texts()` tells; [i] raises
-  FilteredOut for others.
-
-  source, rule: what is filtered, and by what. at_reading: the fields that only an example tells.
-  filtered: how many examples are left out already. An example that is left costs 8 bytes.
-  """
+class Wrapped:
+  """Examples made of those of another source, `source`: one for one, where nothing else is said."""
 
   # Of a source, beside len and [i].
   FORWARDED = (
@@ -141,10 +136,37 @@ class Filtered:
     "open_shards",
     "read_ahead",
     "prepare_random_access",
+    "filtered",
+    "at_reading",
   )
 
+  def __init__(self, source):
+    self.source = source
+
+  def number(self, i: int) -> int:
+    """That of example i in the innermost source."""
+    return number(self.source, i)
+
+  def __getattr__(self, name: str):
+    if name not in Wrapped.FORWARDED:
+      raise AttributeError(f"{type(self).__name__} has no {name}")
+    return getattr(self.source, name)
+
+  def __repr__(self):
+    return repr(self.source)
+
+
+class Filtered(Wrapped):
+  """The examples of a source that a rule keeps, so far as `source.texts()` tells; [i] raises
+  FilteredOut for others.
+
+  rule: what it is filtered by. at_reading: the fields that only an example tells.
+  filtered: how many examples are left out already. An example that is left costs 8 bytes.
+  """
+
   def __init__(self, source, rule: Rule, numbers: np.ndarray | None = None):
-    self.source, self.rule = source, rule
+    super().__init__(source)
+    self.rule = rule
     if numbers is None:
       numbers = _kept(source, rule)
     self._numbers = numbers
@@ -168,21 +190,18 @@ class Filtered:
       raise IndexError(f"example {i} of {len(self)}")
     return i if self._numbers is None else int(self._numbers[i])
 
-  def __getattr__(self, name: str):
-    if name not in Filtered.FORWARDED:
-      raise AttributeError(f"{type(self).__name__} has no {name}")
-    return getattr(self.source, name)
-
-  def __repr__(self):
-    return repr(self.source)
-
   def __reduce__(self):
     return Filtered, (self.source, self.rule, self._numbers)
 
 
 def number(source, i: int) -> int:
   """What example i of a source is called in messages: its number before any is filtered out."""
-  return source.number(i) if isinstance(source, Filtered) else i
+  return source.number(i) if isinstance(source, Wrapped) else i
+
+
+def innermost(source):
+  """The source that filters and noise have been laid around."""
+  return innermost(source.source) if isinstance(source, Wrapped) else source
 
 
 def _kept(source, rule: Rule) -> np.ndarray | None:
@@ -227,7 +246,7 @@ def opened(source, spec: Mapping, where: str):
 
 def refuse_at_reading(source, what: str):
   """ValueError where filters would leave out examples that are read. what: their use."""
-  if isinstance(source, Filtered) and source.at_reading:
+  if getattr(source, "at_reading", ()):
     raise ValueError(
       f"{source!r}: {', '.join(source.at_reading)} can only be told of an example that is read, "
       f"and {what} reads all that there are; siglax convert writes those that are left"

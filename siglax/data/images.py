@@ -215,6 +215,11 @@ def prepare(data: bytes | np.ndarray, config) -> np.ndarray:
   return resize(image, config.size, config.resize, config.fit)
 
 
+def blank(config) -> np.ndarray:
+  """What `prepare` makes of a black picture: it stands where a batch has no example."""
+  return prepare(np.zeros((config.size, config.size, 3), np.uint8), config)
+
+
 def augment(data: bytes | np.ndarray, rng: np.random.Generator, config) -> np.ndarray:
   """A random view, uint8 [size, size, 3], of a picture as `decode` takes it; a pure function of the
   picture, rng and config.

@@ -14,7 +14,11 @@ ALIGNMENT = 64
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """Of the arrays of a batch of `rows`: the shape and type of one row of each."""
+  """Of the arrays of a batch of `rows`: the shape and type of one row of each.
+
+  A value that is no array and no number, such as a dict, makes an array of objects, whose memory no
+  process shares.
+  """
 
   rows: int
   fields: tuple[tuple[str, tuple[int, ...], np.dtype], ...]
@@ -27,14 +31,21 @@ class Layout:
 
   @property
   def nbytes(self) -> int:
-    """Of one piece of memory for all arrays."""
-    return sum(size for _, _, _, size in self._places())
+    """Of one piece of memory for all arrays but those of objects; at least 1, as no memory is
+    empty.
+    """
+    return max(1, sum(size for _, _, _, size in self._places()))
+
+  @property
+  def objects(self) -> list[str]:
+    """The arrays of objects."""
+    return [name for name, _, dtype in self.fields if dtype.kind == "O"]
 
   def arrays(self, memory=None) -> dict[str, np.ndarray]:
     """Arrays of their own, or in a buffer of `nbytes`."""
     if memory is None:
       return {name: np.empty((self.rows, *shape), dtype) for name, shape, dtype in self.fields}
-    arrays, offset = {}, 0
+    arrays, offset = {name: np.empty(self.rows, object) for name in self.objects}, 0
     for name, shape, dtype, size in self._places():
       arrays[name] = np.ndarray((self.rows, *shape), dtype, memory, offset)
       offset += size
@@ -42,6 +53,8 @@ class Layout:
 
   def _places(self):
     for name, shape, dtype in self.fields:
+      if dtype.kind == "O":
+        continue
       size = self.rows * math.prod(shape) * dtype.itemsize
       yield name, shape, dtype, -(-size // ALIGNMENT) * ALIGNMENT
 
@@ -81,4 +94,4 @@ def _write(example, arrays, row: int | slice, axes: int = 0):
         f"an example's {name} is {value.dtype}{list(value.shape[axes:])}, the first one's was "
         f"{array.dtype}{list(array.shape[1:])}; all must be alike"
       )
-    array[row] = value
+    array[row] = example[name] if array.dtype.kind == "O" else value

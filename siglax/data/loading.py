@@ -28,24 +28,36 @@ class ExampleLoader:
   """Example i of one source, augmented and tokenized: a pure function of i and its random numbers.
 
   Runs in the threads, or is pickled to the workers. index: of the source in config.data;
-  first_label: added to its labels; need_labels: an example without one is broken.
+  first_label: added to its labels; need_labels: an example without one is broken. first_example:
+  the number of its first example among those of all sources. captions: so many are drawn of an
+  example; of more than one its tokens are [captions, L].
   """
 
-  def __init__(self, index, source, first_label, need_labels, image_config, text):
-    self.source = source
+  def __init__(
+    self,
+    index,
+    source,
+    first_label,
+    need_labels,
+    image_config,
+    text,
+    first_example=0,
+    captions=1,
+  ):
+    self.source, self._first_example = source, first_example
     self._index, self._first_label, self._need_labels = index, first_label, need_labels
     self._image_config = types.SimpleNamespace(
       **image_config.to_dict()
     )  # a ConfigDict is slow to read
-    self._text = text
+    self._text, self._captions = text, captions
 
   def __reduce__(self):
     # The arguments come before the state, whose source or tokenizer may be of an imported file.
-    return _in_worker, (type(self), imports.contents()), self.__dict__
+    return in_worker, (type(self), imports.contents()), self.__dict__
 
   def __call__(self, i: int, rng: np.random.Generator) -> dict:
     """The example, or the first sound one drawn instead: as a row of `TrainBatches`, with "source",
-    "index", "bad" and "filtered".
+    "index", "bad" and "filtered"; "example" is its number among all that filters have left.
     """
     bad, broken = np.full(MAX_REPLACEMENTS, -1, np.int64), 0
     for filtered in range(MAX_FILTERED):
@@ -53,6 +65,7 @@ class ExampleLoader:
         return self._example(i, rng) | {
           "source": np.int32(self._index),
           "index": np.int64(filters.number(self.source, i)),
+          "example": np.int64(self._first_example + i),
           "bad": bad,
           "filtered": np.int32(filtered - broken),
         }
@@ -85,8 +98,8 @@ class ExampleLoader:
 
   @property
   def reads_rows(self) -> bool:
-    """Whether the source reads several examples at once: one of embeddings."""
-    return hasattr(self.source, "rows")
+    """Whether several examples are read at once: of a source of embeddings."""
+    return hasattr(self.source, "rows") and self._captions == 1
 
   def rows(self, numbers: Sequence[int], draw: Callable[[int], float]) -> dict[str, np.ndarray]:
     """Several examples at once, each as from a call. Raises where one of them is broken.
@@ -110,15 +123,15 @@ class ExampleLoader:
       "weight": weight.astype(np.float32),
       "source": np.full(count, self._index, np.int32),
       "index": np.array(numbers, np.int64),
+      "example": self._first_example + np.array(numbers, np.int64),
       "bad": np.full((count, MAX_REPLACEMENTS), -1, np.int64),
       "filtered": np.zeros(count, np.int32),
     }
 
   def why_bad(self, number: int) -> str:
     """Of an example by its number in the source, before any is filtered out."""
-    source = self.source.source if isinstance(self.source, filters.Filtered) else self.source
     try:
-      self._loaded(source[number], np.random.default_rng(0))
+      self._loaded(filters.innermost(self.source)[number], np.random.default_rng(0))
     except Exception as e:
       return reason(e)
     return "it could not be read the first time"
@@ -127,7 +140,7 @@ class ExampleLoader:
     return self._loaded(self.source[i], rng)
 
   def _loaded(self, example, rng):
-    caption = _drawn(example, rng)
+    captions = _drawn(example, rng, self._captions)
     picture = _embedding(example) if "image_embedding" in example else self._augmented(example, rng)
     weight = example.get("weight", 1.0)
     if not 0 <= weight <= MAX_WEIGHT:
@@ -136,7 +149,7 @@ class ExampleLoader:
       )
     return {
       **picture,
-      "tokens": self._text([caption])[0],
+      "tokens": self._text(captions) if self._captions > 1 else self._text(captions)[0],
       "label": np.int32(self._label(example.get("label"))),
       "weight": np.float32(weight),
     }
@@ -155,27 +168,37 @@ class ExampleLoader:
     return self._first_label + label
 
 
-def _in_worker(kind: type, imported):
+def in_worker(kind: type, imported):
   """An object without its state, in a process that has imported what its parent had."""
   imports.import_again(imported)
   return object.__new__(kind)
 
 
-def _drawn(example: dict, rng: np.random.Generator) -> str:
-  """One of the captions: each is as likely, or by "caption_weights"."""
+def _drawn(example: dict, rng: np.random.Generator, count: int) -> list[str]:
+  """So many of the captions: each is as likely, or by "caption_weights". None comes again before
+  all have come.
+  """
   weights = example.get("caption_weights") or [1.0] * len(example["captions"])
   found = [(c, w) for c, w in zip(example["captions"], weights, strict=True) if c.strip()]
   if not found:
     raise ValueError("no caption")
-  number = rng.random()
-  if "caption_weights" not in example:
-    return found[int(number * len(found))][0]
+  drawn, left = [], []
+  for _ in range(count):
+    left = left or list(found)
+    drawn.append(left.pop(_place(left, rng.random(), "caption_weights" in example))[0])
+  return drawn
+
+
+def _place(found: list[tuple[str, float]], number: float, weighted: bool) -> int:
+  """Of the caption that a number in [0, 1) stands for."""
+  if not weighted:
+    return int(number * len(found))
   number *= sum(weight for _, weight in found)
-  for caption, weight in found:
+  for place, (_, weight) in enumerate(found):
     number -= weight
     if number < 0:
       break
-  return caption
+  return place
 
 
 def _embedding(example):

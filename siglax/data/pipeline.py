@@ -13,6 +13,7 @@ batch is the same.)
 from __future__ import annotations
 
 from collections.abc import Iterator
+import itertools
 import logging
 import os
 import pathlib
@@ -77,6 +78,8 @@ class TrainBatches:
   start_step: the first batch is that of this step, as if all before had been drawn.
   sources: of `open_data(config)`, when already open.
   counts: the `counts` of a run that stopped, from which bad and drawn go on.
+  numbered: batches have "example": int32 [b], the number of each among the examples of all sources
+  in their order, without those that a filter left out when a source was opened.
 
   One caption of each example is drawn. label is −1 where there is none; sources with the same
   classnames share their classes, and any others are LABEL_STRIDE apart, so that a label means one
@@ -96,7 +99,16 @@ class TrainBatches:
   """
 
   def __init__(
-    self, config, text, *, start_step=0, process_index=0, process_count=1, sources=None, counts=None
+    self,
+    config,
+    text,
+    *,
+    start_step=0,
+    process_index=0,
+    process_count=1,
+    sources=None,
+    counts=None,
+    numbered=False,
   ):
     if config.batch_size % process_count:
       raise ValueError(
@@ -104,15 +116,12 @@ class TrainBatches:
       )
     sources = open_data(config) if sources is None else sources
     _check_memory(config, process_count)
-    need_labels = config.loss.positives == "label"
     self._limits = [
       sources_lib.MAX_BAD_FRACTION if limit is None else limit
       for limit in (spec.get("max_bad_fraction") for spec in config.data)
     ]
-    self._loaders = [
-      ExampleLoader(k, source, first_label, need_labels, config.image, text)
-      for k, (source, first_label) in enumerate(zip(sources, first_labels(sources)))
-    ]
+    self._loaders = _loaders(config, text, sources)
+    self._numbered = numbered
     if process_index == 0:
       _warn_of_repeats(config, sources)
     counts = counts or {}
@@ -154,6 +163,9 @@ class TrainBatches:
       self._count_filtered(source, batch.pop("filtered"))
       self._count(source, batch.pop("bad"))
       self.last = source.tolist(), index.tolist()
+      example = batch.pop("example")
+      if self._numbered:
+        batch["example"] = example.astype(np.int32)
     except BaseException as e:
       self._error = e
       self.close()
@@ -253,6 +265,20 @@ def _check_memory(config, process_count):
       f"each of {process_count} processes, and this machine has {memory / 2**30:.0f} GiB; use a "
       "smaller one"
     )
+
+
+def _loaders(config, text, sources) -> list[ExampleLoader]:
+  """What loads the examples of each source."""
+  need_labels = config.loss.positives == "label"
+  first_examples = itertools.accumulate(map(len, sources), initial=0)
+  return [
+    ExampleLoader(
+      k, source, first_label, need_labels, config.image, text, first_example, config.text.captions
+    )
+    for k, (source, first_label, first_example) in enumerate(
+      zip(sources, first_labels(sources), first_examples)
+    )
+  ]
 
 
 def _warn_of_repeats(config, sources):

@@ -11,6 +11,7 @@ from siglax.config import options
 from siglax.config import versions
 from siglax.config.parts import Field
 from siglax.data import filters
+from siglax.data import noise
 
 MAX_BAD_FRACTION = 0.01
 # Of every spec, whatever its source.
@@ -45,6 +46,7 @@ COMMON_FIELDS = {
     most=1,
   ),
   **filters.FIELDS,
+  **noise.FIELDS,
 }
 
 # Of sources whose files can be damaged in part.

@@ -87,6 +87,23 @@ def write(path: str | os.PathLike, content: bytes):
     disk.write_atomic(path, content)
 
 
+def check_new(out: str, *endings: str):
+  """ValueError for a path of --out with another ending, or where something stands already."""
+  if exists(out):
+    raise ValueError(f"--out {out} exists; give a path that does not")
+  if endings and not out.endswith(endings):
+    raise ValueError(f"--out {out} must end in {', '.join(endings)}")
+
+
+@contextlib.contextmanager
+def writing(out: str):
+  """Says of what --out names that it cannot be written, in one line, where that fails."""
+  try:
+    yield
+  except OSError as e:
+    raise ValueError(f"--out {out} cannot be written: {e.strerror or e}") from e
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   """`disk.replacing` for any path: of a URL what is made on this machine's disk is put there at the

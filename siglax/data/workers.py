@@ -89,7 +89,10 @@ class _Maker:
         )
       self._pipe.send((number, chunk.first, chunk.last))
       reduction.send_handle(self._pipe, batch.file.fileno(), self._process.pid)
-      return self._pipe.recv()
+      failed, objects = self._pipe.recv()
+      for name, values in objects.items():
+        batch.arrays[name][chunk.first : chunk.last] = values
+      return failed
     except (EOFError, OSError, ValueError):  # a pipe that was cut, or a file closed at the end
       if ended():
         return None
@@ -153,18 +156,22 @@ def _serve(pipe, elements, layout, error):
       number, first, last = pipe.recv()
       file = reduction.recv_handle(pipe)
       try:
-        failed = (first, error) if error else _write(file, elements, layout, number, first, last)
+        failed, objects = (
+          ((first, error), {}) if error else _write(file, elements, layout, number, first, last)
+        )
       finally:
         os.close(file)
-      pipe.send(failed and (failed[0], _sendable(failed[1])))
+      pipe.send((failed and (failed[0], _sendable(failed[1])), objects))
   except (EOFError, OSError):
     pass
 
 
 def _write(file, elements, layout, number, first, last):
+  """(as layout.write, the objects of these rows by the name of their array)."""
   # The memory is unmapped with the last of its arrays, which is here.
   arrays = layout.arrays(mmap.mmap(file, layout.nbytes))
-  return layout_lib.write(elements, number, arrays, first, last, lambda: False)
+  failed = layout_lib.write(elements, number, arrays, first, last, lambda: False)
+  return failed, {name: arrays[name][first:last] for name in layout.objects}
 
 
 def _sendable(error: BaseException) -> BaseException:

@@ -8,6 +8,7 @@ before anything asks jax for its devices.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import glob
 import importlib.util
 import json
@@ -17,15 +18,19 @@ import socket
 import time
 
 import jax
+from jax._src import distributed as jax_distributed
 from jax.experimental import multihost_utils
 import numpy as np
 
 from siglax import config as config_lib
 from siglax.config import imports
+from siglax.config import values
 
 # A process that has said nothing for so long is dead, and the others end: within a minute in all.
 HEARTBEAT_SECONDS = 20
 SHUTDOWN_SECONDS = 20
+# Between two questions of a process that waits for others.
+ASK_SECONDS = 0.2
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 FLAGS = ("--coordinator", "--processes", "--process-id")
 
@@ -80,6 +85,22 @@ def check_same_config(config):
       )
 
 
+def check_same(about: dict, flags: str):
+  """Compares what JSON can hold over all processes. Raises the same ValueError on all where one
+  differs, with the first name that does. flags: those that it comes from.
+  """
+  if jax.process_count() == 1:
+    return
+  first, *others = map(json.loads, of_all(json.dumps(about)))
+  for i, other in enumerate(others, 1):
+    for name, value in first.items():
+      if other[name] != value:
+        raise ValueError(
+          f"the processes do not do the same: {name} is {values.shown(value)} in process 0 and "
+          f"{values.shown(other[name])} in process {i}; start all with the same {flags}"
+        )
+
+
 def check_same_imports():
   """Compares what the processes have imported by --import. Raises the same ValueError on all where
   the files differ.
@@ -132,6 +153,48 @@ def of_first(value):
   size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
   mine = text if jax.process_index() == 0 else np.zeros(size, np.uint8)
   return json.loads(bytes(multihost_utils.broadcast_one_to_all(mine)).decode())
+
+
+def in_shares(share: Callable[[Callable[[], None]], None], finish: Callable[[], dict]) -> dict:
+  """share(go_on) in each process, then finish() in process 0 once all are through; returns what
+  that does, which JSON can hold, in all.
+
+  The processes talk by their coordinator and not by devices, so that one may wait for another as
+  long as it takes. share calls go_on now and then; where a process fails, all raise ValueError.
+  """
+  if jax.process_count() == 1:
+    share(lambda: None)
+    return finish()
+  me, client = jax.process_index(), jax_distributed.global_state.client
+  told = lambda what: dict(client.key_value_dir_get(f"siglax/{what}/"))
+
+  def go_on():
+    if failed := told("failed"):
+      raise _Elsewhere(min(failed.values()))
+
+  def wait_for(what: str, count: int) -> dict:
+    while len(found := told(what)) < count:
+      go_on()
+      time.sleep(ASK_SECONDS)
+    return found
+
+  try:
+    share(go_on)
+    client.key_value_set(f"siglax/through/{me}", "")
+    if me == 0:
+      wait_for("through", jax.process_count())
+      client.key_value_set("siglax/finished/0", json.dumps(finish()))
+    (result,) = wait_for("finished", 1).values()
+    return json.loads(result)
+  except _Elsewhere:
+    raise
+  except Exception as e:
+    client.key_value_set(f"siglax/failed/{me}", values.one_line(e))
+    raise
+
+
+class _Elsewhere(ValueError):
+  """The error of another process."""
 
 
 def any_has(*flags: bool) -> list[bool]:

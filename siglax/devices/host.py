@@ -1,4 +1,4 @@
-"""The memory of a host, and its cache of compiled programs."""
+"""The memory of a host and of its devices, and its cache of compiled programs."""
 
 from __future__ import annotations
 
@@ -61,3 +61,11 @@ def _cpu_flags() -> str:
   file = pathlib.Path("/proc/cpuinfo")
   lines = file.read_text().splitlines() if file.exists() else []
   return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def peak_bytes() -> int | None:
+  """The most bytes that a device of this process had in use at a time; None where none of them
+  tells, as CPUs do not.
+  """
+  stats = [device.memory_stats() or {} for device in jax.local_devices()]
+  return max((x["peak_bytes_in_use"] for x in stats if "peak_bytes_in_use" in x), default=None)

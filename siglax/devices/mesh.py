@@ -42,6 +42,18 @@ def make(data: int | str = "rest", fsdp: int = 1) -> jax.sharding.Mesh:
   return jax.sharding.Mesh(devices, BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
 
 
+def local() -> jax.sharding.Mesh:
+  """A mesh of this process's own devices, on which it works for itself."""
+  devices = jax.local_devices()
+  shape = len(devices), 1
+  return jax.make_mesh(shape, BATCH_AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def to_local(mesh: jax.sharding.Mesh, tree):
+  """Replicated global arrays as arrays that are replicated over the mesh of `local`."""
+  return jax.tree.map(lambda x: jax.device_put(x.addressable_data(0), replicated(mesh)), tree)
+
+
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
   """Rows over all devices."""
   return NamedSharding(mesh, P(BATCH_AXES))
@@ -142,6 +154,14 @@ def to_global(mesh: jax.sharding.Mesh, batch):
   """Per process rows (numpy) → global arrays with rows over all devices."""
   sharding = batch_sharding(mesh)
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def from_whole(sharding: NamedSharding, x: np.ndarray) -> jax.Array:
+  """An array that every process has whole → a global array."""
+  # jax.device_put would compare the arrays of all processes first.
+  held = sharding.addressable_devices_indices_map(x.shape)
+  shards = jax.device_put([x[part] for part in held.values()], list(held))
+  return jax.make_array_from_single_device_arrays(x.shape, sharding, shards)
 
 
 def process_indices(mesh: jax.sharding.Mesh, batch_size: int) -> np.ndarray:

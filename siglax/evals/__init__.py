@@ -15,12 +15,20 @@ import re
 from typing import Callable
 
 from ml_collections import ConfigDict
+import numpy as np
 
 from siglax.config import options
 from siglax.config.parts import Registry
+from siglax.evals import alignment
+from siglax.evals import calibration
+from siglax.evals import composed
+from siglax.evals import compositionality
+from siglax.evals import knn
+from siglax.evals import linear_probe
 from siglax.evals import loss as loss_lib
 from siglax.evals import retrieval
 from siglax.evals import zero_shot
+from siglax.evals.kind import EACH
 from siglax.evals.kind import Kind
 
 
@@ -44,6 +52,12 @@ KINDS = _Kinds(
     zero_shot.KIND,
     retrieval.KIND,
     loss_lib.KIND,
+    linear_probe.KIND,
+    knn.KIND,
+    alignment.KIND,
+    calibration.KIND,
+    compositionality.KIND,
+    composed.KIND,
   ),
 )
 
@@ -54,6 +68,7 @@ def run(
   open_task_data: Callable,
   loss: Callable | None = None,
   facts: dict[str, float] | None = None,
+  each: dict[str, np.ndarray] | None = None,
 ) -> dict[str, float]:
   """{"eval/<name>/<metric>": value} of every task in config.eval.tasks. Global view: all processes
   call it together.
@@ -62,12 +77,14 @@ def run(
   the same arrays on every process, so every process returns the same metrics, and process 0 writes
   them.
   open_task_data: data spec → examples with len(), [i] → {"image", "captions", "label"},
-  .captions(i), which decodes no image, and .classnames.
+  .captions(i), which decodes no image, .labels(), all labels or None, and .classnames.
   loss: the training loss, (zimg, ztxt, scale, bias, weights=, labels=) → scalar; needed by kinds
   that declare it.
   facts: a dict that is updated with {"eval/<name>/chance/<metric>": value} and
-  {"eval/<name>/batch/<metric>": examples}. Raises ValueError that starts with the task's field and
-  name.
+  {"eval/<name>/batch/<metric>": examples}.
+  each: a dict that is updated with {"<name>/<metric>": the value of each example, [n]} of the
+  metrics that are means over examples.
+  Raises ValueError that starts with the task's field and name.
   """
   metrics = {}
   for i, task in enumerate(config.eval.tasks):
@@ -77,11 +94,15 @@ def run(
         raise ValueError(
           f'kind="{kind.name}" needs the training loss, which this caller did not give'
         )
-      data = open_task_data(task["data"])
-      values = dict(kind.evaluate(data, embedder, config, loss, **kind.values(task)))
+      data, fields = _opened(kind, task, open_task_data)
+      values = dict(kind.evaluate(data, embedder, config, loss, **fields))
       kind.check_values(values)
     prefix = f"eval/{task['name']}"
     metrics.update({f"{prefix}/{name}": float(values.pop(name)) for name in kind.metrics})
+    of_each = {f"{EACH}/{name}" for name in kind.metrics} & values.keys()
+    of_each = {name.removeprefix(f"{EACH}/"): values.pop(name) for name in sorted(of_each)}
+    if each is not None:
+      each.update({f"{task['name']}/{name}": value for name, value in of_each.items()})
     if facts is not None:
       facts.update({f"{prefix}/{name}": value for name, value in values.items()})
   return metrics
@@ -94,7 +115,30 @@ def check(config: ConfigDict, open_task_data: Callable):
   for i, task in enumerate(config.eval.tasks):
     kind = KINDS[task["kind"]]
     with _named(i, task):
-      kind.check(open_task_data(task["data"]), config, **kind.values(task))
+      data, fields = _opened(kind, task, open_task_data)
+      kind.check(data, config, **fields)
+
+
+def show(config: ConfigDict, embedder, open_task_data: Callable) -> dict[str, str]:
+  """{task: HTML of what is behind its metrics}, of the tasks whose kinds show it. Arguments, and
+  who calls it, as of `run`.
+  """
+  found = {}
+  for i, task in enumerate(config.eval.tasks):
+    kind = KINDS[task["kind"]]
+    if kind.show is not None:
+      with _named(i, task):
+        data, fields = _opened(kind, task, open_task_data)
+        found[task["name"]] = kind.show(data, embedder, config, task["name"], **fields)
+  return found
+
+
+def _opened(kind: Kind, task, open_task_data: Callable):
+  """(examples, fields) of a task; in a field that is a data spec stand its examples."""
+  fields = kind.values(task)
+  return open_task_data(task["data"]), {
+    name: open_task_data(value) if name in kind.specs else value for name, value in fields.items()
+  }
 
 
 @contextlib.contextmanager
@@ -199,6 +243,7 @@ def _validate_task(task, field: str):
     )
   if "data" not in task:
     raise ValueError(f'{field}.data is missing; give a spec such as {{"source": "shapes"}}')
-  data.validate_spec(task["data"], f"{field}.data")
-  if not data.SOURCES[source := task["data"]["source"]].pictures:
-    raise ValueError(f'{field}.data.source="{source}" has no pictures; name where these are')
+  for spec in ("data", *KINDS[kind].specs):
+    data.validate_spec(task[spec], f"{field}.{spec}")
+    if not data.SOURCES[source := task[spec]["source"]].pictures:
+      raise ValueError(f'{field}.{spec}.source="{source}" has no pictures; name where these are')

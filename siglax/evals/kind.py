@@ -7,17 +7,31 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from siglax.config import options
 from siglax.config import versions
 from siglax.config.parts import Field
 
 # Of every task, whatever its kind.
 COMMON_FIELDS = ("kind", "name", "data")
+# Before the name of a metric: its value of each example.
+EACH = "each"
+# In an array that a kind makes on the host at a time.
+MAX_NUMBERS = 2**24
 
 
 def any_data(data, config, **fields):
   """The check of a kind that takes all data."""
   del data, config, fields
+
+
+def means(of_each: Mapping[str, np.ndarray]) -> dict:
+  """{metric: its mean over examples, "each/<metric>": the value of each example} of the latter."""
+  return {
+    **{name: float(np.mean(values)) for name, values in of_each.items()},
+    **{f"{EACH}/{name}": np.asarray(values, np.float32) for name, values in of_each.items()},
+  }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +43,17 @@ class Kind:
   better but of those in lower_is_better.
   evaluate: (data, embedder, config, loss, **fields) → {metric: float}, and what is known whatever
   the model: "chance/<metric>", the value that guessing gets, and "batch/<metric>", the examples in
-  a block on which the metric depends. data, embedder and loss are those of `siglax.evals.run`,
-  config the run's. Global view: all processes call it together and get the same.
+  a block on which the metric depends. Of a metric that is a mean over examples also
+  "each/<metric>": the values of all of them, [n] (`means` makes both). data, embedder and loss are
+  those of `siglax.evals.run`, config the run's. Global view: all processes call it together and get
+  the same.
   check: (data, config, **fields) → None, or a ValueError for data that evaluate could not do with;
   it needs no model and looks at a few examples.
   fields: those of its tasks, beside kind, name and data; evaluate and check get the value of each.
+  specs: those of its fields that are data specs too, of which both get the examples, as of data.
+  show: (data, embedder, config, name, **fields) → HTML of what is behind the metrics, for a page
+  (siglax/evals/showing.py); name: the task's. It embeds again. Global view, as evaluate.
+  needs_texts: it embeds texts, so an image tower alone cannot be evaluated by it.
   needs_loss: it computes the training loss, in blocks of config.batch_size examples.
   clip_benchmark: the task's name in CLIP_benchmark's result files, None where there is none.
   """
@@ -41,10 +61,13 @@ class Kind:
   name: str
   doc: str
   metrics: tuple[str, ...]
-  evaluate: Callable[..., dict[str, float]]
+  evaluate: Callable[..., dict[str, Any]]
   check: Callable[..., None] = any_data
   fields: Mapping[str, Field] = dataclasses.field(default_factory=dict)
+  specs: tuple[str, ...] = ()
+  show: Callable[..., str] | None = None
   lower_is_better: tuple[str, ...] = ()
+  needs_texts: bool = True
   needs_loss: bool = False
   clip_benchmark: str | None = None
 
@@ -68,16 +91,30 @@ class Kind:
     given = {name: value for name, value in task.items() if name not in COMMON_FIELDS}
     return options.filled(given, self.fields, self.name, where, versions.TASK)
 
-  def check_values(self, values: Mapping[str, float]):
+  def check_values(self, values: Mapping[str, Any]):
     """ValueError where evaluate gave other values than are declared."""
-    facts = {f"{fact}/{name}" for fact in ("chance", "batch") for name in self.metrics}
+    more = {f"{what}/{name}" for what in ("chance", "batch", EACH) for name in self.metrics}
     for name in self.metrics:
       if name not in values:
         raise ValueError(f'kind="{self.name}" declares the metric {name!r}, but gave none')
-    for name in values.keys() - facts - set(self.metrics):
+    for name in values.keys() - more - set(self.metrics):
       raise ValueError(
         f'kind="{self.name}" gave {name!r}, which is none of its metrics {", ".join(self.metrics)}'
       )
+    for name in self.metrics:
+      each = values.get(f"{EACH}/{name}")
+      if each is not None and not _is_mean(values[name], np.asarray(each)):
+        raise ValueError(
+          f'kind="{self.name}" gave each/{name} of shape {np.shape(each)}, whose mean must be '
+          f"{name}={values[name]}: one value an example"
+        )
+
+
+def _is_mean(value: float, each: np.ndarray) -> bool:
+  """Whether it is the mean of a row of numbers, or not finite as they are."""
+  return each.ndim == 1 and bool(
+    np.isclose(np.mean(each, dtype=np.float64), value, rtol=1e-5, atol=1e-6, equal_nan=True)
+  )
 
 
 EXAMPLES = Field(

@@ -7,6 +7,8 @@ against a tile of t items: [q·D, t] similarities.
 from __future__ import annotations
 
 import collections
+from collections.abc import Callable
+from collections.abc import Iterator
 import functools
 import json
 
@@ -16,6 +18,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
+from siglax.data import prepared
 from siglax.devices import distributed
 from siglax.devices import mesh as mesh_lib
 
@@ -45,13 +48,55 @@ def ranks(
   The queries are split over all devices of all processes, and the items pass by in tiles: beside
   its arguments and its result, what this holds on a host or a device does not grow with Q or N.
   """
-  mesh = mesh_lib.make()
-  q, t = shape(len(queries), len(items), mesh.size)
-  run, found = _programs(mesh), []
-  for start in range(0, len(queries), q * mesh.size):
-    block = slice(start, start + q * mesh.size)
-    found.append(_rank_block(run, q, t, queries[block], query_owner[block], items, item_owner))
+  run, found = _programs(mesh_lib.make()), []
+  for start, tiles in _blocks(run, queries, items, query_owner, item_owner):
+    none = np.full(tiles.Q, -np.inf, np.float32), np.full(tiles.Q, NOT_FOUND, np.int32)
+    best = tiles.reduce(run.best, run.put(*none), own=True)
+    (ahead,) = tiles.reduce(run.ahead, run.put(np.zeros(tiles.Q, np.int32)), best)
+    found.append(run.fetch(ahead)[: len(queries) - start])
   return np.concatenate(found)
+
+
+def reduced(update: Callable, zeros: Callable, queries, items, query_owner, item_owner, *numbers):
+  """(number of the first query, what became of it) of each block of queries that fit the devices
+  together, after all items have passed by in tiles. Global view: all processes call it together.
+
+  The arguments are those of `ranks`, but a query needs no own item. update: (similarity_qt,
+  own_qt, index_t, there_t, numbers, *state) → the state with this tile, traceable: own_qt says
+  which items are the query's own, index_t numbers them, there_t is False for padding. A function
+  of a module, so that it compiles once. zeros: how many queries → the state before, arrays with a
+  row a query. numbers: float32 scalars for update.
+  """
+  run = _programs(mesh_lib.make())
+  program, numbers = run.reducing(update), np.array(numbers, np.float32)
+  for start, tiles in _blocks(run, queries, items, query_owner, item_owner):
+    state = tiles.reduce(program, run.put(*zeros(tiles.Q)), (run.put_one(numbers),))
+    yield start, [run.fetch(x)[: len(queries) - start] for x in state]
+
+
+def nearest(queries: np.ndarray, items: np.ndarray, k: int) -> np.ndarray:
+  """The k items nearest to each query, the nearest first: int32 [Q, k] of queries [Q, d] and items
+  [N, d], k ≤ N. Equal similarities are ordered by lowest index. Global view, as `ranks`.
+  """
+
+  def zeros(Q):
+    return np.full((Q, k), -np.inf, np.float32), np.full((Q, k), NOT_FOUND, np.int32)
+
+  nobody = np.zeros(len(queries), np.int32), np.zeros(len(items), np.int32)
+  blocks = reduced(_nearer, zeros, queries, items, *nobody)
+  return np.concatenate([index for _, (_, index) in blocks])
+
+
+def _nearer(similarity_qt, own_qt, index_t, there_t, numbers, best_qk, index_qk):
+  """The nearest k of those before and of this tile; in a tie those before come first."""
+  del own_qt, numbers
+  # What is not there is further away than anything, NaN included.
+  lowest = jnp.finfo(similarity_qt.dtype).min
+  here_qt = jnp.where(there_t[None, :], jnp.maximum(similarity_qt, lowest), -jnp.inf)
+  best, at = jax.lax.top_k(jnp.concatenate([best_qk, here_qt], axis=1), best_qk.shape[1])
+  index_qt = jnp.broadcast_to(index_t[None, :], similarity_qt.shape)
+  both = jnp.concatenate([index_qk, index_qt], axis=1)
+  return best, jnp.take_along_axis(both, at, axis=1)
 
 
 def shape(Q: int, N: int, devices: int) -> tuple[int, int]:
@@ -61,35 +106,38 @@ def shape(Q: int, N: int, devices: int) -> tuple[int, int]:
   return q, -(-t // devices) * devices
 
 
-def _rank_block(run, q, t, queries, query_owner, items, item_owner) -> np.ndarray:
-  """Ranks of queries that fit the devices together."""
-  Q = q * run.mesh.size
-  z, owner = run.put(_padded(queries, Q), _padded(query_owner, Q))
-  best, first, ahead = run.put(
-    np.full(Q, -np.inf, np.float32), np.full(Q, NOT_FOUND, np.int32), np.zeros(Q, np.int32)
-  )
-  sent = collections.deque()
+def _blocks(run, queries, items, query_owner, item_owner) -> Iterator[tuple[int, _Tiles]]:
+  """(number of the first query, the tiles that pass it by) of each block of queries."""
+  q, t = shape(len(queries), len(items), run.mesh.size)
+  for start in range(0, len(queries), Q := q * run.mesh.size):
+    block = slice(start, start + Q)
+    yield start, _Tiles(run, Q, t, queries[block], items, query_owner[block], item_owner)
 
-  def tile(start):
-    """What the programs take of a tile."""
-    part = slice(start, start + t)
-    here = run.put(_padded(items[part], t), _padded(item_owner[part], t))
-    return run.similarity(z, here[0]), owner, here[1], *run.put_whole(start, len(items))
 
-  def wait(x):
-    sent.append(x)
-    if len(sent) > TILES_AHEAD:
-      sent.popleft().block_until_ready()
-    return x
+class _Tiles:
+  """The items in tiles of t, for Q queries, some of them padding, that fit the devices together."""
 
-  starts, owners = range(0, len(items), t), np.unique(query_owner)
-  for start in starts:
-    if np.isin(item_owner[start : start + t], owners).any():
-      best, first = run.best(*tile(start), best, first)
-      wait(first)
-  for start in starts:
-    ahead = wait(run.ahead(*tile(start), best, first, ahead))
-  return jax.device_get(run.gather(ahead).addressable_data(0))[: len(queries)]
+  def __init__(self, run, Q, t, queries, items, query_owner, item_owner):
+    self.Q, self._run, self._t = Q, run, t
+    self._items, self._item_owner = items, item_owner
+    self._owners = np.unique(query_owner)
+    self._queries, self._owner = run.put(_padded(queries, Q), _padded(query_owner, Q))
+
+  def reduce(self, program, state, before=(), own=False):
+    """The state after each tile has changed it. own: only tiles with an item of a query's own."""
+    sent = collections.deque()
+    for start in range(0, len(self._items), self._t):
+      part = slice(start, start + self._t)
+      if own and not np.isin(self._item_owner[part], self._owners).any():
+        continue
+      here = self._run.put(*(_padded(x[part], self._t) for x in (self._items, self._item_owner)))
+      similarity = self._run.similarity(self._queries, here[0])
+      numbers = [self._run.put_one(np.int32(x)) for x in (start, len(self._items))]
+      state = program(similarity, self._owner, here[1], *numbers, *before, *state)
+      sent.append(state[0])
+      if len(sent) > TILES_AHEAD:
+        sent.popleft().block_until_ready()
+    return state
 
 
 def _padded(x: np.ndarray, rows: int) -> np.ndarray:
@@ -108,23 +156,30 @@ class _Programs:
     self.similarity = jax.jit(
       functools.partial(_similarity, whole=whole), in_shardings=(rows, rows), out_shardings=tiles
     )
-    of_tile = (tiles, rows, rows, whole, whole)
-    self.best = jax.jit(_best, in_shardings=(*of_tile, rows, rows), out_shardings=(rows, rows))
-    self.ahead = jax.jit(_ahead, in_shardings=(*of_tile, rows, rows, rows), out_shardings=rows)
-    self.gather = jax.jit(lambda x: x, out_shardings=whole)
+    self.best, self.ahead = (jax.jit(f, out_shardings=rows) for f in (_best, _ahead))
+    self.reducing = functools.cache(self._reducing)
+    self._gather = jax.jit(lambda x: x, out_shardings=whole)
+
+  def _reducing(self, update):
+    """The program of `reduced` for an update."""
+
+    def program(similarity_qt, owner_q, owner_t, start, N, numbers, *state):
+      own_qt, index_t = owner_q[:, None] == owner_t[None, :], _index(owner_t, start)
+      return update(similarity_qt, own_qt, index_t, index_t < N, numbers, *state)
+
+    return jax.jit(program, out_shardings=self._rows)
+
+  def fetch(self, x) -> np.ndarray:
+    """Rows over all devices, on the host."""
+    return jax.device_get(self._gather(x).addressable_data(0))
 
   def put(self, *arrays):
     """Arrays that all processes have → rows over all devices."""
-    return [self._put(x, self._rows) for x in arrays]
+    return [mesh_lib.from_whole(self._rows, x) for x in arrays]
 
-  def put_whole(self, *numbers):
-    return [self._put(np.int32(x), self._whole) for x in numbers]
-
-  def _put(self, x, sharding):
-    # jax.device_put would compare the arrays of all processes first.
-    held = sharding.addressable_devices_indices_map(x.shape)
-    shards = jax.device_put([x[part] for part in held.values()], list(held))
-    return jax.make_array_from_single_device_arrays(x.shape, sharding, shards)
+  def put_one(self, x):
+    """A number, or an array that each device gets whole."""
+    return mesh_lib.from_whole(self._whole, x)
 
 
 _programs = functools.cache(_Programs)
@@ -152,7 +207,7 @@ def _ahead(similarity_qt, owner_q, owner_t, start, N, best_q, first_q, ahead_q):
   others_qt = (owner_q[:, None] != owner_t[None, :]) & (index_t < N)
   equal_qt = (similarity_qt == best_q[:, None]) & (index_t < first_q[:, None])
   before_qt = others_qt & ((similarity_qt > best_q[:, None]) | equal_qt)
-  return ahead_q + jnp.sum(before_qt, axis=1, dtype=jnp.int32)
+  return (ahead_q + jnp.sum(before_qt, axis=1, dtype=jnp.int32),)
 
 
 def _index(owner_t, start):
@@ -166,14 +221,9 @@ def embed_images(examples, indices, embedder) -> tuple[np.ndarray, list[dict]]:
   Each process reads the examples whose images it embeds, and the processes tell each other the
   rest.
   """
-  rest = {}
-
-  def image(k):
-    rest[k] = dict(examples[indices[k]])
-    return rest[k].pop("image")
-
-  zimg = embedder.images(image, len(indices))
-  return zimg, _of_all(rest, len(indices))
+  pictures = prepared.OfExamples(examples, indices)
+  zimg = embedder.images(pictures, len(indices))
+  return zimg, _of_all(pictures.rest, len(indices))
 
 
 def _of_all(mine: dict[int, dict], count: int) -> list[dict]:

@@ -7,6 +7,7 @@ import numpy as np
 from siglax.config.parts import Field
 from siglax.evals import kind
 from siglax.evals import ranking
+from siglax.evals import showing
 
 RECALL_AT = (1, 5, 10)
 
@@ -20,12 +21,12 @@ def evaluate(
   examples: int | None,
   distinct: bool,
   captions_per_image: int | None,
-) -> dict[str, float]:
+) -> dict:
   """{text,image}_retrieval_recall@{1,5,10}, each in 0..1, as CLIP_benchmark defines them.
 
   text_retrieval_recall@k: share of images with at least one of their captions among the k nearest
   texts. image_retrieval_recall@k: share of texts whose image is among the k nearest images.
-  chance/<metric>: what rankings at random get.
+  chance/<metric>: what rankings at random get. each/<metric>: one value an image, or a text.
   examples: evaluates the first so many; distinct: skips an example whose first caption was already
   taken, since no model can tell the two apart; captions_per_image: uses the first so many. Images
   without captions are left out.
@@ -41,20 +42,32 @@ def evaluate(
     "text": ranking.ranks(zimg, ztxt, images, image_of_text),
     "image": ranking.ranks(ztxt, zimg, image_of_text, images),
   }
-  recall = {
-    f"{wanted}_retrieval_recall@{k}": float(np.mean(rank[wanted] < k))
-    for wanted in rank
-    for k in RECALL_AT
-  }
+  found = {f"{wanted}_retrieval_recall@{k}": rank[wanted] < k for wanted in rank for k in RECALL_AT}
   counts = np.bincount(image_of_text)
-  return recall | {
-    f"chance/{wanted}_retrieval_recall@{k}": _chance(k, own, total)
+  return kind.means(found) | {
+    f"chance/{wanted}_retrieval_recall@{k}": chance(k, own, total)
     for wanted, own, total in (("text", counts, len(ztxt)), ("image", np.ones(1), len(zimg)))
     for k in RECALL_AT
   }
 
 
-def _chance(k: int, own: np.ndarray, total: int) -> float:
+def show(
+  data, embedder, config, name, *, examples: int | None, distinct: bool, captions_per_image
+) -> str:
+  """What some of the texts and of the pictures find."""
+  del config
+  indices = _distinct(data, examples) if distinct else ranking.first(data, examples)
+  indices = [i for i in indices if data.captions(i)]
+  zimg, rest = ranking.embed_images(data, indices, embedder)
+  captions = [example["captions"][:captions_per_image] for example in rest]
+  texts = [text for of_image in captions for text in of_image]
+  image_of_text = np.repeat(np.arange(len(captions)), [len(of_image) for of_image in captions])
+  return showing.retrieval(
+    zimg, embedder.texts(texts), image_of_text, texts, lambda i: data[indices[i]]["image"], name
+  )
+
+
+def chance(k: int, own: np.ndarray, total: int) -> float:
   """Mean share of queries with one of their `own` items among k of `total` drawn without
   replacement.
   """
@@ -90,6 +103,7 @@ KIND = kind.Kind(
   ),
   evaluate=evaluate,
   check=check,
+  show=show,
   fields={
     "examples": kind.EXAMPLES,
     "distinct": Field(False, "skips an example whose first caption was already taken"),

@@ -5,71 +5,82 @@ from __future__ import annotations
 import numpy as np
 
 from siglax.config.parts import Field
+from siglax.evals import classification
 from siglax.evals import kind
+from siglax.evals import names
 from siglax.evals import ranking
+from siglax.evals import showing
 
 # Texts embedded at a time, so that many classes times many templates stay small in memory.
 MAX_TEXTS = 2**14
-TEMPLATES = ("a photo of a {}.",)
+SHOWN_AT_ONCE = 2**12  # pictures
+DEFAULT = ("a photo of a {}.",)
 
 
-def evaluate(
-  data, embedder, config, loss, *, classnames, templates, examples: int | None
-) -> dict[str, float]:
-  """acc1, acc5 and mean_per_class_recall, each in 0..1, as CLIP_benchmark defines them.
+def evaluate(data, embedder, config, loss, *, classnames, templates, examples: int | None) -> dict:
+  """acc1, acc5 and mean_per_class_recall: see `classification.metrics`.
 
-  acc1, acc5: share of images whose class is the nearest, or among the nearest five (1 below six
-  classes).
-  mean_per_class_recall: mean over the classes that occur of the share of their images that is
-  right. chance/<metric>: what a guess among all classes gets.
-  classnames: names in the order of the labels; templates: texts with {} for the name; None takes
-  the data's, and for want of them TEMPLATES.
+  classnames: names in the order of the labels, or a file of them; templates: texts with {} for the
+  name, a file of them, or the name of a set; None takes the data's, and for want of them DEFAULT.
   examples: evaluates the first so many. Raises ValueError without names and for a label that has
   none.
   """
   del config, loss
-  names = _names(data, classnames)
-  templates = templates or getattr(data, "templates", None) or TEMPLATES
+  classes, templates = _names(data, classnames), _templates(data, templates)
   zimg, rest = ranking.embed_images(data, ranking.first(data, examples), embedder)
-  labels = np.array([_label(example, i, names) for i, example in enumerate(rest)], np.int32)
+  labels = np.array([_label(example, i, classes) for i, example in enumerate(rest)], np.int32)
   rank = ranking.ranks(
     zimg,
-    classifier(embedder.texts, names, templates),
+    classifier(embedder.texts, classes, templates),
     labels,
-    np.arange(len(names), dtype=np.int32),
+    np.arange(len(classes), dtype=np.int32),
   )
-  count, right = (np.bincount(labels, weights=w, minlength=len(names)) for w in (None, rank == 0))
-  present = count > 0
-  return {
-    "acc1": float(np.mean(rank < 1)),
-    "acc5": float(np.mean(rank < 5)),
-    "mean_per_class_recall": float(np.mean(right[present] / count[present])),
-    "chance/acc1": 1 / len(names),
-    "chance/acc5": min(5 / len(names), 1.0),
-    "chance/mean_per_class_recall": 1 / len(names),
-  }
+  return classification.metrics(rank, labels, len(classes))
 
 
-def check(data, config, *, classnames, examples: int | None, **fields):
-  """ValueError without class names, or for one of the first labels that has none."""
-  del config, fields
-  names = _names(data, classnames)
+def show(data, embedder, config, name, *, classnames, templates, examples: int | None) -> str:
+  """What each picture was taken for."""
+  del config, name
+  classes = _names(data, classnames)
+  zimg, rest = ranking.embed_images(data, ranking.first(data, examples), embedder)
+  zcls = classifier(embedder.texts, classes, _templates(data, templates))
+  labels = np.array([_label(example, i, classes) for i, example in enumerate(rest)])
+  # A few pictures at a time, as there may be many classes. Of equal scores the first class counts.
+  blocks = (zimg[i : i + SHOWN_AT_ONCE] @ zcls.T for i in range(0, len(zimg), SHOWN_AT_ONCE))
+  predicted = np.concatenate([np.nan_to_num(x, nan=-np.inf).argmax(axis=1) for x in blocks])
+  return showing.classes(labels, predicted, classes)
+
+
+def check(data, config, *, classnames, templates, examples: int | None):
+  """ValueError without class names, for templates without classes to put into them, and for one of
+  the first labels that has no name.
+  """
+  del config
+  classes = _names(data, classnames)
+  _templates(data, templates)
   for i in ranking.first(data, examples)[: ranking.LOOKED_AT]:
-    _label(data[i], i, names)
+    _label(data[i], i, classes)
 
 
-def _names(data, classnames):
-  names = data.classnames if classnames is None else classnames
-  if not names:
+def _names(data, classnames) -> tuple[str, ...]:
+  classes = data.classnames if classnames is None else names.classnames(classnames)
+  if not classes:
     raise ValueError("the data has no class names; give classnames, one for each label")
-  return names
+  return classes
 
 
-def _label(example, i: int, names) -> int:
+def _templates(data, templates) -> tuple[str, ...]:
+  if templates is not None:
+    return names.templates(templates)
+  return getattr(data, "templates", None) or DEFAULT
+
+
+def _label(example, i: int, classes) -> int:
   label = example.get("label")
-  if label is None or not 0 <= label < len(names):
+  if label is None or not 0 <= label < len(classes):
     raise ValueError(
-      f"example {i} has label {label}, but the {len(names)} classnames need 0 to {len(names) - 1}"
+      f"example {i} has label {label}, but the {len(classes)} classnames need 0 to "
+      f"{len(classes) - 1}"
     )
   return label
 
@@ -88,37 +99,29 @@ def classifier(embed_texts, classnames, templates) -> np.ndarray:
   return np.concatenate(rows)
 
 
-def _names_problem(value) -> str | None:
-  good = isinstance(value, (tuple, list)) and value and all(isinstance(x, str) for x in value)
-  return None if good else "must be a tuple of names, one for each label"
-
-
-def _templates_problem(value) -> str | None:
-  good = _names_problem(value) is None and all(text.count("{}") == 1 for text in value)
-  example = '("a photo of a {}.",)'
-  return None if good else f"must be a tuple of texts with one {{}} each, such as {example}"
-
-
 KIND = kind.Kind(
   "zero_shot",
   "each image goes to the class whose text is nearest",
-  metrics=("acc1", "acc5", "mean_per_class_recall"),
+  metrics=classification.NAMES,
   evaluate=evaluate,
   check=check,
+  show=show,
   fields={
     "classnames": Field(
       None,
-      "names in the order of the labels; None takes the data's",
-      kind=tuple,
+      "names in the order of the labels, or a file of them: one a line, or JSON; None takes the "
+      "data's",
+      kind=str | tuple,
       optional=True,
-      check=_names_problem,
+      check=names.classnames_problem,
     ),
     "templates": Field(
       None,
-      f"texts with {{}} for the name of a class; None takes the data's, or else {TEMPLATES!r}",
-      kind=tuple,
+      "a text with {} for the name of a class, several, a file with one a line, or imagenet80 for "
+      f"CLIP's of ImageNet; None takes the data's, or else {DEFAULT!r}",
+      kind=str | tuple,
       optional=True,
-      check=_templates_problem,
+      check=names.templates_problem,
     ),
     "examples": kind.EXAMPLES,
   },

@@ -81,6 +81,8 @@ def find(path) -> Checkpoint | None:
   file, wanted = split(path)
   if not file.exists():
     raise ValueError(f"{file}: no such file or folder")
+  if bucket.holds_run(file):  # whose config.json may be damaged
+    return None
   if (form := _recognised(file)) is None:
     if file.is_dir():
       return None

@@ -24,9 +24,11 @@ _TRAINING = {
   "image.grey_probability",
   "image.max_pixels",
   "image.max_bytes",
+  "text.captions",
   "model.init_from",
   "model.scale_init",
   "model.bias_init",
+  "model.relative_bias",
   "model.image.patch_drop",
   *(
     f"model.{tower}.{name}"

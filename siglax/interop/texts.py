@@ -1,7 +1,8 @@
 """The tokenizer in a folder of transformers or open_clip, in and out.
 
 Both open it by transformers' AutoTokenizer: a sentencepiece model as a SiglipTokenizer, a
-tokenizer.json by the tokenizers library.
+tokenizer.json by the tokenizers library. A sentencepiece model whose texts are not those of a
+SiglipTokenizer goes out as a tokenizer.json.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from siglax.data import text as text_lib
 from siglax.interop import fields
 from siglax.interop import files
 from siglax.interop import output
+from siglax.interop import sentencepiece_json
 
 CONFIG = "tokenizer_config.json"
 SENTENCEPIECE, JSON = "spiece.model", "tokenizer.json"
@@ -72,19 +74,24 @@ def _is_json(text) -> bool:
   return text.kind.names[0] == JSON
 
 
+def _as_siglips(tower) -> bool:
+  """Whether a sentencepiece model goes out as a SiglipTokenizer."""
+  text = tower.text
+  return text.strip_punctuation and (text.pad == "eos" or not _padding_is_seen(tower))
+
+
 def carries(tower, otherwise: str | None = None) -> dict:
   """What AutoTokenizer's files can say of config.text (fields.py).
 
   otherwise: fields.LEFT_OUT lets towers go out without a tokenizer that has no place; None refuses
   them.
   """
-  text = tower.text
-  if text is not None and _is_json(text):
+  text, seen = tower.text, _padding_is_seen(tower)
+  if text is not None and (_is_json(text) or sentencepiece_json.converts(text)):
     table = fields.any_value(*FIELDS)
-    if _padding_is_seen(tower) and text.pad == "zero":
+    if seen and text.pad == "zero":
       table["text.pad"] = ("eos", "pad")
     return table
-  seen = _padding_is_seen(tower)
   table = fields.any_value("text.tokenizer", "text.lowercase") | {
     "text.strip_punctuation": (True,),
     "text.pad": ("eos",) if seen else fields.ANY,
@@ -111,17 +118,24 @@ def write(tower, folder: pathlib.Path):
   text = tower.text
   if not is_written(tower):
     return
-  is_json = _is_json(text)
-  text.save(folder / (JSON if is_json else SENTENCEPIECE))
-  output.write_json(folder / CONFIG, config_json(text))
+  kind = "PreTrainedTokenizerFast"
+  if _is_json(text):
+    text.save(folder / JSON)
+  elif _as_siglips(tower):
+    kind = "SiglipTokenizer"
+    text.save(folder / SENTENCEPIECE)
+  else:
+    (folder / JSON).write_bytes(sentencepiece_json.converted(text))
+  output.write_json(folder / CONFIG, {"tokenizer_class": kind, **_config_json(text)})
 
 
-def config_json(text: text_lib.TextProcessor) -> dict:
+def _config_json(text: text_lib.TextProcessor) -> dict:
   """tokenizer_config.json. It gives no attention mask: SigLIP attends to padding too, and of CLIP's
   causal towers it changes nothing.
   """
   end = text.piece(text.eos_id)
-  shared = {
+  return {
+    "do_lower_case": text.lowercase,
     "model_input_names": ["input_ids"],
     "model_max_length": text.length,
     "padding_side": "right",
@@ -130,6 +144,3 @@ def config_json(text: text_lib.TextProcessor) -> dict:
     "pad_token": end if text.pad == "zero" else text.piece(text.pad_id),
     **({} if text.unk_id is None else {"unk_token": text.piece(text.unk_id)}),
   }
-  if _is_json(text):
-    return {"tokenizer_class": "PreTrainedTokenizerFast", **shared}
-  return {"tokenizer_class": "SiglipTokenizer", "do_lower_case": text.lowercase, **shared}

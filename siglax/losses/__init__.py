@@ -21,17 +21,22 @@ registers a loss of one's own from outside the package.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from siglax.config.parts import Registry
+from siglax.losses import cyclip
 from siglax.losses import focal
+from siglax.losses import global_contrastive
 from siglax.losses import hinge
 from siglax.losses import pairs
 from siglax.losses import ring
 from siglax.losses import sigmoid
+from siglax.losses import sigmoid_masked
 from siglax.losses import softmax
+from siglax.losses import softmax_hard
 from siglax.losses.layout import IMPLS
 from siglax.losses.layout import Batch
 from siglax.losses.layout import Layout
@@ -41,7 +46,18 @@ from siglax.losses.layout import plan
 from siglax.losses.loss import Loss
 
 LOSSES: Registry[Loss] = Registry(
-  "loss", (sigmoid.LOSS, softmax.LOSS, focal.LOSS, hinge.LOSS), merged=True
+  "loss",
+  (
+    sigmoid.LOSS,
+    softmax.LOSS,
+    focal.LOSS,
+    hinge.LOSS,
+    global_contrastive.LOSS,
+    sigmoid_masked.LOSS,
+    softmax_hard.LOSS,
+    cyclip.LOSS,
+  ),
+  merged=True,
 )
 
 
@@ -128,6 +144,33 @@ def hinge_loss(
   return _compute(hinge.LOSS, batch, (), layout, margin=margin, negatives=negatives)
 
 
+def global_loss(
+  zimg,
+  ztxt,
+  scale,
+  *,
+  temperature="fixed",
+  rho=6.5,
+  epsilon=1e-14,
+  mesh=None,
+  axis="data",
+  impl="auto",
+  tile=None,
+  weights=None,
+  labels=None,
+) -> jax.Array:
+  """SogCLR and FastCLIP of a batch alone, γ = 1: τ·(1/Σw) Σ_i w_i [log(ε + g_i) + log(ε + g'_i)],
+  τ = 1 / scale.
+
+  g_i = Σ_j w_j exp((s_ij − s_ii) / τ) / Σ_j w_j over j that do not match i; temperature="learned"
+  adds 2·rho·τ. In a training u of running.py is in the place of g. Global view; see the module for
+  arguments and errors. Source: arXiv 2202.12387 and 2407.01445.
+  """
+  batch, layout = Batch(zimg, ztxt, weights, labels), Layout(mesh, axis, impl, tile)
+  options = {"temperature": temperature, "rho": rho, "epsilon": epsilon}
+  return _compute(global_contrastive.LOSS, batch, (scale,), layout, **options)
+
+
 def pairwise(name: str, formula, doc: str = "A loss of one's own.", fields=None) -> Loss:
   """Makes and registers a loss of one's own, (1/Σw) Σ_ij w_i w_j l(x_ij, p_ij) with x =
   scale·zimg·ztxtᵀ + bias.
@@ -149,42 +192,63 @@ def pairwise(name: str, formula, doc: str = "A loss of one's own.", fields=None)
   return LOSSES.register(loss)
 
 
-def make(config, mesh=None, axis="data"):
-  """The loss of `config.loss`: (zimg, ztxt, scale, bias, weights=, labels=) → scalar."""
-  loss = LOSSES.find(config.name, "config.loss.name")
-  layout = Layout(mesh, axis, config.impl, config.tile)
-  options = {name: config[name] for name in loss.fields}
+def layout(config, mesh=None, axis="data") -> Layout:
+  """How `config.loss` is computed on a mesh."""
+  return Layout(mesh, axis, config.impl, config.tile)
 
-  def compute(zimg, ztxt, scale, bias, weights=None, labels=None):
-    batch = Batch(zimg, ztxt, weights, labels)
-    return _compute(loss, batch, loss.scalars(scale, bias), layout, **options)
+
+def make(config, mesh=None, axis="data"):
+  """The loss of `config.loss`: (zimg, ztxt, scale, bias, weights=, labels=) → scalar.
+
+  With running=, of a loss that remembers examples (running.py), (scalar, rows to store).
+  """
+  loss = LOSSES.find(config.name, "config.loss.name")
+  options, where = loss.options(config), layout(config, mesh, axis)
+
+  def compute(zimg, ztxt, scale, bias, weights=None, labels=None, running=None):
+    batch = Batch(zimg, ztxt, weights, labels, running)
+    return _compute(loss, batch, loss.scalars(scale, bias), where, **options)
 
   return compute
 
 
-def _compute(loss: Loss, batch: Batch, scalars: tuple, layout: Layout, **options) -> jax.Array:
-  """The loss of a batch in the global view. options: values of the loss's own fields."""
+def _compute(loss: Loss, batch: Batch, scalars: tuple, layout: Layout, **options) -> Any:
+  """The loss of a batch in the global view, a scalar; (scalar, rows to store) of a batch with
+  `running`. options: values of the loss's own fields.
+  """
   batch.check()
   layout.check(len(batch.zimg))
   for name, value in options.items():
     if isinstance(value, (int, float, str)) and (problem := loss.fields[name].problem(value)):
       raise ValueError(f"{name}={value!r} {problem} (config.loss.{name})")
+  if loss.plus is not None:
+    added = {name: options.pop(name) for name in loss.plus.fields}
+    return _value(loss, batch, scalars, layout, **options) + _value(
+      loss.plus, batch, (), layout, **added
+    )
+  return _value(loss, batch, scalars, layout, **options)
+
+
+def _value(loss: Loss, batch: Batch, scalars: tuple, layout: Layout, **options):
+  """Of a loss alone, without what is added to it; with running, (value, rows to store)."""
   layout = layout.chosen(*batch.zimg.shape)
   zimg, ztxt = (
     z.astype(jnp.float32) if z.dtype == jnp.float64 else z for z in (batch.zimg, batch.ztxt)
   )
   scalars = tuple(jnp.asarray(x, jnp.float32) for x in scalars)
-  weights, factors = batch.weights, []
+  weights, factors, running = batch.weights, [], batch.running
   if weights is not None:
     weights, *factors = pairs.scaled(weights)
   if layout.impl == "dense":
     present = (ring.present_rows(z, weights) for z in (zimg, ztxt))
-    value = loss.dense(*present, *scalars, weights, batch.labels, **options)
+    remembered = {} if running is None else {"running": running}
+    value = loss.dense(*present, *scalars, weights, batch.labels, **remembered, **options)
   else:
     value = ring.differentiable(loss.per_device(**options), layout)(
-      zimg, ztxt, scalars, weights, batch.labels
+      zimg, ztxt, scalars, weights, batch.labels, running
     )
-  if weights is None:
-    return value
-  rescale = functools.partial(loss.rescale, **options)
-  return jnp.where(factors[0] == 0, 0, functools.reduce(rescale, factors, value))
+  value, rows = (value, None) if running is None else value
+  if weights is not None:
+    rescale = functools.partial(loss.rescale, **options)
+    value = jnp.where(factors[0] == 0, 0, functools.reduce(rescale, factors, value))
+  return value if running is None else (value, rows)

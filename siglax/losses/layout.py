@@ -25,6 +25,7 @@ class Batch:
   """Embeddings zimg and ztxt [B, d] with weights float [B] and labels int [B], each None where not
   given.
 
+  running: of a loss that remembers examples, what `running.fetch` gives of these.
   In the global view; within a transport, the rows of one device.
   """
 
@@ -32,6 +33,7 @@ class Batch:
   ztxt: jax.Array
   weights: jax.Array | None = None
   labels: jax.Array | None = None
+  running: dict | None = None
 
   def check(self):
     """ValueError in one line for shapes that differ, and for labels that are not integers."""

@@ -32,6 +32,13 @@ class Loss:
   bias_init: (batch size, share of the other pairs that match) → the bias at the start; None where
   there is no bias.
   rescale: (loss, c, **options) → the loss where all weights are c times as large.
+  plus: a loss of embeddings alone, without scale and bias, that is added to this one; its fields
+  are among `fields`, and are options of it alone.
+  gamma: (steps of the training, **options) → γ by the step, of a loss that remembers of each
+  example of the data a running normaliser (running.py), u ← (1 − γ)·u + γ·g; None for one that
+  remembers nothing. The former's dense and per_device take `running` and give (loss, rows to
+  store) in place of the loss; without `running`, u is g, and they give the loss alone.
+  slower_scale: (scale, factor), the factor of the learning rate of the scale where it is larger.
   """
 
   name: str
@@ -43,10 +50,17 @@ class Loss:
   scale_max: float | None = None
   bias_init: Callable[[int, float], float] | None = None
   rescale: Callable[..., jax.Array] = weighted_once
+  plus: Loss | None = None
+  gamma: Callable[..., Callable] | None = None
+  slower_scale: tuple[float, float] | None = None
 
   def scalars(self, scale, bias) -> tuple:
     """Those of the two that the loss depends on."""
     return (scale,) * self.has_scale + (bias,) * (self.bias_init is not None)
+
+  def options(self, config) -> dict:
+    """The values of its fields in `config.loss`."""
+    return {name: config[name] for name in self.fields}
 
 
 def matched_prior(batch_size: int, share: float) -> float:

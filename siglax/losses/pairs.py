@@ -148,7 +148,7 @@ def loss(name: str, doc: str, formula, with_derivative=None, fields=None) -> Los
     return dense_mean(formula(x_BB, positives(labels_B, len(x_BB)), **options), weights_B)
 
   def per_device(**options):
-    return _per_device(functools.partial(with_derivative, **options))
+    return in_one_trip(functools.partial(with_derivative, **options))
 
   return Loss(name, doc, dense, per_device, fields=dict(fields or {}), bias_init=matched_prior)
 
@@ -186,9 +186,12 @@ def _with_derivative(formula, x_tt, p_tt, **options):
   return loss_tt, dx_tt
 
 
-def _per_device(with_derivative):
+def in_one_trip(with_derivative, choose=None):
   """The program of a sum over pairs, for `ring.differentiable`: one trip of the texts, 6·b·B·d
   FLOPs a device.
+
+  choose: (transport, batch) → (row, col, similarity [t, t]) → bool [t, t], the pairs that the sum
+  is over; None takes all. It may send trips of its own before.
 
   Each pair adds to the loss on its own, so the gradient is made in the pass that makes the loss.
   Sums of the loss and of dbias are kept by row, so that they stay exact over millions of columns;
@@ -199,10 +202,14 @@ def _per_device(with_derivative):
     scale, bias = scalars
     zimg_bd, weights_b = batch.zimg, batch.weights
     total = total_weight(transport, batch)
+    chosen = None if choose is None else choose(transport, batch)
 
     def visit(row, col, row_state, col_state):
       s_tt = similarity(row["z"], col["z"])
       loss_tt, dx_tt = with_derivative(scale * s_tt + bias, matches(row, col))
+      if chosen is not None:
+        chosen_tt = chosen(row, col, s_tt)
+        loss_tt, dx_tt = (jnp.where(chosen_tt, x_tt, 0) for x_tt in (loss_tt, dx_tt))
       sums = {"loss": row_state["loss"] + jnp.sum(weigh(row, col, loss_tt), axis=1)}
       if not grad:
         return sums, {}

@@ -167,6 +167,43 @@ class Ring:
     row_state, part = meet(cols, 0, row_state, paired=True)
     return row_state, merge(arrived, part)
 
+  def fetch(self, table, at):
+    """Entries `at`, int32 [b], of a table [n, …] that lies over the devices in equal parts; 0 for
+    −1.
+
+    The numbers go round, and each device adds what it has, so that nothing is larger than O(b).
+    """
+    found = jax.tree.map(lambda x: jnp.zeros((len(at), *x.shape[1:]), x.dtype), table)
+    if self.size == 1:
+      return self._look(table, at, found)
+    hop = lambda _, carry: self.pass_on((carry[0], self._look(table, *carry)))
+    return lax.fori_loop(0, self.size, hop, (at, self.varying(found)))[1]
+
+  def store(self, table, at, values):
+    """The table with the values [b, …] at the entries `at`, of which none but −1 is there twice,
+    on all devices together.
+    """
+    if self.size == 1:
+      return self._put(table, at, values)
+    hop = lambda _, carry: (self._put(*carry), *self.pass_on(carry[1:]))
+    return lax.fori_loop(0, self.size, hop, (table, at, values))[0]
+
+  def _place(self, table, at):
+    """The places in this device's part of a table, and which of `at` it has."""
+    n = len(jax.tree.leaves(table)[0])
+    place = at - self.index * n
+    return place, (0 <= place) & (place < n), n
+
+  def _look(self, table, at, found):
+    place, here, n = self._place(table, at)
+    place = jnp.clip(place, 0, n - 1)
+    return jax.tree.map(lambda x, f: jnp.where(here, x[place], f), table, found)
+
+  def _put(self, table, at, values):
+    place, here, n = self._place(table, at)
+    place = jnp.where(here, place, n)
+    return jax.tree.map(lambda x, v: x.at[place].set(v, mode="drop"), table, values)
+
   def pass_on(self, tree):
     ring = [(i, (i + 1) % self.size) for i in range(self.size)]
     return jax.tree.map(lambda x: lax.ppermute(x, self.axes, ring), tree)
@@ -192,34 +229,49 @@ class Gather(Ring):
       col_state, _ = lax.scan(lambda a, x: (merge(a, x), None), first, rest)
     return row_state, col_state
 
+  def fetch(self, table, at):
+    if self.size == 1:
+      return super().fetch(table, at)
+    everywhere = lax.all_gather(at, self.axes, tiled=True)
+    zeros = lambda x: jnp.zeros((len(everywhere), *x.shape[1:]), x.dtype)
+    found = self._look(table, everywhere, jax.tree.map(zeros, table))
+    return jax.tree.map(lambda x: lax.psum_scatter(x, self.axes, tiled=True), found)
+
+  def store(self, table, at, values):
+    if self.size > 1:
+      at, values = jax.tree.map(lambda x: lax.all_gather(x, self.axes, tiled=True), (at, values))
+    return self._put(table, at, values)
+
 
 TRANSPORTS = {"ring": Ring, "gather": Gather}
 
 
 def differentiable(program, layout: Layout):
-  """loss(zimg, ztxt, scalars, weights, labels) → float32 scalar with gradients in the first three.
-  Global view.
+  """loss(zimg, ztxt, scalars, weights, labels, running) → float32 scalar with gradients in the
+  first three. Global view.
 
   program(transport, batch, scalars, grad) → (loss, grads), per device: the loss of all devices,
   and, if grad, d loss / d (zimg, ztxt, scalars) in float32, else None. layout: its impl and tile
-  are filled in.
+  are filled in. With running (siglax/losses/running.py), which is None for a loss that remembers
+  nothing, both give (loss, rows to store) in place of the loss.
   """
 
   def run(grad, *args):
-    def per_device(zimg, ztxt, scalars, weights, labels):
+    def per_device(zimg, ztxt, scalars, weights, labels, running):
       transport = TRANSPORTS[layout.impl](layout.axes, layout.devices, layout.tile)
-      return program(transport, Batch(zimg, ztxt, weights, labels), scalars, grad)
+      return program(transport, Batch(zimg, ztxt, weights, labels, running), scalars, grad)
 
     if layout.mesh is None:
       return per_device(*args)
     rows, whole = P(layout.axes), P()
-    specs = (rows, rows, whole, rows, rows)
-    out = (whole, (rows, rows, whole) if grad else None)
+    specs = (rows, rows, whole, rows, rows, rows)
+    value = whole if args[-1] is None else (whole, rows)
+    out = (value, (rows, rows, whole) if grad else None)
     return jax.shard_map(per_device, mesh=layout.mesh, in_specs=specs, out_specs=out)(*args)
 
   @jax.custom_vjp
-  def loss(zimg, ztxt, scalars, weights, labels):
-    return run(False, zimg, ztxt, scalars, weights, labels)[0]
+  def loss(zimg, ztxt, scalars, weights, labels, running):
+    return run(False, zimg, ztxt, scalars, weights, labels, running)[0]
 
   def forward(*args):
     value, grads = run(True, *args)
@@ -228,7 +280,9 @@ def differentiable(program, layout: Layout):
 
   def backward(residuals, g):
     grads, dtypes = residuals
-    return *jax.tree.map(lambda x, like: (g * x).astype(like.dtype), grads, dtypes), None, None
+    g, *_ = jax.tree.leaves(g)  # the rows to store have no gradient
+    of_first = jax.tree.map(lambda x, like: (g * x).astype(like.dtype), grads, dtypes)
+    return *of_first, None, None, None
 
   loss.defvjp(forward, backward)
   return loss

@@ -65,14 +65,14 @@ def _per_device(transport, batch, scalars, grad):
       "mass": row_state["mass"] + jnp.sum(w_tt, axis=1),
     }
     # x + log w_i + log w_j is largest in a row where x + log w_j is, and in a column where x + log
-    # w_i is: one matrix serves both, and `_add` subtracts the log w that does not belong there.
+    # w_i is: one matrix serves both, and `add_tile` subtracts the log w that does not belong there.
     both_tt = x_tt + pairs.log_weights(row["w"], 1) + pairs.log_weights(col["w"], 0)
     both_tt = jnp.where(present_tt, both_tt, pairs.LOWEST)
-    add = functools.partial(_add, x_tt, both_tt, present_tt)
+    add = functools.partial(add_tile, x_tt, both_tt, present_tt)
     return add(row_state, row, col, 1) | positive, add(col_state, col, row, 0)
 
   row_state = none | {"target": zeros_b, "mass": zeros_b}
-  row_b, col_b = transport.around(normalise, rows, cols, row_state, none, _merge)
+  row_b, col_b = transport.around(normalise, rows, cols, row_state, none, merge)
   target_b = row_b["target"] / row_b["mass"]
   lse_b = 0.5 * (
     row_b["m"] - target_b + col_b["m"] - target_b + jnp.log(row_b["s"]) + jnp.log(col_b["s"])
@@ -85,8 +85,8 @@ def _per_device(transport, batch, scalars, grad):
 
   def differentiate(row, col, row_state, col_state):
     x_tt = scale * pairs.similarity(row["z"], col["z"])
-    from_row_tt = _exp(x_tt, row["m"], col, 1) * row["share"][:, None]
-    dx_tt = from_row_tt + _exp(x_tt, col["m"], row, 0) * col["share"]
+    from_row_tt = weighted_exp(x_tt, row["m"], col, 1) * row["share"][:, None]
+    dx_tt = from_row_tt + weighted_exp(x_tt, col["m"], row, 0) * col["share"]
     target_tt = row["target"][:, None] * (1.0 if col["w"] is None else col["w"])
     dx_tt = dx_tt - jnp.where(pairs.matches(row, col), target_tt, 0)
     dx_tt = jnp.where(pairs.present(row, col), dx_tt, 0)
@@ -103,7 +103,7 @@ def _per_device(transport, batch, scalars, grad):
   return loss, (row_b["dimg"] * (scale / total), col_b["dtxt"] * (scale / total), (dscale,))
 
 
-def _add(x_tt, both_tt, present_tt, state, own, others, axis):
+def add_tile(x_tt, both_tt, present_tt, state, own, others, axis):
   """The normalisers of the examples `own` with a tile of logits added, over the examples `others`.
 
   axis: 1 where `own` are the rows of the tile, 0 where they are its columns.
@@ -112,11 +112,11 @@ def _add(x_tt, both_tt, present_tt, state, own, others, axis):
   if own["w"] is not None:
     m_t = jnp.where(own["w"] > 0, m_t - jnp.log(own["w"]), pairs.LOWEST)
   m_t = jnp.maximum(state["m"], m_t)
-  e_tt = jnp.where(present_tt, _exp(x_tt, m_t, others, axis), 0)
+  e_tt = jnp.where(present_tt, weighted_exp(x_tt, m_t, others, axis), 0)
   return {"m": m_t, "s": state["s"] * jnp.exp(state["m"] - m_t) + jnp.sum(e_tt, axis=axis)}
 
 
-def _exp(x_tt, m_t, others, axis):
+def weighted_exp(x_tt, m_t, others, axis):
   """w exp(x − m) with the weights of the `others`; it is finite, as x + log w ≤ m and w is no
   subnormal float.
   """
@@ -124,13 +124,13 @@ def _exp(x_tt, m_t, others, axis):
   return e_tt if others["w"] is None else jnp.expand_dims(others["w"], 1 - axis) * e_tt
 
 
-def _merge(a, b):
+def merge(a, b):
   """The normalisers over all others, of those over two parts of them."""
   m_b = jnp.maximum(a["m"], b["m"])
   return {"m": m_b, "s": a["s"] * jnp.exp(a["m"] - m_b) + b["s"] * jnp.exp(b["m"] - m_b)}
 
 
-def _rescale(loss, c):
+def rescale(loss, c):
   """All normalisers are c times as large."""
   return loss + jnp.log(c)
 
@@ -141,5 +141,5 @@ LOSS = Loss(
   dense,
   lambda: _per_device,
   scale_max=100.0,
-  rescale=_rescale,
+  rescale=rescale,
 )

@@ -9,10 +9,11 @@ from siglax.models.towers import declared
 from siglax.models.two_towers import TOWERS
 from siglax.models.two_towers import TwoTowers
 from siglax.models.two_towers import is_statistic
-from siglax.models.two_towers import merge_lora
+from siglax.models.two_towers import plain
+from siglax.models.two_towers import plain_params
 from siglax.models.two_towers import scale_and_bias
 from siglax.models.two_towers import stack_blocks
-from siglax.models.two_towers import without_lora
+from siglax.models.two_towers import with_bias
 
 
 def build(config, towers: tuple[str, ...] = TOWERS) -> TwoTowers:

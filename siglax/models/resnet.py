@@ -182,10 +182,28 @@ class ResNet(nnx.Module):
 
   def __call__(self, images, keys=None):
     """keys: of dropout, which there is none of."""
+    x = self._positions(images)
+    return self.pool(x[:, :1], x)[:, 0]
+
+  def _positions(self, images):
+    """The mean of the last feature map, then its places, all with their positions."""
     x = self.tokens(images)
     mean = x.mean(axis=1, keepdims=True, dtype=jnp.float32).astype(x.dtype)
-    x = jnp.concatenate([mean, x], axis=1) + self.pos_embedding[...].astype(x.dtype)
-    return self.pool(x[:, :1], x)[:, 0]
+    return jnp.concatenate([mean, x], axis=1) + self.pos_embedding[...].astype(x.dtype)
+
+  def patch_embeddings(self, images):
+    """[n, places, embed_dim]: what the tower would give if pooling saw one place alone."""
+    x = self._positions(images)[:, 1:]
+    n, places, width = x.shape
+    x = x.reshape(n * places, 1, width)
+    return self.pool(x, x).reshape(n, places, -1)
+
+  def pooling_attention(self, images):
+    """Float32 [n, heads, places]: what pooling takes of each place; the sums lack what it takes of
+    their mean.
+    """
+    x = self._positions(images)
+    return self.pool.weights(x[:, :1], x)[:, :, 0, 1:]
 
 
 def draw_kernels(convs: list[nnx.Conv], key: jax.Array):

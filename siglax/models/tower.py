@@ -29,6 +29,8 @@ class Tower:
   variants: {name in config.variant: its sizes, as the tower likes them}.
   build: (config, embed_dim, rngs) → nnx.Module. Of images its `__call__(images, keys=None)` is
   float [n, H, W, 3], normalised → [n, embed_dim], and its `tokens(images)` → [n, places, width];
+  for maps it may have `patch_embeddings(images)` → [n, places, embed_dim] and
+  `pooling_attention(images)` → [n, heads, places], places row by row;
   of texts its `__call__(tokens, keys=None)` is int32 [n, l] → [n, embed_dim]. keys [n] are given in
   training, for what is random. Activations have config.dtype, parameters float32.
   embed_dim: (config) → width of its embedding where config.model.embed_dim is None; of images only.

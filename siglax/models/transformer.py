@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 from flax import nnx
@@ -168,6 +169,15 @@ class Attention(nnx.Module):
     )
     return self.out(y.reshape(queries.shape[0], queries.shape[1], -1))
 
+  def weights(self, queries, inputs):
+    """What each query [n, q, d] takes of each input [n, l, d]: float32 [n, h, q, l], sums of 1."""
+    q, k = (
+      f(x).astype(jnp.float32).reshape(*x.shape[:2], self.heads, -1)
+      for f, x in ((self.query, queries), (self.key, inputs))
+    )
+    logits = jnp.einsum("nqhc,nlhc->nhql", q, k) * q.shape[-1] ** -0.5
+    return jax.nn.softmax(logits, axis=-1)
+
 
 class Block(nnx.Module):
   """x + attention(norm(x)), then x + mlp(norm(x))."""
@@ -225,7 +235,8 @@ class Encoder(nnx.Module):
     else:
       self.blocks = nnx.List([make(rngs) for _ in range(shape.depth)])
 
-  def __call__(self, x, keys=None, *, causal: bool = False, mask=None):
+  def __call__(self, x, keys=None, *, causal: bool = False, mask=None, first: int | None = None):
+    """first: runs so many blocks alone; None runs all."""
     graphdef, _ = nnx.split(self.blocks if self.scan else self.blocks[0])
 
     def block(x, layer):
@@ -237,10 +248,21 @@ class Encoder(nnx.Module):
     if self.remat != "none":
       block = jax.checkpoint(block, policy=REMAT[self.remat], prevent_cse=not self.scan)
     if self.scan:
-      return jax.lax.scan(block, x, (nnx.state(self.blocks), jnp.arange(self.depth)))[0]
-    for i, layer in enumerate(self.blocks):
+      layers = nnx.state(self.blocks), jnp.arange(self.depth)
+      if first is not None:
+        layers = jax.tree.map(lambda leaf: leaf[:first], layers)
+      return jax.lax.scan(block, x, layers)[0]
+    for i, layer in enumerate(itertools.islice(self.blocks, first)):
       x, _ = block(x, (nnx.state(layer), i))
     return x
+
+  @property
+  def last(self) -> Block:
+    """The last block."""
+    if not self.scan:
+      return self.blocks[-1]
+    graphdef, state = nnx.split(self.blocks)
+    return nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[-1], state))
 
 
 class MapHead(nnx.Module):
@@ -255,9 +277,15 @@ class MapHead(nnx.Module):
     self.mlp = Mlp(shape, dtype, rngs)
 
   def __call__(self, x, mask=None):
-    probe = jnp.broadcast_to(self.probe[...], (x.shape[0], 1, x.shape[2])).astype(x.dtype)
-    y = self.attention(probe, x, mask=mask)
+    y = self.attention(self._probe(x), x, mask=mask)
     return (y + self.mlp(self.norm(y).astype(y.dtype)))[:, 0]
+
+  def weights(self, x):
+    """What the probe takes of each position [n, l, d]: float32 [n, h, l], sums of 1."""
+    return self.attention.weights(self._probe(x), x)[:, :, 0]
+
+  def _probe(self, x):
+    return jnp.broadcast_to(self.probe[...], (x.shape[0], 1, x.shape[2])).astype(x.dtype)
 
 
 def unit(x: jax.Array) -> jax.Array:

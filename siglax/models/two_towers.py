@@ -3,6 +3,7 @@
 NNX modules describe the towers; they are split once, so that a step sees a plain nested dict under
 jax.jit:
     {"image": {…}, "text": {…}, "log_scale": (), "bias": ()}       bias only where the loss has one
+With config.model.relative_bias there is "relative_bias" in the place of "bias".
 The running statistics of batch norm (siglax/models/resnet.py) are leaves among them, "…/norm/mean"
 and "…/norm/var".
 """
@@ -80,7 +81,9 @@ class TwoTowers:
     if len(params) < len(TOWERS):
       return params
     params["log_scale"] = jnp.float32(math.log(self.config.scale_init))
-    if self.config.bias_init is not None:
+    if self.config.bias_init is not None and self.config.relative_bias:
+      params["relative_bias"] = jnp.float32(-self.config.bias_init / self.config.scale_init)
+    elif self.config.bias_init is not None:
       params["bias"] = jnp.float32(self.config.bias_init)
     return params
 
@@ -132,10 +135,32 @@ class TwoTowers:
     """
     return self._tower(params, "image").tokens(self.normalize(images))
 
+  def patch_embeddings(self, params: dict, images: jax.Array) -> jax.Array:
+    """images [N, H, W, 3] → unit rows float32 [N, places, d] in the space of the texts: what the
+    image tower would give if its pooling saw one place alone.
+    """
+    return transformer.unit(self._maps(params, "patch_embeddings")(self.normalize(images)))
 
-def without_lora(model: TwoTowers) -> TwoTowers:
-  """The model whose parameters `merge_lora` gives."""
+  def pooling_attention(self, params: dict, images: jax.Array) -> jax.Array:
+    """images [N, H, W, 3] → float32 [N, heads, places]: the weight of each place in pooling."""
+    return self._maps(params, "pooling_attention")(self.normalize(images))
+
+  def _maps(self, params: dict, name: str):
+    """A method of the image tower that not all have."""
+    if (method := getattr(self._tower(params, "image"), name, None)) is None:
+      raise ValueError(
+        f"the image tower {self.declared['image'].name!r} has no {name}; those of siglax with a "
+        "fixed grid of places have (vit, resnet)"
+      )
+    return method
+
+
+def plain(model: TwoTowers) -> TwoTowers:
+  """The model whose parameters `plain_params` gives: without LoRA, with a bias as all formats have
+  it.
+  """
   config = ConfigDict(model.config)
+  config.relative_bias = False
   for name in model.towers:
     config[name].lora_rank = 0
   return TwoTowers(config, model.towers)
@@ -180,13 +205,33 @@ def merge_lora(params: dict) -> dict:
   return merged
 
 
+def plain_params(params: dict) -> dict:
+  """The parameters of the same towers without LoRA, and with a bias in the place of a relative
+  one.
+  """
+  return with_bias(merge_lora(params), relative=False)
+
+
+def with_bias(params: dict, relative: bool) -> dict:
+  """The parameters with the bias, if there is one, as a relative one or not."""
+  here, wanted = ("bias", "relative_bias") if relative else ("relative_bias", "bias")
+  if here not in params:
+    return params
+  scale, bias = scale_and_bias(params)
+  rest = {name: value for name, value in params.items() if name != here}
+  return rest | {wanted: -bias / scale if relative else bias}
+
+
 def scale_and_bias(params: dict) -> tuple[jax.Array, jax.Array]:
-  """exp(t') and the bias, 0 where the loss has none. ValueError for the parameters of one tower
-  alone.
+  """exp(t') and the bias, 0 where the loss has none; of a relative bias r it is −exp(t')·r, so that
+  the logits are exp(t')·(zimg·ztxt − r). ValueError for the parameters of one tower alone.
   """
   if "log_scale" not in params:
     raise ValueError("one tower alone has neither a scale nor a bias; load a checkpoint of both")
-  return jnp.exp(params["log_scale"]), params.get("bias", jnp.float32(0))
+  scale = jnp.exp(params["log_scale"])
+  if "relative_bias" in params:
+    return scale, -scale * params["relative_bias"]
+  return scale, params.get("bias", jnp.float32(0))
 
 
 def _rename(tree: dict, rename) -> dict:

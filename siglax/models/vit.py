@@ -134,6 +134,11 @@ class VisionTransformer(nnx.Module):
 
     Random keys [n], given in training, turn dropout and config.patch_drop on.
     """
+    x = self.encoder(self._embed(images, keys), keys)
+    return self.norm(x).astype(self.dtype)
+
+  def _embed(self, images, keys=None):
+    """All positions before the first block, [n, positions, d]."""
     x = self.stem(images.astype(self.dtype))
     n, rows, columns, width = x.shape
     x, positions = (
@@ -149,12 +154,38 @@ class VisionTransformer(nnx.Module):
       x = jnp.concatenate([cls, x], axis=1)
     if self.config.pre_norm:
       x = self.pre_norm(x).astype(x.dtype)
-    return self.norm(self.encoder(x, keys)).astype(self.dtype)
+    return x
 
   def tokens(self, images):
     """Patch tokens [n, patches, d] of the last layer, before pooling."""
     x = self.encode(images)
     return x[:, 1:] if self.config.pool == "cls" else x
+
+  def patch_embeddings(self, images):
+    """[n, patches, embed_dim]: what the tower would give if pooling saw one patch alone.
+
+    With pool="mean" the embedding of a picture is their mean, before it is normalised. With "cls" a
+    patch token takes the place of the class token.
+    """
+    x = self.tokens(images)
+    if self.config.pool == "map":
+      x = self.pool(x.reshape(-1, 1, x.shape[-1])).reshape(x.shape)
+    return self.head(x) if hasattr(self, "head") else x
+
+  def pooling_attention(self, images):
+    """Float32 [n, heads, patches]: what pooling takes of each patch. With pool="map" the attention
+    of the probe, sums of 1; with "cls" that of the class token in the last block, whose sums lack
+    what it takes of itself; with "mean" 1/patches, of one head.
+    """
+    if self.config.pool == "map":
+      return self.pool.weights(self.encode(images))
+    if self.config.pool == "cls":
+      last = self.encoder.last
+      x = self.encoder(self._embed(images), first=self.encoder.depth - 1)
+      x = last.norm1(x).astype(x.dtype)
+      return last.attention.weights(x[:, :1], x)[:, :, 0, 1:]
+    n, patches, _ = jax.eval_shape(self.tokens, images).shape
+    return jnp.full((n, 1, patches), 1 / patches, jnp.float32)
 
   def __call__(self, images, keys=None):
     x = self.encode(images, keys)

@@ -66,6 +66,11 @@ def is_run(url: str) -> bool:
   return found is not None and found.folder
 
 
+def holds_run(folder: pathlib.Path) -> bool:
+  """Whether a run folder stands at a local path."""
+  return (folder / "checkpoints").is_dir()
+
+
 def opened(path: str | os.PathLike) -> pathlib.Path:
   """A run folder to read: of a URL, a local folder with its small files, whose checkpoints
   `places.at` fetches.

@@ -8,6 +8,7 @@ import os
 import pathlib
 from typing import NamedTuple
 
+from siglax.data import plot as plot_lib
 from siglax.devices import disk
 from siglax.runs import records as records_lib
 from siglax.runs import summary
@@ -22,9 +23,7 @@ HEADLINES = {
     "image_retrieval_recall@1": " text → image",
   },
 }
-# Okabe and Ito's colours, told apart with every kind of colour vision; black is the training loss.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-TRAIN_COLOUR = "#000000"
+TRAIN_COLOUR = "#000000"  # the training loss
 # Of the labels, as a share of the panel's height.
 LINE_HEIGHT = 0.065
 # Of an axis beyond its data, as a share of their range; and how far off chance may lie to be shown
@@ -94,7 +93,10 @@ def _panels(records) -> list[tuple[str, list[Curve]]]:
     panels.append((title, _evaluated(evaluations, labels, facts, 100)))
   return [
     *panels,
-    ("Mean logit", _curves(records, {"logit_pos": "pairs", "logit_neg": "non-pairs"}, COLOURS)),
+    (
+      "Mean logit",
+      _curves(records, {"logit_pos": "pairs", "logit_neg": "non-pairs"}, plot_lib.COLOURS),
+    ),
   ]
 
 
@@ -119,7 +121,7 @@ def _evaluated(evaluations, labels: dict[str, str], facts, unit: float = 1) -> l
       curves.append(
         Curve(
           label,
-          COLOURS[i % len(COLOURS)],
+          plot_lib.COLOURS[i % len(plot_lib.COLOURS)],
           steps,
           values,
           chance and unit * chance,
@@ -172,10 +174,7 @@ def _draw(axes, title, curves):
   axes.set_xlabel("step")
   axes.set_ylim(low, high)
   axes.margins(x=0.02)
-  axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-  axes.set_axisbelow(True)
-  for side in ("top", "right"):
-    axes.spines[side].set_visible(False)
+  plot_lib.tidy(axes)
   _label_ends(axes, curves)
 
 

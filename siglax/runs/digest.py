@@ -1,5 +1,5 @@
 """Digests: of a state, which tell whether a checkpoint holds what was saved and is finite, and of
-an image tower.
+a tower.
 """
 
 from __future__ import annotations
@@ -62,22 +62,31 @@ def image_tower(model, params, mesh) -> str:
   Global view: all processes call together. The same whether layers are stacked
   (config.model.image.scan) or not.
   """
-  leaves = paths.flatten(params["image"])
+  own = model.declared["image"].fields
+  return _tower(model, params, mesh, "image", ("activation", "norm_eps", "pool", "position", *own))
+
+
+def text_tower(model, params, mesh) -> str:
+  """As `image_tower`; the tokenizer is no part of it."""
+  own = model.declared["text"].fields
+  return _tower(model, params, mesh, "text", ("activation", "norm_eps", "pool", "causal", *own))
+
+
+def _tower(model, params, mesh, name: str, fields: tuple[str, ...]) -> str:
+  """fields: those of its config that change what it makes of its parameters."""
+  leaves = paths.flatten(params[name])
   stacked = set(filter(paths.is_stacked, leaves))
   of_layers = jax.vmap(leaf_digest)
   digests = lambda leaves: {
     k: of_layers(x) if k in stacked else leaf_digest(x) for k, x in leaves.items()
   }
   sums = {}
-  for name, value in jax.device_get(
+  for leaf, value in jax.device_get(
     jax.jit(digests, out_shardings=mesh_lib.replicated(mesh))(leaves)
   ).items():
-    if name in stacked:
-      sums |= {name.replace("blocks/", f"blocks/{i}/"): int(x) for i, x in enumerate(value)}
+    if leaf in stacked:
+      sums |= {leaf.replace("blocks/", f"blocks/{i}/"): int(x) for i, x in enumerate(value)}
     else:
-      sums[name] = int(value)
-  own = model.declared["image"].fields
-  options = {
-    name: model.config.image[name] for name in ("activation", "norm_eps", "pool", "position", *own)
-  }
+      sums[leaf] = int(value)
+  options = {field: model.config[name][field] for field in fields}
   return hashlib.sha256(json.dumps([options, sums], sort_keys=True).encode()).hexdigest()[:16]

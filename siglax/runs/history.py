@@ -3,8 +3,9 @@ went.
 
 A run folder's starts.jsonl has records {start: its number, host, pid, time: when it began,
 first_step: what it began at, last_step: the last one logged, saved: the step of the last
-checkpoint, seconds: in each phase of `goodput`, ended: "finished", the name of a signal, an error,
-"killed", or null of a start that runs}. A start appends its record again and again; the last one
+checkpoint, seconds: in each phase of `goodput`, peak_bytes: the most memory that one of its devices
+had in use, where they tell, ended: "finished", the name of a signal, an error, "killed", or null of
+a start that runs}. A start appends its record again and again; the last one
 counts, so that SIGKILL costs only what was not logged. The end of a start, or the next one, leaves
 one line of each.
 """
@@ -23,6 +24,7 @@ import socket
 import jax
 
 from siglax.devices import disk
+from siglax.devices import host
 from siglax.runs import files
 from siglax.runs import goodput as goodput_lib
 from siglax.runs import lock
@@ -104,6 +106,7 @@ class History:
           "last_step": step,
           "saved": self._saved(),
           "seconds": seconds,
+          **({} if (peak := host.peak_bytes()) is None else {"peak_bytes": peak}),
           "ended": ended,
         }
       )

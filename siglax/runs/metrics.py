@@ -9,7 +9,8 @@ config.optim.skip_nonfinite also skipped. docs/metrics.md says what each means. 
 carries step, examples and eval/<name>/<metric>. The first one of a task, and one after a change,
 also carries what is known whatever the model: eval/<name>/chance/<metric>, what guessing gets, and
 eval/<name>/batch/loss, the examples of a batch. The last line of a start carries goodput/<phase>,
-shares of its wall time. A value that is not finite is null.
+shares of its wall time, and that of a finished run also cost/flops, the model FLOPs of all its
+steps, and cost/peak_bytes, of a device by the compiled program. A value that is not finite is null.
 """
 
 from __future__ import annotations

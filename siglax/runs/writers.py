@@ -157,7 +157,7 @@ class TerminalProgress(PlainProgress):
 def _grouped(record) -> dict:
   """Names for dashboards: train/loss next to eval/<name>/<metric>."""
   return {
-    k if k.startswith(("eval/", "goodput/")) else f"train/{k}": v
+    k if k.startswith(("eval/", "goodput/", "cost/")) else f"train/{k}": v
     for k, v in record.items()
     if k != "step"
   }

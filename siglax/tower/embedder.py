@@ -12,12 +12,15 @@ import jax
 import numpy as np
 
 from siglax import models
+from siglax.data import prepared
 from siglax.data import reading
 from siglax.devices import distributed
 from siglax.devices import mesh as mesh_lib
 
 # Batches of pictures that threads decode before the devices ask for them.
 READ_AHEAD = 2
+# Pictures that are worth the start of worker processes, which takes seconds.
+WORKERS_FROM = 4096
 
 
 class ScaleAndBias:
@@ -39,9 +42,12 @@ class Embedder(ScaleAndBias):
   embedding. params may be replaced between calls, by those of the next evaluation.
   """
 
-  def __init__(self, model, params, text, mesh, *, batch_size: int, threads: int = 2):
+  def __init__(
+    self, model, params, text, mesh, *, batch_size: int, threads: int = 2, workers: int = 0
+  ):
     self.params, self._text, self._mesh = params, text, mesh
-    self._batch_size, self._threads, self._width = batch_size, threads, model.embed_dim
+    self._batch_size, self._width = batch_size, model.embed_dim
+    self.threads, self.workers = threads, workers
     self._mine = mesh_lib.process_indices(mesh, batch_size)
     out = mesh_lib.replicated(mesh)
     self._embed_image = jax.jit(model.embed_image, out_shardings=out)
@@ -54,9 +60,12 @@ class Embedder(ScaleAndBias):
     A process without any row of a batch that is not full may ask for the last image besides. A
     ValueError of get is raised by all processes, after the last batch where there are several; of
     two the one for the first image.
+    Of `prepared.OfExamples` worker processes read many in place of threads, where there are some.
     """
+    if self.workers and count >= WORKERS_FROM and isinstance(get, prepared.OfExamples):
+      return self._images_of_workers(get, count)
     mine = (int(i) for _, rows in self._batches(count) for i in rows if i >= 0)
-    found = reading.read_ahead(get, mine, READ_AHEAD * len(self._mine), self._threads)
+    found = reading.read_ahead(get, mine, READ_AHEAD * len(self._mine), self.threads)
     spare, broken = None, []
 
     def read(rows):
@@ -74,6 +83,27 @@ class Embedder(ScaleAndBias):
     _raise_first(broken)
     return zimg
 
+  def _images_of_workers(self, get: prepared.OfExamples, count: int) -> np.ndarray:
+    rows = [rows for _, rows in self._batches(count)]
+    read = prepared.batches(
+      get.read, rows, len(self._mine), threads=self.threads, workers=self.workers
+    )
+    broken = []
+
+    def batches():
+      for (places, rows), (images, rests) in zip(self._batches(count), read):
+        for i, rest in zip(rows.tolist(), rests):
+          if i >= 0 and isinstance(rest, prepared.LeftOut):
+            _sound(i, ValueError(rest.said), broken)
+          elif i >= 0:
+            get.rest[i] = rest
+        yield places, images
+
+    with contextlib.closing(read):
+      zimg = self._gathered(self._embed_image, batches(), count)
+    _raise_first(broken)
+    return zimg
+
   def texts(self, texts: list[str]) -> np.ndarray:
     """Unit rows float32 [len(texts), d]."""
     # The rows without a text, -1, take the last one.
@@ -82,8 +112,15 @@ class Embedder(ScaleAndBias):
     )
 
   def _run(self, embed, read, count):
+    return self._gathered(
+      embed, ((places, read(rows)) for places, rows in self._batches(count)), count
+    )
+
+  def _gathered(self, embed, batches, count) -> np.ndarray:
+    """The outputs for batches of (row of each example, rows of this process), one after the
+    other.
+    """
     found, done = np.empty((count, self._width), np.float32), 0
-    batches = ((places, read(rows)) for places, rows in self._batches(count))
     for places, z in in_turn(lambda rows: embed(self.params, rows), self._mesh, batches):
       found[done : done + len(places)] = z[places]
       done += len(places)

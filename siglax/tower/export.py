@@ -31,8 +31,7 @@ def export(source, form: str, out, dtype: str = "float32") -> str:
     raise ValueError(f"--dtype {dtype} has no place in --format {form}; it needs {kind.dtypes[0]}")
   if not out.endswith(kind.suffix):
     raise ValueError(f"--out {out} must end in {kind.suffix}, as {form}'s files do")
-  if uploads.exists(out):
-    raise ValueError(f"--out {out} exists; give a path that does not")
+  uploads.check_new(out)
   folder = interop.local(source)
   tower = tower_lib.load(folder)
   _check(kind, tower)
@@ -40,11 +39,8 @@ def export(source, form: str, out, dtype: str = "float32") -> str:
     logger.warning(
       "--format %s has no place for the tokenizer: keep %s, whose texts need it", form, source
     )
-  try:
-    with uploads.replacing(out) as temporary:
-      kind.write(tower, temporary, dtype, pathlib.Path(folder))
-  except OSError as e:
-    raise ValueError(f"--out {out} cannot be written: {e.strerror or e}") from e
+  with uploads.writing(out), uploads.replacing(out) as temporary:
+    kind.write(tower, temporary, dtype, pathlib.Path(folder))
   return out
 
 

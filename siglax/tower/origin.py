@@ -10,10 +10,12 @@ from typing import Any
 
 from siglax import config as config_lib
 from siglax import interop
+from siglax import models
 from siglax.data.text import TextProcessor
 from siglax.interop import fields
 from siglax.runs.folder import kept_tokenizer
 from siglax.runs.folder import read_config
+from siglax.runs.folder import read_params
 from siglax.runs.folder import text_processor
 
 
@@ -30,6 +32,20 @@ class Origin:
   towers: tuple[str, ...]
   text: TextProcessor | None
   foreign: interop.Checkpoint | None = None
+
+  def model(self) -> models.TwoTowers:
+    """The model of its config."""
+    if self.foreign is not None:
+      return self.foreign.model()
+    return models.build(self.config.model, self.towers)
+
+  def read(self, model, mesh) -> dict:
+    """All parameters of that model, sharded over the mesh; of a run those of its newest good
+    checkpoint.
+    """
+    if self.foreign is not None:
+      return self.foreign.read(model, mesh)
+    return read_params(self.folder, model, mesh)
 
   @property
   def preprocessed(self) -> tuple[str, ...]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 
+import jax
 import numpy as np
 
 from siglax import config as config_lib
@@ -12,10 +14,10 @@ from siglax import models
 from siglax.data import images as images_lib
 from siglax.devices import mesh as mesh_lib
 from siglax.evals import zero_shot
-from siglax.runs.folder import read_params
 from siglax.tower import origin as origin_lib
 from siglax.tower.embedder import Embedder
 from siglax.tower.embedder import ScaleAndBias
+from siglax.tower.embedder import in_turn
 
 
 class Tower(ScaleAndBias):
@@ -33,14 +35,18 @@ class Tower(ScaleAndBias):
       config.model, tuple(name for name in models.TOWERS if name in params)
     )
     self.mesh = mesh or mesh_lib.make()
-    self._embedders = {}
+    self._embedders, self._compiled = {}, {}
 
-  def _embedder(self, batch_size: int | None, count: int) -> Embedder:
+  def _size(self, batch_size: int | None, count: int) -> int:
+    """Pictures or texts at a time, where there are `count`."""
     devices = self.mesh.size
     # One picture is no full batch of it; powers of two, so that few sizes are compiled.
     size = min(batch_size or self.config.eval.batch_size, 1 << max(count - 1, 0).bit_length())
     # Rounded up, so that any batch size runs on any number of devices.
-    size = -(-size // devices) * devices
+    return -(-size // devices) * devices
+
+  def _embedder(self, batch_size: int | None, count: int) -> Embedder:
+    size = self._size(batch_size, count)
     if size not in self._embedders:
       self._embedders[size] = Embedder(
         self.model, self.params, self.text, self.mesh, batch_size=size
@@ -89,6 +95,46 @@ class Tower(ScaleAndBias):
     except (OSError, ValueError) as e:
       raise ValueError(f"{name}: {getattr(e, 'strerror', None) or e}") from e
 
+  def patch_similarity(self, images, texts, batch_size: int | None = None) -> np.ndarray:
+    """Cosines float32 [N, M, rows, columns] of each patch of N pictures with M texts: where in a
+    picture a text is.
+
+    A patch stands for the embedding that the image tower would give if its pooling saw that patch
+    alone. With mean pooling the logits of a picture are, but for the lengths of these embeddings,
+    the mean of its map; with other pooling the map is a picture of the tower, no part of the sum.
+    Other arguments and errors as of embed_images and embed_texts.
+    """
+    z = self._of_patches("patch_embeddings", images, batch_size)
+    return _as_grid(np.einsum("npd,md->nmp", z, self.embed_texts(texts)))
+
+  def pooling_attention(self, images, batch_size: int | None = None) -> np.ndarray:
+    """Float32 [N, heads, rows, columns]: the weight that the image tower's pooling gives each
+    patch of N pictures.
+
+    model.image.pool="map": the attention of the probe, sums of 1. "cls": of the class token in the
+    last block, whose sums lack what it gives itself. "mean": all alike, one head.
+    """
+    return _as_grid(self._of_patches("pooling_attention", images, batch_size))
+
+  def _of_patches(self, name: str, images, batch_size: int | None) -> np.ndarray:
+    """What a method of the model gives for N pictures, [N, …]."""
+    _check_list("images", images, (str, bytes, pathlib.Path))
+    side, count, size = self.config.image.size, len(images), self._size(batch_size, len(images))
+    one = jax.ShapeDtypeStruct((1, side, side, 3), np.uint8)
+    method = getattr(self.model, name)
+    found = np.empty((count, *jax.eval_shape(method, self.params, one).shape[1:]), np.float32)
+    if name not in self._compiled:
+      self._compiled[name] = jax.jit(method, out_shardings=mesh_lib.replicated(self.mesh))
+    # The last batch repeats its last picture up to the full size, so that one program serves all.
+    numbers = np.minimum(np.arange(-(-count // size) * size), count - 1).reshape(-1, size)
+    batches = (
+      (rows, np.stack([self.pixels(images[i], f"images[{i}]") for i in rows])) for rows in numbers
+    )
+    run = lambda pixels: self._compiled[name](self.params, pixels)
+    for rows, values in in_turn(run, self.mesh, batches):
+      found[rows] = values
+    return found
+
   def logits(self, zimg: np.ndarray, ztxt: np.ndarray) -> np.ndarray:
     """scale·zimg·ztxtᵀ + bias, [N, M]; the sigmoid of it is SigLIP's probability that they
     match.
@@ -108,6 +154,12 @@ class Tower(ScaleAndBias):
     return self.logits(self.embed_images(images), ztxt)
 
 
+def _as_grid(x: np.ndarray) -> np.ndarray:
+  """[…, patches] of square pictures as […, rows, columns]."""
+  side = math.isqrt(x.shape[-1])
+  return x.reshape(*x.shape[:-1], side, side)
+
+
 def _check_list(name: str, given, single=(str,)):
   """ValueError for one text or picture in place of a list of them, which Python would take letter
   by letter.
@@ -125,11 +177,11 @@ def load(path) -> Tower:
   """
   mesh = mesh_lib.make()
   origin = origin_lib.find(interop.local(path))
-  if (foreign := origin.foreign) is not None:
-    model = foreign.model()
-    return Tower(foreign.config, foreign.read(model, mesh), origin.text, mesh, model)
-  config, model = origin.config, models.build(origin.config.model, origin.towers)
-  params = read_params(origin.folder, model, mesh)
+  config, model = origin.config, origin.model()
+  params = origin.read(model, mesh)
+  if origin.foreign is not None:
+    return Tower(config, params, origin.text, mesh, model)
   for name in models.TOWERS:
     config.model[name].lora_rank = 0
-  return Tower(config, models.merge_lora(params), origin.text, mesh)
+  config.model.relative_bias = False
+  return Tower(config, models.plain_params(params), origin.text, mesh)

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from siglax import config as config_lib
 from siglax import data
 from siglax import evals
+from siglax import losses
 from siglax import models
 from siglax.config import checks
 from siglax.config import fields
@@ -40,7 +41,7 @@ def validate_evaluation(config: ConfigDict, devices: int):
     config, devices, ("eval.batch_size", "batch_size") if in_batches else ("eval.batch_size",)
   )
   if not config.eval.tasks:
-    raise ValueError("config.eval.tasks is empty; the run's config must name what to evaluate")
+    raise ValueError("config.eval.tasks is empty; name in it, or by --tasks, what to evaluate")
 
 
 def _validate_fields(config):
@@ -51,7 +52,17 @@ def _validate_fields(config):
       raise ValueError(
         f"{field}={config_lib.shown(rule)} must end in a dimension from 0 up, or in None"
       )
+  _validate_captions(config)
   _validate_towers(config)
+
+
+def _validate_captions(config):
+  loss = losses.LOSSES.find(config.loss.name, "config.loss.name")
+  if config.text.captions > 1 and loss.gamma is not None:
+    raise ValueError(
+      f"config.text.captions={config.text.captions} has no place in config.loss.name="
+      f'"{loss.name}", which remembers one text of each picture; set it to 1'
+    )
 
 
 def _validate_towers(config):

@@ -57,7 +57,8 @@ def initial_params(path, model, mesh, config=None) -> dict:
   config: of the run that starts; how its preprocessing differs from theirs is a line in the log.
   Raises ValueError in one line when they do not fit the model.
   """
-  model, path = models.without_lora(model), interop.local(path)
+  relative_bias = model.config.relative_bias
+  model, path = models.plain(model), interop.local(path)
   origin = origin_lib.find(path)
   if origin.foreign is not None:
     params = origin.foreign.read_into(model, mesh)
@@ -67,7 +68,7 @@ def initial_params(path, model, mesh, config=None) -> dict:
     _say_changes(path, origin, config)
   if "text" in params:
     _say_length(path, origin.config.text.length, model.config.text)
-  return params
+  return models.with_bias(params, relative_bias)
 
 
 def _of_run(origin, model, mesh, path) -> dict:
@@ -76,7 +77,7 @@ def _of_run(origin, model, mesh, path) -> dict:
   interop.check_same(there, model, towers, path)
   wanted = mesh_lib.abstract(mesh, jax.eval_shape(model.init, jax.random.key(0)))
   read = models.stack_blocks(
-    models.merge_lora(read_params(origin.folder, there, mesh, towers)), model.config
+    models.plain_params(read_params(origin.folder, there, mesh, towers)), model.config
   )
   params = {name: value for name, value in read.items() if name in wanted}
   for name in (read.keys() ^ wanted.keys()) - set(models.TOWERS) if towers == models.TOWERS else ():

@@ -105,4 +105,5 @@ def batch_cells(folder, step: int, pictures: int) -> Cells:
   if "image" not in rows:
     raise ValueError(f"--run {given} is trained on embeddings, which are no pictures")
   for k, i, picture, tokens in list(zip(*batches.last, rows["image"], rows["tokens"]))[:pictures]:
-    yield picture, f"{k}/{i}: {text.decode(tokens)}"
+    rows = tokens.reshape(-1, tokens.shape[-1])
+    yield picture, f"{k}/{i}: " + " / ".join(text.decode(row) for row in rows)

@@ -27,10 +27,12 @@ from siglax.models import trainable as trainable_lib
 from siglax.runs import bucket
 from siglax.runs import checkpoint
 from siglax.runs import curves
+from siglax.runs import each as each_lib
 from siglax.runs import goodput as goodput_lib
 from siglax.runs import history as history_lib
 from siglax.runs import lock as lock_lib
 from siglax.runs import metrics as metrics_lib
+from siglax.training import branch
 from siglax.training import log as log_lib
 from siglax.training import profiler as profiler_lib
 from siglax.training import resume
@@ -105,7 +107,7 @@ def _train(run: run_lib.Run, stop: signals.StopSignals, goodput, lock):
       ended_by = stop.requested or "SIGTERM"  # which came to another process
       history.end(step, "finished" if step == run.total_steps else ended_by)
       if step > start:
-        writer.write(step, goodput.shares())
+        writer.write(step, goodput.shares() | (run.costs() if step == run.total_steps else {}))
       if step == run.total_steps:
         _report(run, writer)
   if jax.process_index() == 0 and step < run.total_steps:
@@ -121,6 +123,8 @@ def _train(run: run_lib.Run, stop: signals.StopSignals, goodput, lock):
 def _first_state(run: run_lib.Run, checkpoints: checkpoint.Checkpoints):
   """(state, metadata of its checkpoint) where the run begins, or goes on."""
   restored = checkpoints.restore(run.abstract_state)
+  if restored is None and run.config.train.branch_from is not None:
+    restored = branch.restore(run)
   state, meta = (run.initial_state(), {"step": 0}) if restored is None else restored
   run.check_tower(state.params)
   if meta["step"] > run.total_steps:
@@ -192,6 +196,8 @@ class _Loop:
     with self.goodput.during("evaluation"):
       self.evaluated, self.evaluated_at = self.run.evaluate(state.evaluated), step
     self.writer.write(step, {**self.evaluated, **self.run.evaluate.facts})
+    if step == self.run.total_steps and jax.process_index() == 0:
+      each_lib.write(self.run.workdir, self.run.evaluate.each)
     self.log.pause()
 
   def _save(self, step: int, state, last: bool):

@@ -19,6 +19,7 @@ pass them over: the step replaces them.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ from ml_collections import ConfigDict
 import numpy as np
 import optax
 
+from siglax import losses
 from siglax.devices import paths
 from siglax.models import trainable as trainable_lib
 from siglax.training import schedules
@@ -35,7 +37,7 @@ from siglax.training.optimizer import by_path
 from siglax.training.optimizers import OPTIMIZERS
 
 # Those of the loss; config.loss.lr_multiplier is theirs.
-LOGIT_PARAMETERS = ("log_scale", "bias")
+LOGIT_PARAMETERS = ("log_scale", "bias", "relative_bias")
 # What comes before the first block of a tower.
 EMBEDDINGS = ("stem", "embedding", "pos_embedding", "cls", "pre_norm")
 
@@ -89,12 +91,23 @@ def make(
         u if np.all(multiplier[path] == 1) else (multiplier[path] * u).astype(u.dtype)
       )
     ),
+    *_slower_scale(config),
     optax.scale_by_learning_rate(lr),
   )
   labels = jax.tree.map(
     lambda frozen: "frozen" if frozen else "trainable", trainable_lib.frozen_mask(config, params)
   )
   return optax.partition({"trainable": trainable, "frozen": optax.set_to_zero()}, labels), lr
+
+
+def _slower_scale(config) -> list[optax.GradientTransformation]:
+  """What the loss declares as `slower_scale`; nothing where it declares none."""
+  loss = losses.LOSSES.find(config.loss.name, "config.loss.name")
+  if loss.slower_scale is None:
+    return []
+  above, factor = loss.slower_scale
+  slower = lambda u, p: jnp.where(p > math.log(above), factor * u, u)
+  return [by_path(lambda path, u, p: slower(u, p) if path == "log_scale" else u)]
 
 
 class _Start(NamedTuple):

@@ -8,6 +8,8 @@ import optax
 
 from siglax.config.parts import Registry
 from siglax.training import adafactor
+from siglax.training import muon
+from siglax.training import stable_adamw
 from siglax.training.optimizer import Optimizer
 
 ADAMW = Optimizer(
@@ -23,5 +25,7 @@ LION = Optimizer(
   uses=("b1", "b2"),
 )
 OPTIMIZERS: Registry[Optimizer] = Registry(
-  "optimizer", (ADAMW, adafactor.OPTIMIZER, LION), merged=True
+  "optimizer",
+  (ADAMW, adafactor.OPTIMIZER, LION, muon.OPTIMIZER, stable_adamw.OPTIMIZER),
+  merged=True,
 )

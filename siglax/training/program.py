@@ -10,10 +10,12 @@ import jax
 import numpy as np
 
 from siglax import config as config_lib
+from siglax import losses
 from siglax import models
 from siglax.data import embeddings
 from siglax.devices import flops
 from siglax.devices import mesh as mesh_lib
+from siglax.losses import running
 from siglax.models import trainable as trainable_lib
 from siglax.training import optim
 from siglax.training import schedules
@@ -24,7 +26,8 @@ from siglax.training import step as step_lib
 class Program:
   """Mesh, model, optimizer, abstract state and update of a resolved config, over all devices.
 
-  epoch_examples: examples of one pass over the training data, for durations in epochs.
+  epoch_examples: examples of one pass over the training data, for durations in epochs and for a
+  loss that remembers each of them. gamma: its γ by the step; None for another loss.
   Raises ValueError in one line for a training of 0 steps, for an optimizer that does not fit the
   parameters, for an image tower that is to train on embeddings of it, and for micro-batches of
   batch norm.
@@ -76,14 +79,24 @@ class Program:
         '"embeddings" never runs; '
         'freeze it with ("image/.*", None) before what matches it now'
       )
+    self._remember(epoch_examples)
     self.abstract_state = state_lib.abstract(
-      self.model, self.tx, self.mesh, self._ema, config.mesh.shard, self.frozen
+      self.model, self.tx, self.mesh, self._ema, config.mesh.shard, self.frozen, self._remembered
     )
     self.update()  # raises what is wrong with it
 
+  def _remember(self, examples: int):
+    """γ and the entries of the state of a loss that remembers examples."""
+    of = self.config.loss
+    loss = losses.LOSSES.find(of.name, "config.loss.name")
+    self.gamma, self._remembered = None, 0
+    if loss.gamma is not None:
+      self.gamma = loss.gamma(self.total_steps, **loss.options(of))
+      self._remembered = running.size(examples, self.config.batch_size)
+
   def create(self, params: dict) -> state_lib.TrainState:
     """The state before the first update; traceable."""
-    return state_lib.create(params, self.tx, self._ema, self.frozen)
+    return state_lib.create(params, self.tx, self._ema, self.frozen, self._remembered)
 
   def training_model(self, step: int) -> models.TwoTowers:
     """What is trained after `step` steps: `model`, or at the end one like it that sees all
@@ -104,7 +117,14 @@ class Program:
     model = self.training_model(step)
     if model not in self._updates:
       update = step_lib.make(
-        self.config, model, self.tx, self.schedule, self.mesh, self.frozen, self.hold_steps
+        self.config,
+        model,
+        self.tx,
+        self.schedule,
+        self.mesh,
+        self.frozen,
+        self.hold_steps,
+        self.gamma,
       )
       self._updates[model] = step_lib.jit(update, self.abstract_state, self.mesh)
     return self._updates[model]
@@ -112,7 +132,14 @@ class Program:
   def abstract_batch(self) -> dict:
     """Shapes and shardings of a global batch."""
     B, S, L = self.config.batch_size, self.config.image.size, self.config.text.length
-    shapes = {"tokens": ((B, L), np.int32), "label": ((B,), np.int32), "weight": ((B,), np.float32)}
+    captions = (self.config.text.captions,) if self.config.text.captions > 1 else ()
+    shapes = {
+      "tokens": ((B, *captions, L), np.int32),
+      "label": ((B,), np.int32),
+      "weight": ((B,), np.float32),
+    }
+    if self.gamma is not None:
+      shapes["example"] = (B,), np.int32
     if self.embedded:
       shapes["image_embedding"] = (B, self.model.embed_dim), np.float32
     else:
@@ -122,6 +149,22 @@ class Program:
       name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
       for name, (shape, dtype) in shapes.items()
     }
+
+  def costs(self) -> dict[str, int]:
+    """What the whole training took: cost/flops, model FLOPs, and cost/peak_bytes, on a device, by
+    the compiled program. Called after the last step, it compiles nothing.
+    """
+    # The update of the last step takes the most: it sees all patches.
+    last = self.update(self.total_steps - 1).trace(self.abstract_state, self.abstract_batch())
+    return {"cost/flops": self.total_flops(), "cost/peak_bytes": peak_bytes(last.lower().compile())}
+
+  def total_flops(self) -> int:
+    """Model FLOPs of all steps."""
+    masked, last = self.masked_steps, self.total_steps - 1
+    of_last = self.model_flops(last)
+    return (
+      masked * (self.model_flops() if masked <= last else of_last) + (last + 1 - masked) * of_last
+    )
 
   def model_flops(self, step: int = 0) -> int:
     """Model FLOPs of an update after `step` of them: each tower forward on what it then sees, times
@@ -137,9 +180,17 @@ class Program:
     )
     passes = {name: 1 if all(jax.tree.leaves(self.frozen[name])) else 3 for name in models.TOWERS}
     keys = jax.ShapeDtypeStruct((self.config.batch_size,), jax.random.key(0).dtype)
-    work = passes["text"] * flops.count(model.embed_text, params, batch["tokens"], keys)
+    embed_texts = functools.partial(step_lib.embed_texts, model)
+    work = passes["text"] * flops.count(embed_texts, params, batch["tokens"], keys)
     return (
       work
       if self.embedded
       else work + passes["image"] * flops.count(model.embed_image, params, batch["image"], keys)
     )
+
+
+def peak_bytes(compiled) -> int:
+  """Of a device: arguments, results that do not take the place of arguments, and temporaries."""
+  of = compiled.memory_analysis()
+  results = of.output_size_in_bytes - of.alias_size_in_bytes
+  return of.argument_size_in_bytes + results + of.temp_size_in_bytes

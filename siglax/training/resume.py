@@ -6,6 +6,7 @@ import logging
 import os
 
 import jax
+import numpy as np
 
 from siglax import config as config_lib
 from siglax import data as data_lib
@@ -17,6 +18,7 @@ from siglax.runs import history as history_lib
 from siglax.runs import imports
 from siglax.runs import lock as lock_lib
 from siglax.runs import stored
+from siglax.training import branch
 from siglax.training import program as program_lib
 
 logger = logging.getLogger("siglax")
@@ -51,6 +53,9 @@ def check_folder(run, extend: bool = False):
         "now; bring it back (is it "
         f"mounted?), use another --workdir, or remove {history_lib.FILE} to begin again"
       )
+    if run.config.train.branch_from is not None:
+      meta, trunk = branch.check(run)
+      _check_data(run, meta, trunk, f"config.train.branch_from={run.config.train.branch_from}")
     return
   if meta and "average" in meta:
     raise ValueError(
@@ -65,34 +70,35 @@ def check_folder(run, extend: bool = False):
       f"--workdir {run.shown} holds a run of another config: {'; '.join(other)}; "
       "use another --workdir, or the same values to resume"
     )
-  _check_inputs(run, (meta or {}).get("data", {}).get("examples"))
-  if meta is not None and not run.config.loader.allow_new_order:
-    _check_order(run, meta["step"], meta.get("data", {}).get("order"))
+  _check_data(run, meta or {}, run.workdir, f"--workdir {run.shown}")
   if different:
     _check_longer(run, program_lib.Program(there, run.epoch_examples), max(steps), extend)
 
 
-def _check_inputs(run, examples: list[int] | None):
-  """ValueError for data or a tokenizer that the steps so far were not trained on. examples: of each
-  source then.
+def _check_data(run, meta: dict, folder, shown: str):
+  """ValueError for data, a tokenizer or an order of the examples that the steps so far were not
+  trained with. meta: of their checkpoint, or {}; folder: of the run; shown: it, in messages.
   """
-  for k, (then, now) in enumerate(zip(examples or (), map(len, run.sources))):
+  data = meta.get("data", {})
+  for k, (then, now) in enumerate(zip(data.get("examples") or (), map(len, run.sources))):
     if then != now:
       raise ValueError(
-        f"config.data.{k} has {now:,} examples, and had {then:,} when the run in --workdir "
-        f"{run.shown} was trained: its "
+        f"config.data.{k} has {now:,} examples, and had {then:,} when the run in {shown} was "
+        "trained: its "
         "batches would be others; give the same data, or use another --workdir"
       )
-  kept = folder_lib.other_tokenizer(run.workdir, run.text)
+  kept = folder_lib.other_tokenizer(folder, run.text)
   if kept is not None:
     raise ValueError(
       f"config.text.tokenizer={run.config.text.tokenizer!r} is another model than {kept}, which "
       "the run was trained with; "
       "give that one, or use another --workdir"
     )
+  if meta and not run.config.loader.allow_new_order:
+    _check_order(run, meta["step"], data.get("order"), shown)
 
 
-def _check_order(run, step: int, then: dict[str, str] | None):
+def _check_order(run, step: int, then: dict[str, str] | None, shown: str):
   """ValueError where the examples after the checkpoint of `step` are not those that would have come
   then. then: `data.Fingerprint` of that time; None in a checkpoint of before there was one.
   """
@@ -100,8 +106,8 @@ def _check_order(run, step: int, then: dict[str, str] | None):
   if then is not None and then["examples"] != now["examples"]:
     versions = f" (grain {then['grain']} then, {now['grain']} now)"
     raise ValueError(
-      f"the examples after step {step} would be others than when the run in --workdir "
-      f"{run.shown} was trained{versions * (then['grain'] != now['grain'])}; give the same data "
+      f"the examples after step {step} would be others than when the run in {shown} was "
+      f"trained{versions * (then['grain'] != now['grain'])}; give the same data "
       "and versions, or go on with new ones by --config.loader.allow_new_order=True"
     )
 
@@ -124,6 +130,10 @@ def _check_longer(run, there: program_lib.Program, step: int, extend: bool):
       "before it followed the "
       f"shorter schedule (config.optim.schedule={run.config.optim.schedule!r})"
     )
+  elif there.gamma is not None and any(
+    there.gamma(s) != run.gamma(s) for s in np.linspace(0, step, 9)
+  ):
+    changes = "γ of the steps before it fell over config.loss.gamma_decay of the shorter length"
   elif there.masked_steps < step:
     changes = (
       f"the steps from {there.masked_steps + 1} on saw all patches (config.train.unmasked_*)"

@@ -83,4 +83,5 @@ class Run(program.Program):
       counts=counts,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
+      numbered=self.gamma is not None,
     )

@@ -2,7 +2,10 @@
 
 The batch is {"image": uint8 [B, H, W, 3], "tokens": int32 [B, L], "label": int32 [B], "weight":
 float32 [B]}. With "image_embedding": float32 [B, d] in place of "image", the image tower does not
-run.
+run. With K = config.text.captions above 1, "tokens" is [B, K, L]: each picture has K texts that
+match it. The loss is then that of B·K pairs in which the embedding of a picture stands K times,
+with labels that tell which rows are of one picture, or with those of the batch. For a loss that
+remembers examples there is "example": int32 [B], their numbers in the data.
 
 The loss needs the embeddings of the whole batch, the towers need activations of no more than they
 work on. So a step with config.train.microbatch embeds in chunks and keeps nothing but the
@@ -25,6 +28,7 @@ import optax
 
 from siglax import losses
 from siglax.devices import mesh as mesh_lib
+from siglax.losses import running as running_lib
 from siglax.losses import statistics
 from siglax.models import TOWERS
 from siglax.models import scale_and_bias
@@ -32,7 +36,7 @@ from siglax.models import trainable as trainable_lib
 from siglax.training.state import TrainState
 
 
-def make(config, model, tx, schedule, mesh, frozen, hold_steps: int = 0):
+def make(config, model, tx, schedule, mesh, frozen, hold_steps: int = 0, gamma=None):
   """The update (state, batch) → (state, metrics), to be jitted; metrics are float32 scalars on the
   device.
 
@@ -40,14 +44,21 @@ def make(config, model, tx, schedule, mesh, frozen, hold_steps: int = 0):
   frozen. In the first hold_steps all parameters, and their average, stay bit for bit as they are,
   and only the optimizer's state is updated. With config.optim.skip_nonfinite, an update whose
   gradient is not finite leaves all but the number of the step and of its learning rate as it was,
-  and metrics["skipped"] tells. Raises ValueError in one line for micro-batches of a tower that
-  trains with batch norm.
+  and metrics["skipped"] tells. gamma: of a loss that remembers examples, γ by the step. Raises
+  ValueError in one line for micro-batches of a tower that trains with batch norm.
   """
   value_and_grad = make_value_and_grad(config, model, mesh, frozen)
   scale_max, decay, skips = config.loss.scale_max, config.train.ema, config.optim.skip_nonfinite > 0
+  layout = losses.layout(config.loss, mesh, mesh_lib.BATCH_AXES).chosen(
+    config.batch_size, model.embed_dim
+  )
 
   def step(state: TrainState, batch) -> tuple[TrainState, dict]:
-    (loss, (values, running)), grads = value_and_grad(state.params, batch, state.step)
+    if gamma is not None:
+      example = batch["example"]
+      remembered = running_lib.fetch(state.normalisers, example, gamma(state.step), layout)
+      batch = batch | {"remembered": remembered}
+    (loss, (values, running, rows)), grads = value_and_grad(state.params, batch, state.step)
     scale, bias = scale_and_bias(state.params)
     metrics = {
       "loss": loss,
@@ -57,12 +68,8 @@ def make(config, model, tx, schedule, mesh, frozen, hold_steps: int = 0):
       "grad_norm": optax.tree.norm(grads),
       "lr": schedule(state.step),
     }
-    grads = jax.tree.map(
-      lambda g, p: jnp.zeros_like(p) if g is None else g,
-      grads,
-      state.params,
-      is_leaf=lambda x: x is None,
-    )
+    fill = lambda g, p: jnp.zeros_like(p) if g is None else g
+    grads = jax.tree.map(fill, grads, state.params, is_leaf=lambda x: x is None)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = trainable_lib.overlay(optax.apply_updates(state.params, updates), running)
     if scale_max is not None:
@@ -80,21 +87,33 @@ def make(config, model, tx, schedule, mesh, frozen, hold_steps: int = 0):
     if skips:
       finite = jnp.isfinite(metrics["grad_norm"])
       metrics["skipped"] = 1 - finite.astype(jnp.int32)
-      unchanged = state.replace(step=new.step)
-      # The schedule's own count goes on, so that the learning rate is always that of the step.
-      is_schedule = lambda x: isinstance(x, optax.ScaleByScheduleState)
-      keep = lambda a, b: a if is_schedule(a) else jnp.where(finite, a, b)
-      new = jax.tree.map(keep, new, unchanged, is_leaf=is_schedule)
+      new = _unless_skipped(finite, new, state)
+    if gamma is not None:
+      if skips:
+        rows["at"] = jnp.where(finite, rows["at"], -1)
+      new = new.replace(normalisers=running_lib.store(state.normalisers, rows, layout))
     return new, metrics
 
   return step
 
 
-def make_value_and_grad(config, model, mesh, frozen):
-  """(params, batch, step) → ((loss, (statistics, running)), gradients like params with None where
-  frozen); see the module.
+def _unless_skipped(finite, new: TrainState, state: TrainState) -> TrainState:
+  """The new state where the gradient is finite. The normalisers, which are not yet in it, stay
+  out.
+  """
+  unchanged = state.replace(step=new.step, normalisers=None)
+  # The schedule's own count goes on, so that the learning rate is always that of the step.
+  is_schedule = lambda x: isinstance(x, optax.ScaleByScheduleState)
+  keep = lambda a, b: a if is_schedule(a) else jnp.where(finite, a, b)
+  return jax.tree.map(keep, new, unchanged, is_leaf=is_schedule)
 
-  running: the running statistics of batch norm after the step, a part of params.
+
+def make_value_and_grad(config, model, mesh, frozen):
+  """(params, batch, step) → ((loss, (statistics, running, rows)), gradients like params with None
+  where frozen); see the module.
+
+  running: the running statistics of batch norm after the step, a part of params. rows: of a batch
+  with "remembered", what siglax/losses/running.py fetched for it, the rows to store; else None.
   """
   loss_fn = losses.make(config.loss, mesh, mesh_lib.BATCH_AXES)
   image, text = model.config.image, model.config.text
@@ -114,8 +133,16 @@ def make_value_and_grad(config, model, mesh, frozen):
   def objective(zimg, ztxt, logit_params, batch):
     scale, bias = scale_and_bias(logit_params)
     labels = batch["label"] if config.loss.positives == "label" else None
-    loss = loss_fn(zimg, ztxt, scale, bias, weights=batch["weight"], labels=labels)
-    return loss, _statistics(config, mesh, zimg, ztxt, scale, bias, batch["weight"], labels)
+    given, remembered = {"weights": batch["weight"], "labels": labels}, batch.get("remembered")
+    rows_img, rows_txt = zimg, ztxt
+    if ztxt.ndim == 3:
+      rows_img, rows_txt, given = _of_captions(zimg, ztxt, **given)
+      ztxt = ztxt[:, 0]
+    loss, rows = loss_fn(rows_img, rows_txt, scale, bias, **given, running=remembered), None
+    if remembered is not None:
+      loss, rows = loss
+    values = _statistics(config, mesh, zimg, ztxt, scale, bias, batch["weight"], labels)
+    return loss, (values, rows)
 
   def value_and_grad(params, batch, step):
     logit_params = {k: v for k, v in params.items() if k not in TOWERS}
@@ -132,11 +159,10 @@ def make_value_and_grad(config, model, mesh, frozen):
     else:
       z, pull_back = _in_chunks(embed, trainable, fixed, examples, chunks, mesh, config.mesh.shard)
       running = {}
-    (loss, values), (*dz, dlogit_params) = jax.value_and_grad(objective, (0, 1, 2), has_aux=True)(
-      *z, logit_params, batch
-    )
+    value_and_grad = jax.value_and_grad(objective, (0, 1, 2), has_aux=True)
+    (loss, (values, rows)), (*dz, dlogit_params) = value_and_grad(*z, logit_params, batch)
     (grads,) = pull_back(tuple(dz))
-    return (loss, (values, running)), grads | {
+    return (loss, (values, running, rows)), grads | {
       k: None if frozen[k] else g for k, g in dlogit_params.items()
     }
 
@@ -193,7 +219,7 @@ def _embedding(model, updates_statistics):
 
   def embed(trainable, fixed, examples):
     params, running = trainable_lib.merge(trainable, fixed), {}
-    ztxt = model.embed_text(params, examples["tokens"], examples.get("text_key"))
+    ztxt = embed_texts(model, params, examples["tokens"], examples.get("text_key"))
     if "image_embedding" in examples:
       zimg = examples["image_embedding"]
     elif updates_statistics:
@@ -205,6 +231,29 @@ def _embedding(model, updates_statistics):
     return (zimg, ztxt), running
 
   return embed
+
+
+def embed_texts(model, params, tokens, keys=None) -> jax.Array:
+  """tokens [N, L] → [N, d], or [N, K, L] → [N, K, d]: K captions of each picture, with a random key
+  of their own each.
+  """
+  if tokens.ndim == 2:
+    return model.embed_text(params, tokens, keys)
+  N, K, L = tokens.shape
+  if keys is not None:
+    keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(keys, jnp.arange(K))
+    keys = keys.reshape(N * K)
+  return model.embed_text(params, tokens.reshape(N * K, L), keys).reshape(N, K, -1)
+
+
+def _of_captions(zimg, ztxt, weights, labels) -> tuple:
+  """Rows of a loss, one for each of the K captions of N pictures, with labels that tell which
+  belong together: (zimg [N·K, d], ztxt [N·K, d], {"weights", "labels"}). ztxt: [N, K, d].
+  """
+  N, K, d = ztxt.shape
+  labels = jnp.arange(N, dtype=jnp.int32) if labels is None else labels
+  zimg, weights, labels = (jnp.repeat(x, K, axis=0) for x in (zimg, weights, labels))
+  return zimg, ztxt.reshape(N * K, d), {"weights": weights, "labels": labels}
 
 
 def _statistics(config, mesh, zimg, ztxt, scale, bias, weights, labels) -> dict:

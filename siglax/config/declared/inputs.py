@@ -157,6 +157,13 @@ TEXT = Group(
       check=readable_problem,
     ),
     "length": Field(64, "Tokens, to which a text is padded and cut.", least=2, most=2**20),
+    "captions": Field(
+      1,
+      "Captions of a picture that a batch holds: each of them matches the picture, and the loss "
+      "tells all of them from those of other pictures. None is drawn again before all are.",
+      least=1,
+      most=1000,
+    ),
     "lowercase": Field(
       None,
       "Make letters lower case before tokenizing. None: with a sentencepiece model, or where the "

@@ -74,6 +74,9 @@ MODEL = Group(
     ),
     "scale_init": Field(None, "The scale where training begins.", follows="loss.scale_init"),
     "bias_init": Field(None, "The bias where training begins.", follows="loss.bias_init"),
+    "relative_bias": Field(
+      None, "Whether the bias is a relative one.", follows="loss.relative_bias"
+    ),
   },
 )
 

@@ -88,8 +88,8 @@ EVAL = Group(
     "batch_size": Field(256, "Examples at a time, over all devices.", least=1, most=MANY),
     "tasks": Field(
       (),
-      "A tuple of tasks {kind: zero_shot, retrieval or loss, name, data: a spec, …}; see "
-      "docs/recipes/evaluation.md.",
+      "A tuple of tasks {kind, name, data: a spec, …fields of the kind}; docs/evaluation.md lists "
+      "the kinds.",
     ),
   },
   resume=True,

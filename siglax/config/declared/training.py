@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from siglax.config import lookups
+from siglax.config import values
 from siglax.config.declared.group import Group
 from siglax.config.durations import Duration
 from siglax.config.parts import Field
+
+
+def checkpoint_problem(value) -> str | None:
+  folder, _, step = value.rpartition("@")
+  if not step.isascii() or not step.isdecimal():
+    return 'must be a run folder and the step of a checkpoint, such as "runs/x@1000"'
+  return values.readable_problem(folder)
+
 
 LOSS = Group(
   "loss",
@@ -42,6 +51,11 @@ LOSS = Group(
       "match by label in the data.",
       kind=float,
       optional=True,
+    ),
+    "relative_bias": Field(
+      False,
+      "Trains r of the logits scale·(cosine − r) in the place of the bias, which is −scale·r "
+      "(arXiv 2509.18552); r starts at −bias_init / scale_init.",
     ),
     "scale_max": Field(
       None,
@@ -102,6 +116,17 @@ TRAIN = Group(
       "at the end that see all patches, where patch_drop leaves some out before.",
       may_be_zero=True,
       steps=0,
+    ),
+    "branch_from": Field(
+      None,
+      "Checkpoint of another run to start from with its full state, RUN@STEP; the run is then "
+      "the one trained so from the start. Only total_*, optim.schedule, optim.cooldown_* and "
+      "train.unmasked_* may differ, and only after STEP. It is read while the run folder has no "
+      "checkpoint of its own.",
+      kind=str,
+      optional=True,
+      check=checkpoint_problem,
+      resume=True,
     ),
     "ema": Field(
       None,

@@ -15,6 +15,7 @@ from siglax.config import options
 from siglax.config import values as values_lib
 from siglax.config.parts import Registry
 from siglax.data import filters
+from siglax.data import noise
 from siglax.data import paths
 from siglax.data import storage
 from siglax.data.shapes import dataset as shapes
@@ -99,7 +100,7 @@ def open_source(spec, field: str = ""):
     examples = source.open(**values)
     if not len(examples):
       raise ValueError(f"source={source.name!r} has no examples")
-    return filters.opened(examples, spec, _prefix(field))
+    return noise.opened(filters.opened(examples, spec, _prefix(field)), spec, _prefix(field))
   except (ValueError, storage.Unreachable) as e:
     kind = ValueError if isinstance(e, ValueError) else storage.Unreachable
     # What storage says begins with the file.
@@ -138,10 +139,11 @@ def _values(spec, field: str) -> tuple[Source, dict]:
   if not isinstance(name, str) or name not in SOURCES:
     raise ValueError(f"{_prefix(field)}source={name!r} is unknown; known are {', '.join(SOURCES)}")
   values = SOURCES[name].values(spec, _prefix(field))
-  if spec.get("max_pixels") is not None and not SOURCES[name].pictures:
+  of_pictures = [f for f in ("max_pixels", "noise_images") if spec.get(f)]
+  if of_pictures and not SOURCES[name].pictures:
     raise ValueError(
-      f"{_prefix(field)}max_pixels={spec['max_pixels']}: source {name!r} has no pictures; leave it "
-      "out"
+      f"{_prefix(field)}{of_pictures[0]}={spec[of_pictures[0]]}: source {name!r} has no pictures; "
+      "leave it out"
     )
   return SOURCES[name], values
 

@@ -34,12 +34,7 @@ class Embeddings:
     self._numbering = Numbering([len(file) for file in self._files])
     self.description = self._files[0].description
     self.classnames = tuple(self.description["classnames"] or ()) or None
-    for name, file in zip(names, self._files):
-      for field in ("digest", "width", "image", "classnames"):
-        if file.description[field] != self.description[field]:
-          raise ValueError(
-            f"path: {names[0]} and {name} differ in their {field}; give them as separate specs"
-          )
+    embedding_files.check_same(names, self._files)
     self.held_bytes = sum(file.held_bytes for file in self._files)
     if not len(self):
       raise ValueError(f"path={path!r} has no rows")

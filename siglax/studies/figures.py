@@ -1,0 +1,255 @@
+"""What the plots of a report show; plots.py draws it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+import math
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+
+from siglax import evals
+from siglax.runs import records as records_lib
+from siglax.studies import comparison as comparison_lib
+from siglax.studies import intervals
+from siglax.studies import tables
+
+# Of a curve, of all curves of a figure, and panels of a figure; what is more is thinned out.
+MAX_POINTS, ALL_POINTS, MAX_PANELS = 100, 5000, 9
+# Metrics whose curves are drawn, and different sizes that a power law takes.
+MAX_CURVES, MIN_SIZES = 4, 4
+TRAINING = {"loss": "training loss", "scale": "scale exp(t')", "bias": "bias"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+  """Points over x with their intervals, where they have one; style: of its colour and marker.
+
+  dots: single values, (x, y). dashed: a fit. marked: each point is a measurement.
+  """
+
+  label: str
+  style: int
+  x: Sequence[float]
+  y: Sequence[float]
+  low: Sequence[float] | None = None
+  high: Sequence[float] | None = None
+  dots: Sequence[tuple[float, float]] = ()
+  dashed: bool = False
+  marked: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+  title: str
+  x: str
+  lines: list[Line]
+  log_x: bool = False
+  log_y: bool = False
+  # Names at x = 0, 1, …, where x is no number.
+  names: Sequence[str] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+  """name: of its files."""
+
+  name: str
+  title: str
+  caption: str
+  panels: list[Panel]
+
+
+class Fit(NamedTuple):
+  """A power law of a metric, or of 1 − it where more is better, over a field."""
+
+  field: str
+  line: str
+  metric: str
+  law: intervals.PowerLaw
+
+
+class Figures:
+  """The figures of a comparison."""
+
+  def __init__(self, c: comparison_lib.Comparison):
+    self._c = c
+    self._x = _main_field(c.found.fields)
+    # Over the batch size training losses are of different definitions.
+    other = comparison_lib.makes_a_loss(self._x)
+    self._compared = [m for m in c.headline if not (other and comparison_lib.is_loss(m))]
+    self._records = functools.cache(lambda name: records_lib.read(c.found.folders[name]))
+    others = [self._line(s) for s in c.settings]
+    self._styles = {label: k for k, label in enumerate(dict.fromkeys(others))}
+    self.fits, panels = self._fits()
+    metrics = self._metrics()
+    self.all = [*([metrics] if metrics.panels else []), *self._curves()]
+    if panels:
+      title = f"Power laws over {self._x}"
+      caption = "Least squares of the logarithms over all runs, with the 95% interval of the fit."
+      self.all.append(Figure(f"power-law-{self._x}", title, caption, panels))
+
+  def _line(self, setting) -> str:
+    """The values of all fields but the one on the x axis."""
+    values = setting.values
+    parts = [_short(f, values[f]) for f in self._c.found.fields if f != self._x and f in values]
+    return ", ".join(parts) or "all"
+
+  def _metrics(self) -> Figure:
+    panels = [p for m in self._compared if (p := self._metric(m)).lines]
+    title = f"Metrics over {self._x}" if self._x else "Metrics"
+    caption = "Mean over seeds with its 95% interval; small points are single seeds."
+    return Figure(f"metrics-by-{self._x or 'setting'}", title, caption, panels)
+
+  def _metric(self, metric: str) -> Panel:
+    unit = 100 if comparison_lib.in_percent(metric) else 1
+    names = [] if self._x else list(self._styles)
+    lines = []
+    for label, style in self._styles.items():
+      points = [
+        (s.values[self._x] if self._x else style, found)
+        for s in self._c.settings
+        if self._line(s) == label and (found := self._c.statistic(s, metric)) is not None
+        if not self._x or self._x in s.values
+      ]
+      if points:
+        bounds = [found.interval for _, found in points]
+        lines.append(
+          Line(
+            label,
+            style,
+            [x for x, _ in points],
+            [unit * i.mean for i in bounds],
+            [unit * i.low for i in bounds],
+            [unit * i.high for i in bounds],
+            [(x, unit * v) for x, found in points for v in found.values],
+          )
+        )
+    return Panel(
+      tables.label(metric), self._x or "", lines, log_x=self._is_wide(self._x), names=names
+    )
+
+  def _curves(self) -> list[Figure]:
+    c = self._c
+    several = [m for m in c.headline if any(len(self._points(s, m)[0]) > 1 for s in c.settings)]
+    shares = [m for m in several if comparison_lib.in_percent(m)]
+    names = {m: tables.label(m) for m in (shares or several)[:MAX_CURVES]} | TRAINING
+    caption = "Mean over seeds with its 95% interval."
+    return [
+      Figure(
+        f"curves-{_file_name(m)}", f"{name[0].upper()}{name[1:]} over training", caption, panels
+      )
+      for m, name in names.items()
+      if (panels := self._panels(m))
+    ]
+
+  def _panels(self, key: str) -> list[Panel]:
+    """Curves over examples, a panel for each value of the x field."""
+    values = self._c.found.fields[self._x] if self._x else [None]
+    panels = []
+    for value in _thinned(values, MAX_PANELS):
+      lines = []
+      for setting in self._c.settings:
+        if self._x is None or setting.values.get(self._x) == value:
+          x, y = self._points(setting, key)
+          if len(x) > 1:
+            mean, low, high = np.array([intervals.of_values(column) for column in y.T]).T
+            label = self._line(setting)
+            band = (low, high) if len(y) > 1 else (None, None)
+            lines.append(Line(label, self._styles[label], x, mean, *band, marked=len(x) < 20))
+      if lines:
+        title = _short(self._x, value) if self._x else tables.label(key) if "/" in key else key
+        panels.append(Panel(title, "examples", lines, log_y=key == "scale"))
+    return panels
+
+  def _points(self, setting, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """(examples [n], values [seeds, n]) where all seeds of a setting have a value."""
+    of_runs = []
+    for row in setting.runs.values():
+      records = self._records(row["name"])
+      of_runs.append(
+        {r["examples"]: r[key] for r in records if r.get(key) is not None and "examples" in r}
+      )
+    common = sorted(set.intersection(*map(set, of_runs)))
+    most = max(10, min(MAX_POINTS, ALL_POINTS // len(self._c.settings)))
+    x = _thinned(common, most)
+    unit = 100 if "/" in key and comparison_lib.in_percent(key) else 1
+    return np.array(x), unit * np.array([[of_run[k] for k in x] for of_run in of_runs])
+
+  def _fits(self) -> tuple[list[Fit], list[Panel]]:
+    """Power laws over the x field, where a line has runs of enough sizes."""
+    fits, panels = [], []
+    if self._x is None:
+      return fits, panels
+    for metric in self._compared:
+      lines = []
+      for label, style in self._styles.items():
+        x, y = self._errors(label, metric)
+        if len(set(x)) < MIN_SIZES or min(x) <= 0 or min(y) <= 0:
+          continue
+        law = intervals.power_law(x, y)
+        fits.append(Fit(self._x, label, metric, law))
+        at = np.geomspace(min(x), max(x), 25)
+        points = [(a, float(np.mean([b for k, b in zip(x, y) if k == a]))) for a in sorted(set(x))]
+        lines.append(Line(label, style, at, *law.at(at), dots=points, dashed=True, marked=False))
+      if lines:
+        panels.append(Panel(error_label(metric), self._x, lines, log_x=True, log_y=True))
+    return fits, panels
+
+  def _errors(self, label: str, metric: str) -> tuple[list[float], list[float]]:
+    """(x, what is to fall as a power of it) of each run of a line; nothing where more is better and
+    the metric is no share.
+    """
+    lower = evals.lower_is_better(metric)
+    if not lower and not comparison_lib.in_percent(metric):
+      return [], []
+    points = [
+      (s.values[self._x], v if lower else 1 - v)
+      for s in self._c.settings
+      if self._line(s) == label and self._x in s.values
+      for found in [self._c.statistic(s, metric)]
+      if found is not None
+      for v in found.values
+    ]
+    return [x for x, _ in points], [y for _, y in points]
+
+  def _is_wide(self, field: str | None) -> bool:
+    values = self._c.found.fields[field] if field else [0]
+    return min(values) > 0 and max(values) >= 4 * min(values)
+
+
+def error_label(metric: str) -> str:
+  if evals.lower_is_better(metric):
+    return tables.label(metric).rstrip(" ↓")
+  return "1 − " + tables.label(metric).removesuffix(" ↑ %")
+
+
+def _file_name(metric: str) -> str:
+  return metric.removeprefix("eval/").replace("/", "-").replace("@", "-at-")
+
+
+def _main_field(fields: dict[str, list]) -> str | None:
+  """The field of the x axis: the batch size, or else the numbers with the most values."""
+  numbers = {
+    field: len(values)
+    for field, values in fields.items()
+    if len(values) > 1 and all(type(v) in (int, float) and math.isfinite(v) for v in values)
+  }
+  most = max(numbers, key=lambda field: numbers[field], default=None)
+  return "batch_size" if "batch_size" in numbers else most
+
+
+def _short(field: str, value: Any) -> str:
+  """A text as it is, and another value with the last word of its field."""
+  text = comparison_lib.shown(value)
+  return text if isinstance(value, str) else f"{field.rpartition('.')[2]} {text}"
+
+
+def _thinned(values: Sequence, most: int) -> list:
+  """At most so many of them, evenly, with the first and the last."""
+  if len(values) <= most:
+    return list(values)
+  return [values[round(i)] for i in np.linspace(0, len(values) - 1, most)]

@@ -1,0 +1,148 @@
+"""The study folder: what it is a study of, its runs, and what came of them.
+
+    study.json     {"version", "config", "overrides", "fields", "seeds", "baseline", "equal",
+                    "runs", "trunks", "environment"}; a run is {"name", "values", "seed",
+                    "config" and "overrides" (its command line), "steps", "flops", "parameters",
+                    of a branch "trunk", and "first", the costs of its first stage}
+    runs/NAME/     the run folder of each run, as of `siglax train`
+    trunks/NAME/   the runs that branches start from
+    results.json   [{"name", "values", "seed", "status", "error", "metrics", "costs"}]
+    failed/        NAME.txt of each run that failed: why, in one line
+    logs/          NAME.txt: what each run printed
+
+The rest of the folder tells what results.json holds, so that it can be made anew at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+from typing import Any
+
+from siglax.devices import disk
+from siglax.runs import history
+from siglax.runs import records as records_lib
+from siglax.runs import summary
+
+VERSION = 1
+STUDY, RESULTS = "study.json", "results.json"
+RUNS, TRUNKS, FAILED, LOGS = "runs", "trunks", "failed", "logs"
+STATUSES = "finished", "failed", "unfinished", "missing"
+FINISHED, FAILED_STATUS, UNFINISHED, MISSING = STATUSES
+# What another machine, or another day, gives another value of.
+MEASURED = ("seconds", "peak_bytes")
+
+
+def read(folder) -> dict[str, Any]:
+  """study.json of a study folder. ValueError in one line where there is none, or of another
+  siglax.
+  """
+  file = pathlib.Path(folder) / STUDY
+  if not file.is_file():
+    raise ValueError(f"{folder} is no study folder: it has no {STUDY}; let siglax ablate make one")
+  study = _json(file)
+  if not isinstance(study, dict) or study.get("version") != VERSION:
+    found = study.get("version") if isinstance(study, dict) else None
+    raise ValueError(f"{file} has version {found!r}; this siglax reads version {VERSION}")
+  return study
+
+
+def write(folder, study: dict[str, Any]):
+  """Writes study.json, with the version, unless it holds the same already."""
+  file = pathlib.Path(folder) / STUDY
+  content = json.dumps({"version": VERSION, **study}, indent=1).encode()
+  if not (file.is_file() and file.read_bytes() == content):
+    disk.write_atomic(file, content)
+
+
+def results(folder) -> list[dict[str, Any]]:
+  """What came of each run of a study, in the order of study.json; of a run that is not finished
+  there are no metrics.
+  """
+  runs = read(folder)["runs"]
+  found = [_result(pathlib.Path(folder), run) for run in runs]
+  for result, run in zip(found, runs):
+    if result["costs"]["examples"]:  # it has begun, after its first stage
+      for name, cost in run.get("first", {}).items():
+        result["costs"][name] += cost
+  return found
+
+
+def write_results(folder) -> list[dict[str, Any]]:
+  """Writes results.json anew, and returns what it holds."""
+  found = results(folder)
+  disk.write_atomic(pathlib.Path(folder) / RESULTS, json.dumps(found, indent=1).encode())
+  return found
+
+
+def read_results(folder) -> list[dict[str, Any]]:
+  """results.json, as it was written last."""
+  file = pathlib.Path(folder) / RESULTS
+  if not file.is_file():
+    raise ValueError(f"{folder} has no {RESULTS}; let siglax ablate make its runs")
+  return _json(file)
+
+
+def status(folder, name: str, of: str = RUNS) -> tuple[str, str | None]:
+  """(status, error) of a run. of: the folder that it lies in, RUNS or TRUNKS."""
+  folder = pathlib.Path(folder)
+  failed = failed_file(folder, name)
+  if failed.is_file():
+    return FAILED_STATUS, failed.read_text().strip()
+  starts = history.read(folder / of / name)
+  if starts and starts[-1]["ended"] == FINISHED:
+    return FINISHED, None
+  return (UNFINISHED if (folder / of / name).is_dir() else MISSING), None
+
+
+def failed_file(folder, name: str) -> pathlib.Path:
+  """Where it says why a run failed."""
+  return pathlib.Path(folder) / FAILED / f"{name}.txt"
+
+
+def _result(folder: pathlib.Path, run: dict) -> dict[str, Any]:
+  return result(folder / RUNS / run["name"], run, *status(folder, run["name"]))
+
+
+def result(of_run: pathlib.Path, run: dict, how: str, error: str | None) -> dict[str, Any]:
+  """What came of a run in its folder. run: of study.json; of a run of no study it has "name",
+  "values" and "seed" alone. how: its status.
+  """
+  lines = records_lib.read(of_run) if (of_run / records_lib.FILE).is_file() else []
+  metrics = summary.evaluations(lines) if how == FINISHED else {}
+  last = {metric: points[-1][1] for metric, points in metrics.items()}
+  return {
+    "name": run["name"],
+    "values": run["values"],
+    "seed": run["seed"],
+    "status": how,
+    "error": error,
+    "metrics": {metric: x if math.isfinite(x) else None for metric, x in last.items()},
+    "costs": _costs(of_run, run, lines),
+  }
+
+
+def _costs(of_run: pathlib.Path, run: dict, lines: list[dict]) -> dict[str, Any]:
+  """Of what a run has done: model FLOPs in proportion to its steps, seconds without those of steps
+  that a stop made it do again, peak bytes by the compiled program of a finished run.
+  """
+  starts = history.read(of_run)
+  _, seconds = history.account(starts)
+  seconds.pop(history.LOST)
+  told = {key: value for line in lines for key, value in line.items() if key.startswith("cost/")}
+  peaks = [start["peak_bytes"] for start in starts if start.get("peak_bytes")]
+  step = lines[-1]["step"] if lines else 0
+  return {
+    "examples": lines[-1].get("examples", 0) if lines else 0,
+    "flops": run["flops"] * step // run["steps"] if "flops" in run else told.get("cost/flops"),
+    "seconds": round(sum(seconds.values()), 3),
+    "peak_bytes": told.get("cost/peak_bytes", max(peaks, default=None)),
+  }
+
+
+def _json(file: pathlib.Path) -> Any:
+  try:
+    return json.loads(file.read_text())
+  except (OSError, ValueError) as e:
+    raise ValueError(f"{file} is damaged: {e}; let siglax ablate write it again") from e
