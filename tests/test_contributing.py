@@ -31,7 +31,7 @@ MODULES = {
   "pillow": "PIL",
 }
 NOT_IMPORTED = {"flatbuffers", "protobuf"}  # setup.py says why
-OPTIONAL = {"wandb", "transformers"}  # of functions that say what to install
+OPTIONAL = {"wandb", "transformers", "onnx", "onnxruntime"}  # of functions that say what to install
 
 
 def recipe(title: str) -> list[tuple[str, str]]:

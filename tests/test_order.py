@@ -213,9 +213,9 @@ def test_a_run_does_not_go_on_with_other_examples(tmp_path):
   run = types.SimpleNamespace(config=config(), sources=[Shards()], workdir=tmp_path, shown=tmp_path)
   then = order.Fingerprint(run.config, run.sources)(5)
   for known in (then, None):  # None: a checkpoint of before
-    resume._check_order(run, 5, known)
+    resume._check_order(run, 5, known, f"--workdir {tmp_path}")
   with pytest.raises(ValueError) as e:
-    resume._check_order(run, 6, then | {"grain": "0.1"})
+    resume._check_order(run, 6, then | {"grain": "0.1"}, f"--workdir {tmp_path}")
   assert str(e.value) == (
     f"the examples after step 6 would be others than when the run in --workdir {tmp_path} was "
     f"trained (grain 0.1 then, {grain.__version__} now); give the same data and versions, or go on "

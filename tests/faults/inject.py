@@ -80,6 +80,15 @@ def nonfinite(
         state = state.replace(**{part: _poison(getattr(state, part), leaf, value)})
       return state, metrics
 
+    def trace(state, batch):
+      rows = batch["weight"]
+      poison = {
+        name: jax.ShapeDtypeStruct(rows.shape, dtype, sharding=rows.sharding)
+        for name, dtype in (("poison_leaf", np.int32), ("poison", np.float32))
+      }
+      return compiled.trace(state, {**batch, **poison})
+
+    run.trace = trace  # of a jitted function
     return run
 
   with (
