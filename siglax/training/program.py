@@ -179,7 +179,7 @@ class Program:
       self.training_model(step),
     )
     passes = {name: 1 if all(jax.tree.leaves(self.frozen[name])) else 3 for name in models.TOWERS}
-    keys = jax.ShapeDtypeStruct((self.config.batch_size,), jax.random.key(0).dtype)
+    keys = jax.ShapeDtypeStruct((self.config.batch_size,), jax.eval_shape(jax.random.key, 0).dtype)
     embed_texts = functools.partial(step_lib.embed_texts, model)
     work = passes["text"] * flops.count(embed_texts, params, batch["tokens"], keys)
     return (
