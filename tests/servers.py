@@ -1,6 +1,7 @@
 """Servers of buckets on this machine, for tests."""
 
 import contextlib
+import functools
 import logging
 import threading
 
@@ -28,9 +29,11 @@ class Server:
       return [b""]
     return self._app(environ, start)
 
-  def close(self):
-    self._server.shutdown()
-    self._server.server_close()
+
+@functools.cache
+def _server():
+  """The one server of this process: a client keeps the address that it was made with."""
+  return Server()
 
 
 def s3fs():
@@ -51,10 +54,14 @@ def s3():
     "AWS_SECRET_ACCESS_KEY": "test",
     "AWS_DEFAULT_REGION": "us-east-1",
   }
-  server = Server()
+  server = _server()
   with pytest.MonkeyPatch.context() as patch:
     for name, value in (names | {"AWS_ENDPOINT_URL": server.url}).items():
       patch.setenv(name, value)
-    s3fs().mkdir("bucket")
-    yield server
-  server.close()
+    filesystem = s3fs()
+    filesystem.mkdir("bucket")
+    try:
+      yield server
+    finally:
+      server.asked, server.fail = [], lambda environ: None
+      filesystem.rm("bucket", recursive=True)
