@@ -124,7 +124,9 @@ def test_a_killed_process_ends_the_others_and_four_resume(whole, tmp_path):
   started[1].send_signal(signal.SIGKILL)
   codes, outputs = finish(started, timeout=60)
   assert codes[0] != 0 and codes[1] == -signal.SIGKILL
-  assert "unhealthy" in outputs[0] and "task" in outputs[0]
+  # XLA's word where its heartbeat is the first to notice, siglax's where a collective is.
+  words = "tasks are unhealthy", "another process of this group has ended"
+  assert any(word in outputs[0] for word in words), outputs[0]
   codes, outputs = finish(start(tmp_path, 4))
   assert codes == [0] * 4 and "resuming at step" in outputs[0], outputs
   assert_same(losses(tmp_path), whole)

@@ -78,6 +78,18 @@ def _main(arguments):
     return 1
   except OSError as e:
     return _failed(f"siglax {known.command.name}", e)
+  except RuntimeError as e:
+    from siglax.config import values
+    from siglax.devices import errors
+
+    if not errors.is_lost_process(e):
+      raise
+    print(
+      f"siglax {known.command.name}: another process of this group has ended or cannot be reached; "
+      f"look at its output: {values.one_line(e)}",
+      file=sys.stderr,
+    )
+    return 1
   return 0
 
 

@@ -51,6 +51,13 @@ FAILURES = (
 )
 
 
+def is_lost_process(error: BaseException) -> bool:
+  """Whether a collective failed because another process of the group does not answer. XLA tells it
+  in the text of a RuntimeError alone.
+  """
+  return any(text in str(error) for text in ("Gloo", "coordination service", "NCCL"))
+
+
 class Unreachable(ConnectionError):
   """A server that does not answer after several attempts, or refuses: nothing is wrong with the
   data that was asked for, so that it must not be replaced by other data.
