@@ -356,6 +356,7 @@ def history(workdir):
   return [(r["step"], r["loss"]) for r in records.read(workdir) if "loss" in r]
 
 
+@pytest.mark.slow
 def test_the_losses_are_those_of_the_tower_in_the_step_and_resuming_repeats_them(
   folder, embedded, tmp_path
 ):

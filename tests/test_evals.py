@@ -418,6 +418,7 @@ def evaluated(tmp_path_factory):
   return said
 
 
+@pytest.mark.slow
 def test_each_of_two_processes_reads_and_decodes_its_own_pictures_once(evaluated):
   (alone,), together = evaluated[1], evaluated[2]
   assert alone["even"]["decoded"] == alone["even"]["read"] == 2000
@@ -430,6 +431,7 @@ def test_each_of_two_processes_reads_and_decodes_its_own_pictures_once(evaluated
   assert shares == [process["odd"]["read"] for process in together]
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_bit_for_bit_as_one(evaluated):
   (alone,), together = evaluated[1], evaluated[2]
   for process in together:
@@ -439,6 +441,7 @@ def test_two_processes_evaluate_bit_for_bit_as_one(evaluated):
   assert 0 < alone["even"]["metrics"]["eval/even_retrieval/text_retrieval_recall@10"] < 1
 
 
+@pytest.mark.slow
 def test_a_broken_picture_ends_an_evaluation_with_the_same_line_in_all_processes(evaluated):
   (line,) = {process["broken"] for processes in evaluated.values() for process in processes}
   assert re.match(

@@ -121,6 +121,7 @@ def made(**fields):
   return program.Program(config_lib.resolve(c, TextProcessor()), 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_holds_what_a_step_would_change_otherwise(name):
   """The cap of the scale, and a zero whose sign an update of 0 would lose."""

@@ -103,6 +103,7 @@ def whole(tmp_path_factory):
   return losses(workdir)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_ends_all_at_one_step_and_one_process_resumes(whole, tmp_path):
   started = start(tmp_path, 2, "--config.log.every_steps=1")
   wait_for_step(tmp_path, 2, started)

@@ -27,6 +27,7 @@ from siglax.config import parts
 from siglax.data.text import TextProcessor
 from siglax.devices import mesh as mesh_lib
 from siglax.models import resnet
+from siglax.runs import digest as digest_lib
 from siglax.tower import export
 from siglax.training import checks
 from siglax.training import initial
@@ -216,8 +217,12 @@ def test_the_format_comes_back_bit_for_bit(files, tmp_path, monkeypatch):
   out = tmp_path / "tower.vit"
   assert cli.main(printed("format", files, out=out)) == 0
   after = load(out)
+  digest = lambda tower: digest_lib.image_tower(tower.model, tower.params, tower.mesh)
+  assert digest(after) == digest(before)
+  # Not to the bit: XLA compiles blocks that are scanned in another way.
   pictures = list(np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), np.uint8))
-  np.testing.assert_array_equal(before.embed_images(pictures), after.embed_images(pictures))
+  z = before.embed_images(pictures), after.embed_images(pictures)
+  np.testing.assert_allclose(*z, rtol=0, atol=2e-7)
   # Of another pooling it has no place, and of an option that is not in its table neither.
   for field, value in (("pool", "map"), ("activation", "gelu")):
     before.config = small(**{"model.image.pool": "mean"} | {f"model.image.{field}": value})
