@@ -49,7 +49,8 @@ def test_a_path_means_files_in_its_order(tmp_path, monkeypatch):
   (tmp_path / f"a.parquet{storage.INDEX_ENDING}").write_text("")
   assert find("a*") == ["a.parquet"]
   for pattern in ("{a,z}.parquet", "z.parquet", "z*.parquet"):
-    with pytest.raises(ValueError, match=rf"^path='{re.escape(pattern)}': no such file"):
+    started = rf"^path='{re.escape(pattern)}': no such file.* from '{tmp_path}' on$"
+    with pytest.raises(ValueError, match=started):
       find(pattern)
   assert paths.find("{a,z}.parquet", "parquet", missing=True) == ["a.parquet", "z.parquet"]
   with pytest.raises(ValueError, match="no such file"):

@@ -60,6 +60,8 @@ def find(
       found = [name] if _is_there(name) else storage.glob(name) if _GLOB.search(name) else []
       if not found and not (missing and not _GLOB.search(name)):
         said = "no such file" if name == pattern else f"no such file {name!r}"
+        if not (storage.is_url(name) or os.path.isabs(name)):
+          said += f" from {os.getcwd()!r} on"
         raise ValueError(f"path={pattern!r}: {said}")
       files += found or [name]
   found = []
