@@ -20,6 +20,7 @@ data:
 import pyarrow.parquet as pq
 
 from siglax import config as config_lib
+from siglax.config import lookups
 from siglax.data import paths
 from siglax.data import sources
 
@@ -30,7 +31,7 @@ def get_config(
   c = config_lib.default()
   c.batch_size = 128
   config_lib.set_duration(c, "total", epochs=epochs)
-  c.data = (_spec(train),)
+  c.data = (lookups.spec_of(train),)
   c.loader.threads = 1  # small pictures: more threads wait for each other
   c.image.size = 32
   c.image.pad = 3
@@ -54,7 +55,7 @@ def get_config(
   config_lib.set_duration(c, "log.every", steps=50)
   config_lib.set_duration(c, "eval.every", epochs=4)
   config_lib.set_duration(c, "checkpoint.every", epochs=1)
-  task = {"name": "test", "data": _spec(test)}
+  task = {"name": "test", "data": lookups.spec_of(test)}
   if _holds(test, classes=True):
     c.eval.tasks = (
       {"kind": "zero_shot", **task, "templates": ("a photo of a {}.", "a photo of an {}.")},
@@ -64,16 +65,14 @@ def get_config(
   return c
 
 
-def _spec(path: str) -> dict:
-  return {"source": paths.source_of(path), "path": path}
-
-
-def _holds(path: str, classes: bool) -> bool:
+def _holds(data: str, classes: bool) -> bool:
   """Whether the data have labels, and the names of their classes."""
   try:
-    if (spec := _spec(path))["source"] == "parquet":  # its schema tells
-      schema = pq.read_schema(paths.find(path, "parquet")[0])
-      return "label" in schema.names and (not classes or b"classes" in (schema.metadata or {}))
+    if (spec := lookups.spec_of(data))["source"] == "parquet":  # its schema tells
+      schema = pq.read_schema(paths.find(spec["path"], "parquet")[0])
+      return spec.get("label", "label") in schema.names and (
+        not classes or b"classes" in (schema.metadata or {})
+      )
     source = sources.open_source(spec)
     return "label" in source[0] and (not classes or sources.classnames(source) is not None)
   except (ValueError, OSError):

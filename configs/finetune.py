@@ -31,9 +31,9 @@ def get_config(
   c = origin.config_from(init, tokenizer)
   c.batch_size = 512
   config_lib.set_duration(c, "total", epochs=epochs)
-  c.data = ({"source": lookups.source_of(train), "path": train},)
+  c.data = (lookups.spec_of(train),)
   if test:
-    data = {"source": lookups.source_of(test), "path": test}
+    data = lookups.spec_of(test)
     c.eval.tasks = ({"kind": "retrieval", "name": "test", "data": data, "examples": 1000},)
   config_lib.set_duration(c, "eval.every", epochs=1)
   config_lib.set_duration(c, "checkpoint.every", epochs=1)

@@ -121,6 +121,15 @@ def test_the_text_tells_the_same(data, capsys):
     assert re.search(line, out), (line, out)
 
 
+def test_bytes_are_of_the_pictures_that_are_left(data, capsys):
+  spec = f"{data[0]}:max_pixels=700"
+  report = json.loads(inspect(capsys, spec, "--json"))
+  left = sum(report["formats"].values())
+  assert report["filtered"] and left + report["filtered"] < report["read"]
+  assert f"{report['bytes'] / left:,.0f} bytes a picture: " in inspect(capsys, spec)
+  assert "0 bytes a picture: none read" in inspect(capsys, f"{data[0]}:max_pixels=1")
+
+
 def test_some_examples_are_evenly_spaced(data, capsys):
   report = json.loads(inspect(capsys, data[0], "--examples", "10", "--json"))
   assert report["read"] == 10 and report["broken_examples"] == [9, 12, 21]

@@ -310,7 +310,8 @@ def test_schedules():
       60,
       50,
       "config.optim.warmup_\\* is 60 steps and config.optim.cooldown_\\* 50, but the training is "
-      "100 steps",
+      "100 steps; shorten them "
+      "\\(--config.optim.warmup_steps=10 --config.optim.cooldown_steps=10\\)",
     ),
     ("cosine", 0, 50, "config.optim.schedule='cosine' ends at 0"),
   ],
@@ -318,6 +319,9 @@ def test_schedules():
 def test_schedule_errors(schedule, warmup, cooldown, message):
   with pytest.raises(ValueError, match=message):
     schedules.make(make_config(schedule=schedule), 100, warmup, cooldown)
+  flags = "--config.optim.hold_steps=0 --config.optim.warmup_steps=0"
+  with pytest.raises(ValueError, match=f"shorten them \\({flags}\\) or lengthen"):
+    schedules.make(make_config(), 4, 5, hold_steps=5)
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,8 @@ def test_a_path_means_files_in_its_order(tmp_path, monkeypatch):
   (tmp_path / f"a.parquet{storage.INDEX_ENDING}").write_text("")
   assert find("a*") == ["a.parquet"]
   for pattern in ("{a,z}.parquet", "z.parquet", "z*.parquet"):
-    with pytest.raises(ValueError, match=rf"^path='{re.escape(pattern)}': no such file"):
+    started = rf"^path='{re.escape(pattern)}': no such file.* from '{tmp_path}' on$"
+    with pytest.raises(ValueError, match=started):
       find(pattern)
   assert paths.find("{a,z}.parquet", "parquet", missing=True) == ["a.parquet", "z.parquet"]
   with pytest.raises(ValueError, match="no such file"):
@@ -68,7 +69,7 @@ def test_a_mistaken_path_is_told_what_is_there(tmp_path):
     return str(e.value).removeprefix("config.data.0.")
 
   (tmp_path / "empty").mkdir()
-  assert refused(tmp_path / "empty").endswith("holds no files; name files of source parquet")
+  assert refused(tmp_path / "empty").endswith("holds no files; source parquet reads .parquet")
   (tmp_path / "deep/er").mkdir(parents=True)
   (tmp_path / "deep/er/a.parquet").write_text("")
   assert refused(tmp_path / "deep").endswith(f"is a folder; use '{tmp_path}/deep/**/*.parquet'")
@@ -107,6 +108,37 @@ def test_arguments_of_a_config_and_of_a_spec_may_hold_commas(tmp_path):
     "path": "a.parquet,b.parquet",
     "weight": 2,
   }
+
+
+def test_an_argument_of_a_config_may_have_fields(tmp_path):
+  (tmp_path / "c.py").write_text(
+    "from siglax import config\nfrom siglax.config import lookups\n"
+    "def get_config(train, test='', smoke=False):\n  c = config.default()\n"
+    "  c.data = (lookups.spec_of(train),)\n  c.seed = int(smoke)\n  return c\n"
+  )
+  c = config_lib.load(f"{tmp_path}/c.py:train=a.csv:caption=x,y,weight=2,smoke=True")
+  spec = {"source": "csv", "path": "a.csv", "caption": "x,y", "weight": 2}
+  assert dict(c.data[0]) == spec and c.seed == 1
+  for words in ("train=a.csv,weight=2", "weight=2,train=a.csv:caption=x"):
+    with pytest.raises(ValueError, match="weight=2: arguments are train=…, test=…, smoke=…$"):
+      config_lib.load(f"{tmp_path}/c.py:{words}")
+
+
+def test_the_source_of_several_paths_is_that_of_the_first(tmp_path):
+  for name in ("a", "b:c", "b:c/d"):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "1.jpg").write_bytes(b"")
+    (tmp_path / name / "1.txt").write_bytes(b"x")
+  (tmp_path / "tars").mkdir()
+  (tmp_path / "tars/1.tar").write_bytes(b"")
+  a, t = str(tmp_path / "a"), str(tmp_path / "tars")
+  for path in (a, f"{a},{t}", f"{tmp_path}/{{a,b:c}}", f"{tmp_path}/a*", f"{tmp_path}/b:c"):
+    assert sources.parse_spec(path) == {"source": "folder", "path": path}
+  assert sources.parse_spec(f"{tmp_path}/b:c/d:weight=2")["path"] == f"{tmp_path}/b:c/d"
+  assert sources.parse_spec(f"{t},{a}")["source"] == "webdataset"
+  assert sources.parse_spec("a.json")["source"] == "jsonl"
+  with pytest.raises(ValueError, match="'title' must be field=value"):
+    sources.parse_spec("a.csv:title")
 
 
 def test_files_are_read_from_threads_and_few_are_open(tmp_path, monkeypatch):

@@ -113,6 +113,13 @@ def test_names_of_open_clip_and_hugging_face(pictures):
   assert opened(path)[0]["captions"] == [] and opened(path)[0]["image"] == b"5"
 
 
+def test_another_separator_is_named(pictures):
+  path = table(pictures / "a.csv", ["image", "caption"], [("in/1.jpg", "x, y")], ";")
+  with pytest.raises(ValueError, match="has ';' and no ','; set separator=';'$"):
+    opened(path)
+  assert opened(path, separator=";")[0]["captions"] == ["x, y"]
+
+
 def test_files_follow_each_other(pictures):
   table(pictures / "a.csv", ["image", "caption"], [("in/1.jpg", "x"), ("in/2.jpg", "y")])
   table(pictures / "b.csv", ["title", "filepath"], [("z", "in/3.jpg")], "\t")

@@ -41,7 +41,7 @@ def test_pictures_with_text_files(tmp_path):
       ".hidden.jpg": b"no",
       ".trash/c.jpg": b"no",
       "x/y/d.webp": b"3",
-      "x/y/d.txt": "drei ä".encode(),
+      "x/y/d.TXT": "drei ä".encode(),
     },
   )
   (tmp_path / "x/up").symlink_to(tmp_path)
@@ -108,6 +108,11 @@ def test_what_cannot_be_read_is_one_line(tmp_path):
   refused(f"or use source csv with path='{flat}/metadata.csv'$", flat)
   parts = write(tmp_path / "parts", **{"train/cat/1.jpg": b"1", "val/cat/1.jpg": b"1"})
   refused(f"are parts and no classes; use one of them, such as '{parts}/train'", parts)
+  beside = write(tmp_path / "beside", **{"i/1.jpg": b"1", "j/1.jpg": b"2", "metadata.jsonl": b""})
+  refused(f"use source jsonl with path='{beside}/metadata.jsonl', or set classes=True", beside)
+  assert folder(beside, classes=True).classnames == ("i", "j")
+  no_pictures = write(tmp_path / "heic", **{"1.heic": b"1", "1.txt": b"1"})
+  refused(r"holds 1 .heic and 1 .txt; source folder reads .jpg, .jpeg, .*\.ppm$", no_pictures)
   one = write(tmp_path / "one", **{"images/1.jpg": b"1"})
   refused("holds the pictures of one class, 'images', and no captions", one)
   refused("is a file; name the folder that holds it", f"{one}/images/1.jpg")

@@ -353,6 +353,8 @@ def test_bad_files_are_refused_in_one_line(tmp_path):
   for size in (3, len(data) // 2, len(data) - 1):
     (tmp_path / "cut.parquet").write_bytes(data[:size])
     refused(f"({size} bytes) is not a Parquet file, or is cut short", f"{tmp_path}/cut.parquet")
+  (tmp_path / "rows.x").write_text("not parquet at all")
+  refused("parquet file; if it is of another kind, name its source", f"{tmp_path}/rows.x")
   (tmp_path / "text.parquet").write_text("not parquet at all")
   refused("is not a Parquet file", f"{good},{tmp_path}/text.parquet")
   # A page that is overwritten, the footer whole.

@@ -224,7 +224,8 @@ def test_wrong_inputs_are_one_line(folder, pictures, tmp_path, capsys):  # noqa:
   cases = [
     (
       search("--images", empty, "x"),
-      f"--images {empty} has no pictures in it (jpg, jpeg, png, webp, bmp, gif)",
+      f"--images {empty} has no pictures in it (jpg, jpeg, png, webp, gif, bmp, tif, "
+      "tiff, avif, jp2, ppm)",
     ),
     (search("--images", tmp_path / "none", "x"), f"--images {tmp_path / 'none'} is no folder"),
     (search("--images", bad, "x"), f"--images {bad}: none of its 1 pictures can be read"),

@@ -6,6 +6,7 @@ import ast
 import inspect
 import json
 import pathlib
+import re
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -155,11 +156,19 @@ def differences(
 
 
 def _arguments(text: str, function, filename: str) -> dict[str, Any]:
-  """{"smoke": True} of "smoke=True"; unknown names are errors, unless the function takes any."""
+  """{"smoke": True} of "smoke=True"; unknown names are errors, unless the function takes any, or a
+  field of a data spec stands before them: train=a.csv:caption=title,weight=2 is one argument.
+  """
   parameters = inspect.signature(function).parameters.values()
   known = [p.name for p in parameters if p.kind != p.VAR_KEYWORD]
   any_name, arguments = len(known) < len(parameters), {}
+  parts: list[str] = []
   for part in values.arguments(text):
+    if parts and re.search(r":[A-Za-z_]\w*=", parts[-1]) and part.partition("=")[0] not in known:
+      parts[-1] += f",{part}"
+    else:
+      parts.append(part)
+  for part in parts:
     name, equals, value = part.partition("=")
     if not (name in known or any_name) or not equals:
       raise ValueError(

@@ -28,9 +28,9 @@ def registry(kind: str) -> parts.Registry:
   return _table(REGISTRIES[kind])
 
 
-def source_of(path: str) -> str:
-  """The source of data that a path suits; see siglax/data/paths.py."""
-  return _table("siglax.data.paths.source_of")(path)
+def spec_of(words: str) -> dict:
+  """The data spec of a command line's words; see siglax/data/sources/__init__.py."""
+  return _table("siglax.data.sources.parse_spec")(words)
 
 
 def _names(*tables: str) -> Callable[[], tuple[str, ...]]:

@@ -142,15 +142,10 @@ def shrink(c: ConfigDict, rows: int = 2) -> ConfigDict:
 
 
 def _data(c, train, zero_shot):
-  c.data = ({"source": lookups.source_of(train), "path": train},)
+  c.data = (lookups.spec_of(train),)
   if zero_shot:
-    c.eval.tasks = (
-      {
-        "kind": "zero_shot",
-        "name": "zero_shot",
-        "data": {"source": lookups.source_of(zero_shot), "path": zero_shot},
-      },
-    )
+    data = lookups.spec_of(zero_shot)
+    c.eval.tasks = ({"kind": "zero_shot", "name": "zero_shot", "data": data},)
 
 
 def _at_scale(c) -> ConfigDict:

@@ -105,7 +105,9 @@ def open_parquet(file: str) -> pq.ParquetFile:
   except storage.Unreachable:
     raise
   except (pa.ArrowException, OSError) as e:
-    reason = f"is not a Parquet file, or is cut short: {values.one_line(e)}"
+    reason = f"is not a Parquet file, or is cut short: {values.one_line(e).rstrip('.')}"
+    if not file.endswith(".parquet"):
+      reason += "; if it is of another kind, name its source, as in csv:path=PATH (docs/data.md)"
     raise ValueError(f"path={file!r} ({bytes_there} bytes) {reason}") from None
 
 

@@ -60,6 +60,8 @@ def find(
       found = [name] if _is_there(name) else storage.glob(name) if _GLOB.search(name) else []
       if not found and not (missing and not _GLOB.search(name)):
         said = "no such file" if name == pattern else f"no such file {name!r}"
+        if not (storage.is_url(name) or os.path.isabs(name)):
+          said += f" from {os.getcwd()!r} on"
         raise ValueError(f"path={pattern!r}: {said}")
       files += found or [name]
   found = []
@@ -107,13 +109,19 @@ def refuse_compressed(file: str):
 
 
 def source_of(path: str) -> str:
-  """The source that a path suits: by its ending, of a folder by whether it holds tars, ArrayRecord
-  files or a saved dataset. Parquet where nothing else tells. A server is asked only of a URL
-  without an ending.
+  """The source that a path suits, or the first of several: by its ending, of a folder by whether it
+  holds tars, ArrayRecord files or a saved dataset. Parquet where nothing else tells. A server is
+  asked only of a URL without an ending.
   """
-  of_ending = _source_of_ending(ending(path.rstrip("}")))
+  path = _split(path)[0]
+  of = ending(path.rstrip("}"))
+  of_ending = "jsonl" if of == "json" else _source_of_ending(of)
   if of_ending and storage.is_url(path):
     return of_ending
+  if not _is_there(path):
+    path = _expand(path)[0]
+    if _GLOB.search(path) and not of_ending:
+      path = next(iter(storage.glob(path)), path)
   if storage.is_folder(path):
     if any(storage.exists(os.path.join(path, name)) for name in SAVED):
       return "hf"
@@ -146,7 +154,8 @@ def refuse_folder(folder: str, source: str):
       of_folders = suits in ("folder", "webdataset", "array_record", "hf")
       where = "" if of_folders else f" with path={_files(folder, most)!r}"
       raise ValueError(f"{told} that holds {held}: use source {suits}{where}")
-  raise ValueError(f"{told} that holds {held}; name files of source {source}")
+  known = ", ".join(f".{e}" for e in own)
+  raise ValueError(f"{told} that holds {held}; source {source} reads {known}")
 
 
 def _files(folder: str, of: str) -> str:

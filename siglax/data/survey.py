@@ -123,12 +123,12 @@ def lines(report: dict) -> list[str]:
   """A survey as text."""
   read, copies = report["read"], report["duplicates"]
   broken = sum(found["count"] for found in report["broken"])
-  sound = read - broken
+  decoded = sum(report["formats"].values())  # neither broken nor filtered out
   found = [
     f"{report['examples']:,} examples"
     + ("" if read == report["examples"] else f", of which {read:,} were read"),
-    f"{report['bytes'] / max(sound, 1):,.0f} bytes a picture: "
-    + ", ".join(f"{count:,} {name}" for name, count in report["formats"].items()),
+    f"{report['bytes'] / max(decoded, 1):,.0f} bytes a picture: "
+    + (", ".join(f"{count:,} {name}" for name, count in report["formats"].items()) or "none read"),
     f"{report['labelled']:,} have a label, of {report['classes']:,} named classes",
   ]
   up_to = lambda low: f"{low}" if low < 2 else f"{low}–{2 * low - 1}"

@@ -16,8 +16,10 @@ from siglax import tower as tower_lib
 from siglax.data import buckets
 from siglax.data import images as images_lib
 from siglax.data import page as page_lib
+from siglax.data import paths as paths_lib
 from siglax.data import pipeline
 from siglax.data import prepared
+from siglax.data import storage
 from siglax.data import uploads
 from siglax.devices import mesh as mesh_lib
 from siglax.devices.streams import shown
@@ -25,7 +27,6 @@ from siglax.tower import embedder
 
 logger = logging.getLogger("siglax")
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 BATCH = 256  # pictures decoded and embedded at a time
 
 
@@ -129,22 +130,22 @@ def search(source, folder, queries: Queries) -> list[list[tuple[float, pathlib.P
 
 
 def find(folder) -> list[pathlib.Path]:
-  """Every picture in a folder and its subfolders, by name, in order. ValueError when there
-  is none.
+  """Every picture in a folder and its subfolders, by name, in order: those that source folder
+  has. ValueError when there is none.
   """
   if not os.path.isdir(folder):
     raise ValueError(f"--images {folder} is no folder")
-  paths = sorted(
-    pathlib.Path(parent, name)
-    for parent, _, names in os.walk(folder)
+  found = sorted(
+    pathlib.Path(folder, below, name)
+    for below, names in storage.walk(str(folder))
     for name in names
-    if name.lower().endswith(SUFFIXES)
+    if paths_lib.ending(name) in paths_lib.PICTURE_ENDINGS
   )
-  if not paths:
+  if not found:
     raise ValueError(
-      f"--images {folder} has no pictures in it ({', '.join(s[1:] for s in SUFFIXES)})"
+      f"--images {folder} has no pictures in it ({', '.join(paths_lib.PICTURE_ENDINGS)})"
     )
-  return paths
+  return found
 
 
 def embed(tower, paths: list[pathlib.Path]) -> tuple[np.ndarray, list[pathlib.Path]]:

@@ -63,11 +63,13 @@ def make(
   chosen = SCHEDULES.find(optim.schedule, "config.optim.schedule")
   if hold_steps + warmup_steps + cooldown_steps > total_steps or hold_steps == total_steps:
     hold = f"config.optim.hold_* is {hold_steps} steps, " if hold_steps else ""
+    given = {"hold": hold_steps, "warmup": warmup_steps, "cooldown": cooldown_steps}
+    short = total_steps // 10
+    flags = [f"--config.optim.{name}_steps={short}" for name, n in given.items() if n > short]
     raise ValueError(
       f"{hold}config.optim.warmup_* is {warmup_steps} steps and config.optim.cooldown_* "
       f"{cooldown_steps}, "
-      f"but the training is {total_steps} steps; shorten them "
-      f"(--config.optim.warmup_steps={total_steps // 10}) or lengthen "
+      f"but the training is {total_steps} steps; shorten them ({' '.join(flags)}) or lengthen "
       "config.total_*"
     )
   flat = [schedule.name for schedule in SCHEDULES.values() if not schedule.ends_at_zero]

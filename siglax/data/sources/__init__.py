@@ -58,11 +58,13 @@ def parse_spec(text: str) -> dict:
   "path": "pictures"} (`paths.source_of`). A value may contain commas. Raises ValueError for a part
   that is no field=value.
   """
-  if storage.is_url(text):
-    # It may have a port, so that only name= ends it.
+  head, _, rest = text.partition(":")
+  if head not in SOURCES:  # a path, which may hold colons, so that only name= ends it
     head, rest = re.fullmatch(r"(.*?)(?::([A-Za-z_]\w*=.*))?", text, re.DOTALL).groups("")
-  else:
-    head, _, rest = text.partition(":")
+    word = head.rpartition(":")[2]
+    if word.isidentifier() and word != head and not storage.is_url(text):
+      if not storage.exists(head):
+        raise ValueError(f"{text}: {word!r} must be field=value")
   spec = {"source": head} if head in SOURCES else {"source": paths.source_of(head), "path": head}
   fields = COMMON_FIELDS | SOURCES[spec["source"]].fields
   for part in values_lib.arguments(rest):

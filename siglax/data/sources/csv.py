@@ -43,6 +43,12 @@ class Csv(rows.Rows):
     # Only the names need be UTF-8: other rows of the piece are read when they are asked for.
     names = next(filter(_is_row, _parsed(head.decode("latin-1"), separator)), [])
     names = [name.encode("latin-1").decode("utf-8", "replace") for name in names]
+    others = [s for s in ";|" if self._separator is None and len(names) == 1 and s in names[0]]
+    if others:
+      raise ValueError(
+        f"separator=None: the first line of {file!r} has {others[0]!r} and no {separator!r}; set "
+        f"separator={others[0]!r}"
+      )
     self._headers[file] = separator, names
     kind = f"csv 1 {separator!r}"
     return index_lib.of_file(file, kind, lambda path, size: _index(path, size, separator))

@@ -15,15 +15,16 @@ from siglax.data.source import Source
 
 # Names of folders that are parts of a dataset and no classes.
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+TEXT_ENDINGS = (".txt", ".TXT")
 
 
 class Folder:
   """The pictures of folders and of all folders in them, in the order of their names: {"image":
   bytes, "captions": [str, …], "label", "key"}.
 
-  The captions of a.jpg are the lines of a.txt beside it. Where no picture has such a file, the
-  first folder on its way is its class: cat/1.jpg and cat/x/2.jpg are of the class "cat". Names that
-  begin with a dot are left out, and a link to a folder is followed once.
+  The captions of a.jpg are the lines of a.txt (or a.TXT) beside it. Where no picture has such a
+  file, the first folder on its way is its class: cat/1.jpg and cat/x/2.jpg are of the class "cat".
+  Names that begin with a dot are left out, and a link to a folder is followed once.
   Its arguments are the fields of SOURCE. classnames: the names of the class folders, sorted, "_" as
   a space; else None. An example costs the bytes of its file's name and 12 more; twice that while
   the folders are listed.
@@ -38,6 +39,7 @@ class Folder:
     self._list()
     if classes is None:
       classes = not self._with_text and all(below for _, below in self._folders)
+      self._refuse_table(classes)
     if not self._with_text and not classes:
       raise ValueError(self._nothing_to_say())
     tops = [below.split(os.sep)[0] for _, below in self._folders]
@@ -73,8 +75,9 @@ class Folder:
   def captions(self, i: int) -> list[str]:
     """Those of picture i, without a look at the picture."""
     k, name = self._find(i)
-    text, found = os.path.join(*self._folders[k], f"{os.path.splitext(name)[0]}.txt"), []
-    if self._with_text and storage.exists(text):
+    stem, found = os.path.join(*self._folders[k], os.path.splitext(name)[0]), []
+    texts = (f"{stem}{ending}" for ending in TEXT_ENDINGS if self._with_text)
+    if text := next(filter(storage.exists, texts), None):
       found = captions_lib.lines(storage.read_all(text), repr(text))
     return captions_lib.of_class(found, self._labels[k], self.classnames, self._templates)
 
@@ -101,9 +104,9 @@ class Folder:
         pictures = [name for name in files if paths.ending(name) in paths.PICTURE_ENDINGS]
         if not pictures:
           continue
-        if any(name.endswith(".txt") for name in files):
-          texts = set(files)
-          self._with_text += sum(f"{os.path.splitext(name)[0]}.txt" in texts for name in pictures)
+        if any(name.endswith(TEXT_ENDINGS) for name in files):
+          texts = {os.path.splitext(name)[0] for name in files if name.endswith(TEXT_ENDINGS)}
+          self._with_text += sum(os.path.splitext(name)[0] in texts for name in pictures)
         encoded = list(map(os.fsencode, pictures))
         names += b"".join(encoded)
         lengths.append(np.fromiter(map(len, encoded), np.int64, len(encoded)))
@@ -118,16 +121,20 @@ class Folder:
   def _nothing_to_say(self) -> str:
     """Why pictures have neither captions nor classes."""
     here = next(root for root, below in self._folders if not below)
-    tables = [
-      file for e in ("csv", "tsv", "jsonl", "parquet") for file in storage.glob_in(here, f"*.{e}")
-    ]
-    other = (
-      f", or use source {paths.source_of(tables[0])} with path={tables[0]!r}" if tables else ""
-    )
+    table = _table(here, "*")
     return (
       f"path={here!r} holds pictures and no captions: write those of a.jpg into a.txt, one a line, "
-      f"or put each class into a folder of its own{other}"
+      f"or put each class into a folder of its own{f', or use {table}' if table else ''}"
     )
+
+  def _refuse_table(self, classes: bool):
+    """ValueError where folders would be taken for classes beside a table as Hugging Face has it."""
+    table = next(filter(None, (_table(root, "metadata") for root in self._roots)), None)
+    if classes and table:
+      raise ValueError(
+        f"path={self._path!r} holds pictures in folders, and a table of them: use {table}, or set "
+        "classes=True, where the folders are classes"
+      )
 
   def _check_classes(self, names: list[str]):
     root = self._roots[0]
@@ -147,6 +154,14 @@ class Folder:
         f"path={root!r} holds the pictures of one class, {names[0]!r}, and no captions; write "
         "those of a.jpg into a.txt, one a line"
       )
+
+
+def _table(folder: str, name: str) -> str | None:
+  """The source and path of a table in a folder, in words; None where there is none."""
+  for of in ("csv", "tsv", "jsonl", "parquet"):
+    if tables := storage.glob_in(folder, f"{name}.{of}"):
+      return f"source {paths.source_of(tables[0])} with path={tables[0]!r}"
+  return None
 
 
 SOURCE = Source(
