@@ -6,9 +6,11 @@ import os
 import pickle
 import tarfile
 import threading
+import time
 import types
 import zlib
 
+from conftest import free_port
 import cv2
 import fsspec
 import numpy as np
@@ -21,11 +23,13 @@ from siglax.commands import cli
 from siglax.data import blocks
 from siglax.data import buckets
 from siglax.data import index as index_lib
+from siglax.data import listing
 from siglax.data import pipeline
 from siglax.data import remote
 from siglax.data import sources
 from siglax.data import storage
 from siglax.data import text as text_lib
+from siglax.data import uploads
 from siglax.data.shapes import Shapes
 
 import servers
@@ -201,6 +205,56 @@ def test_a_server_that_fails_stops_a_run_and_breaks_no_example(s3):
   with pytest.raises(buckets.Unreachable, match="tried 6 times in .*, and the last time: .*Error$"):
     next(it)
   assert it.counts["bad"] == [0]
+
+
+def test_an_answer_that_was_cut_is_asked_for_again(s3):
+  server, url = s3
+  path, whole = f"{url}/tars/0.tar", storage.read_all(f"{url}/tars/0.tar")
+  buckets.forget(path)
+  answer, cut = server._app, []
+
+  def app(environ, start):
+    body = b"".join(answer(environ, start))  # its length is told before
+    if environ["REQUEST_METHOD"] == "GET" and len(cut) < 2:
+      cut.append(len(body))
+      return [body[: len(body) // 2]]
+    return [body]
+
+  server._app = app
+  try:
+    assert buckets.fetch(path, 0, len(whole)) == whole and len(cut) == 2
+  finally:
+    server._app = answer
+
+
+def test_a_server_on_the_web_that_fails_is_no_missing_file(monkeypatch):
+  monkeypatch.setattr(buckets, "TRIES", 2)
+  with pytest.raises(buckets.Unreachable, match="tried 2 times in .*: ClientConnectorError: "):
+    buckets.look(f"http://127.0.0.1:{free_port()}/a.csv")
+
+
+def test_a_bucket_that_is_not_there_is_said_so(s3):
+  with pytest.raises(
+    buckets.Unreachable, match="^'s3://no-bucket/a' cannot be written: there is no"
+  ):
+    uploads.put("s3://no-bucket/a", b"")
+
+
+def test_after_an_error_nothing_else_is_begun():
+  begun, failed = [], threading.Event()
+
+  def work(k):
+    begun.append(k)
+    if k == 1:
+      failed.set()
+      raise ValueError("1")
+    failed.wait(30)
+    time.sleep(0.05)
+
+  # The first is slow: its result is not waited for before the error of the second is seen.
+  with pytest.raises(ValueError, match="1"):
+    listing.in_threads(work, range(1000), 2)
+  assert len(begun) < 10
 
 
 def test_what_is_refused_is_not_asked_for_again(s3):

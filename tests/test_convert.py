@@ -2,6 +2,7 @@
 often it is stopped.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from siglax.commands import cli
+from siglax.data import parts
 from siglax.data.sources import open_source
 from siglax.data.sources import parse_spec
 
@@ -246,6 +248,31 @@ def test_a_finished_shard_is_not_made_again_and_a_lost_one_is(tmp_path):
   assert contents(tmp_path) == want
   kept = tmp_path / "00001.array_record"
   assert kept.stat().st_ino == stamps[kept.name]
+
+
+def test_a_folder_that_vanishes_meanwhile_is_no_success(tmp_path, capsys, monkeypatch):
+  make = parts.Parts.make
+
+  def loses(self, number, write):
+    make(self, number, write)
+    os.unlink(self.part(number))
+
+  monkeypatch.setattr(parts.Parts, "make", loses)
+  refused("00000.array_record was written and is gone", capsys, "shapes:examples=4", tmp_path / "a")
+
+
+def test_a_second_start_that_was_overtaken_tells_what_there_is(tmp_path, monkeypatch):
+  flags = ["shapes:examples=12,image_size=16", tmp_path, "--examples-per-shard", "4"]
+  make = parts.Parts.make
+
+  def overtaken(self, number, write):
+    monkeypatch.setattr(parts.Parts, "make", make)
+    convert(*flags)  # another one, which removes what it finds unfinished
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+  monkeypatch.setattr(parts.Parts, "make", overtaken)
+  convert(*flags)
+  assert json.loads((tmp_path / "manifest.json").read_bytes())["examples"] == 12
 
 
 def test_a_folder_of_something_else_is_refused(mixed, tmp_path, capsys):

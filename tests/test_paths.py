@@ -4,16 +4,20 @@ told.
 
 import concurrent.futures
 import os
+import pathlib
 import re
+import resource
 import subprocess
 
 import pytest
 
 from siglax import config as config_lib
 from siglax.config import values
+from siglax.data import broken
 from siglax.data import paths
 from siglax.data import sources
 from siglax.data import storage
+from siglax.devices import errors
 
 
 @pytest.mark.parametrize(
@@ -158,6 +162,39 @@ def test_files_are_read_from_threads_and_few_are_open(tmp_path, monkeypatch):
   assert storage.size(names[0]) == 4000 and storage.read(names[0], 0, 4) == b"0001"
 
 
+def test_a_process_with_few_descriptors_reads_many_files(tmp_path):
+  names = [str(tmp_path / str(i)) for i in range(100)]
+  for name in names:
+    pathlib.Path(name).write_text(name)
+  limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+  few = max(map(int, os.listdir("/proc/self/fd"))) + 10
+  resource.setrlimit(resource.RLIMIT_NOFILE, (few, limits[1]))
+  try:
+    assert [storage.read(name, 0, len(name)).decode() for name in names] == names
+  finally:
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.parametrize("number", errors.PASSING)
+def test_a_machine_that_fails_is_asked_again_and_breaks_no_example(number, tmp_path, monkeypatch):
+  monkeypatch.setattr(errors, "RETRY_SECONDS", (0.0, 0.0))
+  (tmp_path / "a").write_text("x")
+  open_file, left = os.open, [2]
+
+  def fails(*arguments, **options):
+    left[0] -= 1
+    if left[0] >= 0:
+      raise OSError(number, os.strerror(number))
+    return open_file(*arguments, **options)
+
+  monkeypatch.setattr(os, "open", fails)
+  assert storage.read_all(str(tmp_path / "a")) == b"x"
+  left[0] = 99
+  with pytest.raises(storage.Unreachable, match=f"a': {os.strerror(number)}; no file can be read"):
+    storage.read_all(str(tmp_path / "a"))
+  assert issubclass(storage.Unreachable, broken.NOT_BROKEN) and MemoryError in broken.NOT_BROKEN
+
+
 def test_what_is_no_file_is_refused_at_once(tmp_path):
   os.mkfifo(tmp_path / "pipe")
   (tmp_path / "large").write_bytes(b"12345")
@@ -179,9 +216,10 @@ def test_folders_are_walked_once_and_in_order(tmp_path):
   (tmp_path / "a/up").symlink_to(tmp_path)
   (tmp_path / "c").symlink_to(tmp_path / "b")
   (tmp_path / "gone").symlink_to(tmp_path / "nothing")
+  (tmp_path / "b/itself").symlink_to(tmp_path / "b/itself")
   assert list(storage.walk(str(tmp_path))) == [
     ("", ["gone", "top"]),
     ("a", []),
     ("a/x", ["1"]),
-    ("b", ["1", "2"]),
+    ("b", ["1", "2", "itself"]),
   ]

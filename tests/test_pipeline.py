@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import multiprocessing
+from multiprocessing import reduction
 import os
 import pathlib
 import signal
@@ -31,6 +32,7 @@ from siglax.data import labels as label_lib
 from siglax.data import layout
 from siglax.data import order
 from siglax.data import pipeline
+from siglax.data import workers as workers_lib
 from siglax.data.batching import Batches
 from siglax.data.labels import LABEL_STRIDE
 from siglax.data.text import TextProcessor
@@ -734,6 +736,39 @@ def test_the_process_itself_makes_rows_until_its_workers_have_started():
     pass
   assert set(next(batches)["x"].tolist()) == {worker.pid}
   batches.close()
+
+
+def test_a_worker_whose_work_is_more_than_a_pipe_holds_is_not_waited_for():
+  elements = Makers()
+  elements.more = bytes(2**20)
+  began = time.monotonic()
+  batches = Batches(elements, 0, 4, 4, threads=1, workers=1, buffer=1)
+  next(batches)
+  first, until = time.monotonic() - began, time.monotonic() + 60
+  (worker,) = multiprocessing.active_children()
+  while set(next(batches)["x"].tolist()) != {worker.pid} and time.monotonic() < until:
+    pass
+  assert set(next(batches)["x"].tolist()) == {worker.pid}
+  assert first < (time.monotonic() - began) / 2
+  batches.close()
+
+
+def test_a_worker_without_memory_for_a_batch_says_so():
+  here, there = multiprocessing.Pipe()
+  of = layout.Layout.of({"x": np.int64(0)}, 6)
+  thread = threading.Thread(target=workers_lib._serve, args=(there, Numbers(), of, None))
+  thread.start()
+  assert here.recv() == workers_lib.STARTED
+  here.send((0, 0, 3))
+  empty = os.memfd_create("empty")  # which cannot be mapped
+  reduction.send_handle(here, empty, os.getpid())
+  os.close(empty)
+  assert here.poll(30)
+  (row, error), objects = here.recv()
+  assert row == 0 and isinstance(error, ValueError) and objects == {}
+  here.close()
+  thread.join(30)
+  assert not thread.is_alive() and there.closed
 
 
 def test_an_error_in_a_worker_comes_as_it_is():

@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import os
 import sys
-import threading
-import time
 
 from siglax import __version__
 from siglax.commands import COMMANDS
@@ -78,10 +77,14 @@ def _main(arguments):
     return 1
   except OSError as e:
     return _failed(f"siglax {known.command.name}", e)
+  except MemoryError as e:
+    return _without_memory(known.command.name, e)
   except RuntimeError as e:
     from siglax.config import values
     from siglax.devices import errors
 
+    if str(e) == "can't start new thread":
+      return _without_memory(known.command.name, e)
     if not errors.is_lost_process(e):
       raise
     print(
@@ -91,6 +94,16 @@ def _main(arguments):
     )
     return 1
   return 0
+
+
+def _without_memory(name: str, error: Exception) -> int:
+  said = " ".join(str(error).splitlines()) or "no memory is left"
+  print(
+    f"siglax {name}: {said}; give this process more memory or threads (ulimit -v and -u, or the "
+    "container's limits), or let it take fewer: smaller batches, fewer threads and workers",
+    file=sys.stderr,
+  )
+  return 1
 
 
 def _failed(name: str, error: OSError) -> int:
@@ -123,18 +136,15 @@ def entry() -> int:
       sys.stderr.flush()
       os._exit(code)  # a program that XLA compiles in a thread would crash with the interpreter
     if code:
-      _end_within(END_SECONDS, code)
+      _end_within(END_SECONDS)
   return code
 
 
-def _end_within(seconds: float, code: int):
-  """Ends this process after so many seconds, unless it has ended before."""
-
-  def end():
-    time.sleep(seconds)
-    os._exit(code)
-
-  threading.Thread(target=end, daemon=True).start()
+def _end_within(seconds: float):
+  """Ends this process with code 1 after so many seconds, unless it has ended before."""
+  # Not by a thread of Python's: it needs memory, and Python's lock.
+  with contextlib.suppress(RuntimeError, OSError):
+    faulthandler.dump_traceback_later(seconds, exit=True, file=open(os.devnull, "w"))
 
 
 def overrides(rest: list[str]) -> dict[str, str]:

@@ -185,11 +185,20 @@ class Schedule:
         if self._batches and self._batches[-1].taken < self._rows:
           return self._next_chunk()
         if len(self._batches) < self._buffer:
-          self._batches.append(Batch(self._number(self._started), *self._allocate()))
+          self._batches.append(Batch(self._number(self._started), *self._memory()))
           self._started += 1
           return self._next_chunk()
         self._room.wait()
       return None
+
+  def _memory(self):
+    try:
+      return self._allocate()
+    except (OSError, MemoryError) as e:
+      raise MemoryError(
+        f"no memory for a batch, beside {len(self._batches)} that wait or are being made "
+        f"(config.loader.buffer={self._buffer}, config.batch_size): {e}"
+      ) from None
 
   def _next_chunk(self):
     batch = self._batches[-1]

@@ -11,9 +11,10 @@ from siglax.config import values
 from siglax.data import files
 from siglax.data import storage
 
-# Raised where an example cannot be read through no fault of its own: its server does not answer, or
-# the part of the file that holds it and thousands of others is damaged. It goes on to who asked.
-NOT_BROKEN = (storage.Unreachable, files.DamagedGroup)
+# Raised where an example cannot be read through no fault of its own: its server does not answer, no
+# memory is left, or the part of the file that holds it and thousands of others is damaged. It goes
+# on to who asked.
+NOT_BROKEN = (storage.Unreachable, files.DamagedGroup, MemoryError)
 # A broken example is replaced by another one, drawn anew this often at most.
 MAX_REPLACEMENTS = 32
 # Data whose true share of broken examples is at its limit is stopped with at most this probability,

@@ -139,14 +139,14 @@ def request(
     try:
       _limits.seconds = timeout
       return ask(filesystem, name)
-    except FileNotFoundError:
-      raise Missing(f"{path!r}: No such file") from None
     except FileExistsError:
       raise Exists(f"{path!r} exists") from None
     except Exception as e:  # each library has its own
-      if _is_final(e):
-        raise Unreachable(f"{path!r}: the server refuses: {values.one_line(e)}") from None
-      last = e
+      last = _meant(path, e)
+      if isinstance(last, FileNotFoundError):
+        raise Missing(f"{path!r}: No such file") from None
+      if _is_final(last):
+        raise Unreachable(f"{path!r}: the server refuses: {values.one_line(last)}") from None
     _count(path, last)
   raise Unreachable(
     f"{path!r}: tried {tries} times in {time.monotonic() - began:.0f} s, and the last time: "
@@ -187,6 +187,16 @@ def _filesystem(path: str, listing: bool):
   return filesystem, name
 
 
+def _meant(path: str, error: Exception) -> Exception:
+  """The error itself, or what fsspec hides: of the web it says of any failure of a look at a file
+  that the file is not there.
+  """
+  cause = error.__cause__
+  if not (path.startswith("http") and isinstance(error, FileNotFoundError)):
+    return error
+  return cause if isinstance(cause, Exception) and _status(cause) != 404 else error
+
+
 def _is_final(error: Exception) -> bool:
   """Whether asking again would give the same."""
   if isinstance(error, (PermissionError, IsADirectoryError, NotADirectoryError, TypeError)):
@@ -199,6 +209,8 @@ def _is_final(error: Exception) -> bool:
 
 def _status(error) -> int:
   """Of an HTTP answer, 0 where the error has none."""
+  if type(error).__module__ == "aiohttp.http_exceptions":
+    return 0  # its own 400 of an answer that was cut
   response = getattr(error, "response", None)
   if isinstance(response, dict):
     found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")

@@ -108,8 +108,7 @@ def convert(
     raise ValueError(f'SRC: source "{spec["source"]}" has no pictures to convert')
   captions_lib.refuse_weights(spec, "SRC")
   source = sources_lib.open_source(spec, "SRC")
-  kept = {"source", *filters.FIELDS}
-  order = _order(source, shuffle)
+  kept, order = {"source", *filters.FIELDS}, _order(source, shuffle)
   conversion = Conversion(
     {k: v for k, v in spec.items() if k in kept or k not in COMMON_FIELDS},
     len(source),
@@ -129,10 +128,13 @@ def convert(
   try:
     _begin(parts, conversion, source)
     _write_missing(parts, conversion, source, order, limit, job, threads)
-    return _finish(parts, conversion)
+    return _finish(parts, conversion, job)
   except storage.Unreachable:
     raise
   except OSError as e:
+    # Another start of the command may have finished, and removed what this one was writing.
+    if isinstance(e, FileNotFoundError) and (found := parts.read(MANIFEST)) is not None:
+      return found
     raise ValueError(
       f"DST {folder} cannot be written: {e.strerror or e}; the shards that are finished stay, and "
       "the same command goes on"
@@ -252,9 +254,15 @@ def _write(file: pathlib.Path, conversion: Conversion, rows) -> dict:
   return {"examples": examples, "resized": resized}
 
 
-def _finish(parts: parts_lib.Parts, conversion: Conversion) -> dict | None:
-  """Writes the manifest where all shards are there."""
+def _finish(parts: parts_lib.Parts, conversion: Conversion, job: tuple[int, int]) -> dict | None:
+  """Writes the manifest where all shards are there; ValueError where one of the job's is gone."""
   records = parts.records(range(conversion.shards))
+  for shard in range(job[0], conversion.shards, job[1]):
+    if records[shard] is None:
+      raise ValueError(
+        f"DST {parts.part(shard)} was written and is gone, or is of another size now; the same "
+        "command makes it again"
+      )
   if None in records:
     return None
   examples = sum(record["examples"] for record in records)

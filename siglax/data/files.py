@@ -17,6 +17,7 @@ from siglax.config import values
 from siglax.data import remote
 from siglax.data import storage
 from siglax.devices import disk
+from siglax.devices import errors
 
 # Parquet data larger than this is mapped from disk instead of held in memory.
 MEMORY_BYTES = 4 * 2**30
@@ -95,14 +96,14 @@ def open_parquet(file: str) -> pq.ParquetFile:
     source = remote.File(file)
   else:
     try:
-      open(file, "rb").close()
-    except OSError as e:
-      raise ValueError(f"path={file!r} cannot be read: {e.strerror}") from None
+      storage.attempt(file, lambda: open(file, "rb").close())
+    except ValueError as e:
+      raise ValueError(f"path={e}") from None
   try:
     opened = pq.ParquetFile(source, page_checksum_verification=True)
     opened.schema_arrow  # made of the footer, which may contradict itself
     return opened
-  except storage.Unreachable:
+  except (storage.Unreachable, MemoryError):  # of Arrow's, too
     raise
   except (pa.ArrowException, OSError) as e:
     reason = f"is not a Parquet file, or is cut short: {values.one_line(e).rstrip('.')}"
@@ -181,9 +182,11 @@ class Columns:
     try:
       for batch in file.iter_batches(READ_ROWS, row_groups=[group], columns=self.paths(file)):
         yield self.convert(batch)
-    except storage.Unreachable:
+    except (storage.Unreachable, MemoryError):
       raise
     except (pa.ArrowException, OSError) as e:
+      if errors.is_passing(e):
+        raise storage.Unreachable(f"{path!r}: {values.one_line(e)}") from None
       columns = file.metadata.row_group(group)
       start = min(_start(columns.column(i)) for i in range(columns.num_columns))
       raise DamagedGroup(

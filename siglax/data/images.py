@@ -76,6 +76,8 @@ def _decoded(data, scale: int = 1) -> np.ndarray:
   try:
     image = cv2.imdecode(np.frombuffer(data, np.uint8), SCALES[scale])
   except cv2.error as e:  # larger than OpenCV allows, or a header that lies
+    if e.code == cv2.Error.StsNoMem:
+      raise MemoryError(e.err) from None
     raise ValueError(f"the image ({len(data)} bytes) cannot be decoded: {e.err}") from None
   if image is None:
     raise _undecodable(data)
@@ -123,6 +125,8 @@ def read_header(data) -> Image.Image:
       factory, accept = Image.OPEN[name]
       if accept is not None and accept(head):
         return factory(io.BytesIO(data), "")
+    except MemoryError:
+      raise
     except Exception:  # each plugin has its own
       pass
   raise _undecodable(data)

@@ -137,7 +137,7 @@ def _read(place: pathlib.Path, key: dict) -> Index | None:
       return None
     damage = stored["damage"] and (int(stored["damage"][0]), str(stored["damage"][1]))
     return Index(np.frombuffer(body, stored["type"]), key["bytes"], damage)
-  except (ValueError, LookupError, TypeError, RecursionError):
+  except (ValueError, LookupError, TypeError, RecursionError, storage.Unreachable):
     return None
 
 

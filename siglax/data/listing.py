@@ -114,7 +114,12 @@ def in_threads(
   """function(value) of each, so many at a time. After an error no other one begins."""
   pool = concurrent.futures.ThreadPoolExecutor(threads)
   try:
-    return list(pool.map(function, values))
+    calls = [pool.submit(function, value) for value in values]
+    # Not the result of the first before those of the others: an error of any ends them.
+    ended, _ = concurrent.futures.wait(calls, return_when=concurrent.futures.FIRST_EXCEPTION)
+    for call in ended:
+      call.result()
+    return [call.result() for call in calls]
   finally:
     pool.shutdown(cancel_futures=True)
 

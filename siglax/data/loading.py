@@ -69,7 +69,7 @@ class ExampleLoader:
           "bad": bad,
           "filtered": np.int32(filtered - broken),
         }
-      except storage.Unreachable:
+      except (storage.Unreachable, MemoryError):
         # The example is sound; another in its place would depend on the day.
         raise
       except files.DamagedGroup as e:

@@ -9,20 +9,25 @@ asked for. A path is one of this machine's disks, or a URL of a bucket or a serv
 from __future__ import annotations
 
 import collections
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
+import errno
 import functools
 import glob as glob_lib
 import os
 import pathlib
 import stat
 import threading
+import time
+from typing import Any
 
 from siglax.data import blocks
 from siglax.data import buckets
 from siglax.data import listing
 from siglax.data.buckets import Unreachable as Unreachable
 from siglax.data.buckets import is_url as is_url
+from siglax.devices import errors
 
 # Files that are open at a time, whatever the number of shards and threads.
 MAX_OPEN = 128
@@ -92,10 +97,7 @@ def stamp(path: str) -> tuple[int, int | str]:
     return (found := buckets.known(path)).size, found.version
   with _lock:
     _descriptors.pop(path, None)
-  try:
-    found = os.stat(path)
-  except (OSError, ValueError) as e:
-    raise _unreadable(path, e) from None
+  found = attempt(path, lambda: os.stat(path))
   if not stat.S_ISREG(found.st_mode):
     raise ValueError(f"{path!r} is no file")
   return found.st_size, found.st_mtime_ns
@@ -113,11 +115,7 @@ def read(path: str, offset: int, length: int, alone: bool = False) -> bytes:
   """
   if is_url(path):
     return _read_url(path, offset, length, alone)
-  try:
-    file = _descriptor(path)
-  except (OSError, ValueError) as e:
-    raise _unreadable(path, e) from None
-  return _read(path, file, offset, length)
+  return attempt(path, lambda: _read(path, _descriptor(path), offset, length))
 
 
 def read_all(path: str, most: int = MAX_BYTES) -> bytes:
@@ -126,17 +124,7 @@ def read_all(path: str, most: int = MAX_BYTES) -> bytes:
     if (size := buckets.known(path).size) > most:
       raise ValueError(f"{path!r} has {size:,} bytes, more than {most:,}")
     return _read_url(path, 0, size)
-  try:
-    number = os.open(path, _FLAGS)
-  except (OSError, ValueError) as e:
-    raise _unreadable(path, e) from None
-  file = _Descriptor(number)
-  found = os.fstat(number)
-  if not stat.S_ISREG(found.st_mode):
-    raise ValueError(f"{path!r} is no file")
-  if found.st_size > most:
-    raise ValueError(f"{path!r} has {found.st_size:,} bytes, more than {most:,}")
-  return _read(path, file, 0, found.st_size)
+  return attempt(path, lambda: _read_all(path, most))
 
 
 def cache_folder() -> pathlib.Path | None:
@@ -177,18 +165,11 @@ def walk(folder: str) -> Iterator[tuple[str, list[str]]]:
   while waiting:
     below = waiting.pop()
     path = os.path.join(folder, below)
-    try:
-      found = os.stat(path)
-      if (found.st_dev, found.st_ino) in seen:
-        continue
-      seen.add((found.st_dev, found.st_ino))
-      folders, files = [], []
-      with os.scandir(path) as entries:
-        for entry in entries:
-          if not entry.name.startswith("."):
-            (folders if entry.is_dir() else files).append(entry.name)
-    except OSError as e:
-      raise _unreadable(path, e) from None
+    found = attempt(path, lambda path=path: os.stat(path))
+    if (found.st_dev, found.st_ino) in seen:
+      continue
+    seen.add((found.st_dev, found.st_ino))
+    folders, files = attempt(path, lambda path=path: _entries(path))
     waiting += (os.path.join(below, name) for name in sorted(folders, reverse=True))
     files.sort()
     yield below, files
@@ -215,16 +196,42 @@ def _descriptor(path: str) -> _Descriptor:
 
 def _read(path: str, file: _Descriptor, offset: int, length: int) -> bytes:
   data = b""
-  try:
-    while len(data) < length and (
-      more := os.pread(file.number, length - len(data), offset + len(data))
-    ):
-      data = data + more if data else more
-  except OSError as e:
-    raise _unreadable(path, e) from None
+  while len(data) < length and (
+    more := os.pread(file.number, length - len(data), offset + len(data))
+  ):
+    data = data + more if data else more
   if len(data) < length:
     raise ValueError(f"{path!r} ends at byte {offset + len(data)}, before {offset + length}")
   return data
+
+
+def _read_all(path: str, most: int) -> bytes:
+  file = _Descriptor(os.open(path, _FLAGS))
+  found = os.fstat(file.number)
+  if not stat.S_ISREG(found.st_mode):
+    raise ValueError(f"{path!r} is no file")
+  if found.st_size > most:
+    raise ValueError(f"{path!r} has {found.st_size:,} bytes, more than {most:,}")
+  return _read(path, file, 0, found.st_size)
+
+
+def _entries(folder: str) -> tuple[list[str], list[str]]:
+  """Names of the folders and of the files in a folder, without those that begin with a dot."""
+  folders, files = [], []
+  with os.scandir(folder) as entries:
+    for entry in entries:
+      if not entry.name.startswith("."):
+        (folders if _is_folder(entry) else files).append(entry.name)
+  return folders, files
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+  try:
+    return entry.is_dir()
+  except OSError as e:
+    if e.errno == errno.ELOOP:  # a link to itself: who reads it is told
+      return False
+    raise
 
 
 def _walk_url(folder: str) -> Iterator[tuple[str, list[str]]]:
@@ -244,7 +251,11 @@ def _read_url(path: str, offset: int, length: int, alone: bool = False) -> bytes
     raise ValueError(f"{path!r} ends at byte {found.size}, before {offset + length}")
   if alone or not length:
     return buckets.fetch(path, offset, length)
-  return _blocks().read(path, found, offset, length)
+  try:
+    cache = _blocks()
+  except ValueError as e:  # no folder for it
+    raise ValueError(f"{path!r}: {e}") from None
+  return cache.read(path, found, offset, length)
 
 
 @functools.cache
@@ -257,5 +268,24 @@ def _blocks() -> blocks.Cache:
   return blocks.Cache(folder, blocks.limit(folder))
 
 
-def _unreadable(path, error) -> ValueError:
-  return ValueError(f"{path!r}: {getattr(error, 'strerror', None) or error}")
+def attempt(path: str, read: Callable[[], Any]) -> Any:
+  """What read() returns of a local file, after several attempts where the machine fails.
+
+  Raises ValueError for a file that cannot be read, Unreachable where no file can be.
+  """
+  for delay in (0, *errors.RETRY_SECONDS, None):
+    try:
+      return read()
+    except ValueError as e:  # a path that no file can have is not named
+      named = str(e).startswith(repr(path))
+      raise (e if named else ValueError(f"{path!r}: {e}")) from None
+    except OSError as e:
+      if not errors.is_passing(e):
+        raise ValueError(f"{path!r}: {e.strerror or e}") from None
+      if delay is None:
+        raise Unreachable(
+          f"{path!r}: {e.strerror or e}; no file can be read now (ulimit -n and -v limit a process)"
+        ) from None
+      with _lock:  # their numbers are of use to others, and a server may have forgotten them
+        _descriptors.clear()
+    time.sleep(delay)

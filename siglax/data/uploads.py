@@ -21,7 +21,7 @@ LAST = "config.json"
 def put(path: str, content: bytes, within: float | None = None):
   """Makes `content` the object at a URL. within: as of `buckets.request`."""
   ask = lambda filesystem, name: buckets.call(filesystem, "pipe_file", name, content)
-  buckets.request(path, ask, within=within)
+  _request(path, ask, within=within)
   buckets.forget(path)
 
 
@@ -29,7 +29,7 @@ def put_new(path: str, content: bytes) -> bool:
   """`put` where there is no object yet, which the server decides; whether there was none."""
   ask = lambda f, name: buckets.call(f, "pipe_file", name, content, mode="create")
   try:
-    buckets.request(path, ask)
+    _request(path, ask)
   except buckets.Exists:
     # An earlier try may have succeeded, and only its answer was lost.
     return buckets.read(path) == content
@@ -42,8 +42,16 @@ def put_file(path: str, file: pathlib.Path, within: float | None = None):
     put(path, file.read_bytes(), within)
     return
   ask = lambda filesystem, name: buckets.call(filesystem, "put_file", str(file), name)
-  buckets.request(path, ask, LARGE_TIMEOUT, listing=True, within=within)
+  _request(path, ask, timeout=LARGE_TIMEOUT, listing=True, within=within)
   buckets.forget(path)
+
+
+def _request(path: str, ask, **options):
+  """`buckets.request` of what writes: an object may be missing then, and its bucket may not."""
+  try:
+    buckets.request(path, ask, **options)
+  except buckets.Missing:
+    raise buckets.Unreachable(f"{path!r} cannot be written: there is no such bucket") from None
 
 
 def put_files(files: dict[str, pathlib.Path], within: float | None = None):

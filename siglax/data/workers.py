@@ -8,6 +8,7 @@ end, which makes the rows itself for the seconds that the worker takes to start.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import multiprocessing
 from multiprocessing import connection
@@ -22,6 +23,8 @@ from siglax.data import layout as layout_lib
 
 # How long a process that has closed its pipe may take to end.
 END_SECONDS = 5
+# What a worker says first: that it waits for what it is to make batches of, and that it has it.
+ASKS, STARTED = "asks", "started"
 
 
 def allocate(layout: layout_lib.Layout):
@@ -79,9 +82,6 @@ class _Maker:
     """As layout.write: None, or the row in error and its exception."""
     batch = chunk.batch
     try:
-      if self._content is not None:
-        self._pipe.send_bytes(self._content)
-        self._content = None
       number = batch.number + chunk.first
       if not self._has_started():
         return layout_lib.write(
@@ -99,9 +99,12 @@ class _Maker:
       raise self._gone() from None
 
   def _has_started(self) -> bool:
-    if not self._started and self._pipe.poll():
-      self._pipe.recv()
-      self._started = True
+    while not self._started and self._pipe.poll():
+      if self._pipe.recv() == ASKS:
+        self._pipe.send_bytes(self._content)  # not before: it may be more than a pipe holds
+        self._content = None
+      else:
+        self._started = True
     return self._started
 
   def _gone(self):
@@ -133,6 +136,7 @@ def _serve_all(pipes):
     signal.signal(number, signal.SIG_IGN)
   _end_with_parent()
   elements = layout = error = None
+  pipes[0].send(ASKS)
   content = pipes[0].recv_bytes()
   try:
     elements, layout = pickle.loads(content)
@@ -150,8 +154,9 @@ def _serve_all(pipes):
 
 def _serve(pipe, elements, layout, error):
   """Makes chunks for one thread of the trainer, until that closes the pipe."""
-  try:
-    pipe.send("started")
+  # Closed at the end, whatever that is: the trainer waits at the other end.
+  with pipe, contextlib.suppress(EOFError, OSError):
+    pipe.send(STARTED)
     while True:
       number, first, last = pipe.recv()
       file = reduction.recv_handle(pipe)
@@ -159,11 +164,11 @@ def _serve(pipe, elements, layout, error):
         failed, objects = (
           ((first, error), {}) if error else _write(file, elements, layout, number, first, last)
         )
+      except Exception as e:  # no memory for the batch
+        failed, objects = (first, e), {}
       finally:
         os.close(file)
       pipe.send((failed and (failed[0], _sendable(failed[1])), objects))
-  except (EOFError, OSError):
-    pass
 
 
 def _write(file, elements, layout, number, first, last):

@@ -18,6 +18,8 @@ RETRY_SECONDS = (0.5, 1, 2, 4)
 # Errors of a path that is not there: damage. All other errors of the operating system are failures
 # to read.
 MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+# Errors of a machine or of a server of files, and never of one file.
+PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT)
 # What tells of a failure in the text of an error: libraries in C++ pass on the operating system's
 # errors, and their own, so.
 FAILURES = (
@@ -59,9 +61,16 @@ def is_lost_process(error: BaseException) -> bool:
 
 
 class Unreachable(ConnectionError):
-  """A server that does not answer after several attempts, or refuses: nothing is wrong with the
-  data that was asked for, so that it must not be replaced by other data.
+  """A server that does not answer after several attempts, or refuses, or a machine that cannot open
+  more files: nothing is wrong with the data that was asked for, so that it must not be replaced by
+  other data.
   """
+
+
+def is_passing(error: BaseException) -> bool:
+  """Whether an error is of PASSING: by its number, or by what a library in C++ says."""
+  number = getattr(error, "errno", None)
+  return number in PASSING or any(os.strerror(number) in str(error) for number in PASSING)
 
 
 def is_failure(error: BaseException) -> bool:

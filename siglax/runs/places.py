@@ -29,8 +29,9 @@ FOLDER = "checkpoints"
 META = "meta/metadata"
 # Bytes of a file of a checkpoint in a bucket: each is put by one request.
 PIECE = 2**26
-# A request of a save is not made again after so many seconds.
-WITHIN = 15.0
+# A request of a save is not made again after so many seconds. A run that ends may wait for two
+# saves.
+WITHIN = 10.0
 
 
 def at(folder: str | os.PathLike) -> Disk | Bucket:

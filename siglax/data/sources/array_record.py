@@ -16,6 +16,7 @@ from siglax.data import storage
 from siglax.data import tables
 from siglax.data.numbering import Numbering
 from siglax.data.source import Source
+from siglax.devices import errors
 
 
 class ArrayRecord:
@@ -93,6 +94,8 @@ class ArrayRecord:
     try:
       return self._records[file][record]
     except (RuntimeError, ValueError, OSError) as e:
+      if errors.is_passing(e):
+        raise storage.Unreachable(f"{self._files[file]!r}: {values.one_line(e)}") from None
       raise ValueError(f"{self._files[file]!r}, record {record}: {values.one_line(e)}") from None
 
 

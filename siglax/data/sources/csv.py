@@ -41,7 +41,12 @@ class Csv(rows.Rows):
     if separator is None:
       separator = "\t" if b"\t" in head.strip().partition(b"\n")[0] else ","
     # Only the names need be UTF-8: other rows of the piece are read when they are asked for.
-    names = next(filter(_is_row, _parsed(head.decode("latin-1"), separator)), [])
+    try:
+      names = next(filter(_is_row, _parsed(head.decode("latin-1"), separator)), [])
+    except csv.Error as e:
+      raise ValueError(
+        f"path={file!r}: the first line is no line of names: {e}; lines end in \\n or \\r\\n"
+      ) from None
     names = [name.encode("latin-1").decode("utf-8", "replace") for name in names]
     others = [s for s in ";|" if self._separator is None and len(names) == 1 and s in names[0]]
     if others:
