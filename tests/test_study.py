@@ -85,6 +85,10 @@ def test_results_come_from_the_run_folders(tmp_path):
   assert all(found[name]["metrics"] == {} for name in names[1:])
   assert found["begun"]["costs"]["flops"] == 40 and found["not_yet"]["costs"]["examples"] == 0
   assert folder.read_results(tmp_path) == list(found.values())
+  # A damaged line of the last evaluation: that before it is none in its place.
+  torn = [json.dumps(lines[0]), json.dumps(lines[1])[:-9], json.dumps({"step": 8, "loss": 1.0})]
+  (tmp_path / "runs/done/metrics.jsonl").write_text("\n".join(torn))
+  assert folder.results(tmp_path)[0]["metrics"] == {}
 
 
 def test_a_folder_of_no_study_is_one_line(tmp_path):
