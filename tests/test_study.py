@@ -37,6 +37,12 @@ def test_settings_are_all_combinations():
     ({"equal": "flop"}, "did you mean 'flops'?"),
     ({"equal": "seconds"}, "needs amount"),
     ({"amount": 0}, "must be a positive number of examples"),
+    ({"amount": float("inf")}, "amount=inf must be a positive number of examples"),
+    ({"base": 3}, "base=3 must be a text"),
+    ({"seeds": 3}, "seeds=3 must be whole numbers"),
+    ({"set": 3}, "set=3 must be a dict"),
+    ({"grid": [("loss.name", ("a",))]}, "grid=[('loss.name', ('a',))] must be a dict"),
+    ({"grid": {1: (2,)}}, "must be a dict, of the names of fields"),
     ({"grid": {"loss.name": ("a",)}, "baseline": {"loss.nam": "a"}}, "did you mean 'loss.name'?"),
     ({"grid": {"loss.name": ("a",)}, "baseline": {"loss.name": "b"}}, "none of its values ['a']"),
     ({"branches": studies.Branches((100, 200)), "amount": 5}, "leave equal"),
@@ -44,7 +50,7 @@ def test_settings_are_all_combinations():
 )
 def test_a_wrong_study_is_one_line(fields, message):
   with pytest.raises(ValueError) as e:
-    studies.Study("x.py", **fields)
+    studies.Study(**{"base": "x.py", **fields})
   assert message in str(e.value) and "\n" not in str(e.value)
 
 
