@@ -219,6 +219,10 @@ def test_devices_in_sets_and_parts_of_runs():
   for text, message in (("0;0", "is there twice"), ("0,1;2", "of equal size"), ("a", "numbers")):
     with pytest.raises(ValueError, match=message):
       environment.parse_devices(text)
+  cores = os.sched_getaffinity(0)
+  environment.check_there("cpu", [(core,) for core in cores], {})
+  with pytest.raises(ValueError, match="--devices: there is no core 100000; this process has"):
+    environment.check_there("cpu", [(min(cores),), (100000,)], {})
   assert ablate.parse_only("1/4") == (1, 4)
   for text in ("4/4", "1", "-1/2", "1/b"):
     with pytest.raises(ValueError, match="must be i/n"):

@@ -73,6 +73,24 @@ def test_values_whose_mean_is_not_the_metric_are_refused(each):
     kind.check_values({"a": 0.5, "each/a": each})
 
 
+@pytest.mark.parametrize("spoilt", [b"PK", b"PK\x03\x04\xff\xff"])
+def test_a_damaged_file_is_one_line(spoilt, tmp_path):
+  """Wherever the damage is: zip's own numbers, the packed bytes, or the header of an array."""
+  rng, refused = np.random.default_rng(0), 0
+  whole = each_lib.encode({"r/recall": rng.random(40, np.float32)})
+  for at in range(0, len(whole) - 8, 3):
+    (tmp_path / "each.npz").write_bytes(whole[:at] + spoilt + whole[at + len(spoilt) :])
+    try:
+      each_lib.read(tmp_path)
+    except ValueError as e:
+      assert "each.npz cannot be read" in str(e)
+      refused += 1
+  assert refused > 20
+  np.savez(tmp_path / "each.npz", acc=np.array(3.0, np.float32))
+  with pytest.raises(ValueError, match=r"each.npz cannot be read: acc is float32\[\], not float32"):
+    each_lib.read(tmp_path)
+
+
 def test_a_run_keeps_the_values_of_its_last_evaluation(run):
   folder, metrics = run
   each = each_lib.read(folder)

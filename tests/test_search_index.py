@@ -262,3 +262,25 @@ def test_a_damaged_row_group_is_named(tmp_path):
   (tmp_path / "b.parquet").write_bytes(data)
   with pytest.raises(ValueError, match=r"^path='.*b.parquet' is damaged in row group 0"):
     embedding_index.nearest(embedding_index.Index(str(tmp_path / "b.parquet")), z[:1], 3)
+
+
+@pytest.mark.parametrize(
+  ("spoilt", "message"),
+  [
+    ({"captions": None}, "is damaged: .*captions is not a file"),
+    ({"captions": np.frombuffer(b"{nope", np.uint8)}, "is damaged: its captions or keys end"),
+    ({"key": np.frombuffer(b"[null, null]", np.uint8)}, "is damaged: .* end before row 2"),
+    ({"captions": np.frombuffer(b"[1, 2, 3, 4, 5, 6]", np.uint8)}, "is damaged: "),
+    ({"image_embedding": np.full((6, 6), np.nan, np.float32)}, "row 0 is not finite"),
+  ],
+)
+def test_rows_that_do_not_go_together_are_one_line(spoilt, message, tmp_path):
+  """Captions and keys are read after the search, for what was found alone."""
+  z = unit(np.random.default_rng(0).normal(size=(6, 6)))
+  write(tmp_path / "a.npz", z)
+  arrays = {**np.load(tmp_path / "a.npz"), **spoilt}
+  np.savez(tmp_path / "b.npz", **{name: x for name, x in arrays.items() if x is not None})
+  index = embedding_index.Index(str(tmp_path / "b.npz"))
+  with pytest.raises(ValueError, match=f"^path='.*b.npz'.*{message}"):
+    found = embedding_index.nearest(index, z[:1], 6)
+    index.told([row for _, row in found[0]])

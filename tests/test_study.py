@@ -37,6 +37,12 @@ def test_settings_are_all_combinations():
     ({"equal": "flop"}, "did you mean 'flops'?"),
     ({"equal": "seconds"}, "needs amount"),
     ({"amount": 0}, "must be a positive number of examples"),
+    ({"amount": float("inf")}, "amount=inf must be a positive number of examples"),
+    ({"base": 3}, "base=3 must be a text"),
+    ({"seeds": 3}, "seeds=3 must be whole numbers"),
+    ({"set": 3}, "set=3 must be a dict"),
+    ({"grid": [("loss.name", ("a",))]}, "grid=[('loss.name', ('a',))] must be a dict"),
+    ({"grid": {1: (2,)}}, "must be a dict, of the names of fields"),
     ({"grid": {"loss.name": ("a",)}, "baseline": {"loss.nam": "a"}}, "did you mean 'loss.name'?"),
     ({"grid": {"loss.name": ("a",)}, "baseline": {"loss.name": "b"}}, "none of its values ['a']"),
     ({"branches": studies.Branches((100, 200)), "amount": 5}, "leave equal"),
@@ -44,7 +50,7 @@ def test_settings_are_all_combinations():
 )
 def test_a_wrong_study_is_one_line(fields, message):
   with pytest.raises(ValueError) as e:
-    studies.Study("x.py", **fields)
+    studies.Study(**{"base": "x.py", **fields})
   assert message in str(e.value) and "\n" not in str(e.value)
 
 
@@ -85,6 +91,10 @@ def test_results_come_from_the_run_folders(tmp_path):
   assert all(found[name]["metrics"] == {} for name in names[1:])
   assert found["begun"]["costs"]["flops"] == 40 and found["not_yet"]["costs"]["examples"] == 0
   assert folder.read_results(tmp_path) == list(found.values())
+  # A damaged line of the last evaluation: that before it is none in its place.
+  torn = [json.dumps(lines[0]), json.dumps(lines[1])[:-9], json.dumps({"step": 8, "loss": 1.0})]
+  (tmp_path / "runs/done/metrics.jsonl").write_text("\n".join(torn))
+  assert folder.results(tmp_path)[0]["metrics"] == {}
 
 
 def test_a_folder_of_no_study_is_one_line(tmp_path):

@@ -169,6 +169,13 @@ def test_training_canonicalizes(tmp_path):
   assert 2 not in text("A Zebra!")[0]
 
 
+@pytest.mark.parametrize("text", ["a red \ud800 ring", "\udcff"])
+def test_half_a_character_is_one_line(text):
+  """JSON can spell it, and a byte of the command line that is no UTF-8 becomes one."""
+  with pytest.raises(ValueError, match="no Unicode: .* is half a character.*; repair it"):
+    TextProcessor("shapes")(["a ring", text])
+
+
 def test_large_vocabulary_falls_back_to_bytes(tmp_path):
   rng = np.random.default_rng(0)
   words = [

@@ -35,7 +35,10 @@ def _run(arguments):
   sets = environment_lib.parse_devices(arguments.devices)
   # The processes that train get the environment as it is.
   variables = dict(os.environ)
-  platform = environment_lib.ask(variables)["platform"] if sets != [()] else None
+  platform = None
+  if sets != [()]:
+    platform = environment_lib.ask(variables)["platform"]
+    environment_lib.check_there(platform, sets, variables)
   environment = environment_lib.ask(variables | environment_lib.variables(platform, sets[0]))
   # Before jax is imported: this process only looks, and has as many devices as a run.
   os.environ["JAX_PLATFORMS"] = "cpu"

@@ -32,10 +32,12 @@ class Index:
   """The rows of files of `siglax embed`, numbered from the first file's to the last one's.
 
   path: as of the source `embeddings`. description: of the first file. Raises ValueError, beginning
-  with "path", for what that source refuses, and for embeddings of texts alone.
+  with "path", for what that source refuses, and for embeddings of texts alone; what reads rows does
+  so for a damaged file.
   """
 
   def __init__(self, path):
+    self.path = path
     self._names = paths.find(path, "embeddings")
     self._files = [embedding_files.open_file(remote.copied(n), READERS) for n in self._names]
     self._numbering = Numbering([len(file) for file in self._files])
@@ -48,9 +50,7 @@ class Index:
     return len(self._numbering)
 
   def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-    """(number of the first row, embeddings float32 [n, d]) of all rows, in their order. ValueError
-    where a file is damaged.
-    """
+    """(number of the first row, embeddings float32 [n, d]) of all rows, in their order."""
     width = self.description["width"]
     for name, file, start in zip(self._names, self._files, self._numbering.starts.tolist()):
       try:
@@ -59,18 +59,26 @@ class Index:
             raise ValueError(f"it has rows of the shape {list(block.shape[1:])}, not [{width}]")
           yield start, np.asarray(block, np.float32)
           start += len(block)
-      except files_lib.DamagedGroup:
-        raise
-      except Exception as e:  # whatever the libraries raise of bytes that are none of theirs
-        raise ValueError(f"path={name!r} is damaged: {values.one_line(e)}") from e
+      except Exception as e:
+        raise _damaged(name, e) from e
 
   def told(self, numbers: Sequence[int]) -> list[dict]:
     """{"captions": [str, …], "key": str or None} of some rows."""
     found = [{} for _ in numbers]
     for file, which, places in self._numbering.parts(np.array(numbers, np.int64)):
-      for i, row in zip(which.tolist(), self._files[file].told(places.tolist())):
-        found[i] = {"captions": row["captions"], "key": row.get("key")}
+      try:
+        for i, row in zip(which.tolist(), self._files[file].told(places.tolist())):
+          found[i] = {"captions": list(row["captions"]), "key": row.get("key")}
+      except Exception as e:
+        raise _damaged(self._names[file], e) from e
     return found
+
+
+def _damaged(name: str, error: Exception) -> ValueError:
+  """Of whatever the libraries raise of bytes that are none of theirs."""
+  if isinstance(error, files_lib.DamagedGroup):
+    return error
+  return ValueError(f"path={name!r} is damaged: {values.one_line(error)}")
 
 
 def nearest(index: Index, queries: np.ndarray, top: int) -> list[list[tuple[float, int]]]:
@@ -81,10 +89,11 @@ def nearest(index: Index, queries: np.ndarray, top: int) -> list[list[tuple[floa
   """
   best = [(np.empty(0, np.float32), np.empty(0, np.int64)) for _ in queries]
   for start, block in index.blocks():
-    cosines = queries @ block.T
+    with np.errstate(invalid="ignore"):
+      cosines = queries @ block.T
     if not np.isfinite(cosines).all():
       row = start + int(np.flatnonzero(~np.isfinite(cosines).all(axis=0))[0])
-      raise ValueError(f"path: row {row} is not finite; run siglax embed again")
+      raise ValueError(f"path={index.path!r}: row {row} is not finite; run siglax embed again")
     best = [_merged(kept, row, start, top) for kept, row in zip(best, cosines)]
   return [list(zip(cosines.tolist(), rows.tolist())) for cosines, rows in best]
 
@@ -142,7 +151,9 @@ def _elements(data: bytes, places: Sequence[int]) -> dict:
   decode, first, between = json.JSONDecoder().raw_decode, re.compile(r"\s*\["), re.compile(r"\s*,")
   space, at = re.compile(r"\s*"), 0
   for i in range(max(wanted, default=-1) + 1):
-    at = (between if i else first).match(text, at).end()
+    if (there := (between if i else first).match(text, at)) is None:
+      raise ValueError(f"its captions or keys end before row {i}")
+    at = there.end()
     value, at = decode(text, space.match(text, at).end())
     if i in wanted:
       found[i] = value

@@ -11,6 +11,7 @@ import logging
 import os
 import pathlib
 import zipfile
+import zlib
 
 import numpy as np
 
@@ -43,7 +44,13 @@ def read(folder: str | os.PathLike) -> dict[str, np.ndarray]:
   if not path.is_file():
     return {}
   try:
+    if not zipfile.is_zipfile(path):
+      raise ValueError("no .npz, or cut short")
     with np.load(path, allow_pickle=False) as arrays:
-      return {name: arrays[name] for name in arrays}
-  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
+      each = {name: arrays[name] for name in arrays}
+    for name, values in each.items():
+      if values.dtype.kind != "f" or values.ndim != 1:
+        raise ValueError(f"{name} is {values.dtype}{list(values.shape)}, not float32[n]")
+    return each
+  except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as e:
     raise ValueError(f"{path} cannot be read: {e}; run siglax evaluate again") from e

@@ -58,6 +58,24 @@ def variables(platform_name: str | None, devices: tuple[int, ...]) -> dict[str, 
   return {"CUDA_VISIBLE_DEVICES": numbers}  # ROCm reads it too
 
 
+def check_there(platform_name: str, sets, environment: Mapping[str, str]):
+  """ValueError for a set of which the machine lacks a device: its runs would all fail."""
+  numbers = [number for one in sets for number in one]
+  if platform_name == "cpu" and sys.platform == "linux":
+    if absent := sorted(set(numbers) - (cores := os.sched_getaffinity(0))):
+      raise ValueError(
+        f"--devices: there is no core {absent[0]}; this process has {', '.join(map(str, cores))}"
+      )
+  if platform_name in ("cuda", "gpu", "rocm"):
+    # Of what is not there CUDA shows nothing, nor of what stands behind it.
+    found = ask({**environment, **variables(platform_name, tuple(numbers))})
+    if found["platform"] != platform_name or found["devices"] != len(numbers):
+      raise ValueError(
+        f"--devices names {len(numbers)} devices, of which JAX finds {found['devices']} of "
+        f"{found['platform']}; leave out those that are not there"
+      )
+
+
 def ask(environment: Mapping[str, str]) -> dict[str, str | int]:
   """What a process with these variables finds: {"siglax", "jax", "python", "platform", "device",
   "devices": their number, "host", "cores"}. ValueError in one line where JAX finds no device.

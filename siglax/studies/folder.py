@@ -111,7 +111,8 @@ def result(of_run: pathlib.Path, run: dict, how: str, error: str | None) -> dict
   """
   lines = records_lib.read(of_run) if (of_run / records_lib.FILE).is_file() else []
   metrics = summary.evaluations(lines) if how == FINISHED else {}
-  last = {metric: points[-1][1] for metric, points in metrics.items()}
+  # An evaluation before the last one, whose line is damaged, would stand beside those at the end.
+  last = {m: points[-1][1] for m, points in metrics.items() if points[-1][0] == lines[-1]["step"]}
   return {
     "name": run["name"],
     "values": run["values"],

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import itertools
+import math
 from typing import Any
 
 from siglax.config import editing
@@ -30,9 +31,9 @@ class Branches:
   cooldown: float = 0.2
 
   def __post_init__(self):
-    totals = tuple(self.totals)
+    totals = tuple(self.totals) if isinstance(self.totals, Sequence) else ()
     if not totals or len(set(totals)) < len(totals) or not all(_is_count(x) for x in totals):
-      raise ValueError(f"branches.totals={totals!r} must be different numbers of examples")
+      raise ValueError(f"branches.totals={self.totals!r} must be different numbers of examples")
     if not 0 < self.cooldown < 1:
       raise ValueError(f"branches.cooldown={self.cooldown!r} must lie in (0, 1), a share of a run")
 
@@ -69,6 +70,12 @@ class Study:
   branches: Branches | None = None
 
   def __post_init__(self):
+    if not isinstance(self.base, str):
+      raise ValueError(f"base={self.base!r} must be a text, the path of a config file")
+    for name in ("set", "grid", "paired", "baseline"):
+      given = getattr(self, name) or {}
+      if not isinstance(given, Mapping) or not all(isinstance(field, str) for field in given):
+        raise ValueError(f"{name}={given!r} must be a dict, of the names of fields")
     self._check_lists()
     self._check_seeds()
     if self.equal not in EQUAL:
@@ -76,7 +83,7 @@ class Study:
         f"equal={self.equal!r} is unknown; known are {', '.join(EQUAL)}"
         f"{did_you_mean(self.equal, EQUAL)}"
       )
-    if self.amount is not None and not (_is_number(self.amount) and self.amount > 0):
+    if self.amount is not None and not (_is_number(self.amount) and 0 < self.amount < math.inf):
       raise ValueError(f"amount={self.amount!r} must be a positive number of {self.equal}")
     if self.equal == "seconds" and self.amount is None:
       raise ValueError('equal="seconds" needs amount, the seconds of a run')
@@ -120,9 +127,9 @@ class Study:
       raise ValueError(f"{SHARE}={share!r}: a study with branches has no first stages")
 
   def _check_seeds(self):
-    seeds = tuple(self.seeds)
+    seeds = tuple(self.seeds) if isinstance(self.seeds, Sequence) else ()
     if not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
-      raise ValueError(f"seeds={seeds!r} must be whole numbers from 0")
+      raise ValueError(f"seeds={self.seeds!r} must be whole numbers from 0")
     for seed in seeds:
       if seeds.count(seed) > 1:
         raise ValueError(f"seeds={seeds!r}: {seed} is there twice; each is a run of its own")

@@ -42,10 +42,10 @@ def search(
   z = queries.embed(tower)
   try:
     found = embedding_index.nearest(index, z, queries.top)
+    rows = sorted({row for matches in found for _, row in matches})
+    told = dict(zip(rows, index.told(rows)))
   except ValueError as e:
     raise ValueError(f"--index: {e}") from e
-  rows = sorted({row for matches in found for _, row in matches})
-  told = dict(zip(rows, index.told(rows)))
   pictures = _Pictures(told, len(index), dataset)
   title = f"Nearest of {len(index):,} rows of {shown(path)}, with their cosines"
   named = [[(x, _name(row, told[row]), row) for x, row in matches] for matches in found]

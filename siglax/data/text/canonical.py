@@ -22,6 +22,13 @@ def canonicalize(text: str, *, lowercase: bool = True, strip_punctuation: bool =
 
 
 def check_str(text):
-  """TypeError for what is not a str."""
+  """TypeError for what is not a str, ValueError for half a character, which no tokenizer takes."""
   if not isinstance(text, str):
     raise TypeError(f"a text must be a str, not {type(text).__name__}")
+  try:
+    text.encode()
+  except UnicodeEncodeError as e:
+    raise ValueError(
+      f"the text {text[:60]!r} is no Unicode: {text[e.start]!r} at {e.start} is half a character, "
+      "or a byte that is no UTF-8; repair it"
+    ) from None

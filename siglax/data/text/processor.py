@@ -73,7 +73,7 @@ class TextProcessor:
     return self._tokenizer.canonicalize(text)
 
   def __call__(self, texts: str | list[str]) -> np.ndarray:
-    """int32 [N, length]; one str counts as a list of one. TypeError for what is not a str."""
+    """int32 [N, length]; one str counts as a list of one. Errors as of check_str."""
     texts = [texts] if isinstance(texts, str) else texts
     tokens = np.full((len(texts), self.length), self.pad_id, np.int32)
     # One by one: for a list sentencepiece starts threads, which costs more than they save.

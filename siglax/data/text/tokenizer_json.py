@@ -89,11 +89,7 @@ class Json:
     return text if own is None else own.normalize_str(text)
 
   def encode(self, text: str) -> list[int]:
-    try:
-      return self._tokenizer.encode(text).ids
-    except TypeError:
-      text.encode()  # raises for what is no Unicode
-      raise
+    return self._tokenizer.encode(text).ids
 
   def decode(self, tokens: list[int]) -> str:
     text = self._tokenizer.decode(tokens, skip_special_tokens=True)
