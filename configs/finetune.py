@@ -5,11 +5,13 @@ model.
 
 Towers, preprocessing, tokenizer and loss are those of the checkpoint; tokenizer=FILE gives one that
 it lacks. The loss is that of pretraining, which is also the better one for classes, written as
-captions (Goyal et al., FLYP, arXiv 2212.00638). A fresh Adam takes its first steps by the sign of
-one gradient; so the first twentieth only collects its moments, at frozen weights (TuneCLIP, arXiv
-2601.09859), and the next one warms the learning rate up. lr suits a released model. Part of what
-the towers could do before comes back when the weights of before and after are averaged (Wortsman
-et al., WiSE-FT, arXiv 2109.01903):
+captions (Goyal et al., FLYP, arXiv 2212.00638). Batch, lr and weight decay are those of FLYP's code
+for a CLIP B/16 on ImageNet; b2 is CLIP's. A fresh Adam takes its first steps by the sign of one
+gradient; so the first twentieth only collects its moments, at frozen weights (TuneCLIP, arXiv
+2601.09859), and the next one warms the learning rate up. The hold costs its twentieth; whether it
+gains anything was not seen here (docs/towers.md), and --config.optim.hold_steps=0 leaves it out.
+Part of what the towers could do before comes back when the weights of before and after are averaged
+(Wortsman et al., WiSE-FT, arXiv 2109.01903):
 
     siglax average runs/x runs/tuned --weight 0.5 --out runs/both
 """
