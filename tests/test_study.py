@@ -100,6 +100,9 @@ def test_results_come_from_the_run_folders(tmp_path):
 def test_a_folder_of_no_study_is_one_line(tmp_path):
   with pytest.raises(ValueError, match="is no study folder"):
     folder.read(tmp_path)
+  (tmp_path / "study.json").write_text('{"version": 1, "config": "x.py", "fields": {}}')
+  with pytest.raises(ValueError, match="study.json is damaged: it has no seeds"):
+    folder.read(tmp_path)
   (tmp_path / "study.json").write_text('{"version": 7}')
   with pytest.raises(ValueError, match="has version 7; this siglax reads version 1"):
     folder.results(tmp_path)

@@ -45,6 +45,8 @@ def read(folder) -> dict[str, Any]:
   if not isinstance(study, dict) or study.get("version") != VERSION:
     found = study.get("version") if isinstance(study, dict) else None
     raise ValueError(f"{file} has version {found!r}; this siglax reads version {VERSION}")
+  if absent := [name for name in ("config", "fields", "seeds", "runs") if name not in study]:
+    raise ValueError(f"{file} is damaged: it has no {absent[0]}; let siglax ablate write it again")
   return study
 
 
