@@ -213,7 +213,10 @@ def test_wrong_inputs_are_one_line(run, index, tmp_path, monkeypatch, capsys):
     (("--index", "no.npz", "x"), "--index: path='no.npz': no such file"),
     (("--index", "narrow.npz", "x"), "are 6 wide, those of --from run are 16; search with the"),
     (("--index", "other.parquet", "x"), "of another image tower (None, x) than that of --from run"),
-    (("--index", "nan.npz", "x"), "--index: path: row 3 is not finite; run siglax embed again"),
+    (
+      ("--index", "nan.npz", "x"),
+      "--index: path='nan.npz': row 3 is not finite; run siglax embed again",
+    ),
     (("--index", "crop.npz", "--query-image", "p.png"), "image.size=99, but --from run has 16"),
     (("--index", "cut.npz", "x"), "is no .npz of siglax embed, or is cut short"),
     (("--index", "damaged.npz", "x"), "Bad CRC-32 for file 'image_embedding.npy'"),
