@@ -136,11 +136,10 @@ def evaluate(
     name = origin.folder.name
     records = evals.clip_benchmark_json(config, values, model="siglax", pretrained=name)
     rows = [(k, f"{v:.4f}{summary.fact_in_words(k, evaluator.facts)}") for k, v in values.items()]
-    if out is not None:
-      rows.append(("file", str(out)))
-    streams.print_table(f"siglax evaluate {given}", rows)
+    streams.print_table(f"siglax evaluate {given}", rows)  # before it may turn out to have no room
     if out is not None:
       _write("--out", str(out), json.dumps(records, indent=1).encode())
+      streams.say(f"wrote {out}")
     if of_run:
       of_each = f"{out.removesuffix('eval.json')}{each_lib.FILE}"
       _write("--out", of_each, each_lib.encode(evaluator.each))
