@@ -180,12 +180,13 @@ def test_a_bucket_that_is_gone_ends_a_run_with_one_line(s3, data, tmp_path):
   output = process.communicate(timeout=120)[0]
   print(f"ended after {time.monotonic() - began:.0f} s")
   assert process.returncode == 1
-  last = output.strip().splitlines()[-1]
   said = re.search(
-    r"siglax train: the checkpoint of step (\d+) could not be saved; there is no good "
+    r"^siglax train: the checkpoint of step (\d+) could not be saved; there is no good "
     r"checkpoint; what was to be uploaded is in (\S+): copy it to s3://(\S+)$",
-    last,
+    output,
+    re.MULTILINE,
   )
+  assert "Traceback" not in output, output
   assert said, output
   # What it advises.
   s3.fail = lambda environ: None
