@@ -484,18 +484,22 @@ def loader_threads():
   return [thread for thread in threading.enumerate() if thread.name.startswith("siglax-data")]
 
 
-def test_no_thread_outlives_the_iterator():
-  deadline = time.monotonic() + 5
-  while loader_threads() and time.monotonic() < deadline:  # of the tests before
+def no_loader_threads() -> bool:
+  """Whether the threads of this test, and of those before, have ended within 10 seconds."""
+  until = time.monotonic() + 10
+  while loader_threads() and time.monotonic() < until:
     time.sleep(0.01)
+  return not loader_threads()
+
+
+def test_no_thread_outlives_the_iterator():
+  assert no_loader_threads()
   batches = data.train_batches(make_config(loader={"threads": 3}), Text(), sources=[Source(40)])
   next(batches)
   assert loader_threads()
   batches.close()
   batches.close()
-  while loader_threads() and time.monotonic() < deadline:
-    time.sleep(0.01)
-  assert not loader_threads()
+  assert no_loader_threads()
   with pytest.raises(StopIteration):
     next(batches)
 
@@ -661,10 +665,7 @@ def test_iterators_that_are_forgotten_leave_no_thread():
         next(batches)
     del batches
     gc.collect()
-    until = time.monotonic() + 10
-    while loader_threads() and time.monotonic() < until:
-      time.sleep(0.01)
-    assert not loader_threads()
+    assert no_loader_threads()
 
 
 class Slow(Numbers):
@@ -697,7 +698,7 @@ def test_closing_wakes_who_waits_for_a_batch():
   threading.Timer(0.1, elements.go.set).start()
   batches.close()
   consumer.join(10)
-  assert ended == [True] and not loader_threads()
+  assert ended == [True] and no_loader_threads()
 
 
 def descriptors():
@@ -716,7 +717,7 @@ def test_a_killed_worker_is_named_and_nothing_is_left():
     for _ in range(1000):
       next(batches)
   batches.close()
-  assert not multiprocessing.active_children() and not loader_threads()
+  assert not multiprocessing.active_children() and no_loader_threads()
   assert not any("siglax-batch" in file for file in descriptors())
 
 
