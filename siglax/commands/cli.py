@@ -73,8 +73,7 @@ def _main(arguments):
     print(f"siglax {known.command.name}: interrupted", file=sys.stderr)
     return INTERRUPTED
   except (ValueError, FloatingPointError) as e:
-    print(f"siglax {known.command.name}: {' '.join(str(e).splitlines())}", file=sys.stderr)
-    return 1
+    return _say(known.command.name, " ".join(str(e).splitlines()))
   except OSError as e:
     return _failed(f"siglax {known.command.name}", e)
   except MemoryError as e:
@@ -87,23 +86,26 @@ def _main(arguments):
       return _without_memory(known.command.name, e)
     if not errors.is_lost_process(e):
       raise
-    print(
-      f"siglax {known.command.name}: another process of this group has ended or cannot be reached; "
-      f"look at its output: {values.one_line(e)}",
-      file=sys.stderr,
+    return _say(
+      known.command.name,
+      "another process of this group has ended or cannot be reached; look at its output: "
+      f"{values.one_line(e)}",
     )
-    return 1
   return 0
 
 
-def _without_memory(name: str, error: Exception) -> int:
-  said = " ".join(str(error).splitlines()) or "no memory is left"
-  print(
-    f"siglax {name}: {said}; give this process more memory or threads (ulimit -v and -u, or the "
-    "container's limits), or let it take fewer: smaller batches, fewer threads and workers",
-    file=sys.stderr,
-  )
+def _say(command: str, error: str) -> int:
+  print(f"siglax {command}: {error}", file=sys.stderr)
   return 1
+
+
+def _without_memory(command: str, error: Exception) -> int:
+  said = " ".join(str(error).splitlines()) or "no memory is left"
+  return _say(
+    command,
+    f"{said}; give this process more memory or threads (ulimit -v and -u, or the container's "
+    "limits), or let it take fewer: smaller batches, fewer threads and workers",
+  )
 
 
 def _failed(name: str, error: OSError) -> int:

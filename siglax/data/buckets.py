@@ -188,8 +188,8 @@ def _filesystem(path: str, listing: bool):
 
 
 def _meant(path: str, error: Exception) -> Exception:
-  """The error itself, or what fsspec hides: of the web it says of any failure of a look at a file
-  that the file is not there.
+  """The error itself, or the one behind it: for http URLs fsspec raises FileNotFoundError whatever
+  the failure was.
   """
   cause = error.__cause__
   if not (path.startswith("http") and isinstance(error, FileNotFoundError)):

@@ -41,6 +41,8 @@ CONVERSION, MANIFEST = "conversion.json", "manifest.json"
 AHEAD = 8
 # Places of a shuffled order that are kept, to tell another one.
 ORDER_KEPT = 16
+# Fields of all sources that decide what is written; the others are of training.
+KEPT = {"source", *filters.FIELDS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,9 +110,9 @@ def convert(
     raise ValueError(f'SRC: source "{spec["source"]}" has no pictures to convert')
   captions_lib.refuse_weights(spec, "SRC")
   source = sources_lib.open_source(spec, "SRC")
-  kept, order = {"source", *filters.FIELDS}, _order(source, shuffle)
+  order = _order(source, shuffle)
   conversion = Conversion(
-    {k: v for k, v in spec.items() if k in kept or k not in COMMON_FIELDS},
+    {k: v for k, v in spec.items() if k in KEPT or k not in COMMON_FIELDS},
     len(source),
     format,
     examples_per_shard,

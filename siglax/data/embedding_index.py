@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Sequence
+import contextlib
 import json
 import re
 import zipfile
@@ -53,32 +54,32 @@ class Index:
     """(number of the first row, embeddings float32 [n, d]) of all rows, in their order."""
     width = self.description["width"]
     for name, file, start in zip(self._names, self._files, self._numbering.starts.tolist()):
-      try:
+      with _damage_named(name):
         for block in file.blocks():
           if block.shape[1:] != (width,):
             raise ValueError(f"it has rows of the shape {list(block.shape[1:])}, not [{width}]")
           yield start, np.asarray(block, np.float32)
           start += len(block)
-      except Exception as e:
-        raise _damaged(name, e) from e
 
   def told(self, numbers: Sequence[int]) -> list[dict]:
     """{"captions": [str, …], "key": str or None} of some rows."""
     found = [{} for _ in numbers]
     for file, which, places in self._numbering.parts(np.array(numbers, np.int64)):
-      try:
+      with _damage_named(self._names[file]):
         for i, row in zip(which.tolist(), self._files[file].told(places.tolist())):
           found[i] = {"captions": list(row["captions"]), "key": row.get("key")}
-      except Exception as e:
-        raise _damaged(self._names[file], e) from e
     return found
 
 
-def _damaged(name: str, error: Exception) -> ValueError:
-  """Of whatever the libraries raise of bytes that are none of theirs."""
-  if isinstance(error, files_lib.DamagedGroup):
-    return error
-  return ValueError(f"path={name!r} is damaged: {values.one_line(error)}")
+@contextlib.contextmanager
+def _damage_named(name: str) -> Iterator[None]:
+  """ValueError that names the file, for whatever the libraries raise of a damaged one."""
+  try:
+    yield
+  except files_lib.DamagedGroup:  # names it
+    raise
+  except Exception as e:
+    raise ValueError(f"path={name!r} is damaged: {values.one_line(e)}") from e
 
 
 def nearest(index: Index, queries: np.ndarray, top: int) -> list[list[tuple[float, int]]]:

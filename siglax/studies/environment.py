@@ -59,7 +59,7 @@ def variables(platform_name: str | None, devices: tuple[int, ...]) -> dict[str, 
 
 
 def check_there(platform_name: str, sets, environment: Mapping[str, str]):
-  """ValueError for a set of which the machine lacks a device: its runs would all fail."""
+  """ValueError if the machine lacks a device of the sets: every run on that set would fail."""
   numbers = [number for one in sets for number in one]
   if platform_name == "cpu" and sys.platform == "linux":
     if absent := sorted(set(numbers) - (cores := os.sched_getaffinity(0))):
@@ -67,7 +67,7 @@ def check_there(platform_name: str, sets, environment: Mapping[str, str]):
         f"--devices: there is no core {absent[0]}; this process has {', '.join(map(str, cores))}"
       )
   if platform_name in ("cuda", "gpu", "rocm"):
-    # Of what is not there CUDA shows nothing, nor of what stands behind it.
+    # CUDA hides a device that does not exist, and all that follow it in the list.
     found = ask({**environment, **variables(platform_name, tuple(numbers))})
     if found["platform"] != platform_name or found["devices"] != len(numbers):
       raise ValueError(
