@@ -24,7 +24,7 @@ def get_study(scale: str = "small", data: str = "shapes", **paths):
   ]
   return studies.Study(
     base,
-    set={**fields, **({"batch_size": 16_384} if scale == "full" else {})},
+    set={**fields, "batch_size": 16_384 if scale == "full" else 128},
     settings=[{"loss.name": "sigmoid"}, *masked],
     baseline={"loss.name": "sigmoid"},
   )

@@ -17,7 +17,7 @@ from siglax.studies import bases
 
 
 def get_study(scale: str = "small", data: str = "shapes", **paths):
-  base, fields = bases.base(scale, data, **paths)
+  base, fields = bases.base(scale, data, **{"size": 48, **paths})
   config = config_lib.load(base)
   size, patch = config.image.size, config.model.image.patch
   sizes = dict.fromkeys(s - s % patch for s in (size, size * 2 // 3, size // 2))

@@ -15,18 +15,18 @@ DATA = ("shapes", "pictures")
 
 
 def small(
-  data: str, steps: int, train: str, test: str, epochs: float
+  data: str, steps: int, size: int, train: str, test: str, epochs: float
 ) -> tuple[str, dict[str, Any]]:
   """(base, set) of a study on one machine.
 
-  data: "shapes", the built-in pictures, for `steps` of the quickstart's batch of 128; or
-  "pictures", the data of train and test (CIFAR-10 with captions, Flickr, your own) for so many
-  epochs, as configs/cifar10_captions.py trains them.
+  data: "shapes", the built-in pictures of `size` pixels, for `steps` of the quickstart's batch of
+  64, few enough that a better setting shows; or "pictures", the data of train and test (CIFAR-10
+  with captions, Flickr, your own) for so many epochs, as configs/cifar10_captions.py trains them.
   """
   if data not in DATA:
     raise ValueError(f"data={data!r} is unknown; known are {', '.join(DATA)}")
   if data == "shapes":
-    return f"configs/quickstart.py:steps={steps}", dict(LEAN)
+    return f"configs/quickstart.py:steps={steps},size={size}", dict(LEAN)
   base = f"configs/cifar10_captions.py:train={train},test={test},epochs={epochs}"
   return base, {**LEAN, "eval.every_epochs": epochs}
 
@@ -46,7 +46,8 @@ def base(
   scale: str,
   data: str = "shapes",
   *,
-  steps: int = 700,
+  steps: int = 500,
+  size: int = 32,
   epochs: float = 6,
   train: str = "train-*.parquet",
   test: str = "test.parquet",
@@ -59,4 +60,4 @@ def base(
     raise ValueError(f"scale={scale!r} is unknown; known are small, full")
   if scale == "full":
     return full(train, tokenizer, zero_shot, examples)
-  return small(data, steps, train, test, epochs)
+  return small(data, steps, size, train, test, epochs)

@@ -42,7 +42,7 @@ class Branches:
 class Study:
   """Runs of a base config that differ in the values of a few fields, each with several seeds.
 
-  base: the config file, with its arguments: "configs/quickstart.py:steps=700".
+  base: the config file, with its arguments: "configs/quickstart.py:steps=500".
   set: {field: value} of every run, on top of the base.
   grid: {field: values}; every combination is a setting. paired: {field: values}, lists of equal
   length, of which the first go together, then the second, and so on. settings: a list of
