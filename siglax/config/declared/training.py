@@ -39,6 +39,12 @@ LOSS = Group(
       resume=True,
       evaluation=True,
     ),
+    "dtype": Field(
+      "auto",
+      "Type of the embeddings that travel between devices and of the operands of the loss's "
+      "products, whose sums stay float32: auto is train.dtype, float32 for a loss that needs it.",
+      choices=("auto", "float32", "bfloat16"),
+    ),
     "positives": Field(
       "pair",
       "What matches an image: pair, its own text, or label, every text of the same label (UniCL).",
