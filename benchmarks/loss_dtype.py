@@ -54,7 +54,8 @@ def compute(name: str, dtype: str):
   config = config_lib.default().loss
   config.update(name=name, dtype=dtype, impl="ring")
   loss = losses.make(config)
-  return jax.jit(jax.value_and_grad(lambda *z: loss(*z, -5.0), (0, 1, 2)))
+  of = lambda zimg, ztxt, scale: loss(zimg, ztxt, scale, -5.0)
+  return jax.jit(jax.value_and_grad(of, (0, 1, 2)))
 
 
 def errors(got, want) -> list[float]:

@@ -94,6 +94,15 @@ TRAIN = Group(
       "Type of the activations; parameters and reductions stay float32.",
       choices=("float32", "bfloat16"),
     ),
+    "attention": Field(
+      "auto",
+      "Kernel of attention in the blocks (docs/plan.md): xla writes the logits to memory; cudnn on "
+      "NVIDIA GPUs and flash on TPUs keep none; auto takes the device's, where it takes the dtype "
+      "and the widths.",
+      choices=lookups.attention,
+      resume=True,
+      evaluation=True,
+    ),
     **{
       f"remat.{tower}": Field(
         "none",
