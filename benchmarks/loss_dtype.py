@@ -1,7 +1,7 @@
 """What config.loss.dtype=bfloat16 does to the gradients of a loss, and to a trained model.
 
     python benchmarks/loss_dtype.py
-    python benchmarks/loss_dtype.py --seeds 3 --steps 400
+    python benchmarks/loss_dtype.py --seeds 3
 
 The first table has no training: of the losses that may be computed in bfloat16, at the scales 10
 and 100, the error of the value, of the gradients of the embeddings (relative to their largest
@@ -139,7 +139,7 @@ def main():
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--seeds", type=int, default=0, help="of the trained model; 0 trains none")
-  parser.add_argument("--steps", type=int, default=400)
+  parser.add_argument("--steps", type=int, default=1400)
   arguments = parser.parse_args()
   print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}\n")
   gradients()
