@@ -50,4 +50,5 @@ loss_impls = _names("siglax.losses.IMPLS")
 image_variants = lambda: registry("image tower").variants
 text_variants = lambda: registry("text tower").variants
 activations = _names("siglax.models.transformer.ACTIVATIONS")
+attention = _names("siglax.models.attention.KERNELS")
 remat = _names("siglax.models.transformer.REMAT")

@@ -12,7 +12,8 @@ def resolve(config: ConfigDict, text, same_label=lambda: 0.0) -> ConfigDict:
   run folder.
 
   text: a TextProcessor, which gives vocab_size, eos_id and what it does to texts. The loss declares
-  whether there is a bias, where it starts, and the cap of the scale (siglax/losses/loss.py).
+  whether there is a bias, where it starts, the cap of the scale and whether it needs float32
+  (siglax/losses/loss.py).
   same_label: () → the share of pairs of training examples with equal labels, on which the bias
   depends where these match.
   """
@@ -23,6 +24,7 @@ def resolve(config: ConfigDict, text, same_label=lambda: 0.0) -> ConfigDict:
     config.model.text.vocab_size = text.vocab_size
   check_vocabulary(config, text)
   loss = lookups.registry("loss").find(config.loss.name, "config.loss.name")
+  config.loss.dtype = loss.dtype(config.loss.dtype, config.train.dtype, loss.options(config.loss))
   if loss.bias_init is None:
     if config.loss.bias_init is not None:
       raise ValueError(

@@ -24,6 +24,8 @@ def upgrade(groups: dict) -> dict:
   """
   groups = dict(groups)
   version = groups.pop("version", 1)
+  if isinstance(loss := groups.get("loss"), dict):
+    groups["loss"] = {"dtype": "float32"} | loss  # as all were before there was the field
   if version == VERSION:
     return groups
   if version != 1:

@@ -33,7 +33,7 @@ _TRAINING = {
   *(
     f"model.{tower}.{name}"
     for tower in ("image", "text")
-    for name in ("dropout", "lora_rank", "scan", "remat", "dtype")
+    for name in ("dropout", "lora_rank", "scan", "remat", "dtype", "attention")
   ),
 }
 # These are config.image's and config.text's.

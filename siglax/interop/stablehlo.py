@@ -12,8 +12,10 @@ import contextlib
 
 import jax
 from jax import export as jax_export
+from ml_collections import ConfigDict
 import numpy as np
 
+from siglax import models
 from siglax.devices import paths
 from siglax.interop import fields
 from siglax.interop import output
@@ -61,15 +63,19 @@ def functions(tower, dtype) -> dict[str, jax_export.Exported]:
     name: jax.ShapeDtypeStruct((b, *x.shape), x.dtype)
     for name, x in standalone.inputs(tower).items()
   }
-  exported = {}
+  # One program for all platforms; a fused kernel runs on one.
+  config = ConfigDict(tower.model.config)
+  for of in tower.model.towers:
+    config[of].attention = "xla"
+  model, exported = models.build(config, tower.model.towers), {}
   for name, of in FUNCTIONS.items():
     if of in tower.params:
       shapes = {
         k: jax.ShapeDtypeStruct(x.shape, dtype) for k, x in paths.flatten(tower.params[of]).items()
       }
-      exported[name] = jax_export.export(
-        jax.jit(_function(tower.model, name)), platforms=PLATFORMS
-      )(shapes, inputs[of])
+      exported[name] = jax_export.export(jax.jit(_function(model, name)), platforms=PLATFORMS)(
+        shapes, inputs[of]
+      )
   return exported
 
 

@@ -10,9 +10,12 @@ impl: "dense" makes the B×B logits in plain jnp, sharded as XLA decides; "ring"
 from device to device and keeps memory at O(b·d), b = B / devices; "gather" fetches all texts at
 once, O(B·d); "auto" is `choose`'s.
 tile: examples per tile of ring and gather, None is `default_tile`'s; the dense one has none.
+dtype: "float32" or "bfloat16", of the embeddings that travel and of the operands of products; None
+takes the embeddings as they are. Products of bfloat16 accumulate in float32, and logits,
+exponentials, sums and gradients are float32.
 All raise ValueError in one line for shapes that differ, a batch that the devices do not divide, an
-unknown impl or axis, a tile below 1, labels that are not integers. docs/losses.md has the maths and
-the figures.
+unknown impl, dtype or axis, a tile below 1, labels that are not integers, bfloat16 for a loss that
+needs float32. docs/losses.md has the maths and the figures.
 
 A loss is a file with a `LOSS` (loss.py says what that declares) and its line in LOSSES. `pairwise`
 registers a loss of one's own from outside the package.
@@ -20,6 +23,7 @@ registers a loss of one's own from outside the package.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -71,6 +75,7 @@ def sigmoid_loss(
   axis="data",
   impl="auto",
   tile=None,
+  dtype=None,
   weights=None,
   labels=None,
 ) -> jax.Array:
@@ -79,12 +84,22 @@ def sigmoid_loss(
 
   See the module for arguments and errors. Source: arXiv 2303.15343, Algorithm 1.
   """
-  batch, layout = Batch(zimg, ztxt, weights, labels), Layout(mesh, axis, impl, tile)
+  batch, layout = Batch(zimg, ztxt, weights, labels), Layout(mesh, axis, impl, tile, dtype)
   return _compute(sigmoid.LOSS, batch, (scale, bias), layout)
 
 
 def softmax_loss(
-  zimg, ztxt, scale, *, mesh=None, axis="data", impl="auto", tile=None, weights=None, labels=None
+  zimg,
+  ztxt,
+  scale,
+  *,
+  mesh=None,
+  axis="data",
+  impl="auto",
+  tile=None,
+  dtype=None,
+  weights=None,
+  labels=None,
 ) -> jax.Array:
   """CLIP: ½ Σ over both directions of (1/Σw) Σ_i w_i [log Σ_j w_j exp(x_ij) − Σ_j q_ij x_ij], x =
   scale·zimg·ztxtᵀ.
@@ -92,7 +107,7 @@ def softmax_loss(
   q_ij = p_ij w_j / Σ_k p_ik w_k. Global view; see the module for arguments and errors.
   Source: arXiv 2103.00020, figure 3.
   """
-  batch, layout = Batch(zimg, ztxt, weights, labels), Layout(mesh, axis, impl, tile)
+  batch, layout = Batch(zimg, ztxt, weights, labels), Layout(mesh, axis, impl, tile, dtype)
   return _compute(softmax.LOSS, batch, (scale,), layout)
 
 
@@ -107,6 +122,7 @@ def focal_loss(
   axis="data",
   impl="auto",
   tile=None,
+  dtype=None,
   weights=None,
   labels=None,
 ) -> jax.Array:
@@ -116,7 +132,7 @@ def focal_loss(
   See the module for arguments and errors. Source: Lin et al., arXiv 1708.02002; for image-text
   pairs RO-ViT, arXiv 2305.07011, and MaMMUT, arXiv 2303.16839.
   """
-  batch, layout = Batch(zimg, ztxt, weights, labels), Layout(mesh, axis, impl, tile)
+  batch, layout = Batch(zimg, ztxt, weights, labels), Layout(mesh, axis, impl, tile, dtype)
   return _compute(focal.LOSS, batch, (scale, bias), layout, gamma=gamma)
 
 
@@ -130,6 +146,7 @@ def hinge_loss(
   axis="data",
   impl="auto",
   tile=None,
+  dtype=None,
   weights=None,
   labels=None,
 ) -> jax.Array:
@@ -140,7 +157,7 @@ def hinge_loss(
   "hardest". Global view; see the module for arguments and errors. Source: arXiv 1707.05612, section
   3.
   """
-  batch, layout = Batch(zimg, ztxt, weights, labels), Layout(mesh, axis, impl, tile)
+  batch, layout = Batch(zimg, ztxt, weights, labels), Layout(mesh, axis, impl, tile, dtype)
   return _compute(hinge.LOSS, batch, (), layout, margin=margin, negatives=negatives)
 
 
@@ -156,6 +173,7 @@ def global_loss(
   axis="data",
   impl="auto",
   tile=None,
+  dtype=None,
   weights=None,
   labels=None,
 ) -> jax.Array:
@@ -166,7 +184,7 @@ def global_loss(
   adds 2·rho·τ. In a training u of running.py is in the place of g. Global view; see the module for
   arguments and errors. Source: arXiv 2202.12387 and 2407.01445.
   """
-  batch, layout = Batch(zimg, ztxt, weights, labels), Layout(mesh, axis, impl, tile)
+  batch, layout = Batch(zimg, ztxt, weights, labels), Layout(mesh, axis, impl, tile, dtype)
   options = {"temperature": temperature, "rho": rho, "epsilon": epsilon}
   return _compute(global_contrastive.LOSS, batch, (scale,), layout, **options)
 
@@ -193,8 +211,11 @@ def pairwise(name: str, formula, doc: str = "A loss of one's own.", fields=None)
 
 
 def layout(config, mesh=None, axis="data") -> Layout:
-  """How `config.loss` is computed on a mesh."""
-  return Layout(mesh, axis, config.impl, config.tile)
+  """How `config.loss` is computed on a mesh; a dtype of "auto" that is not resolved takes the
+  embeddings as they are.
+  """
+  dtype = None if config.dtype == "auto" else config.dtype
+  return Layout(mesh, axis, config.impl, config.tile, dtype)
 
 
 def make(config, mesh=None, axis="data"):
@@ -218,13 +239,16 @@ def _compute(loss: Loss, batch: Batch, scalars: tuple, layout: Layout, **options
   """
   batch.check()
   layout.check(len(batch.zimg))
+  loss.check_dtype(layout.dtype, options)
   for name, value in options.items():
     if isinstance(value, (int, float, str)) and (problem := loss.fields[name].problem(value)):
       raise ValueError(f"{name}={value!r} {problem} (config.loss.{name})")
   if loss.plus is not None:
     added = {name: options.pop(name) for name in loss.plus.fields}
+    # Differences of large sums; no embedding travels for it.
+    exact = dataclasses.replace(layout, dtype=None)
     return _value(loss, batch, scalars, layout, **options) + _value(
-      loss.plus, batch, (), layout, **added
+      loss.plus, batch, (), exact, **added
     )
   return _value(loss, batch, scalars, layout, **options)
 
@@ -240,7 +264,7 @@ def _value(loss: Loss, batch: Batch, scalars: tuple, layout: Layout, **options):
   if weights is not None:
     weights, *factors = pairs.scaled(weights)
   if layout.impl == "dense":
-    present = (ring.present_rows(z, weights) for z in (zimg, ztxt))
+    present = (ring.present_rows(layout.operand(z), weights) for z in (zimg, ztxt))
     remembered = {} if running is None else {"running": running}
     value = loss.dense(*present, *scalars, weights, batch.labels, **remembered, **options)
   else:

@@ -139,6 +139,7 @@ LOSS = Loss(
   _per_device,
   has_scale=False,
   rescale=_rescale,
+  needs_float32=lambda **options: "has a derivative that jumps at the margin",
   fields={
     "margin": Field(
       0.2, "A negative counts where its cosine is above the pair's less this.", least=0

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 IMPLS = ("auto", "dense", "ring", "gather")
+DTYPES = ("float32", "bfloat16")
 
 # The rule of impl="auto".
 DENSE_PAIRS = 2**20  # b·B up to which the logits are small: at about 20 bytes a pair 20 MiB
@@ -55,13 +56,15 @@ class Layout:
 
   mesh: None for one device. axis: the mesh axis, or the axes, that split the batch. impl: one of
   IMPLS. tile: examples of a tile; None takes `default_tile`, and so does "dense", which has no
-  tiles.
+  tiles. dtype: one of DTYPES, of the embeddings that travel and of the operands of products; None
+  leaves the embeddings as they are.
   """
 
   mesh: Any = None
   axis: str | tuple[str, ...] = "data"
   impl: str = "auto"
   tile: int | None = None
+  dtype: str | None = None
 
   @property
   def axes(self) -> tuple[str, ...]:
@@ -74,12 +77,16 @@ class Layout:
     return axis_size(self.mesh, self.axis)
 
   def check(self, B: int):
-    """ValueError in one line for an unknown impl or axis, a tile below 1, a batch of B that the
-    devices do not divide.
+    """ValueError in one line for an unknown impl, dtype or axis, a tile below 1, a batch of B that
+    the devices do not divide.
     """
     if self.impl not in IMPLS:
       raise ValueError(
         f"impl={self.impl!r} is unknown; known are {', '.join(IMPLS)} (config.loss.impl)"
+      )
+    if self.dtype is not None and self.dtype not in DTYPES:
+      raise ValueError(
+        f"dtype={self.dtype!r} is unknown; known are {', '.join(DTYPES)} (config.loss.dtype)"
       )
     if self.tile is not None and self.tile <= 0:
       raise ValueError(f"tile={self.tile} must be positive")
@@ -91,6 +98,10 @@ class Layout:
       raise ValueError(
         f"a batch of {B} is not divisible by the {self.devices} devices of axis={self.axis!r}"
       )
+
+  def operand(self, z_bd) -> jax.Array:
+    """Embeddings in `dtype`."""
+    return z_bd if self.dtype is None else z_bd.astype(self.dtype)
 
   def chosen(self, B: int, d: int) -> Layout:
     """The same with impl and tile filled in for B embeddings of width d."""

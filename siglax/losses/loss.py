@@ -39,6 +39,8 @@ class Loss:
   remembers nothing. The former's dense and per_device take `running` and give (loss, rows to
   store) in place of the loss; without `running`, u is g, and they give the loss alone.
   slower_scale: (scale, factor), the factor of the learning rate of the scale where it is larger.
+  needs_float32: (**options) → why products of bfloat16 would give other gradients, in words that
+  follow a name; None where they do not.
   """
 
   name: str
@@ -53,6 +55,7 @@ class Loss:
   plus: Loss | None = None
   gamma: Callable[..., Callable] | None = None
   slower_scale: tuple[float, float] | None = None
+  needs_float32: Callable[..., str | None] = lambda **options: None
 
   def scalars(self, scale, bias) -> tuple:
     """Those of the two that the loss depends on."""
@@ -61,6 +64,23 @@ class Loss:
   def options(self, config) -> dict:
     """The values of its fields in `config.loss`."""
     return {name: config[name] for name in self.fields}
+
+  def check_dtype(self, dtype: str | None, options: dict):
+    """ValueError in one line for bfloat16 where `needs_float32` has a reason."""
+    if dtype == "bfloat16" and (reason := self.needs_float32(**options)):
+      raise ValueError(
+        f'config.loss.dtype="bfloat16" has no place in config.loss.name="{self.name}", which '
+        f'{reason}; set it to "float32"'
+      )
+
+  def dtype(self, wanted: str, train_dtype: str, options: dict) -> str:
+    """What a config's loss.dtype stands for: of "auto" that of the activations, float32 where the
+    loss needs it. ValueError in one line as `check_dtype`.
+    """
+    if wanted == "auto":
+      return "float32" if self.needs_float32(**options) else train_dtype
+    self.check_dtype(wanted, options)
+    return wanted
 
 
 def matched_prior(batch_size: int, share: float) -> float:

@@ -16,10 +16,37 @@ LOWEST = -1e30  # below every logit, and finite, so that differences of two are
 
 def matmul(a, b, contract) -> jax.Array:
   """a·b over one dimension of each, in float32; float32 operands are not rounded on any device."""
-  precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+  if a.dtype == jnp.float32:
+    return _product(a, b, contract, lax.Precision.HIGHEST)
+  return _rounded_product(a, b, contract)
+
+
+def _product(a, b, contract, precision=None):
   return lax.dot_general(
     a, b, (contract, ((), ())), precision=precision, preferred_element_type=jnp.float32
   )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _rounded_product(a, b, contract):
+  """The product of matrices of a 16-bit float.
+
+  jax's own derivative is a product of a float32 and a 16-bit matrix, which devices compute in
+  float32. This one rounds the float32 one, as `add_gradients` does.
+  """
+  return _product(a, b, contract)
+
+
+def _pull_back_product(contract, operands, g):
+  a, b = operands
+  ((of_a,), (of_b,)), g = contract, g.astype(a.dtype)
+  da, db = _product(g, b, ((1,), (1 - of_b,))), _product(a, g, ((1 - of_a,), (0,)))
+  return (da.T if of_a == 0 else da).astype(a.dtype), (db if of_b == 0 else db.T).astype(b.dtype)
+
+
+_rounded_product.defvjp(
+  lambda a, b, contract: (_product(a, b, contract), (a, b)), _pull_back_product
+)
 
 
 def similarity(zimg_nd, ztxt_md) -> jax.Array:

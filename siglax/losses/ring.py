@@ -252,11 +252,14 @@ def differentiable(program, layout: Layout):
 
   program(transport, batch, scalars, grad) → (loss, grads), per device: the loss of all devices,
   and, if grad, d loss / d (zimg, ztxt, scalars) in float32, else None. layout: its impl and tile
-  are filled in. With running (siglax/losses/running.py), which is None for a loss that remembers
+  are filled in. The program gets embeddings in its dtype; the gradients come out in the dtype of
+  what was given. With running (siglax/losses/running.py), which is None for a loss that remembers
   nothing, both give (loss, rows to store) in place of the loss.
   """
 
-  def run(grad, *args):
+  def run(grad, zimg, ztxt, *rest):
+    args = layout.operand(zimg), layout.operand(ztxt), *rest
+
     def per_device(zimg, ztxt, scalars, weights, labels, running):
       transport = TRANSPORTS[layout.impl](layout.axes, layout.devices, layout.tile)
       return program(transport, Batch(zimg, ztxt, weights, labels, running), scalars, grad)

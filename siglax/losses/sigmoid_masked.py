@@ -146,12 +146,19 @@ def _least(transport, batch, kept_negatives, negatives_per_pair) -> jax.Array:
   return jnp.where(wanted > 0, least, jnp.uint32(2**32 - 1))
 
 
+def _needs_float32(kept_negatives, negatives_per_pair):
+  """Near the last pair that is kept, others would be."""
+  del negatives_per_pair
+  return None if kept_negatives == "random" else f"keeps the {kept_negatives} pairs by similarity"
+
+
 LOSS = Loss(
   "sigmoid_masked",
   "The sigmoid loss over a chosen few of the pairs that do not match (SigLIP, section 4.8).",
   dense,
   _per_device,
   bias_init=matched_prior,
+  needs_float32=_needs_float32,
   fields={
     "kept_negatives": Field(
       "random",

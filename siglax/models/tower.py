@@ -12,8 +12,8 @@ from siglax.config.parts import Registry
 
 # Fields of config.model.image that say what any tower is given, and of config.model.text.
 GIVEN = {
-  "image": ("variant", "image_size", "mean", "std", "dtype"),
-  "text": ("variant", "vocab_size", "length", "eos_id", "dtype"),
+  "image": ("variant", "image_size", "mean", "std", "dtype", "attention"),
+  "text": ("variant", "vocab_size", "length", "eos_id", "dtype", "attention"),
 }
 # Fields that change how a tower is trained and how fast, not what its parameters mean.
 OF_TRAINING = ("dropout", "patch_drop", "lora_rank", "scan", "remat")

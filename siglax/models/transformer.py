@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from siglax.devices import mesh as mesh_lib
+from siglax.models import attention as attention_lib
 
 # width, depth, heads, mlp_dim. So400m is shape-optimised (arXiv 2305.13035); g-opt is SigLIP 2's
 # (arXiv 2502.14786).
@@ -129,7 +130,8 @@ class Mlp(nnx.Module):
 
 class Attention(nnx.Module):
   """Multi-head attention of queries [n, q, d] over inputs [n, l, d], or over those of them that a
-  mask, bool [n, l], names; out_width: of what comes out, d when None.
+  mask, bool [n, l], names; out_width: of what comes out, d when None. kernel: one of
+  attention.KERNELS.
 
   lora_rank: r > 0 adds x·A·B with A [d, r], B [r, d] to each of its four maps, nothing at the
   start, as B is 0 (LoRA: Hu et al., arXiv 2106.09685, section 4.1, with α = r).
@@ -143,6 +145,7 @@ class Attention(nnx.Module):
     rngs: nnx.Rngs,
     out_width: int | None = None,
     lora_rank: int = 0,
+    kernel: str = "xla",
   ):
     make = (
       functools.partial(nnx.LoRALinear, lora_rank=lora_rank, lora_dtype=dtype)
@@ -154,18 +157,19 @@ class Attention(nnx.Module):
     )
     self.query, self.key, self.value = linear(width), linear(width), linear(width)
     self.out = linear(out_width or width)
-    self.heads = heads
+    self.heads, self.kernel = heads, kernel
 
   def __call__(self, queries, inputs, causal: bool = False, mask=None):
     def split(x):
       return x.reshape(*x.shape[:-1], self.heads, -1)
 
-    y = jax.nn.dot_product_attention(
+    y = attention_lib.attend(
       split(self.query(queries)),
       split(self.key(inputs)),
       split(self.value(inputs)),
-      is_causal=causal,
-      mask=None if mask is None else mask[:, None, None],
+      self.kernel,
+      causal,
+      mask,
     )
     return self.out(y.reshape(queries.shape[0], queries.shape[1], -1))
 
@@ -182,9 +186,11 @@ class Attention(nnx.Module):
 class Block(nnx.Module):
   """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-  def __init__(self, shape: Shape, lora_rank: int, dtype, rngs: nnx.Rngs):
+  def __init__(self, shape: Shape, lora_rank: int, kernel: str, dtype, rngs: nnx.Rngs):
     self.norm1 = layer_norm(shape.width, shape.norm_eps, rngs)
-    self.attention = Attention(shape.width, shape.heads, dtype, rngs, lora_rank=lora_rank)
+    self.attention = Attention(
+      shape.width, shape.heads, dtype, rngs, lora_rank=lora_rank, kernel=kernel
+    )
     self.norm2 = layer_norm(shape.width, shape.norm_eps, rngs)
     self.mlp = Mlp(shape, dtype, rngs)
 
@@ -229,7 +235,7 @@ class Encoder(nnx.Module):
       config.scan,
       config.remat,
     )
-    make = functools.partial(Block, shape, config.lora_rank, dtype)
+    make = functools.partial(Block, shape, config.lora_rank, config.attention, dtype)
     if config.scan:
       self.blocks: Any = stacked(make, shape.depth, rngs)
     else:

@@ -13,7 +13,9 @@ from siglax import losses
 from siglax import models
 from siglax.config import checks
 from siglax.config import fields
+from siglax.models import attention
 from siglax.models import trainable as trainable_lib
+from siglax.models import transformer
 
 
 def validate(config: ConfigDict, devices: int):
@@ -66,14 +68,21 @@ def _validate_captions(config):
 
 
 def _validate_towers(config):
+  shapes = {}
   for kind, tower in models.declared(config.model).items():
     of = config.model[kind]
     _validate_unused(kind, tower, of)
     tower.check(of)
     try:
-      tower.shape(of)
+      shapes[kind] = tower.shape(of)
     except ValueError as e:
       raise ValueError(f"config.model.{kind}: {e}") from None
+  widths = {
+    kind: shape.width // shape.heads
+    for kind, shape in shapes.items()
+    if isinstance(shape, transformer.Shape)
+  }
+  attention.check(config.train.attention, config.train.dtype, widths)
 
 
 def _validate_unused(kind, tower, of):

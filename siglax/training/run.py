@@ -8,6 +8,7 @@ import jax
 
 from siglax import config as config_lib
 from siglax import data as data_lib
+from siglax.models import attention
 from siglax.models import trainable as trainable_lib
 from siglax.runs import bucket
 from siglax.runs import digest
@@ -26,6 +27,7 @@ class Run(program.Program):
 
   def __init__(self, config, workdir):
     checks.validate(config, jax.device_count())
+    attention.check_device(config.train.attention)
     config = initial.with_preprocessing(config, workdir)
     text = folder_lib.text_processor(config)
     self.sources = data_lib.open_data(config)

@@ -122,6 +122,7 @@ IMAGE_TOWER = Group(
     "mean": Field(None, "Subtracted from pixels in 0..1.", follows="image.mean"),
     "std": Field(None, "Divided by after that.", follows="image.std"),
     "dtype": Field(None, "Type of the activations.", follows="train.dtype"),
+    "attention": Field(None, "The kernel of attention.", follows="train.attention"),
     "patch_drop": Field(
       None, "Share of the patches that training leaves out.", follows="train.patch_drop"
     ),
@@ -167,6 +168,7 @@ TEXT_TOWER = Group(
     ),
     "length": Field(None, "Tokens of a text.", follows="text.length"),
     "dtype": Field(None, "Type of the activations.", follows="train.dtype"),
+    "attention": Field(None, "The kernel of attention.", follows="train.attention"),
     "remat": Field(None, "What the backward pass recomputes.", follows="train.remat.text"),
   },
   parts=("text tower",),

@@ -39,6 +39,12 @@ LOSS = Group(
       resume=True,
       evaluation=True,
     ),
+    "dtype": Field(
+      "auto",
+      "Type of the embeddings that travel between devices and of the operands of the loss's "
+      "products, whose sums stay float32: auto is train.dtype, float32 for a loss that needs it.",
+      choices=("auto", "float32", "bfloat16"),
+    ),
     "positives": Field(
       "pair",
       "What matches an image: pair, its own text, or label, every text of the same label (UniCL).",
@@ -87,6 +93,15 @@ TRAIN = Group(
       "float32",
       "Type of the activations; parameters and reductions stay float32.",
       choices=("float32", "bfloat16"),
+    ),
+    "attention": Field(
+      "auto",
+      "Kernel of attention in the blocks (docs/plan.md): xla writes the logits to memory; cudnn on "
+      "NVIDIA GPUs and flash on TPUs keep none; auto takes the device's, where it takes the dtype "
+      "and the widths.",
+      choices=lookups.attention,
+      resume=True,
+      evaluation=True,
     ),
     **{
       f"remat.{tower}": Field(
