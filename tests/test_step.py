@@ -9,6 +9,7 @@ import pytest
 
 from siglax import config as config_lib
 from siglax import models
+from siglax.costs import collectives
 from siglax.data.text import TextProcessor
 from siglax.devices import flops
 from siglax.devices import mesh as mesh_lib
@@ -254,6 +255,27 @@ def test_a_micro_batched_step_is_the_full_step(devices, microbatch, fields):
   if devices == 1:  # on more, the ring is counted per device
     # So 4/3 of the towers', which are three times their forward pass
     assert work == whole + forward
+
+
+def test_micro_batches_add_their_gradients_before_they_cross_the_network():
+  """As many bytes of gradients as of the step in one piece, whatever the number of chunks."""
+  mesh, traffic = mesh_lib.make(8, 1), []
+  for microbatch in (None, 4, 1):
+    c = tiny.get_config()
+    c.batch_size, c.train.microbatch, c.loss.impl = 64, microbatch, "ring"
+    c = config_lib.resolve(c, TextProcessor())
+    model = models.build(c.model)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    function = step_lib.make_value_and_grad(c, model, mesh, trainable_lib.frozen_mask(c, params))
+    shardings = mesh_lib.replicated(mesh), mesh_lib.batch_sharding(mesh), None
+    with jax.set_mesh(mesh):
+      lowered = jax.jit(function, in_shardings=shardings).lower(params, batch(64), jnp.int32(0))
+      traffic.append(collectives.read(lowered.compile().as_text(), 8))
+  size = trainable_lib.count(params)
+  for found in traffic:
+    assert size <= found["all-reduce"].payload / 4 <= size + 100  # and a few sums of metrics
+    assert found["all-gather"].payload == found["reduce-scatter"].payload == 0
+  assert len({found["collective-permute"].payload for found in traffic}) == 1
 
 
 def test_a_frozen_tower_stays_and_the_scale_keeps_under_its_cap():

@@ -143,11 +143,18 @@ def join_rows(mesh: jax.sharding.Mesh, x: jax.Array) -> jax.Array:
 
 def constrain_batch(x: jax.Array) -> jax.Array:
   """Keeps rows of activations on the batch axes of the mesh in use, so that weights are gathered,
-  not activations.
+  not activations. Inside of a shard_map the axes that it maps over have split them already.
   """
-  if jax.sharding.get_abstract_mesh().empty:
+  mesh = jax.sharding.get_abstract_mesh()
+  axes = tuple(axis for axis in BATCH_AXES if axis in mesh.auto_axes)
+  if not axes:
     return x
-  return jax.lax.with_sharding_constraint(x, P(BATCH_AXES, *(None,) * (x.ndim - 1)))
+  return jax.lax.with_sharding_constraint(x, P(axes, *(None,) * (x.ndim - 1)))
+
+
+def varying_over_data(x: jax.Array) -> jax.Array:
+  """Inside of a shard_map over "data": x, which is the same everywhere, as a copy of each place."""
+  return jax.lax.pcast(x, "data", to="varying")
 
 
 def to_global(mesh: jax.sharding.Mesh, batch):
