@@ -181,12 +181,8 @@ def _in_chunks(embed, trainable, fixed, examples, chunks: int, mesh, rules):
   examples = jax.tree.map(lambda x: mesh_lib.split_rows(mesh, x, chunks), examples)
   z = jax.lax.map(lambda chunk: embed(trainable, fixed, chunk)[0], examples)
   like = mesh_lib.state_shardings(mesh, trainable, rules)
-  like = jax.tree.map(lambda sharding: sharding.spec, like)
 
-  def pull_back_local(trainable, fixed, examples, dz):
-    # Each place of "data" has a copy of its own: else every chunk's gradient would be summed.
-    trainable, fixed = jax.tree.map(mesh_lib.varying_over_data, (trainable, fixed))
-
+  def pull_back_chunks(trainable, fixed, examples, dz):
     def add_chunk(grads, chunk):
       examples, dz = chunk
       _, pull_back = jax.vjp(lambda trainable: embed(trainable, fixed, examples)[0], trainable)
@@ -194,20 +190,12 @@ def _in_chunks(embed, trainable, fixed, examples, chunks: int, mesh, rules):
       return mesh_lib.constrain(grads, like), None
 
     zeros = mesh_lib.constrain(jax.tree.map(jnp.zeros_like, trainable), like)
-    grads, _ = jax.lax.scan(add_chunk, zeros, (examples, dz))
-    return jax.lax.psum(grads, "data")
+    return jax.lax.scan(add_chunk, zeros, (examples, dz))[0]
 
   def pull_back_all(dz):
     dz = jax.tree.map(lambda x: mesh_lib.split_rows(mesh, x, chunks), dz)
-    whole, rows = jax.P(), jax.P(None, "data")
-    pull_back = jax.shard_map(
-      pull_back_local,
-      mesh=mesh,
-      in_specs=(whole, whole, rows, rows),
-      out_specs=whole,
-      axis_names={"data"},
-    )
-    return (pull_back(trainable, fixed, examples, dz),)
+    pull_back = mesh_lib.summed_over_data(mesh, pull_back_chunks)
+    return (pull_back((trainable, fixed), (examples, dz)),)
 
   return jax.tree.map(lambda x: mesh_lib.join_rows(mesh, x), z), pull_back_all
 
