@@ -1,9 +1,11 @@
 """What micro-batching costs and saves: temporary bytes, FLOPs, and how near its gradients are to
 those of the whole batch.
 
-python benchmarks/microbatch.py            bytes and FLOPs of SigLIP B/16, compiled for one CPU
-device and never run python benchmarks/microbatch.py --errors   gradients of a small model with
-dropout, on 1 and on 8 virtual devices
+    python benchmarks/microbatch.py
+    python benchmarks/microbatch.py --errors
+
+The first compiles SigLIP B/16 for one CPU device and never runs it: bytes and FLOPs. The second
+takes the gradients of a small model with dropout on 1 and on 8 virtual devices.
 """
 
 import argparse

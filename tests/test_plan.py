@@ -216,6 +216,15 @@ def test_flops_of_all_devices():
   assert flops.count_all_devices(jax.make_jaxpr(product)(x).jaxpr) == 8 * 2 * 3 * 3 * 5
 
 
+def test_flops_of_a_part_that_is_mapped_over_one_axis_of_two():
+  mesh = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+  product = jax.shard_map(
+    lambda x: x @ x.T, mesh=mesh, in_specs=P("data"), out_specs=P("data"), axis_names={"data"}
+  )
+  x = jax.ShapeDtypeStruct((2 * 3, 5), jnp.float32)
+  assert flops.count_all_devices(jax.make_jaxpr(product)(x).jaxpr) == 2 * 2 * 3 * 3 * 5
+
+
 def test_flops_of_a_step(report, split_report):
   """Three forward passes; with the loss, and what is computed again, on top in those that are
   executed.

@@ -1,6 +1,7 @@
 """One update: the same on any mesh, frozen parts untouched; and the counting of FLOPs."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 
 from siglax import config as config_lib
 from siglax import models
+from siglax.costs import collectives
 from siglax.data.text import TextProcessor
 from siglax.devices import flops
 from siglax.devices import mesh as mesh_lib
@@ -254,6 +256,61 @@ def test_a_micro_batched_step_is_the_full_step(devices, microbatch, fields):
   if devices == 1:  # on more, the ring is counted per device
     # So 4/3 of the towers', which are three times their forward pass
     assert work == whole + forward
+
+
+def test_micro_batches_add_their_gradients_before_they_cross_the_network():
+  """As many bytes of gradients as of the step in one piece, whatever the number of chunks."""
+  mesh, traffic = mesh_lib.make(8, 1), []
+  for microbatch in (None, 4, 1):
+    c = tiny.get_config()
+    c.batch_size, c.train.microbatch, c.loss.impl = 64, microbatch, "ring"
+    c = config_lib.resolve(c, TextProcessor())
+    model = models.build(c.model)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    function = step_lib.make_value_and_grad(c, model, mesh, trainable_lib.frozen_mask(c, params))
+    shardings = mesh_lib.replicated(mesh), mesh_lib.batch_sharding(mesh), None
+    with jax.set_mesh(mesh):
+      lowered = jax.jit(function, in_shardings=shardings).lower(params, batch(64), jnp.int32(0))
+      traffic.append(collectives.read(lowered.compile().as_text(), 8))
+  size = trainable_lib.count(params)
+  for found in traffic:
+    assert size <= found["all-reduce"].payload / 4 <= size + 100  # and a few sums of metrics
+    assert found["all-gather"].payload == found["reduce-scatter"].payload == 0
+  assert len({found["collective-permute"].payload for found in traffic}) == 1
+
+
+def test_the_vocabulary_stays_where_it_is(monkeypatch):
+  """No collective of a step over fsdp has a dimension of the vocabulary's size; over data, that of
+  its gradient has a device's columns alone.
+  """
+  monkeypatch.setattr(mesh_lib, "FSDP_MIN_ELEMENTS", 100)
+  words, shapes = 1013, {}
+  for data, fsdp, microbatch in ((1, 8, None), (2, 4, None), (2, 4, 1)):
+    c, mesh = tiny.get_config(), mesh_lib.make(data, fsdp)
+    c.train.microbatch, c.model.text.vocab_size, c.model.text.eos_id = microbatch, words, 1
+    model = models.build(config_lib.resolve(c, TextProcessor()).model)
+    params = mesh_lib.abstract(mesh, jax.eval_shape(model.init, jax.random.key(0)))
+    frozen = trainable_lib.frozen_mask(c, params)
+    function = step_lib.make_value_and_grad(c, model, mesh, frozen)
+    shardings = jax.tree.map(lambda x: x.sharding, params)
+    function = jax.jit(
+      function,
+      in_shardings=(shardings, mesh_lib.batch_sharding(mesh), None),
+      out_shardings=(None, shardings),
+    )
+    with jax.set_mesh(mesh):
+      hlo = function.lower(params, batch(), jnp.int32(0)).compile().as_text()
+    moved = re.findall(r"= (.*?) (?:all|reduce|collective)-[a-z-]+\(", hlo)
+    assert moved
+    shapes[data, fsdp, microbatch] = {
+      shape for line in moved for shape in re.findall(rf"\[(?:\d+,)*{words}(?:,\d+)*\]", line)
+    }
+  width = tiny.get_config().model.text.width
+  assert shapes == {
+    (1, 8, None): set(),
+    (2, 4, None): {f"[{words},{width // 4}]"},
+    (2, 4, 1): {f"[{words},{width // 4}]"},
+  }
 
 
 def test_a_frozen_tower_stays_and_the_scale_keeps_under_its_cap():

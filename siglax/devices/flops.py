@@ -14,15 +14,15 @@ def count(function, *args) -> int:
   """Multiply-adds × 2 of all matrix products and convolutions of function(*args); args may be
   shapes.
 
-  Global view, except inside shard_map, whose body is per device. A while loop of unknown length
-  counts once.
+  Global view, except inside shard_map, whose body is that of one place of the axes that it maps
+  over. A while loop of unknown length counts once.
   """
   return _count(jax.make_jaxpr(function)(*args).jaxpr, whole_mesh=False)
 
 
 def count_all_devices(jaxpr) -> int:
-  """The same of a jaxpr, with the body of shard_map times the devices of its mesh: all of it in
-  global view.
+  """The same of a jaxpr, with the body of shard_map times the places of the axes that it maps over:
+  all of it in global view.
   """
   return _count(jaxpr, whole_mesh=True)
 
@@ -46,5 +46,7 @@ def _equation(eqn, whole_mesh) -> int:
   bodies = [getattr(p, "jaxpr", p) for p in eqn.params.values()]
   inner = sum(_count(body, whole_mesh) for body in bodies if hasattr(body, "eqns"))
   if name == "shard_map" and whole_mesh:
-    return inner * eqn.params["mesh"].size
+    # "newly_manual_axes" in jax 0.10, "manual_axes" before.
+    (axes,) = (value for key, value in eqn.params.items() if key.endswith("manual_axes"))
+    return inner * math.prod(eqn.params["mesh"].shape[axis] for axis in axes)
   return inner * eqn.params["length"] if name == "scan" else inner

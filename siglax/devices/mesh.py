@@ -6,10 +6,13 @@ The batch and the loss use both, as one flattened axis.
 
 from __future__ import annotations
 
+import functools
+import math
 import re
 
 import jax
 from jax.experimental import mesh_utils
+import jax.numpy as jnp
 from jax.sharding import AxisType
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -20,6 +23,8 @@ from siglax.devices import paths
 BATCH_AXES = ("data", "fsdp")
 # A leaf smaller than this is replicated: gathering it costs more than holding it.
 FSDP_MIN_ELEMENTS = 2**18
+# The table [V, w] of a text tower. Split over w, not over V: see `take_rows`.
+VOCABULARY = re.compile(r"(^|/)text/embedding$")
 
 
 def make(data: int | str = "rest", fsdp: int = 1) -> jax.sharding.Mesh:
@@ -65,7 +70,7 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 def state_shardings(mesh: jax.sharding.Mesh, state, rules=()):
   """One rule over the whole train state: a large leaf is split over "fsdp" in its largest divisible
-  dimension.
+  dimension; the table of the vocabulary in its width.
 
   state: arrays or jax.ShapeDtypeStruct. The first dimension of a leaf stacked over layers is not
   split while another one divides, so that the scan over layers slices locally.
@@ -88,6 +93,8 @@ def state_shardings(mesh: jax.sharding.Mesh, state, rules=()):
           )
     if leaf.size <= FSDP_MIN_ELEMENTS:
       return None
+    if VOCABULARY.search(name) and leaf.ndim == 2 and leaf.shape[1] % size == 0:
+      return 1
     stacked = paths.is_stacked(name) and leaf.ndim > 2
     dims = [i for i in range(leaf.ndim) if leaf.shape[i] % size == 0 and not (stacked and i == 0)]
     return max(dims, key=lambda i: leaf.shape[i]) if dims else None
@@ -113,7 +120,9 @@ def abstract(mesh: jax.sharding.Mesh, shapes, rules=()):
 
 
 def constrain(tree, shardings):
-  """Keeps traced arrays in these shardings."""
+  """Keeps traced arrays in these shardings, which inside of a shard_map name none of its axes."""
+  if jax.sharding.get_abstract_mesh().manual_axes:
+    shardings = jax.tree.map(lambda sharding: sharding.spec, shardings)
   return jax.tree.map(jax.lax.with_sharding_constraint, tree, shardings)
 
 
@@ -143,11 +152,88 @@ def join_rows(mesh: jax.sharding.Mesh, x: jax.Array) -> jax.Array:
 
 def constrain_batch(x: jax.Array) -> jax.Array:
   """Keeps rows of activations on the batch axes of the mesh in use, so that weights are gathered,
-  not activations.
+  not activations. Inside of a shard_map the axes that it maps over have split them already.
   """
-  if jax.sharding.get_abstract_mesh().empty:
+  mesh = jax.sharding.get_abstract_mesh()
+  axes = tuple(axis for axis in BATCH_AXES if axis in mesh.auto_axes)
+  if not axes:
     return x
-  return jax.lax.with_sharding_constraint(x, P(BATCH_AXES, *(None,) * (x.ndim - 1)))
+  return jax.lax.with_sharding_constraint(x, P(axes, *(None,) * (x.ndim - 1)))
+
+
+def take_rows(table: jax.Array, index: jax.Array, dtype) -> jax.Array:
+  """table[index] in dtype: rows of a table [V, w] for index [B, …], which the mesh in use splits as
+  the batch → [B, …, w].
+
+  Where the table is split over "fsdp" (`state_shardings`), each device of such a group looks the
+  indices of the whole group up in its columns [V, w/fsdp], and sends each other one those of its
+  rows. So a device sends B/devices rows of the batch but for its own columns, and 4 bytes an index;
+  the table and its gradient stay where they are. Rows of batches that the devices do not divide are
+  taken by XLA's own partitioning.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  axes = tuple(axis for axis in BATCH_AXES if axis in mesh.auto_axes and mesh.shape[axis] > 1)
+  is_split = "fsdp" in axes and table.size > FSDP_MIN_ELEMENTS
+  places = math.prod(mesh.shape[axis] for axis in axes)
+  if not is_split or table.shape[1] % mesh.shape["fsdp"] or index.shape[0] % places:
+    return jnp.take(table, index, axis=0).astype(dtype)
+  like = jax.ShapeDtypeStruct(table.shape, table.dtype)
+  return _taken(table, index, axes, jnp.dtype(dtype), like)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _taken(table, index, axes, dtype, like):
+  """`take_rows` of a table like that over these axes, "fsdp" the last. It has a gradient of its own
+  because jax 0.10 cannot differentiate a shard_map inside of another one.
+  """
+
+  def take(table, index):
+    index = jax.lax.all_gather(index, "fsdp", axis=0, tiled=True)
+    rows = jnp.take(table, index, axis=0).astype(dtype)
+    return jax.lax.all_to_all(rows, "fsdp", 0, rows.ndim - 1, tiled=True)
+
+  return jax.shard_map(
+    take, in_specs=(P(None, "fsdp"), P(axes)), out_specs=P(axes), axis_names=set(axes)
+  )(table, index)
+
+
+def _take_forward(table, index, axes, dtype, like):
+  return _taken(table, index, axes, dtype, like), index
+
+
+def _take_backward(axes, dtype, like, index, rows):
+  def add(index, rows):
+    index = jax.lax.all_gather(index, "fsdp", axis=0, tiled=True)
+    rows = jax.lax.all_to_all(rows, "fsdp", rows.ndim - 1, 0, tiled=True).astype(like.dtype)
+    columns = jnp.zeros((like.shape[0], rows.shape[-1]), like.dtype).at[index].add(rows)
+    return jax.lax.psum(columns, axes[:-1])
+
+  add = jax.shard_map(
+    add, in_specs=(P(axes), P(axes)), out_specs=P(None, "fsdp"), axis_names=set(axes)
+  )
+  return add(index, rows), None
+
+
+_taken.defvjp(_take_forward, _take_backward)
+
+
+def summed_over_data(mesh: jax.sharding.Mesh, function):
+  """((a, b), (x, y)) → the sum of function(a, b, x, y) over the places of "data", each with its
+  rows of the chunks x and y [chunks, B / chunks, …]; what it returns crosses the network once.
+
+  The other axis is left to XLA, as outside.
+  """
+  if mesh.shape["data"] == 1:
+    return lambda same, chunks: function(*same, *chunks)
+
+  def local(same, chunks):
+    # A copy of each place: the gradient of what is the same everywhere would be summed at once.
+    same = jax.tree.map(lambda x: jax.lax.pcast(x, "data", to="varying"), same)
+    return jax.lax.psum(function(*same, *chunks), "data")
+
+  return jax.shard_map(
+    local, mesh=mesh, in_specs=(P(), P(None, "data")), out_specs=P(), axis_names={"data"}
+  )
 
 
 def to_global(mesh: jax.sharding.Mesh, batch):

@@ -9,6 +9,7 @@ import dataclasses
 from flax import nnx
 import jax.numpy as jnp
 
+from siglax.devices import mesh as mesh_lib
 from siglax.models import transformer
 from siglax.models.tower import Tower
 
@@ -33,7 +34,7 @@ class TextTransformer(nnx.Module):
 
   def encode(self, tokens, keys=None):
     """All positions after the last norm, [n, l, d]."""
-    x = jnp.take(self.embedding[...], tokens, axis=0).astype(self.dtype)
+    x = mesh_lib.take_rows(self.embedding[...], tokens, self.dtype)
     x = x + self.pos_embedding[...].astype(x.dtype)
     return self.norm(self.encoder(x, keys, causal=self.config.causal)).astype(self.dtype)
 

@@ -173,23 +173,29 @@ def _in_chunks(embed, trainable, fixed, examples, chunks: int, mesh, rules):
   """The embeddings, and what pulls their gradients back into `trainable`; of the forward pass the
   examples alone are kept.
 
+  The devices of one place of the mesh's "data" add the gradients of all their chunks first, and the
+  sum over "data" crosses the network once a step, as without chunks. Over "fsdp" each chunk gathers
+  the parameters and scatters the gradients, so that no device holds all of either.
   rules: config.mesh.shard, by which the gradients are sharded.
   """
   examples = jax.tree.map(lambda x: mesh_lib.split_rows(mesh, x, chunks), examples)
   z = jax.lax.map(lambda chunk: embed(trainable, fixed, chunk)[0], examples)
   like = mesh_lib.state_shardings(mesh, trainable, rules)
 
-  def add_chunk(grads, chunk):
-    examples, dz = chunk
-    _, pull_back = jax.vjp(lambda trainable: embed(trainable, fixed, examples)[0], trainable)
-    grads = jax.tree.map(jnp.add, grads, *pull_back(dz))
-    return mesh_lib.constrain(grads, like), None
+  def pull_back_chunks(trainable, fixed, examples, dz):
+    def add_chunk(grads, chunk):
+      examples, dz = chunk
+      _, pull_back = jax.vjp(lambda trainable: embed(trainable, fixed, examples)[0], trainable)
+      grads = jax.tree.map(jnp.add, grads, *pull_back(dz))
+      return mesh_lib.constrain(grads, like), None
+
+    zeros = mesh_lib.constrain(jax.tree.map(jnp.zeros_like, trainable), like)
+    return jax.lax.scan(add_chunk, zeros, (examples, dz))[0]
 
   def pull_back_all(dz):
-    zeros = mesh_lib.constrain(jax.tree.map(jnp.zeros_like, trainable), like)
     dz = jax.tree.map(lambda x: mesh_lib.split_rows(mesh, x, chunks), dz)
-    grads, _ = jax.lax.scan(add_chunk, zeros, (examples, dz))
-    return (grads,)
+    pull_back = mesh_lib.summed_over_data(mesh, pull_back_chunks)
+    return (pull_back((trainable, fixed), (examples, dz)),)
 
   return jax.tree.map(lambda x: mesh_lib.join_rows(mesh, x), z), pull_back_all
 
