@@ -230,15 +230,15 @@ def test_ring_and_dense_train_alike_on_eight_devices(name):
 
 
 @pytest.mark.parametrize(
-  "devices, microbatch, fields",
+  "shape, microbatch, fields",
   [
-    (1, 8, {"loss.name": "softmax", "loss.impl": "ring"}),
-    (8, 4, {"loss.name": "softmax", "loss.impl": "ring"}),
-    (8, 1, {"optim.lr_multipliers": "(('text/.*', None), ('.*', 1.0))"}),
+    ((1, 1), 8, {"loss.name": "softmax", "loss.impl": "ring"}),
+    ((2, 4), 4, {"loss.name": "softmax", "loss.impl": "ring"}),
+    ((8, 1), 1, {"optim.lr_multipliers": "(('text/.*', None), ('.*', 1.0))"}),
   ],
 )
-def test_a_micro_batched_step_is_the_full_step(devices, microbatch, fields):
-  mesh = one_device() if devices == 1 else mesh_lib.make(2, 4)
+def test_a_micro_batched_step_is_the_full_step(shape, microbatch, fields):
+  mesh = one_device() if shape == (1, 1) else mesh_lib.make(*shape)
   loss, grads, whole, forward = whole_gradients(tuple(fields.items()))
   chunked_loss, chunked, work, _ = gradients(mesh, **fields, **{"train.microbatch": microbatch})
   want_loss, want = by_hand(tuple(fields.items()))
@@ -253,7 +253,7 @@ def test_a_micro_batched_step_is_the_full_step(devices, microbatch, fields):
     size = largest if name.endswith("key/bias") else np.abs(g).max()
     errors[name] = [float(np.abs(a - b).max() / size) for a, b in ((x, g), (g, hand))]
   assert np.max(list(errors.values())) <= 3e-6, errors
-  if devices == 1:  # on more, the ring is counted per device
+  if shape == (1, 1):  # on more, the ring is counted per device
     # So 4/3 of the towers', which are three times their forward pass
     assert work == whole + forward
 

@@ -121,7 +121,10 @@ def abstract(mesh: jax.sharding.Mesh, shapes, rules=()):
 
 def constrain(tree, shardings):
   """Keeps traced arrays in these shardings, which inside of a shard_map name none of its axes."""
-  if jax.sharding.get_abstract_mesh().manual_axes:
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.manual_axes:
+    if not mesh.auto_axes:
+      return tree
     shardings = jax.tree.map(lambda sharding: sharding.spec, shardings)
   return jax.tree.map(jax.lax.with_sharding_constraint, tree, shardings)
 
@@ -221,19 +224,40 @@ def summed_over_data(mesh: jax.sharding.Mesh, function):
   """((a, b), (x, y)) → the sum of function(a, b, x, y) over the places of "data", each with its
   rows of the chunks x and y [chunks, B / chunks, …]; what it returns crosses the network once.
 
-  The other axis is left to XLA, as outside.
+  An "fsdp" of more than one place is left to XLA, as outside.
   """
   if mesh.shape["data"] == 1:
     return lambda same, chunks: function(*same, *chunks)
-
-  def local(same, chunks):
-    # A copy of each place: the gradient of what is the same everywhere would be summed at once.
-    same = jax.tree.map(lambda x: jax.lax.pcast(x, "data", to="varying"), same)
-    return jax.lax.psum(function(*same, *chunks), "data")
+  axes = ("data",) if mesh.shape["fsdp"] > 1 else BATCH_AXES
 
   return jax.shard_map(
-    local, mesh=mesh, in_specs=(P(), P(None, "data")), out_specs=P(), axis_names={"data"}
+    lambda same, chunks: jax.lax.psum(function(*same, *chunks), axes),
+    mesh=mesh,
+    in_specs=(P(), P(None, axes)),
+    out_specs=P(),
+    axis_names=set(axes),
+    check_vma=False,  # else the gradient of what is the same everywhere is summed in each chunk
   )
+
+
+def per_device(function):
+  """function(*arrays) of rows of a batch → rows, run by each device on its own rows, where XLA
+  cannot split it. Inside of a shard_map over one axis of the two the gradient runs the function
+  again: jax 0.10 cannot differentiate a shard_map inside of another one.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  axes = tuple(axis for axis in BATCH_AXES if axis in mesh.auto_axes)
+  if not axes:
+    return function
+  mapped = lambda f: jax.shard_map(
+    f, in_specs=P(axes), out_specs=P(axes), axis_names=set(axes), check_vma=False
+  )
+  if not mesh.manual_axes:
+    return mapped(function)
+  again = jax.custom_vjp(lambda *arrays: mapped(function)(*arrays))
+  backward = mapped(lambda arrays, gradient: jax.vjp(function, *arrays)[1](gradient))
+  again.defvjp(lambda *arrays: (mapped(function)(*arrays), arrays), backward)
+  return again
 
 
 def to_global(mesh: jax.sharding.Mesh, batch):

@@ -16,7 +16,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 
 from siglax.devices import mesh as mesh_lib
 
@@ -105,11 +104,7 @@ def attend(q, k, v, wanted: str = "xla", causal: bool = False, mask=None) -> jax
     mask = None if mask is None else mask[:, None, None]
     return jax.nn.dot_product_attention(q, k, v, is_causal=causal, mask=mask)
   per_device = functools.partial({"cudnn": _cudnn, "flash": _flash}[kernel], causal)
-  if not jax.sharding.get_abstract_mesh().empty:
-    rows = P(mesh_lib.BATCH_AXES)
-    # Each device its own rows: XLA cannot split a Pallas kernel.
-    per_device = jax.shard_map(per_device, in_specs=rows, out_specs=rows, check_vma=False)
-  return per_device(q, k, v, mask)
+  return mesh_lib.per_device(per_device)(q, k, v, mask)  # XLA cannot split a Pallas kernel
 
 
 def _cudnn(causal: bool, q, k, v, mask):
