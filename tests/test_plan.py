@@ -227,24 +227,18 @@ def test_what_leaves_a_domain():
   """Eight devices in domains of 4; a device's share of what its domain has to fetch."""
   every, ring = tuple(range(8)), tuple((i, (i + 1) % 8) for i in range(8))
   n = 800.0  # the payload
-  sent = {
-    "all-gather": n * 7 / 8,
-    "all-reduce": 2 * n * 7 / 8,
-    "all-to-all": n * 7 / 8,
-    "collective-permute": n,
-  }
   out = {
     kind: collectives.crossing(
-      {kind: collectives.Traffic(1, n, size, {ring if "permute" in kind else every: size})}, 4
+      {kind: collectives.of_group(kind, 1, n, ring if "permute" in kind else every)}, 4
     )
-    for kind, size in sent.items()
+    for kind in ("all-gather", "all-reduce", "all-to-all", "collective-permute")
   }
   # Half of what is gathered is of the other domain, and comes in by four ways. Of an all-to-all
   # each device sends half of its operand to the other domain.
   assert out == pytest.approx(
     {"all-gather": n / 2 / 4, "all-reduce": n / 4, "all-to-all": n / 2, "collective-permute": n}
   )
-  inside = {"all-gather": collectives.Traffic(1, n, n * 3 / 4, {(4, 5, 6, 7): n * 3 / 4})}
+  inside = {"all-gather": collectives.of_group("all-gather", 1, n, (4, 5, 6, 7))}
   assert collectives.crossing(inside, 4) == 0 < collectives.crossing(inside, 2)
 
 
@@ -327,9 +321,7 @@ def test_float32_has_its_own_peaks(report):
 
 
 def test_a_network_between_domains(report):
-  traffic = {
-    "all-reduce": collectives.Traffic(1, 4, 7.0, {tuple(range(16)): 60e9}),
-  }
+  traffic = {"all-reduce": collectives.of_group("all-reduce", 1, 32e9, tuple(range(16)))}
   used = {**report["bytes_per_device"], "state": 0, "frozen": 0, "remembered": 0}
   many = report | {"devices": 16, "bytes_per_device": used}
   many["collectives"] = {"all-reduce": {"count": 1, "payload": 4, "sent": 60e9}}
@@ -459,11 +451,9 @@ def test_an_estimate_is_within_its_bounds(report):
 
 
 def test_a_chip_on_which_auto_takes_another_loss(report):
-  mesh = mesh_lib.make()
-  ring = report | {"loss": report["loss"] | {"impl": "ring"}}
-  chip, d = chips.named("v5e"), tiny.get_config().model.image.width
-  assert plan._other_loss(tiny.get_config(), ring, chip, d, mesh)["other_loss_impl"] == "dense"
-  assert plan._other_loss(tiny.get_config(), report, chip, d, mesh)["other_loss_impl"] is None
+  ring, chip = report | {"loss": report["loss"] | {"impl": "ring"}}, chips.named("v5e")
+  assert plan._other_loss(ring, chip)["other_loss_impl"] == "dense"
+  assert plan._other_loss(report, chip)["other_loss_impl"] is None
 
 
 def report_of(**used):
@@ -565,7 +555,9 @@ def test_hours_by_hand():
   [
     ("H100", 1e9, "g/14"),
     ("H100", 1.5e8, "T5X"),
-    ("B200", 1.5e8, "B/16"),
+    ("B200", 1.5e8, "T5X"),
+    ("H200", 1e9, "NeMo on DGX H100"),
+    ("L40S", 1e9, "NeMo on DGX A100"),
     ("A100-40", 1.512e8, "B/32"),
     ("A100-80", 4e8, "L/14"),
     ("v5e", 2e8, "SigLIP"),

@@ -10,6 +10,7 @@ from siglax.commands.command import Command
 
 LIST = "list"  # of --chips
 ALL = "all"
+COMPILED = 512  # siglax/costs/scaled.py, which imports jax
 
 
 def _add_arguments(parser):
@@ -52,7 +53,7 @@ def _run(arguments):
   _check(arguments)
   # Before jax is imported: the plan's devices, whatever this machine has.
   os.environ["JAX_PLATFORMS"] = "cpu"
-  os.environ["JAX_NUM_CPU_DEVICES"] = str(arguments.devices)
+  os.environ["JAX_NUM_CPU_DEVICES"] = str(min(arguments.devices, COMPILED))
   with shared.uninterrupted():
     from siglax.costs import table
 

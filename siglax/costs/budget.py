@@ -42,13 +42,16 @@ MEASURED = (
 
 
 def measured(chip: chips_lib.Chip, parameters: int) -> Measured:
-  """That of the model of the nearest size on this chip; on a chip without one, of its kind: TPUs,
-  or GPUs.
+  """That of the model of the nearest size on this chip, or on the chip of its kind, TPU or GPU,
+  with the nearest peak of those that have one.
   """
-  on_it = [found for found in MEASURED if found.chip == chip.name]
-  of_kind = [found for found in MEASURED if chips_lib.named(found.chip).is_tpu == chip.is_tpu]
-  distance = lambda found: abs(math.log(found.parameters / parameters))
-  return min(on_it or of_kind, key=distance)
+  far = lambda a, b: abs(math.log(a / b))
+  of_kind = [
+    (far(known.flops, chip.flops), far(found.parameters, parameters), found)
+    for found in MEASURED
+    if (known := chips_lib.named(found.chip)).is_tpu == chip.is_tpu
+  ]
+  return min(of_kind, key=lambda one: one[:2])[2]
 
 
 def hours(report: dict, chip: chips_lib.Chip, mfu: float | None, price: float | None) -> dict:

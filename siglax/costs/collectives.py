@@ -46,20 +46,20 @@ class Traffic:
   """Of one kind of collective, per device and run of the program: how many, their payload and what
   is sent, in bytes.
 
-  by_group: of `sent`, what goes through each group of devices: their ids, of a permute the pairs.
+  by_group: of each group of devices, by their ids, of a permute by the pairs.
   """
 
   count: int = 0
   payload: int = 0
   sent: float = 0.0
-  by_group: dict[tuple, float] = dataclasses.field(default_factory=dict, compare=False)
+  by_group: dict[tuple, Traffic] = dataclasses.field(default_factory=dict, compare=False)
 
   def add(self, other: Traffic, times: int = 1):
     self.count += times * other.count
     self.payload += times * other.payload
     self.sent += times * other.sent
-    for group, sent in other.by_group.items():
-      self.by_group[group] = self.by_group.get(group, 0.0) + times * sent
+    for group, of in other.by_group.items():
+      self.by_group.setdefault(group, Traffic()).add(of, times)
 
 
 def read(text: str, devices: int) -> dict[str, Traffic]:
@@ -72,9 +72,9 @@ def read(text: str, devices: int) -> dict[str, Traffic]:
 def crossing(traffic: dict[str, Traffic], domain: int) -> float:
   """Bytes of `sent` that leave a domain of so many devices, of the device that has most of them."""
   return sum(
-    sent * _share_crossing(kind, group, domain)
+    of_group.sent * _share_crossing(kind, group, domain)
     for kind, of in traffic.items()
-    for group, sent in of.by_group.items()
+    for group, of_group in of.by_group.items()
   )
 
 
@@ -121,14 +121,14 @@ class _Counter:
       ]
       kept = sum(sizes) - sum(scattered)
       if scattered:
-        yield "reduce-scatter", _traffic(sum(scattered), sum(scattered) * (g - 1) / g, group)
+        yield "reduce-scatter", of_group("reduce-scatter", 1, sum(scattered), group)
       if kept:
-        yield kind, _traffic(kept, 2 * kept * (g - 1) / g, group)
+        yield kind, of_group(kind, 1, kept, group)
     elif kind == "collective-permute":
-      yield kind, _traffic(sum(sizes), sum(sizes), _pairs(instruction.attributes))
+      yield kind, of_group(kind, 1, sum(sizes), _pairs(instruction.attributes))
     else:
       payload = sum(sizes) * (g if kind == "all-gather" else 1)
-      yield kind, _traffic(payload, payload * (g - 1) / g, group)
+      yield kind, of_group(kind, 1, payload, group)
 
   def _bytes(self, name, computation) -> int:
     """Bytes of a value, in the 16 bits of the float that it was widened from, where it was."""
@@ -176,9 +176,12 @@ class _Counter:
     return False
 
 
-def _traffic(payload: int, sent: float, group: tuple) -> Traffic:
-  """Of one collective."""
-  return Traffic(1, payload, sent, {group: sent})
+def of_group(kind: str, count: int, payload: int, group: tuple) -> Traffic:
+  """Of `count` collectives in one group that together have that payload."""
+  g = len(group)
+  shares = {"collective-permute": 1, "all-reduce": 2 * (g - 1) / g}
+  sent = payload * shares.get(kind, (g - 1) / g)
+  return Traffic(count, payload, sent, {group: Traffic(count, payload, sent)})
 
 
 def _pairs(attributes: str) -> tuple[tuple[int, int], ...]:

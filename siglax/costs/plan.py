@@ -40,6 +40,7 @@ from siglax import losses
 from siglax.costs import collectives
 from siglax.costs import memory as memory_lib
 from siglax.costs import roofline as roofline_lib
+from siglax.costs import scaled
 from siglax.costs import storage
 from siglax.costs import suggestions as suggestions_lib
 from siglax.data import text as text_lib
@@ -65,7 +66,8 @@ def plan(
   """The figures that `siglax plan` prints, as one dict ready for JSON; bytes and FLOPs are numbers,
   times are seconds.
 
-  config: as of `config.load`. Call in a process whose JAX has that many (virtual) devices. chips:
+  config: as of `config.load`. Call in a process whose JAX has that many (virtual) devices, or
+  scaled.COMPILED for more than that (siglax/costs/scaled.py). chips:
   names of chips.NAMED. examples: of the data, which are then not opened. between: bytes/s, one way,
   of a device between domains, in place of the table's. Raises ValueError in one line for a config
   that does not fit the devices, an unknown chip, durations in epochs of data that are not there,
@@ -75,39 +77,50 @@ def plan(
   if devices < 1:
     raise ValueError(f"--devices {devices} must be at least 1")
   checks.validate(config, devices)
-  if jax.device_count() != devices:
+  needed = scaled.needed(devices, config.mesh.fsdp)
+  if jax.device_count() < needed or devices == needed < jax.device_count():
     raise ValueError(
-      f"--devices {devices}, but jax has {jax.device_count()}; set JAX_NUM_CPU_DEVICES={devices} "
+      f"--devices {devices}, but jax has {jax.device_count()}; set JAX_NUM_CPU_DEVICES={needed} "
       "before it starts"
     )
   start = time.perf_counter()
   config = config_lib.resolve(config, _text(config))
   known = _known_examples(config, examples)
-  program = program_lib.Program(config, known or 1)
-  (traced, compiled), (traced_largest, largest) = _compiled(program)
-  traffic = collectives.read(compiled.as_text(), devices)
-  report = _figures(config, program, traced, devices) | {
-    "bytes_per_device": memory_lib.figures(largest, program, traced_largest.jaxpr.jaxpr),
-    "collectives": {
-      kind: {"count": of.count, "payload": of.payload, "sent": of.sent}
-      for kind, of in traffic.items()
-    },
-    "disk": storage.disk(config, program, known),
-    "host": storage.host(config, program),
-  }
-  d = program.model.embed_dim
-  loss = _loss_alone(config, program, d)
-  report["bytes_per_device"]["loss_alone"] = (
-    loss.lower().compile(UNOPTIMIZED_CODE).memory_analysis().temp_size_in_bytes
+  report, traffic = (
+    _measure(config, known)
+    if needed == devices
+    else scaled.measure(config, devices, known, _measure)
   )
-  _add_shares(report["flops"], loss, devices)
+  report["collectives"] = {
+    kind: {"count": of.count, "payload": of.payload, "sent": of.sent}
+    for kind, of in traffic.items()
+  }
   report["chips"] = {
-    chip.name: _on_chip(report, chip, traffic, between)
-    | _other_loss(config, report, chip, d, program.mesh)
+    chip.name: _on_chip(report, chip, traffic, between) | _other_loss(report, chip)
     for chip in chips
   }
   report["suggestions"] = suggestions_lib.suggestions(report, chips)
   return {**report, "seconds": round(time.perf_counter() - start, 1)}
+
+
+def _measure(config, examples: int | None) -> tuple[dict, dict]:
+  """(figures whatever the chip, traffic by kind) of a resolved config, compiled for the devices of
+  its mesh.
+  """
+  program = program_lib.Program(config, examples or 1)
+  devices = program.mesh.size
+  (traced, compiled), (traced_largest, largest) = _compiled(program)
+  report = _figures(config, program, traced, devices) | {
+    "bytes_per_device": memory_lib.figures(largest, program, traced_largest.jaxpr.jaxpr),
+    "disk": storage.disk(config, program, examples),
+    "host": storage.host(config, program),
+  }
+  loss = _loss_alone(config, program, program.model.embed_dim)
+  report["bytes_per_device"]["loss_alone"] = (
+    loss.lower().compile(UNOPTIMIZED_CODE).memory_analysis().temp_size_in_bytes
+  )
+  _add_shares(report["flops"], loss, devices)
+  return report, collectives.read(compiled.as_text(), devices)
 
 
 def _compiled(program) -> tuple:
@@ -143,6 +156,7 @@ def _figures(config, program, traced, devices) -> dict:
     "batch_per_device": config.batch_size // devices,
     "microbatch": config.train.microbatch,
     "batch_norm": step_lib.trains_batch_norm(program.model, program.frozen),
+    "embed_dim": d,
     "total_steps": program.total_steps,
     "dtype": config.train.dtype,
     "remat": dict(config.train.remat),
@@ -269,13 +283,15 @@ def _on_chip(report, chip, traffic, between) -> dict:
   }
 
 
-def _other_loss(config, report, chip, d, mesh) -> dict:
+def _other_loss(report, chip) -> dict:
   """What loss.impl=auto takes on a chip, where that is not what was compiled: its rule asks for the
   device's memory.
   """
-  impl = (
-    losses.choose(config.batch_size, d, mesh, mesh_lib.BATCH_AXES, chip.memory)
-    if report["loss"]["auto"]
-    else None
+  if not report["loss"]["auto"]:
+    return {"other_loss_impl": None}
+  sizes = tuple(report["mesh"][axis] for axis in mesh_lib.BATCH_AXES)
+  mesh = jax.sharding.AbstractMesh(sizes, mesh_lib.BATCH_AXES)
+  impl = losses.choose(
+    report["batch_size"], report["embed_dim"], mesh, mesh_lib.BATCH_AXES, chip.memory
   )
-  return {"other_loss_impl": impl if impl not in (None, report["loss"]["impl"]) else None}
+  return {"other_loss_impl": impl if impl != report["loss"]["impl"] else None}

@@ -22,7 +22,9 @@ def show(report: dict, title: str):
 def _rows(report):
   work, loss = report["flops"], report["loss"]
   mesh, parameters = report["mesh"], report["parameters"]
-  yield "devices", f"{report['devices']:,}: data {mesh['data']:,} × fsdp {mesh['fsdp']}"
+  of = " and ".join(map(str, report.get("scaled_from", ())))
+  scaled = f"; scaled from programs of {of} devices" if of else ""
+  yield "devices", f"{report['devices']:,}: data {mesh['data']:,} × fsdp {mesh['fsdp']}{scaled}"
   yield (
     "batch",
     (
@@ -106,7 +108,7 @@ def _kinds(work) -> str:
   return ", ".join(
     f"{of[kind] / work['executed_per_device']:.1%} in {name}"
     for kind, name in names.items()
-    if of[kind]
+    if of[kind] >= 0.0005 * work["executed_per_device"]
   )
 
 
