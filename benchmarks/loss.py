@@ -110,7 +110,7 @@ def measure(size, arguments):
       start = time.perf_counter()
       compiled = jax.jit(function).lower(*abstract).compile()
       temp = compiled.memory_analysis().temp_size_in_bytes
-      work = flops.count_all_devices(jax.make_jaxpr(function)(*abstract).jaxpr) / D
+      work = sum(flops.count_all_devices(jax.make_jaxpr(function)(*abstract).jaxpr).values()) / D
       table.append(
         {
           "loss": name,

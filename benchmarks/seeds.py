@@ -5,8 +5,8 @@
     siglax ablate --config benchmarks/seeds.py:config=configs/my.py --workdir studies/my
 
 The seed draws the first parameters, the order of the examples, and what is random of them. The
-report has the mean and the standard deviation over the five runs: a difference between two runs of one
-seed each that is within a few of these says nothing of what else differs.
+report has the mean and the standard deviation over the five runs. A difference between two runs of
+one seed each that is within a few of these says nothing of what else differs.
 """
 
 from siglax import studies

@@ -96,6 +96,12 @@ RUN = {
   "siglax plan --config configs/siglip_so400m.py --devices 256 --batch 65536 --chips v5e,H100 "
   "--json --config.mesh.fsdp=32": "--config configs/siglip_so400m.py:smoke=True --devices 8 "
   "--batch 16 --config.mesh.fsdp=2",
+  "siglax plan --config configs/siglip_b16.py --devices 32 --chips v4 --hours --price 3": (
+    "--config configs/siglip_b16.py:smoke=True --devices 8"
+  ),
+  "siglax plan --config configs/siglip_b16.py --devices 64 --chips h100 --compare fsdp=1,4 "
+  "microbatch=None,128": "--config configs/siglip_b16.py:smoke=True --devices 8",
+  "siglax plan --chips list": "",
   "siglax train --config configs/x.py --workdir runs/x "
   "--config.model.init_from=webli_en_b16_224.npz:img": "",
   "siglax train --config configs/finetune.py:init=runs/x,train=train.parquet,"

@@ -1,5 +1,6 @@
 """`siglax plan`: what it says is what the compiled step takes, sends and computes."""
 
+import argparse
 import json
 import os
 import pathlib
@@ -16,8 +17,16 @@ import pytest
 
 from siglax import config as config_lib
 from siglax.commands import cli
+from siglax.costs import budget
+from siglax.costs import buffers
 from siglax.costs import collectives
+from siglax.costs import compare
+from siglax.costs import hlo
+from siglax.costs import memory
 from siglax.costs import plan
+from siglax.costs import roofline
+from siglax.costs import storage
+from siglax.costs import suggestions
 from siglax.costs import table
 from siglax.devices import chips
 from siglax.devices import flops
@@ -80,7 +89,7 @@ def split_report():
 def test_a_plan_for_eight_devices_is_the_run_on_eight_devices_byte_for_byte(tmp_path, split_report):
   run = run_lib.Run(configured(**SPLIT), tmp_path / "run")
   batches = run.batches(0)
-  batch = mesh_lib.to_global(run.mesh, next(batches))
+  batch, next_batch = (mesh_lib.to_global(run.mesh, next(batches)) for _ in range(2))
   batches.close()
   state = jax.tree.map(
     lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding), run.abstract_state
@@ -95,7 +104,10 @@ def test_a_plan_for_eight_devices_is_the_run_on_eight_devices_byte_for_byte(tmp_
   assert used["temp"] == analysis.temp_size_in_bytes > 0
   assert used["state"] + used["batch"] == analysis.argument_size_in_bytes
   results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-  assert used["total"] == analysis.argument_size_in_bytes + results + analysis.temp_size_in_bytes
+  program = analysis.argument_size_in_bytes + results + analysis.temp_size_in_bytes
+  # The loop holds the next batch too; and the label of this one, which the step does not read.
+  assert used["batch"] + used["next_batch"] == on_one(batch) + on_one(next_batch)
+  assert used["total"] == program + on_one(next_batch) + 2 * 4
   assert analysis.alias_size_in_bytes == held  # the new state takes the place of the old one
   # Image, tokens and weight; no label
   assert used["state"] == held and used["batch"] == 2 * (16 * 16 * 3 + 12 * 4 + 4)
@@ -106,8 +118,8 @@ def test_a_plan_for_eight_devices_is_the_run_on_eight_devices_byte_for_byte(tmp_
 
 
 def test_another_number_of_devices(report):
-  many = planned(64, "--batch", "64", "--config.eval.batch_size=64", "--chips", "H100")
-  assert list(many["chips"]) == ["H100"] and list(report["chips"]) == list(chips.NAMED)
+  many = planned(64, "--batch", "64", "--config.eval.batch_size=64", "--chips", "h100")
+  assert list(many["chips"]) == ["H100"] and list(report["chips"]) == list(chips.USUAL)
   assert many["batch_per_device"] == 1 and many["mesh"] == {"data": 64, "fsdp": 1}
   assert many["flops"]["per_step"] == 4 * report["flops"]["per_step"]
   assert many["flops"]["per_example"] == report["flops"]["per_example"]
@@ -191,21 +203,43 @@ def test_bfloat16_is_sent_in_sixteen_bits():
 
 
 @pytest.mark.parametrize(
-  "groups, size",
+  "groups, ids",
   [
-    ("", 32),
-    ("replica_groups={{0,1,2,3},{4,5,6,7}}", 4),
-    ("replica_groups=[16,2]<=[32]", 2),
-    ("replica_groups={}", 32),
-    ("replica_groups=mesh['a'=16,'b'=2], device_ids=([16,2]T(1,0)) {'a'}", 16),
-    ("replica_groups=mesh['a'=4,'b'=8] {'a','b'}", 32),
-    ("replica_groups=mesh['a'=16,'b'=2] {'a':(2)4}", 4),
+    ("", range(32)),
+    ("replica_groups={{0,1,2,3},{4,5,6,7}}", range(4)),
+    ("replica_groups=[16,2]<=[32]", range(2)),
+    ("replica_groups=[2,16]<=[16,2]T(1,0)", range(0, 32, 2)),
+    ("replica_groups={}", range(32)),
+    (
+      "replica_groups=mesh['a'=16,'b'=2], device_ids=([16,2]T(1,0)) {'a'}",
+      [*range(0, 32, 4), *range(1, 32, 4)],
+    ),
+    ("replica_groups=mesh['a'=4,'b'=8] {'a','b'}", range(32)),
+    ("replica_groups=mesh['a'=16,'b'=2] {'a':(2)4}", range(0, 16, 4)),
   ],
 )
-def test_sizes_of_groups(groups, size):
-  assert (
-    collectives._group_size(f", channel_id=1, {groups}, use_global_device_ids=true", 32) == size
+def test_groups(groups, ids):
+  found = collectives._group(f", channel_id=1, {groups}, use_global_device_ids=true", 32)
+  assert found == tuple(ids)
+
+
+def test_what_leaves_a_domain():
+  """Eight devices in domains of 4; a device's share of what its domain has to fetch."""
+  every, ring = tuple(range(8)), tuple((i, (i + 1) % 8) for i in range(8))
+  n = 800.0  # the payload
+  out = {
+    kind: collectives.crossing(
+      {kind: collectives.of_group(kind, 1, n, ring if "permute" in kind else every)}, 4
+    )
+    for kind in ("all-gather", "all-reduce", "all-to-all", "collective-permute")
+  }
+  # Half of what is gathered is of the other domain, and comes in by four ways. Of an all-to-all
+  # each device sends half of its operand to the other domain.
+  assert out == pytest.approx(
+    {"all-gather": n / 2 / 4, "all-reduce": n / 4, "all-to-all": n / 2, "collective-permute": n}
   )
+  inside = {"all-gather": collectives.of_group("all-gather", 1, n, (4, 5, 6, 7))}
+  assert collectives.crossing(inside, 4) == 0 < collectives.crossing(inside, 2)
 
 
 def test_flops_of_all_devices():
@@ -213,7 +247,23 @@ def test_flops_of_all_devices():
   product = jax.shard_map(lambda x: x @ x.T, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
   x = jax.ShapeDtypeStruct((8 * 3, 5), jnp.float32)
   assert flops.count(product, x) == 2 * 3 * 3 * 5
-  assert flops.count_all_devices(jax.make_jaxpr(product)(x).jaxpr) == 8 * 2 * 3 * 3 * 5
+  by_kind = flops.count_all_devices(jax.make_jaxpr(product)(x).jaxpr)
+  assert by_kind == {"bfloat16": 0, "float32": 8 * 2 * 3 * 3 * 5, "highest": 0}
+
+
+def test_flops_by_how_they_are_computed():
+  def products(x):
+    y = jax.lax.scan(lambda y, _: (y @ x, None), x, length=3)[0]
+    narrow = y.astype(jnp.bfloat16) @ y.astype(jnp.bfloat16)
+    return jnp.matmul(narrow.astype(jnp.float32), x, precision="highest")
+
+  x = jax.ShapeDtypeStruct((4, 4), jnp.float32)
+  one = 2 * 4**3
+  assert flops.count_all_devices(jax.make_jaxpr(products)(x).jaxpr) == {
+    "bfloat16": one,
+    "float32": 3 * one,
+    "highest": one,
+  }
 
 
 def test_flops_of_a_part_that_is_mapped_over_one_axis_of_two():
@@ -222,7 +272,8 @@ def test_flops_of_a_part_that_is_mapped_over_one_axis_of_two():
     lambda x: x @ x.T, mesh=mesh, in_specs=P("data"), out_specs=P("data"), axis_names={"data"}
   )
   x = jax.ShapeDtypeStruct((2 * 3, 5), jnp.float32)
-  assert flops.count_all_devices(jax.make_jaxpr(product)(x).jaxpr) == 2 * 2 * 3 * 3 * 5
+  by_kind = flops.count_all_devices(jax.make_jaxpr(product)(x).jaxpr)
+  assert by_kind["float32"] == 2 * 2 * 3 * 3 * 5
 
 
 def test_flops_of_a_step(report, split_report):
@@ -246,48 +297,173 @@ def test_flops_of_a_step(report, split_report):
 
 def test_roofline():
   chip = chips.Chip("", 100e12, "chip", 16e9, 1e12, 50e9)
-  figures = dict(executed_flops=400e12, state_bytes=2e12, sent_bytes=100e9, model_flops=300e12)
-  found = plan.roofline(chip, **figures)
-  assert found["seconds"] == {"compute": 4.0, "memory": 4.0, "network": 2.0}
+  figures = dict(compute=4.0, state_bytes=2e12, sent_bytes=100e9, model_flops=300e12)
+  found = roofline.roofline(chip, **figures)
+  assert found["seconds"] == {"compute": 4.0, "memory": 4.0, "network": 2.0, "between": 0.0}
   assert (
     found["binds"] == "compute" and found["step_seconds"] == 4.0 and found["mfu_ceiling"] == 0.75
   )
-  found = plan.roofline(chip, **{**figures, "sent_bytes": 500e9})
+  found = roofline.roofline(chip, **{**figures, "sent_bytes": 500e9})
   assert (
     found["binds"] == "network" and found["step_seconds"] == 10.0 and found["mfu_ceiling"] == 0.3
   )
-  assert plan.roofline(chip, **{**figures, "state_bytes": 4e12})["binds"] == "memory"
+  assert roofline.roofline(chip, **{**figures, "state_bytes": 4e12})["binds"] == "memory"
+  assert roofline.roofline(chip, **figures, between=5.0)["binds"] == "between"
+
+
+def test_float32_has_its_own_peaks(report):
+  """The loss asks for float32 at highest precision: FP32 on a GPU, six bf16 passes on a TPU; the
+  towers of a float32 run are TF32 on a GPU, and one bf16 pass on a TPU.
+  """
+  h100, v5e = chips.named("H100"), chips.named("v5e")
+  work = {"bfloat16": 989.5e12, "float32": 494.5e12, "highest": 67e12}
+  assert h100.seconds(work) == pytest.approx(3)
+  assert v5e.seconds(work) == pytest.approx((989.5 + 494.5 + 6 * 67) / 197)
+  of = report["flops"]["by_kind_per_device"]
+  # The three products of the loss, of 2 images a device with all 16 texts, and two of pairs for
+  # the log.
+  assert report["flops"]["loss_per_device"] == 3 * 2 * 2 * 16 * 16
+  assert of["highest"] == report["flops"]["loss_per_device"] + 2 * 2 * 2 * 16
+  assert of["bfloat16"] == 0 and sum(of.values()) == report["flops"]["executed_per_device"]
+  for name, chip in (("H100", h100), ("v5e", v5e)):
+    expected = of["float32"] / chip.flops_f32 + of["highest"] / chip.flops_highest
+    assert report["chips"][name]["seconds"]["compute"] == pytest.approx(expected)
+
+
+def test_a_network_between_domains(report):
+  traffic = {"all-reduce": collectives.of_group("all-reduce", 1, 32e9, tuple(range(16)))}
+  used = {**report["bytes_per_device"], "state": 0, "frozen": 0, "remembered": 0}
+  many = report | {"devices": 16, "bytes_per_device": used}
+  many["collectives"] = {"all-reduce": {"count": 1, "payload": 4, "sent": 60e9}}
+  on = plan._on_chip(many, chips.named("H100"), traffic, None)
+  # 60 GB·(16 − 8)/(15·8) through each of eight adapters
+  assert (on["domains"], on["crossing_bytes"], on["between"]) == (2, pytest.approx(4e9), 50e9)
+  assert on["seconds"]["between"] == pytest.approx(4 / 50)
+  assert plan._on_chip(many, chips.named("H100"), traffic, 1e9)["seconds"][
+    "between"
+  ] == pytest.approx(4)
+  assert "2 domains of 8, 4 GB a step at 50 GB/s between" in table._domains_in_words(on)
+  on = plan._on_chip(many, chips.named("L4"), traffic, None)
+  assert on["between"] is None and on["seconds"]["between"] == 0
+  assert "give --between GB/s" in table._domains_in_words(on)
+  assert plan._on_chip(many, chips.named("v4"), traffic, None)["domains"] == 1
 
 
 def test_published_figures():
   known = chips.NAMED
-  assert list(known) == ["v5e", "v5p", "v6e", "A100-80", "H100", "H200", "B200"]
+  assert set(chips.USUAL) < set(known) and len(known) == 16
   for kind, name in (
+    ("TPU v2", "v2"),
+    ("TPU v3", "v3"),
+    ("TPU v4", "v4"),
     ("TPU v5 lite", "v5e"),
     ("TPU v5", "v5p"),
     ("TPU v6 lite", "v6e"),
+    ("TPU7x", "tpu7x"),
     ("NVIDIA A100-SXM4-80GB", "A100-80"),
+    ("NVIDIA A100-SXM4-40GB", "A100-40"),
     ("NVIDIA H100 80GB HBM3", "H100"),
     ("NVIDIA H200", "H200"),
     ("NVIDIA B200", "B200"),
+    ("NVIDIA GB200", "GB200"),
+    ("NVIDIA L4", "L4"),
+    ("NVIDIA L40S", "L40S"),
+    ("NVIDIA A10", "A10"),
   ):
-    assert chips.find(kind) is known[name]
+    assert chips.find(kind) is known[name] is chips.named(name.lower()) is chips.named(name.upper())
   assert (known["v5e"].memory, known["v5e"].bandwidth, known["v5e"].link) == (16e9, 819e9, 200e9)
   assert (known["H100"].memory, known["H100"].bandwidth, known["H100"].link) == (
     80e9,
     3.35e12,
     450e9,
   )
-  for kind in ("NVIDIA A100-SXM4-40GB", "NVIDIA H100 PCIe", "NVIDIA GB200", "NVIDIA H200 NVL"):
+  for kind in ("NVIDIA H100 PCIe", "NVIDIA H200 NVL", "NVIDIA A40", "NVIDIA L40"):
     assert chips.find(kind).name is None
+  for chip in known.values():
+    # Products of float32 are never faster than those of bfloat16.
+    assert chip.flops >= chip.flops_f32 > chip.flops_highest > 0 and chip.domain >= 8
+
+
+def test_the_table_of_chips(capsys):
+  assert cli.main(["plan", "--chips", "list"]) == 0
+  title, *lines = capsys.readouterr().out.splitlines()
+  assert [line.split()[0] for line in lines] == list(chips.NAMED)
+  assert "32 GB at 1200 GB/s; links 300 GB/s among 4,096" in lines[2]
+  assert cli.main(["plan", "--chips", "list", "--json"]) == 0
+  assert json.loads(capsys.readouterr().out)["H100"]["domain"] == 8
+
+
+def test_what_jax_may_use(monkeypatch):
+  monkeypatch.delenv(memory.VARIABLE, raising=False)
+  h100 = chips.named("H100")
+  assert memory.usable(h100)[0] == 0.75 and memory.usable(chips.named("v5e"))[0] == 1
+  monkeypatch.setenv(memory.VARIABLE, "0.9")
+  assert memory.usable(h100) == (0.9, memory.VARIABLE)
+  for wrong in ("1.5", "most", "0", "nan"):
+    monkeypatch.setenv(memory.VARIABLE, wrong)
+    with pytest.raises(ValueError, match="must be a share of a GPU's memory"):
+      memory.usable(h100)
+
+
+WIDENED = """HloModule m, is_scheduled=true
+
+%widen (p: bf16[4,256]) -> f32[4,256] {
+  %p = bf16[4,256]{1,0} parameter(0)
+  ROOT %convert.1 = f32[4,256]{1,0} convert(%p)
+}
+
+%body (carry: (s32[], f32[4,256])) -> (s32[], f32[4,256]) {
+  %carry = (s32[], f32[4,256]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%carry), index=0
+  %stack = f32[4,256]{1,0} get-tuple-element(%carry), index=1
+  %logits = f32[2,8,8]{2,1,0} exponential(%stack)
+  %product = f32[128]{0} dot(%logits, %stack)
+  %rounded = bf16[128]{0} convert(%product)
+  ROOT %next = (s32[], f32[4,256]{1,0}) tuple(%i, %stack)
+}
+
+ENTRY %main (a: bf16[4,256]) -> f32[8] {
+  %a = bf16[4,256]{1,0} parameter(0)
+  %copied = bf16[4,256]{1,0} copy(%a)
+  %stacked = f32[4,256]{1,0} fusion(%copied), kind=kLoop, calls=%widen
+  %zero = s32[] constant(0)
+  %start = (s32[], f32[4,256]{1,0}) tuple(%zero, %stacked)
+  %loop = (s32[], f32[4,256]{1,0}) while(%start), condition=%body, body=%body
+  %end = f32[4,256]{1,0} get-tuple-element(%loop), index=1
+  ROOT %sum = f32[8]{0} reduce(%end)
+}
+"""
+
+
+def test_temporaries_at_the_widths_of_the_program():
+  """By hand: in the loop the widened stack (4 kB) is alive, with logits of 512 bytes, a product of
+  512 that is made into bfloat16, and the 256 bytes of that.
+  """
+  found = buffers.peaks(hlo.Program(WIDENED), frozenset({(2 * 8 * 8, 8)}))
+  # As it is the two kinds meet at the start of the loop's second half; and before the loop there
+  # are the copy and the widened stack, 2 kB and 4 kB.
+  assert found["as_is"] == 6144
+  # There the copy and the stack at its own width.
+  assert found["narrow"] == 4096
+  assert found["fused"] == 4096
+  # Without the copy the peak is in the loop.
+  found = buffers.peaks(
+    hlo.Program(WIDENED.replace("copy(%a)", "bitcast(%a)")), frozenset({(2 * 8 * 8, 8)})
+  )
+  assert found == {"as_is": 4096 + 512 + 512, "narrow": 2048 + 512 + 256, "fused": 2048 + 256 + 256}
+
+
+def test_an_estimate_is_within_its_bounds(report):
+  """Of a float32 run nothing is widened; fused attention takes 2 images and texts a device away."""
+  used = report["bytes_per_device"]
+  assert used["temp_fused"] < used["temp_estimate"] == used["temp"]
+  assert used["total"] - used["total_fused"] == used["temp"] - used["temp_fused"]
 
 
 def test_a_chip_on_which_auto_takes_another_loss(report):
-  mesh = mesh_lib.make()
-  ring = report | {"loss": report["loss"] | {"impl": "ring"}}
-  chip, d = chips.named("v5e"), tiny.get_config().model.image.width
-  assert plan._on_chip(ring, chip, tiny.get_config(), d, mesh)["other_loss_impl"] == "dense"
-  assert plan._on_chip(report, chip, tiny.get_config(), d, mesh)["other_loss_impl"] is None
+  ring, chip = report | {"loss": report["loss"] | {"impl": "ring"}}, chips.named("v5e")
+  assert plan._other_loss(ring, chip)["other_loss_impl"] == "dense"
+  assert plan._other_loss(report, chip)["other_loss_impl"] is None
 
 
 def report_of(**used):
@@ -303,14 +479,20 @@ def report_of(**used):
     "dtype": "float32",
     "remat": {"image": "none", "text": "full"},
     "loss": {"impl": "dense"},
-    "bytes_per_device": {"state": 12e9, "temp": 40e9, "loss_alone": 15e9, "total": 52e9, **used},
+    "bytes_per_device": {
+      "state": 12e9,
+      "temp_estimate": 40e9,
+      "loss_alone": 15e9,
+      "total_estimate": 52e9,
+      **used,
+    },
   }
 
 
 def test_suggestions_for_what_does_not_fit():
   v5e, h100 = chips.named("v5e"), chips.named("H100")
-  assert plan.suggestions(report_of(), [h100]) == []
-  found = plan.suggestions(report_of(), [v5e, h100])
+  assert suggestions.suggestions(report_of(), [h100]) == []
+  found = suggestions.suggestions(report_of(), [v5e, h100])
   assert [text.split(":")[0] for text in found] == [
     "mesh.fsdp=4",
     "train.dtype=bfloat16",
@@ -319,23 +501,27 @@ def test_suggestions_for_what_does_not_fit():
     "train.microbatch=8",
     "more devices or a smaller batch_size",
   ]
-  found = plan.suggestions(
+  found = suggestions.suggestions(
     report_of(state=1e9, loss_alone=1e9) | {"dtype": "bfloat16", "microbatch": 8}, [v5e]
   )
   assert [text.split(":")[0] for text in found][0] == "train.remat.image=full"
   assert any(text.startswith("train.microbatch=2:") for text in found)
   assert not any(
-    "microbatch" in text for text in plan.suggestions(report_of() | {"batch_norm": True}, [v5e])
+    "microbatch" in text
+    for text in suggestions.suggestions(report_of() | {"batch_norm": True}, [v5e])
   )
 
 
 def test_a_plan_in_words(capsys, report):
-  v5e = report["chips"]["v5e"] | {"fits": False, "binds": "network"}
+  v5e = report["chips"]["v5e"] | {
+    **dict.fromkeys(("fits", "fits_by_estimate", "fits_fused"), False),
+    "binds": "network",
+  }
   table.show(
     report | {"chips": {"v5e": v5e}, "suggestions": ["mesh.fsdp=8: smaller"]}, "siglax plan tiny.py"
   )
   title, *lines = capsys.readouterr().out.splitlines()
-  rows = dict(line.strip().split("  ", 1) for line in lines)
+  rows = dict(line.strip().split("  ", 1) for line in lines if line[2] != " ")
   assert title == "siglax plan tiny.py" and "mesh.fsdp=8: smaller" in rows["suggestion"]
   assert (
     "image" in rows["parameters"] and f"{report['parameter_bytes']:,} bytes" in rows["parameters"]
@@ -343,10 +529,107 @@ def test_a_plan_in_words(capsys, report):
   assert (
     "does not fit" in rows["v5e"]
     and "bound by network" in rows["v5e"]
-    and "of 16 GB" in rows["v5e"]
+    and "100% of 16 GB" in rows["v5e"]
   )
   assert "chosen by auto" in rows["loss"] and rows["collective-permute"].strip() == "none"
   assert "a device sends" in rows["all-reduce"]
+  # The bars of all parts together are as long as that of everything.
+  assert abs(sum(line.count("█") for line in lines) - table.BAR) <= 3
+  verdict = lambda **of: table._fit_in_words(v5e | of).partition(":")[0]
+  assert verdict(fits=True) == "fits" and verdict(fits_by_estimate=True) == "fits by the estimate"
+
+
+def test_hours_by_hand():
+  report = {
+    "devices": 32,
+    "total_steps": 10,
+    "parameters": {"image": 93e6, "text": 110e6},
+    "flops": {"total": 1e21},
+    "chips": {"v4": {"mfu_ceiling": 0.75}, "v3": {"mfu_ceiling": 0.75}},
+  }
+  found = budget.hours(report, chips.named("v4"), None, 3.0)
+  hours = 1e21 / (32 * 275e12 * 0.27) / 3600
+  assert found["hours"] == pytest.approx(hours) and found["mfu"] == 0.27
+  assert found["chip_hours"] == pytest.approx(32 * hours)
+  assert found["cost"] == pytest.approx(96 * hours) and "2303.15343" in found["mfu_source"]
+  assert budget.hours(report, chips.named("v4"), 0.54, None)["hours"] == pytest.approx(hours / 2)
+  capped = budget.hours(report, chips.named("v4"), 0.9, None)
+  assert capped["mfu"] == 0.75 and capped["mfu_is_ceiling"] and capped["cost"] is None
+  # A device of v3 is half a chip.
+  found = budget.hours(report, chips.named("v3"), 0.5, None)
+  assert found["chip_hours"] == pytest.approx(1e21 / (61.5e12 * 0.5) / 3600 / 2)
+
+
+@pytest.mark.parametrize(
+  "chip, parameters, what",
+  [
+    ("H100", 1e9, "g/14"),
+    ("H100", 1.5e8, "T5X"),
+    ("B200", 1.5e8, "T5X"),
+    ("H200", 1e9, "NeMo on DGX H100"),
+    ("L40S", 1e9, "NeMo on DGX A100"),
+    ("A100-40", 1.512e8, "B/32"),
+    ("A100-80", 4e8, "L/14"),
+    ("v5e", 2e8, "SigLIP"),
+    ("v6e", 9e9, "ViT-22B"),
+  ],
+)
+def test_whose_mfu_is_taken(chip, parameters, what):
+  assert what in budget.measured(chips.named(chip), parameters).what
+
+
+def test_disk_and_host(report):
+  """The checkpoints that tests/test_ablate.py counts; 2 pictures of 16×16, 12 tokens, a label and a
+  weight a device, on eight of them.
+  """
+  state = report["bytes_per_device"]["state"]  # whole on each device
+  disk, host = report["disk"], report["host"]
+  # Due at 4, 8 and 12; two are kept, one is on its way.
+  assert disk["checkpoints"] == 3 and disk["checkpoint_bytes"] == 3 * state
+  assert disk["examples"] is disk["converted_bytes"] is None
+  assert host == {"devices": 8, "batches": 4, "bytes": 4 * 16 * (768 + 48 + 4 + 4)}
+  program = argparse.Namespace(every={"checkpoint": 4}, total_steps=12, abstract_state=())
+  known = storage.disk(tiny.get_config(), program, 1000)
+  assert known["index_bytes"] == 8000
+  assert known["converted_bytes"] == round(1000 * 16 * 16 * 4 / 3 * 20000 / 65536)
+
+
+def test_settings_to_compare():
+  found = compare.settings(["fsdp=1,4", "remat=none,full"])
+  assert [one["setting"] for one in found][:2] == ["fsdp=1 remat=none", "fsdp=1 remat=full"]
+  assert found[3]["fields"] == {
+    "mesh.fsdp": "4",
+    "train.remat.image": "full",
+    "train.remat.text": "full",
+  }
+  for wrong in ("fsdp", "fsdp=", "fsdp=1,,4", "=1"):
+    with pytest.raises(ValueError, match="must be NAME=VALUE,VALUE"):
+      compare.settings([wrong])
+
+
+def test_compared_settings_are_sorted():
+  of = {"1": (True, 3.0), "2": (False, 1.0), "4": (True, 2.0)}
+
+  def planned_as(fields):
+    if fields["mesh.fsdp"] == "8":
+      raise ValueError("no\nsuch mesh")
+    fits, seconds = of[fields["mesh.fsdp"]]
+    return {
+      "chips": {"H100": {"fits_by_estimate": fits, "step_seconds": seconds}},
+      "bytes_per_device": {},
+    }
+
+  rows = compare.compare(planned_as, compare.settings(["fsdp=1,2,4,8"]), "H100")
+  assert [row["setting"] for row in rows] == ["fsdp=4", "fsdp=1", "fsdp=2", "fsdp=8"]
+  assert rows[-1]["error"] == "no such mesh"
+
+
+def test_compared_in_words(capsys):
+  words = ["plan", "--config", TINY, "--devices", "8", "--chips", "h100"]
+  assert cli.main([*words, "--compare", "fsdp=1,3"]) == 0
+  title, first, last = capsys.readouterr().out.splitlines()
+  assert title.endswith("on H100") and first.strip().startswith("fsdp=1  step ≥")
+  assert "config.mesh.fsdp=3 does not divide the 8 devices" in last
 
 
 def test_data_and_tokenizer_need_not_be_there(capsys):
@@ -357,21 +640,23 @@ def test_data_and_tokenizer_need_not_be_there(capsys):
   }
   there, not_there = configured(), configured(**absent)
   assert plan._text(there).vocab_size == 107 and plan._text(not_there).vocab_size == 500
-  assert (
-    plan._epoch_examples(not_there) == 1
-    and plan._epoch_examples(configured(total_epochs="2")) == 64
-  )
+  assert plan._known_examples(not_there, None) is None
+  assert plan._known_examples(configured(total_epochs="2"), None) == 64
+  assert plan._known_examples(configured(total_epochs="2"), 10**9) == 10**9
   words = [f"--config.{field}={value}" for field, value in absent.items()]
   line = fails(capsys, "--devices", "8", *words, "--config.total_epochs=2")
   assert "config.total_epochs needs the data" in line and "none.parquet" in line
-  assert "give config.total_steps or config.total_examples" in line
+  assert "give --examples N, config.total_steps or config.total_examples" in line
   assert "set config.model.text.vocab_size" in fails(capsys, "--devices", "8", *words[:2])
 
 
 @pytest.mark.parametrize(
   "words, message",
   [
-    (("--devices", "8", "--chips", "v5e,P100"), "--chips: 'P100' is unknown; known are v5e, v5p"),
+    (
+      ("--devices", "8", "--chips", "v5e,P100"),
+      "--chips: 'P100' is unknown; known are v2, v3, v4,",
+    ),
     (
       ("--devices", "8", "--config.mesh.data=2", "--config.mesh.fsdp=2"),
       "is 4, but there are 8 devices",
@@ -379,6 +664,12 @@ def test_data_and_tokenizer_need_not_be_there(capsys):
     (("--devices", "8", "--batch", "12"), "config.batch_size=12 is not divisible by the 8 devices"),
     (("--devices", "0"), "--devices 0 must be at least 1"),
     (("--devices", "16"), "--devices 16, but jax has 8"),
+    ((), "--devices is missing"),
+    (("--devices", "8", "--mfu", "40"), "--mfu 40 must be a share of the peak"),
+    (("--devices", "8", "--price", "0"), "--price 0 must be above 0"),
+    (("--devices", "8", "--between", "-1"), "--between -1 must be above 0"),
+    (("--devices", "8", "--examples", "0"), "--examples 0 must be at least 1"),
+    (("--devices", "8", "--compare", "fsdp"), "--compare 'fsdp' must be NAME=VALUE,VALUE"),
     (("--devices", "8", "--config.optim.ler=1"), "did you mean config.optim.lr?"),
   ],
 )

@@ -23,10 +23,10 @@ def add_from_flag(parser):
   )
 
 
-def add_config_flag(parser):
+def add_config_flag(parser, required: bool = True):
   parser.add_argument(
     "--config",
-    required=True,
+    required=required,
     help="config file, with arguments after a colon: configs/x.py:name=value",
   )
 

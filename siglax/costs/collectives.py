@@ -13,6 +13,14 @@ shares, by the algorithms that send least:
 
 (An all-reduce is a reduce-scatter, then an all-gather.)
 
+Of that, what leaves a domain of links (siglax/devices/chips.py), with m devices of a group in each,
+where the group is larger than that: what the devices of a domain fetch from others is shared by
+their m ways out.
+
+    all-gather, reduce-scatter, all-reduce   sent·(g − m)/((g − 1)·m)
+    all-to-all                               sent·(g − m)/(g − 1)
+    collective-permute                       sent, of the devices at the edges of a domain
+
 Two habits of XLA's CPU backend are undone, so that the figures are an accelerator's. It has no
 bfloat16 collective and widens the operand to float32: an operand that is nothing but converted from
 a 16-bit float counts as 16 bits. It makes no reduce-scatter: an all-reduce of whose result each
@@ -21,107 +29,81 @@ device only cuts a slice counts as one.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 import re
 
+import numpy as np
+
+from siglax.costs import hlo
+
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-# Instructions that move or lay out what they are given and change no value.
-_MOVES = ("bitcast", "copy", "transpose", "reshape")
-_SLICES = ("slice", "dynamic-slice")
-_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.-]+) = (.+?) ([a-z][\w-]*)\(([^)]*)\)(.*)$")
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
-_CALLED = re.compile(
-  r"\b(?:calls|to_apply|body|condition|branch_computations|true_computation|false_computation)="
-  r"(\{[^}]*\}|%?[\w.-]+)"
-)
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
 @dataclasses.dataclass
 class Traffic:
   """Of one kind of collective, per device and run of the program: how many, their payload and what
   is sent, in bytes.
+
+  by_group: of each group of devices, by their ids, of a permute by the pairs.
   """
 
   count: int = 0
   payload: int = 0
   sent: float = 0.0
+  by_group: dict[tuple, Traffic] = dataclasses.field(default_factory=dict, compare=False)
 
   def add(self, other: Traffic, times: int = 1):
     self.count += times * other.count
     self.payload += times * other.payload
     self.sent += times * other.sent
+    for group, of in other.by_group.items():
+      self.by_group.setdefault(group, Traffic()).add(of, times)
 
 
-def read(hlo: str, devices: int) -> dict[str, Traffic]:
+def read(text: str, devices: int) -> dict[str, Traffic]:
   """Traffic of each of KINDS in the text of a program compiled for so many devices
   (`compiled.as_text()`).
   """
-  return _Program(hlo, devices).traffic()
+  return _Counter(hlo.Program(text), devices).traffic()
 
 
-@dataclasses.dataclass
-class _Instruction:
-  name: str
-  shape: str
-  opcode: str
-  operands: list[str]
-  attributes: str
-
-  def calls(self):
-    """(computation, times it runs) of those that it calls; the sum of a collective does
-    not matter.
-    """
-    trips = _TRIPS.search(self.attributes)
-    times = int(trips[1]) if trips and self.opcode == "while" else 1
-    for names in _CALLED.findall(self.attributes) if self.opcode not in KINDS else ():
-      for name in re.findall(r"[\w.-]+", names):
-        yield name, times
+def crossing(traffic: dict[str, Traffic], domain: int) -> float:
+  """Bytes of `sent` that leave a domain of so many devices, of the device that has most of them."""
+  return sum(
+    of_group.sent * _share_crossing(kind, group, domain)
+    for kind, of in traffic.items()
+    for group, of_group in of.by_group.items()
+  )
 
 
-@dataclasses.dataclass
-class _Computation:
-  instructions: dict[str, _Instruction] = dataclasses.field(default_factory=dict)
-  users: dict[str, list[_Instruction]] = dataclasses.field(default_factory=dict)
-  parameters: dict[int, str] = dataclasses.field(default_factory=dict)
-  root: str = ""
+def _share_crossing(kind: str, group: tuple, domain: int) -> float:
+  if kind == "collective-permute":
+    return float(any(source // domain != target // domain for source, target in group))
+  g, m = len(group), max(collections.Counter(i // domain for i in group).values())
+  if m == g:
+    return 0.0
+  return (g - m) / (g - 1) / (1 if kind == "all-to-all" else m)
 
 
-class _Program:
-  """Computations of a module and what they send."""
+class _Counter:
+  """What the computations of a program send."""
 
-  def __init__(self, hlo: str, devices: int):
-    self._devices, self._computations, self._done = devices, {}, {}
-    for line in hlo.splitlines():
-      if head := _COMPUTATION.match(line):
-        computation = self._computations[head[2]] = _Computation()
-        if head[1]:
-          self._entry = head[2]
-      elif match := _INSTRUCTION.match(line):
-        root, name, shape, opcode, operands, attributes = match.groups()
-        operands = re.findall(r"[\w.-]+", re.sub(r"/\*.*?\*/", "", operands))
-        instruction = computation.instructions[name] = _Instruction(
-          name, shape, opcode, operands, attributes
-        )
-        for operand in operands:
-          computation.users.setdefault(operand, []).append(instruction)
-        if opcode == "parameter":
-          computation.parameters[int(operands[0])] = name
-        if root:
-          computation.root = name
+  def __init__(self, program: hlo.Program, devices: int):
+    self._program, self._devices, self._done = program, devices, {}
 
   def traffic(self, name: str | None = None) -> dict[str, Traffic]:
     """Of a computation with all that it calls; None is the entry."""
-    name = name or self._entry
+    name = name or self._program.entry
     if name not in self._done:
-      computation = self._computations[name]
+      computation = self._program.computations[name]
       sums = self._done[name] = {kind: Traffic() for kind in KINDS}
       for instruction in computation.instructions.values():
         if instruction.opcode in KINDS:
           for kind, traffic in self._collective(instruction, computation):
             sums[kind].add(traffic)
-        for called, times in instruction.calls():
+        for called, times in instruction.calls() if instruction.opcode not in KINDS else ():
           for kind, traffic in self.traffic(called).items():
             sums[kind].add(traffic, times)
     return self._done[name]
@@ -130,7 +112,8 @@ class _Program:
     """(kind, traffic) of a collective; of an all-reduce of several arrays, some may be
     reduce-scatters.
     """
-    kind, g = instruction.opcode, _group_size(instruction.attributes, self._devices)
+    kind, group = instruction.opcode, _group(instruction.attributes, self._devices)
+    g = len(group)
     sizes = [self._bytes(operand, computation) for operand in instruction.operands]
     if kind == "all-reduce":
       scattered = [
@@ -138,40 +121,19 @@ class _Program:
       ]
       kept = sum(sizes) - sum(scattered)
       if scattered:
-        yield "reduce-scatter", Traffic(1, sum(scattered), sum(scattered) * (g - 1) / g)
+        yield "reduce-scatter", of_group("reduce-scatter", 1, sum(scattered), group)
       if kept:
-        yield kind, Traffic(1, kept, 2 * kept * (g - 1) / g)
+        yield kind, of_group(kind, 1, kept, group)
     elif kind == "collective-permute":
-      yield kind, Traffic(1, sum(sizes), sum(sizes))
+      yield kind, of_group(kind, 1, sum(sizes), _pairs(instruction.attributes))
     else:
       payload = sum(sizes) * (g if kind == "all-gather" else 1)
-      yield kind, Traffic(1, payload, payload * (g - 1) / g)
+      yield kind, of_group(kind, 1, payload, group)
 
   def _bytes(self, name, computation) -> int:
     """Bytes of a value, in the 16 bits of the float that it was widened from, where it was."""
-    shape = computation.instructions[name].shape
-    size = sum(_elements(dims) * bits for bits, dims in _arrays(shape)) // 8
-    return size // 2 if shape.startswith("f32") and self._is_widened(name, computation) else size
-
-  def _is_widened(self, name, computation, callers=()) -> bool:
-    """Whether a float32 value is a 16-bit float, converted and moved about. callers: the fusions
-    around, outer first.
-    """
-    instruction = computation.instructions[name]
-    if instruction.opcode == "convert":
-      return computation.instructions[instruction.operands[0]].shape.startswith(("bf16", "f16"))
-    if instruction.opcode in _MOVES + _SLICES:
-      return self._is_widened(instruction.operands[0], computation, callers)
-    if instruction.opcode == "fusion":
-      ((called, _),) = instruction.calls()
-      inner = self._computations[called]
-      return self._is_widened(inner.root, inner, (*callers, (instruction, computation)))
-    if instruction.opcode == "parameter" and callers:
-      *outer, (fusion, computation) = callers
-      return self._is_widened(
-        fusion.operands[int(instruction.operands[0])], computation, tuple(outer)
-      )
-    return False
+    size = hlo.nbytes(computation.instructions[name].shape)
+    return size // 2 if self._program.is_widened(name, computation) else size
 
   def _is_cut(self, reduce, k, computation, g) -> bool:
     """Whether all that is used of result k of an all-reduce over g devices is a slice of
@@ -197,43 +159,64 @@ class _Program:
     """
     if use.opcode == "dynamic-slice":
       (_, whole), (_, part) = (
-        next(_arrays(computation.instructions[name].shape)),
-        next(_arrays(use.shape)),
+        next(hlo.arrays(computation.instructions[name].shape)),
+        next(hlo.arrays(use.shape)),
       )
-      return use.operands[0] == name and _elements(whole) == g * _elements(part)
-    if use.opcode == "convert" or use.opcode in _MOVES:
+      return use.operands[0] == name and hlo.elements(whole) == g * hlo.elements(part)
+    if use.opcode == "convert" or use.opcode in hlo.MOVES:
       return self._is_only_sliced(use.name, computation, g)
     if use.opcode == "fusion":
       ((called, _),) = use.calls()
-      inner = self._computations[called]
+      inner = self._program.computations[called]
       parameter = inner.parameters[use.operands.index(name)]
       root = inner.instructions[inner.root]
-      if root.operands == [parameter] and (root.opcode == "convert" or root.opcode in _MOVES):
+      if root.operands == [parameter] and (root.opcode == "convert" or root.opcode in hlo.MOVES):
         return self._is_only_sliced(use.name, computation, g)
       return self._is_only_sliced(parameter, inner, g)
     return False
 
 
-def _arrays(shape: str):
-  """(bits of an element, dimensions) of each array in a shape such as "(f32[8,4]{1,0}, pred[])"."""
-  for dtype, dims in re.findall(r"([a-z]\w*)\[([\d,]*)\]", shape):
-    yield 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0]), dims
+def of_group(kind: str, count: int, payload: int, group: tuple) -> Traffic:
+  """Of `count` collectives in one group that together have that payload."""
+  g = len(group)
+  shares = {"collective-permute": 1, "all-reduce": 2 * (g - 1) / g}
+  sent = payload * shares.get(kind, (g - 1) / g)
+  return Traffic(count, payload, sent, {group: Traffic(count, payload, sent)})
 
 
-def _elements(dims: str) -> int:
-  return math.prod(map(int, filter(None, dims.split(","))))
+def _pairs(attributes: str) -> tuple[tuple[int, int], ...]:
+  """(source, target) of a collective-permute."""
+  found = re.search(r"source_target_pairs=\{([{}\d,]*)\}", attributes)
+  return tuple((int(a), int(b)) for a, b in re.findall(r"\{(\d+),(\d+)\}", found[1]))
 
 
-def _group_size(attributes: str, devices: int) -> int:
-  """Devices of a group, in any of XLA's notations; without groups all devices are one."""
+def _group(attributes: str, devices: int) -> tuple[int, ...]:
+  """The devices of the first group, in any of XLA's notations; without groups all devices are
+  one.
+  """
   if match := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
-    return match[1].count(",") + 1
-  if match := re.search(r"replica_groups=\[\d+,(\d+)\]<=", attributes):
-    return int(match[1])
-  if match := re.search(r"replica_groups=mesh\[([^\]]*)\].*?\{([^}]*)\}", attributes):
+    return tuple(map(int, match[1].split(",")))
+  if match := re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\S*?\](?:T\([\d,]+\))?)", attributes):
+    return tuple(_iota(match[3]).reshape(int(match[1]), int(match[2]))[0].tolist())
+  if match := re.search(
+    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((\S*)\))?.*?\{([^}]*)\}", attributes
+  ):
+    sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", match[1])}
+    named = {
+      axis: (int(before or 1), int(part or sizes[axis]))
+      for axis, before, part in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", match[3])
+    }
     # Axes by name, or a part of one: 'axis_0':(2)4 is 4 devices of axis_0, after the first 2.
-    sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
-    return math.prod(
-      int(part or sizes[axis]) for axis, part in re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", match[2])
-    )
-  return devices
+    steps = {axis: sizes[axis] // math.prod(named.get(axis, (1, 1))) for axis in sizes}
+    taken = [[k * steps[axis] for k in range(named.get(axis, (1, 1))[1])] for axis in sizes]
+    ids = _iota(match[2]) if match[2] else np.arange(math.prod(sizes.values()))
+    return tuple(ids.reshape(*sizes.values())[np.ix_(*taken)].ravel().tolist())
+  return tuple(range(devices))
+
+
+def _iota(text: str) -> np.ndarray:
+  """The numbers of "[16,2]T(1,0)": 0 … 31 in that shape, transposed."""
+  shape, order = re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text).groups()
+  sizes = list(map(int, shape.split(",")))
+  ids = np.arange(math.prod(sizes)).reshape(sizes)
+  return ids.transpose(list(map(int, order.split(",")))) if order else ids

@@ -1,31 +1,32 @@
 """What a run needs, told without its accelerators: the real step compiled for virtual CPU devices,
 nothing allocated.
 
-Memory, per device, of XLA's memory_analysis: arguments (state and batch) + results − those that
-reuse donated arguments + temporaries (activations, gradients, buffers of collectives). XLA's CPU
-backend computes bfloat16 in float32, so the temporaries of a bfloat16 run are more than an
-accelerator's. FLOPs are counted over the jaxpr; model FLOPs are three forward passes of both towers
-(one of a frozen tower, none of one whose embeddings are precomputed), executed ones are what the
-step does: rematerialisation and the loss too. Collectives: siglax/costs/collectives.py.
+Memory, per device, of XLA's memory_analysis: arguments (state and batch) + the next batch, which
+the loop holds already + results − those that reuse donated arguments + temporaries (activations,
+gradients, buffers of collectives). XLA's CPU backend computes bfloat16 in float32, so these
+temporaries are an upper bound; siglax/costs/buffers.py estimates those at the widths of the
+program. FLOPs are counted over the jaxpr; model FLOPs are three forward passes of both towers (one
+of a frozen tower, none of one whose embeddings are precomputed), executed ones are what the step
+does: rematerialisation and the loss too. Collectives: siglax/costs/collectives.py.
 
-The roofline of a chip with peak FLOP/s F, HBM bandwidth H and one-way interconnect bandwidth N, all
-three perfectly overlapped, so that the step is never faster:
+The roofline of a chip with peaks F_k FLOP/s of each kind of product k (16-bit; float32; float32 at
+highest precision), F = F_bf16, HBM bandwidth H, one-way interconnect bandwidth N inside a domain of
+links and W between domains, all perfectly overlapped, so that the step is never faster:
 
-    compute = executed FLOPs of a device / F
+    compute = Σ_k executed FLOPs of kind k of a device / F_k
     memory  = 2 · bytes of the state of a device / H
     network = bytes a device sends in collectives / N
-    step    = max(compute, memory, network)
+    between = bytes of these that leave a domain, of a device / W
+    step    = max(compute, memory, network, between)
     MFU     ≤ model FLOPs / (devices · F · step)
 
 The update reads and writes all of the state but what is frozen, and of what a loss remembers of
 each example only the entries of a batch.
-F is the bf16 peak whatever config.train.dtype is. N is that of all links of a chip at once, TPU's
-ICI or NVLink; where a GPU job spans several NVLink domains, what is between them may be slower.
+N is that of all links of a chip at once, TPU's ICI or NVLink.
 """
 
 from __future__ import annotations
 
-import math
 import pathlib
 import time
 import types
@@ -37,7 +38,11 @@ from siglax import config as config_lib
 from siglax import data as data_lib
 from siglax import losses
 from siglax.costs import collectives
-from siglax.costs import table
+from siglax.costs import memory as memory_lib
+from siglax.costs import roofline as roofline_lib
+from siglax.costs import scaled
+from siglax.costs import storage
+from siglax.costs import suggestions as suggestions_lib
 from siglax.data import text as text_lib
 from siglax.devices import chips as chips_lib
 from siglax.devices import flops
@@ -48,9 +53,6 @@ from siglax.training import checks
 from siglax.training import program as program_lib
 from siglax.training import step as step_lib
 
-# A state that takes more of a chip than this leaves too little to activations; and so for the loss
-# of all temporaries.
-STATE_SHARE = LOSS_SHARE = 1 / 4
 # The program, its memory and its collectives are the same; the machine code, which never runs, is
 # made in half the time.
 UNOPTIMIZED_CODE = {"xla_backend_optimization_level": 0}
@@ -58,51 +60,95 @@ UNOPTIMIZED_CODE = {"xla_backend_optimization_level": 0}
 EOS_ID = 1
 
 
-def plan(config, devices: int, chips=tuple(chips_lib.NAMED)) -> dict:
+def plan(
+  config, devices: int, chips=chips_lib.USUAL, *, examples: int | None = None, between=None
+) -> dict:
   """The figures that `siglax plan` prints, as one dict ready for JSON; bytes and FLOPs are numbers,
   times are seconds.
 
-  config: as of `config.load`. Call in a process whose JAX has that many (virtual) devices. chips:
-  names of chips.NAMED. Raises ValueError in one line for a config that does not fit the devices, an
-  unknown chip, durations in epochs of data that are not there, and a tokenizer that is not there
-  while config.model.text.vocab_size is None.
+  config: as of `config.load`. Call in a process whose JAX has that many (virtual) devices, or
+  scaled.COMPILED for more than that (siglax/costs/scaled.py). chips:
+  names of chips.NAMED. examples: of the data, which are then not opened. between: bytes/s, one way,
+  of a device between domains, in place of the table's. Raises ValueError in one line for a config
+  that does not fit the devices, an unknown chip, durations in epochs of data that are not there,
+  and a tokenizer that is not there while config.model.text.vocab_size is None.
   """
   chips = [chips_lib.named(name) for name in chips]
   if devices < 1:
     raise ValueError(f"--devices {devices} must be at least 1")
   checks.validate(config, devices)
-  if jax.device_count() != devices:
+  needed = scaled.needed(devices, config.mesh.fsdp)
+  if jax.device_count() < needed or devices == needed < jax.device_count():
     raise ValueError(
-      f"--devices {devices}, but jax has {jax.device_count()}; set JAX_NUM_CPU_DEVICES={devices} "
+      f"--devices {devices}, but jax has {jax.device_count()}; set JAX_NUM_CPU_DEVICES={needed} "
       "before it starts"
     )
   start = time.perf_counter()
   config = config_lib.resolve(config, _text(config))
-  program = program_lib.Program(config, _epoch_examples(config))
-  with jax.set_mesh(program.mesh):
-    traced = program.update().trace(program.abstract_state, program.abstract_batch())
-    compiled = traced.lower().compile(UNOPTIMIZED_CODE)
-    largest = compiled
-    if 0 < program.masked_steps < program.total_steps:  # the end sees all patches, and has to fit
-      end = program.update(program.masked_steps)
-      end = end.trace(program.abstract_state, program.abstract_batch()).lower()
-      temporaries = lambda x: x.memory_analysis().temp_size_in_bytes
-      largest = max(compiled, end.compile(UNOPTIMIZED_CODE), key=temporaries)
-  report = _figures(config, program, traced, compiled, largest, devices)
-  d = program.model.embed_dim
-  report["chips"] = {chip.name: _on_chip(report, chip, config, d, program.mesh) for chip in chips}
-  report["suggestions"] = suggestions(report, chips)
+  known = _known_examples(config, examples)
+  report, traffic = (
+    _measure(config, known)
+    if needed == devices
+    else scaled.measure(config, devices, known, _measure)
+  )
+  report["collectives"] = {
+    kind: {"count": of.count, "payload": of.payload, "sent": of.sent}
+    for kind, of in traffic.items()
+  }
+  report["chips"] = {
+    chip.name: _on_chip(report, chip, traffic, between) | _other_loss(report, chip)
+    for chip in chips
+  }
+  report["suggestions"] = suggestions_lib.suggestions(report, chips)
   return {**report, "seconds": round(time.perf_counter() - start, 1)}
 
 
-def _figures(config, program, traced, compiled, largest, devices) -> dict:
-  """The figures of the program, whatever the chip. largest: the one that takes the most memory."""
+def _measure(config, examples: int | None) -> tuple[dict, dict]:
+  """(figures whatever the chip, traffic by kind) of a resolved config, compiled for the devices of
+  its mesh.
+  """
+  program = program_lib.Program(config, examples or 1)
+  devices = program.mesh.size
+  (traced, compiled), (traced_largest, largest) = _compiled(program)
+  report = _figures(config, program, traced, devices) | {
+    "bytes_per_device": memory_lib.figures(largest, program, traced_largest.jaxpr.jaxpr),
+    "disk": storage.disk(config, program, examples),
+    "host": storage.host(config, program),
+  }
+  loss = _loss_alone(config, program, program.model.embed_dim)
+  report["bytes_per_device"]["loss_alone"] = (
+    loss.lower().compile(UNOPTIMIZED_CODE).memory_analysis().temp_size_in_bytes
+  )
+  _add_shares(report["flops"], loss, devices)
+  return report, collectives.read(compiled.as_text(), devices)
+
+
+def _compiled(program) -> tuple:
+  """(traced, compiled) of the step, and of the one that takes the most memory: the end of a
+  training may see more patches, and has to fit.
+  """
+  batch = program.abstract_batch()
+
+  def compile_at(step):
+    traced = program.update(step).trace(program.abstract_state, batch)
+    return traced, traced.lower().compile(UNOPTIMIZED_CODE)
+
+  with jax.set_mesh(program.mesh):
+    first = largest = compile_at(0)
+    if 0 < program.masked_steps < program.total_steps:
+      temporaries = lambda found: found[1].memory_analysis().temp_size_in_bytes
+      largest = max(first, compile_at(program.masked_steps), key=temporaries)
+  return first, largest
+
+
+def _figures(config, program, traced, devices) -> dict:
+  """The figures of the program, whatever the chip."""
   params, d = program.abstract_state.params, program.model.embed_dim
-  traffic = collectives.read(compiled.as_text(), devices)
   impl, tile = losses.plan(
     config.loss.impl, config.loss.tile, config.batch_size, d, program.mesh, mesh_lib.BATCH_AXES
   )
   model_flops = program.model_flops()
+  executed = flops.count_all_devices(traced.jaxpr.jaxpr)
   return {
     "devices": devices,
     "mesh": dict(program.mesh.shape),
@@ -110,21 +156,19 @@ def _figures(config, program, traced, compiled, largest, devices) -> dict:
     "batch_per_device": config.batch_size // devices,
     "microbatch": config.train.microbatch,
     "batch_norm": step_lib.trains_batch_norm(program.model, program.frozen),
+    "embed_dim": d,
     "total_steps": program.total_steps,
     "dtype": config.train.dtype,
     "remat": dict(config.train.remat),
     "parameters": {name: trainable_lib.count(part) for name, part in params.items()},
     "parameter_bytes": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params)),
-    "bytes_per_device": {
-      **_memory(largest, program),
-      "loss_alone": _loss_alone(config, program, d).memory_analysis().temp_size_in_bytes,
-    },
     "flops": {
       "per_example": model_flops / config.batch_size,
       "per_step": model_flops,
-      "executed_per_device": flops.count_all_devices(traced.jaxpr.jaxpr) / devices,
+      "total": program.total_flops(),
+      "executed_per_device": sum(executed.values()) / devices,
+      "by_kind_per_device": {kind: work / devices for kind, work in executed.items()},
     },
-    "collectives": {kind: vars(of) for kind, of in traffic.items()},
     "loss": {
       "name": config.loss.name,
       "impl": impl,
@@ -134,87 +178,13 @@ def _figures(config, program, traced, compiled, largest, devices) -> dict:
   }
 
 
-def roofline(chip: chips_lib.Chip, *, executed_flops, state_bytes, sent_bytes, model_flops) -> dict:
-  """The least time of a step on a chip, what binds it and the most MFU; per device, see
-  the module.
+def _add_shares(work: dict, loss, devices: int):
+  """Adds to a plan's FLOPs those of the loss, and how often the towers' are executed: the factor of
+  rematerialisation.
   """
-  seconds = {
-    "compute": executed_flops / chip.flops,
-    "memory": 2 * state_bytes / chip.bandwidth,
-    "network": sent_bytes / chip.link,
-  }
-  binds = max(seconds, key=seconds.__getitem__)
-  step = seconds[binds]
-  return {
-    "seconds": seconds,
-    "binds": binds,
-    "step_seconds": step,
-    "mfu_ceiling": model_flops / (chip.flops * step),
-  }
-
-
-def suggestions(report: dict, chips) -> list[str]:
-  """What to change, each by itself, so that the step fits the smallest of the chips that it does
-  not fit; [] if all do.
-  """
-  too_small = [chip.memory for chip in chips if report["bytes_per_device"]["total"] > chip.memory]
-  if not too_small:
-    return []
-  memory, used, mesh = min(too_small), report["bytes_per_device"], report["mesh"]
-  found = []
-  if used["state"] > STATE_SHARE * memory and mesh["fsdp"] < report["devices"]:
-    fsdp = _larger_fsdp(report, STATE_SHARE * memory)
-    found.append(
-      f"mesh.fsdp={fsdp}: splits the state, {table.gb(used['state'])} a device now, over more "
-      "devices"
-    )
-  if report["dtype"] == "float32":
-    found.append("train.dtype=bfloat16: halves the activations that are kept")
-  kept = [name for name, remat in report["remat"].items() if remat != "full"]
-  found += [
-    f"train.remat.{name}=full: keeps one activation a layer and computes the others again"
-    for name in kept
-  ]
-  if report["loss"]["impl"] != "ring" and used["loss_alone"] > LOSS_SHARE * used["temp"]:
-    found.append(
-      f"loss.impl=ring: the loss alone takes {table.gb(used['loss_alone'])} of temporaries"
-    )
-  examples = report["microbatch"] or report["batch_per_device"]
-  if examples > 1 and not report["batch_norm"]:
-    fewer = _smaller_microbatch(
-      examples, used["temp"], memory - min(used["state"], STATE_SHARE * memory)
-    )
-    found.append(
-      f"train.microbatch={fewer}: the same step with the activations of {fewer} examples at a time "
-      f"instead of {examples}"
-    )
-  if report["batch_per_device"] > 1:
-    found.append(
-      f"more devices or a smaller batch_size: a device has {report['batch_per_device']} examples"
-    )
-  return found
-
-
-def _larger_fsdp(report, most) -> int:
-  """The smallest number of devices, of which mesh.fsdp is a divisor, that brings the state under
-  `most` bytes; or all.
-  """
-  state, fsdp, devices = (
-    report["bytes_per_device"]["state"],
-    report["mesh"]["fsdp"],
-    report["devices"],
-  )
-  larger = [f for f in range(2 * fsdp, devices + 1, fsdp) if devices % f == 0]
-  return next((f for f in larger if state * fsdp / f <= most), devices)
-
-
-def _smaller_microbatch(examples, temp, most) -> int:
-  """The largest proper divisor of the examples whose share of the temporaries is at most `most`
-  bytes; or 1.
-  """
-  return next(
-    (n for n in range(examples // 2, 0, -1) if examples % n == 0 and temp * n / examples <= most), 1
-  )
+  of_loss = sum(flops.count_all_devices(loss.jaxpr.jaxpr).values()) / devices
+  work["loss_per_device"] = of_loss
+  work["remat_factor"] = (work["executed_per_device"] - of_loss) * devices / work["per_step"]
 
 
 def _text(config):
@@ -234,56 +204,37 @@ def _text(config):
   )
 
 
-def _epoch_examples(config) -> int:
-  """Examples of an epoch; the data are opened only where a duration is in epochs, and for a loss
-  that remembers each of them.
+def _known_examples(config, given: int | None) -> int | None:
+  """Examples of the data: those that are given, or, where a duration in epochs or a loss that
+  remembers each of them needs to know, of the data, which are opened; else None.
   """
+  if given is not None:
+    if given < 1:
+      raise ValueError(f"--examples {given} must be at least 1")
+    return given
   in_epochs = [
     name for name in config_lib.DURATIONS if config_lib.get(config, f"{name}_epochs") is not None
   ]
   remembers = losses.LOSSES.find(config.loss.name, "config.loss.name").gamma is not None
   if not in_epochs and not remembers:
-    return 1
+    return None
   try:
     return data_lib.num_examples(data_lib.open_data(config))
   except ValueError as e:
     if remembers:
       raise ValueError(
         f"config.loss.name={config.loss.name!r} keeps 16 bytes for each example of the data, which "
-        f"cannot be opened ({e}); give config.data as it is here, or plan with another loss"
+        f"cannot be opened ({e}); give --examples N, or plan with another loss"
       ) from e
     name = in_epochs[0]
     raise ValueError(
-      f"config.{name}_epochs needs the data, which cannot be opened ({e}); "
-      f"give config.{name}_steps or config.{name}_examples"
+      f"config.{name}_epochs needs the data, which cannot be opened ({e}); give --examples N, "
+      f"config.{name}_steps or config.{name}_examples"
     ) from e
 
 
-def _memory(compiled, program) -> dict[str, int]:
-  """Bytes per device: of the state and its parameters, exact; of everything else, the compiled
-  program's.
-  """
-  held = lambda tree: sum(
-    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
-  )
-  analysis = compiled.memory_analysis()
-  state, frozen = (
-    held(program.abstract_state),
-    trainable_lib.split(program.abstract_state.params, program.frozen)[1],
-  )
-  return {
-    "parameters": held(program.abstract_state.params),
-    "state": state,
-    "frozen": held(frozen),
-    "remembered": held(program.abstract_state.normalisers),
-    "batch": analysis.argument_size_in_bytes - state,
-    "temp": analysis.temp_size_in_bytes,
-    "total": program_lib.peak_bytes(compiled),
-  }
-
-
 def _loss_alone(config, program, d):
-  """The compiled value and gradients of the loss, as the step calls it, of abstract embeddings."""
+  """The traced value and gradients of the loss, as the step calls it, of abstract embeddings."""
   loss = losses.make(config.loss, program.mesh, mesh_lib.BATCH_AXES)
   rows, whole = mesh_lib.batch_sharding(program.mesh), mesh_lib.replicated(program.mesh)
   z = jax.ShapeDtypeStruct((config.batch_size, d), jnp.float32, sharding=rows)
@@ -293,32 +244,54 @@ def _loss_alone(config, program, d):
   value = lambda zimg, ztxt, scale, bias, weights, labels: loss(
     zimg, ztxt, scale, bias, weights=weights, labels=labels
   )
-  lowered = jax.jit(jax.value_and_grad(value, (0, 1, 2, 3))).lower(
+  return jax.jit(jax.value_and_grad(value, (0, 1, 2, 3))).trace(
     z, z, scalar, scalar, batch["weight"], labels
   )
-  return lowered.compile(UNOPTIMIZED_CODE)
 
 
-def _on_chip(report, chip, config, d, mesh) -> dict:
+def _on_chip(report, chip, traffic, between) -> dict:
+  """Whether a plan fits a chip, and how fast it can be there."""
   used = report["bytes_per_device"]
-  sent = sum(of["sent"] for of in report["collectives"].values())
-  impl = (
-    losses.choose(config.batch_size, d, mesh, mesh_lib.BATCH_AXES, chip.memory)
-    if report["loss"]["auto"]
-    else None
-  )
+  share, why = memory_lib.usable(chip)
+  usable = share * chip.memory
+  domains = -(-report["devices"] // chip.domain)
+  crossing = collectives.crossing(traffic, chip.domain) if domains > 1 else 0.0
+  speed = between or chip.between
   return {
-    "fits": used["total"] <= chip.memory,
+    "fits": used["total"] <= usable,
+    "fits_by_estimate": used["total_estimate"] <= usable,
+    "fits_fused": used["total_fused"] <= usable,
     "memory": chip.memory,
     "memory_share": used["total"] / chip.memory,
-    **roofline(
+    "least": used["total_fused"],
+    "most": used["total"],
+    "usable": usable,
+    "usable_share": share,
+    "usable_why": why,
+    "domain": chip.domain,
+    "domains": domains,
+    "crossing_bytes": crossing,
+    "between": speed if domains > 1 else None,
+    **roofline_lib.roofline(
       chip,
-      executed_flops=report["flops"]["executed_per_device"],
-      sent_bytes=sent,
+      compute=chip.seconds(report["flops"]["by_kind_per_device"]),
+      sent_bytes=sum(of["sent"] for of in report["collectives"].values()),
       state_bytes=used["state"] - used["frozen"] - used["remembered"],
       model_flops=report["flops"]["per_step"] / report["devices"],
+      between=crossing / speed if speed else 0.0,
     ),
-    # What auto takes there, where that is not what was compiled: its rule asks for the device's
-    # memory.
-    "other_loss_impl": impl if impl not in (None, report["loss"]["impl"]) else None,
   }
+
+
+def _other_loss(report, chip) -> dict:
+  """What loss.impl=auto takes on a chip, where that is not what was compiled: its rule asks for the
+  device's memory.
+  """
+  if not report["loss"]["auto"]:
+    return {"other_loss_impl": None}
+  sizes = tuple(report["mesh"][axis] for axis in mesh_lib.BATCH_AXES)
+  mesh = jax.sharding.AbstractMesh(sizes, mesh_lib.BATCH_AXES)
+  impl = losses.choose(
+    report["batch_size"], report["embed_dim"], mesh, mesh_lib.BATCH_AXES, chip.memory
+  )
+  return {"other_loss_impl": impl if impl != report["loss"]["impl"] else None}

@@ -12,7 +12,8 @@ import math
 import jax
 from ml_collections import ConfigDict
 
-from siglax.costs import plan
+from siglax.costs import roofline
+from siglax.costs import storage
 from siglax.devices import chips as chips_lib
 from siglax.training import run as run_lib
 
@@ -54,9 +55,9 @@ class Size:
 
   def hours(self, chip: chips_lib.Chip) -> float:
     """The least hours on such chips, by the roofline of `siglax plan` of the model FLOPs alone."""
-    step = plan.roofline(
+    step = roofline.roofline(
       chip,
-      executed_flops=self.flops / self.steps / self.devices,
+      compute=self.flops / self.steps / self.devices / chip.flops,
       state_bytes=self.device_state_bytes,
       sent_bytes=0,
       model_flops=self.flops / self.steps / self.devices,
@@ -93,7 +94,9 @@ class Sizes:
       parameters=sum(x.size for x in jax.tree.leaves(run.abstract_state.params)),
       state_bytes=sum(x.size * x.dtype.itemsize for x in leaves),
       device_state_bytes=sum(map(held, leaves)),
-      checkpoints=_checkpoints(run),
+      checkpoints=storage.checkpoints(
+        run.config.checkpoint, run.every["checkpoint"], run.total_steps
+      ),
       devices=run.mesh.size,
     )
 
@@ -113,13 +116,3 @@ class Sizes:
     if key not in self._flops:
       self._flops[key] = run.model_flops(step)
     return self._flops[key]
-
-
-def _checkpoints(run: run_lib.Run) -> int:
-  """How many a run has at most at a time: those that are kept, and one that is being saved."""
-  keep, every = run.config.checkpoint, run.every["checkpoint"]
-  due = run.total_steps // every if every else 1
-  for_good = (due // keep.keep_one_in if keep.keep_one_in else 0) + (
-    run.total_steps // keep.keep_every_steps if keep.keep_every_steps else 0
-  )
-  return min(due, keep.keep_latest + for_good + bool(keep.keep_best)) + 1

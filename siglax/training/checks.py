@@ -22,7 +22,8 @@ def validate(config: ConfigDict, devices: int):
   """All checks of a training. devices: number of devices over all processes."""
   _validate_fields(config)
   checks.check_durations(config)
-  checks.check_mesh(config, devices, ("batch_size", "eval.batch_size"))
+  evaluated = ("eval.batch_size",) if config.eval.tasks else ()
+  checks.check_mesh(config, devices, ("batch_size", *evaluated))
   checks.check_train(config, devices)
   if not config.data:
     raise ValueError("config.data is empty; give at least one spec, e.g. ({'source': 'shapes'},)")
