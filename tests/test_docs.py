@@ -161,6 +161,10 @@ CLUSTER = {
   "--config configs/siglip_b16.py:train=PATH,tokenizer=FILE.model --workdir DIR": 16,
   "launch/tpu_vm.sh start --config configs/siglip_b16.py:train=PATH,tokenizer=FILE.model "
   "--workdir DIR": 32,
+  "launch/xpk.sh start --config configs/siglip_b16.py:train=PATH,tokenizer=FILE.model "
+  "--workdir DIR": 16,
+  "python launch/ray_train.py 2 --gpus 8 --config "
+  "configs/siglip_b16.py:train=PATH,tokenizer=FILE.model --workdir gs://BUCKET/runs/x": 16,
   "siglax train --workdir runs/b16 --config.data.0.order=shards --config "
   "'configs/siglip_b16.py:train=s3://bucket/shards/{00000..00331}.tar,"
   "tokenizer=s3://bucket/32k.model'": 16,
@@ -200,6 +204,10 @@ OTHERS = (
   "gcloud compute tpus tpu-vm create $TPU --zone $ZONE --accelerator-type v4-64 --version "
   "tpu-ubuntu2204-base",
   "launch/tpu_vm.sh install",
+  "export CLUSTER=name PROJECT=id ZONE=us-central2-b TPU=v5litepod-16 "
+  "IMAGE=REGION-docker.pkg.dev/PROJECT/REPOSITORY/siglax",
+  # Its words are those of the file's own envs, which tests/test_launch.py runs.
+  "sky jobs launch -n siglax launch/skypilot.yaml --env WORKDIR=gs://BUCKET/runs/x",
 )
 # First lines of blocks that are no commands: what siglax plan prints (tests/test_plan.py), a
 # Dockerfile, the folders, what a soak printed.

@@ -143,3 +143,89 @@ def test_an_evicted_pod_does_not_count_as_finished(tmp_path, told, code, expecte
     .read_text()
     .startswith("train --coordinator siglax-workers-0-0.siglax:8482 --processes 4 --process-id 2")
   )
+
+
+def skypilot():
+  return yaml.safe_load((ROOT / "launch/skypilot.yaml").read_text())
+
+
+def test_skypilot_reads_the_task():
+  """By its own schema where it is installed, and else by the names of its fields."""
+  task = skypilot()
+  assert task.keys() <= {"name", "resources", "num_nodes", "workdir", "envs", "setup", "run"}
+  assert task["resources"].keys() <= {"accelerators", "use_spot", "disk_size"}
+  assert all(isinstance(value, str) for value in task["envs"].values())
+  assert [value.count("gs://BUCKET/") for value in task["envs"].values()] == [2, 1, 0]
+  try:
+    import sky
+  except ImportError:
+    return
+  read = sky.Task.from_yaml(str(ROOT / "launch/skypilot.yaml"))
+  assert (read.num_nodes, read.envs) == (task["num_nodes"], task["envs"])
+
+
+@pytest.mark.parametrize("code", [0, 7])
+def test_a_host_of_skypilot_joins_the_group(tmp_path, code):
+  task = skypilot()
+  hosts = {
+    "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2",
+    "SKYPILOT_NUM_NODES": "2",
+    "SKYPILOT_NODE_RANK": "1",
+  }
+  process = start(tmp_path, ["bash", "-c", task["run"]], **task["envs"], **hosts, CODE1=str(code))
+  assert process.wait(30) == code
+  given = task["envs"]
+  assert (tmp_path / "1").read_text() == (
+    f"train --coordinator 10.0.0.1:8482 --processes 2 --process-id 1 --config {given['CONFIG']} "
+    f"--workdir {given['WORKDIR']} {given['MORE']}"
+  )
+
+
+def test_xpk_is_given_a_command_that_bash_takes_apart_again(tmp_path):
+  """Programs that print their arguments stand in for xpk and for siglax."""
+  given = ["--config", "configs/x.py:train=gs://BUCKET/{0..3}.tar,steps=1", "--workdir", "a b"]
+  show = tmp_path / "show"
+  show.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+  show.chmod(0o755)
+  named = {"CLUSTER": "c", "PROJECT": "p", "ZONE": "z", "TPU": "v5litepod-16", "IMAGE": "i"}
+  run = lambda *words: subprocess.run(
+    ["launch/xpk.sh", *words],
+    cwd=ROOT,
+    env={**os.environ, **named, "XPK": str(show), "XPK_FLAGS": "--dry-run"},
+    capture_output=True,
+    text=True,
+  )
+  words = run("start", *given).stdout.splitlines()
+  assert words[:8] == "workload create --cluster c --project p --zone z".split()
+  assert words[-1] == "--dry-run" and words[-3] == "--command"
+  # As xpk has the pod run it.
+  inner = words[-2].replace("/siglax/", f"{ROOT}/", 1)
+  environment = {**os.environ, "SIGLAX": str(show), "SIGLAX_PLATFORM": "tpu"}
+  done = subprocess.run(["bash", "-c", f"({inner})"], env=environment, capture_output=True)
+  assert done.stdout.decode().splitlines() == ["train", *given], done.stderr
+  assert run("stop").stdout.startswith("workload\ndelete\n")
+  wrong = run("begin")
+  assert wrong.returncode == 1 and "launch/xpk.sh start" in wrong.stderr
+
+
+@pytest.mark.parametrize("told, code, expected", [(False, 0, 0), (False, 7, 7), (True, 0, 143)])
+def test_an_evicted_pod_of_xpk_does_not_count_as_finished(tmp_path, told, code, expected):
+  words = ["wait"] if told else []
+  command = ["launch/xpk.sh", "worker", *words, "--process-id", "0"]
+  process = start(tmp_path, command, CODE0=str(code))
+  if told:
+    wait_for(tmp_path / "0")
+    process.send_signal(signal.SIGTERM)
+  assert process.wait(30) == expected
+
+
+def test_ray_refuses_a_folder_that_hosts_cannot_share():
+  for words in ([], ["--workdir", "runs/x"]):
+    done = subprocess.run(
+      [sys.executable, "launch/ray_train.py", "2", "--config", "x.py", *words],
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+    )
+    assert done.returncode == 2
+    assert "must be a URL or an absolute path" in done.stderr.splitlines()[-1]

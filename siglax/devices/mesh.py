@@ -288,3 +288,12 @@ def process_indices(mesh: jax.sharding.Mesh, batch_size: int) -> np.ndarray:
 def to_host(x: jax.Array) -> np.ndarray:
   """A replicated global array as numpy."""
   return np.asarray(x.addressable_data(0))
+
+
+def to_host_later(x: jax.Array) -> jax.Array:
+  """A replicated global array as one of a single device, on its way to the host: of what this
+  returns np.asarray waits only until it is there.
+  """
+  x = x.addressable_data(0)
+  x.copy_to_host_async()
+  return x

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -14,11 +15,16 @@ import numpy as np
 from siglax import models
 from siglax.data import prepared
 from siglax.data import reading
+from siglax.devices import cores
 from siglax.devices import distributed
 from siglax.devices import mesh as mesh_lib
 
-# Batches of pictures that threads decode before the devices ask for them.
+# Batches of pictures, or of texts, that threads read before the devices ask for them.
 READ_AHEAD = 2
+# Batches that are sent to the devices before the results of the oldest are asked for: one that is
+# computed and one that waits for it, so that the devices have work while this process fetches
+# results, and makes and sends the next batch.
+IN_FLIGHT = 2
 # Pictures that are worth the start of worker processes, which takes seconds.
 WORKERS_FROM = 4096
 
@@ -39,15 +45,18 @@ class Embedder(ScaleAndBias):
   """Both towers over all devices, a fixed number of examples at a time, so that each compiles once.
 
   Global view: all processes call together; each reads its rows of a batch, and all get every
-  embedding. params may be replaced between calls, by those of the next evaluation.
+  embedding. params may be replaced between calls, by those of the next evaluation. threads: that
+  read; None takes one for each core.
+  Reading, sending, computing and fetching overlap. In memory are READ_AHEAD batches that are read,
+  one that is sent, and on the devices IN_FLIGHT that they work on.
   """
 
   def __init__(
-    self, model, params, text, mesh, *, batch_size: int, threads: int = 2, workers: int = 0
+    self, model, params, text, mesh, *, batch_size: int, threads: int | None = None, workers=0
   ):
     self.params, self._text, self._mesh = params, text, mesh
     self._batch_size, self._width = batch_size, model.embed_dim
-    self.threads, self.workers = threads, workers
+    self.threads, self.workers = threads or cores.usable(), workers
     self._mine = mesh_lib.process_indices(mesh, batch_size)
     out = mesh_lib.replicated(mesh)
     self._embed_image = jax.jit(model.embed_image, out_shardings=out)
@@ -105,11 +114,21 @@ class Embedder(ScaleAndBias):
     return zimg
 
   def texts(self, texts: list[str]) -> np.ndarray:
-    """Unit rows float32 [len(texts), d]."""
+    """Unit rows float32 [len(texts), d]. Threads tokenize the rows of this process."""
+    batches = list(self._batches(len(texts)))
     # The rows without a text, -1, take the last one.
-    return self._run(
-      self._embed_text, lambda rows: self._text([texts[i] for i in rows]), len(texts)
-    )
+    tokenize = lambda k: self._text([texts[i] for i in batches[k][1]])
+    found = reading.read_ahead(tokenize, range(len(batches)), READ_AHEAD, self.threads)
+
+    def read(rows):
+      del rows
+      _, tokens = next(found)
+      if isinstance(tokens, Exception):
+        raise tokens
+      return tokens
+
+    with contextlib.closing(found):
+      return self._run(self._embed_text, read, len(texts))
 
   def _run(self, embed, read, count):
     return self._gathered(
@@ -166,14 +185,20 @@ def in_turn(compute: Callable, mesh, batches: Iterable) -> Iterator[tuple]:
   """(what came with a batch, its outputs on the host) of each batch (what comes with it, rows).
 
   compute: rows sharded over the mesh → a tree of replicated arrays. rows: those of this process.
-  The devices work on a batch while the one before is handed out and the next one is read.
+  Up to IN_FLIGHT batches are on the devices while the one before them is handed out; their outputs
+  travel to the host as soon as they are there. An error of `batches` is raised at once.
   """
-  before = None
+  sent = collections.deque()
   for kept, rows in batches:
     with jax.set_mesh(mesh):
       outputs = compute(mesh_lib.to_global(mesh, rows))
-    if before is not None:
-      yield before[0], jax.tree.map(mesh_lib.to_host, before[1])
-    before = kept, outputs
-  if before is not None:
-    yield before[0], jax.tree.map(mesh_lib.to_host, before[1])
+    sent.append((kept, jax.tree.map(mesh_lib.to_host_later, outputs)))
+    del kept, rows, outputs  # of a batch that is handed out nothing is held here
+    if len(sent) > IN_FLIGHT:
+      yield _on_host(*sent.popleft())
+  while sent:
+    yield _on_host(*sent.popleft())
+
+
+def _on_host(kept, outputs) -> tuple:
+  return kept, jax.tree.map(np.asarray, outputs)
