@@ -17,6 +17,7 @@ import pytest
 
 from siglax import config as config_lib
 from siglax.commands import cli
+from siglax.commands import plan as plan_command
 from siglax.costs import budget
 from siglax.costs import buffers
 from siglax.costs import collectives
@@ -25,6 +26,7 @@ from siglax.costs import hlo
 from siglax.costs import memory
 from siglax.costs import plan
 from siglax.costs import roofline
+from siglax.costs import scaled
 from siglax.costs import storage
 from siglax.costs import suggestions
 from siglax.costs import table
@@ -701,3 +703,81 @@ def test_the_update_of_a_frozen_tower_moves_no_memory(report):
   assert used["frozen"] == image
   assert used["state"] == image + 3 * text + scalars
   assert chip["seconds"]["memory"] == pytest.approx(2 * (3 * text + scalars) / 3.35e12)
+
+
+def test_figures_of_thousands_are_on_a_line():
+  """Of 8 and 16 devices to 4,096: hops grow with the devices, gradients do not, and what is sent
+  follows from payload and groups.
+  """
+  assert plan_command.COMPILED == scaled.COMPILED
+  at = scaled._Line(8, 16, 4096)
+  assert at({"a": 3, "b": 7, "c": "x", "d": 0.5}, {"a": 3, "b": 15, "c": "x", "d": 0.5}) == {
+    "a": 3,
+    "b": 4095,
+    "c": "x",
+    "d": 0.5,
+  }
+
+  def traffic(devices):
+    found = {kind: collectives.Traffic() for kind in collectives.KINDS}
+    ring = tuple((i, (i + 1) % devices) for i in range(devices))
+    every = tuple(range(devices))
+    found["collective-permute"].add(
+      collectives.of_group("collective-permute", devices - 1, 100 * (devices - 1), ring)
+    )
+    found["all-reduce"].add(collectives.of_group("all-reduce", 2, 800, every))
+    found["all-gather"].add(collectives.of_group("all-gather", 1, 4 * devices, every))
+    return found
+
+  many = scaled._traffic(traffic(8), traffic(16), at, 1)
+  assert many == traffic(4096)
+  assert many["all-reduce"].sent == pytest.approx(2 * 800 * 4095 / 4096)
+  assert collectives.crossing(many, 8) == collectives.crossing(traffic(4096), 8)
+  # Rows and columns of a mesh of 8 × 4 and 16 × 4
+  for shape in ("row", "column", "all"):
+    of = lambda devices: (
+      {
+        kind: collectives.of_group(kind, 1, 64, scaled._group(shape, devices, 4))
+        for kind in collectives.KINDS[:3]
+      }
+      | {kind: collectives.Traffic() for kind in collectives.KINDS[3:]}
+    )
+    assert scaled._traffic(of(32), of(64), scaled._Line(32, 64, 4096), 4) == of(4096)
+
+
+@pytest.mark.parametrize("fsdp", [1, 2, 4, 8, 16, 32, 64, 128])
+def test_programs_to_scale_from(fsdp):
+  """A row, a column and the whole of a mesh are of different sizes, and few devices are enough."""
+  small, large = scaled._sizes(fsdp)
+  assert small < large and fsdp not in (small, large) and large * fsdp <= scaled.COMPILED
+  assert scaled.needed(512, fsdp) == 512 and scaled.needed(4096, fsdp) == large * fsdp
+
+
+def test_what_cannot_be_scaled():
+  with pytest.raises(ValueError, match="config.mesh.fsdp=256 cannot be planned for more than 512"):
+    scaled.needed(4096, 256)
+  with pytest.raises(ValueError, match="groups of 3 of 8 devices, which do not scale"):
+    scaled._by_shape(collectives.of_group("all-reduce", 1, 8, (0, 1, 2)), 8, 1)
+  remembers = configured(**{"loss.name": "global"})
+  with pytest.raises(ValueError, match="plan it for up to 512 of them"):
+    scaled.measure(remembers, 4096, 64, None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices, fsdp, impl", [(64, 1, "ring"), (128, 4, "gather")])
+def test_a_scaled_plan_is_the_compiled_one(devices, fsdp, impl):
+  """All figures are equal, but for what XLA pads buffers by."""
+  command = [sys.executable, "plan_process.py", str(devices), str(fsdp), impl]
+  environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+  tests = pathlib.Path(__file__).parent
+  environment["PYTHONPATH"] = f"{tests.parent}:{tests}"
+  done = subprocess.run(
+    command, cwd=tests, env=environment, capture_output=True, text=True, timeout=400
+  )
+  assert done.returncode == 0, done.stderr
+  found = json.loads(done.stdout)
+  compiled, many = found["compiled"], found["scaled"]
+  assert many.pop("scaled_from") == list(size * fsdp for size in scaled._sizes(fsdp))
+  used, estimated = compiled.pop("bytes_per_device"), many.pop("bytes_per_device")
+  assert many == compiled
+  assert estimated == pytest.approx(used, rel=1e-4)

@@ -27,7 +27,7 @@ from siglax.devices import mesh as mesh_lib
 # Up to so many devices the step is compiled for all of them.
 COMPILED = 512
 # Sizes of the axis "data" to compile for, as small as can be told from mesh.fsdp.
-_SIZES = ((8, 16), (8, 32), (4, 8), (2, 4))
+_SIZES = ((8, 16), (16, 32), (4, 8), (2, 4))
 
 
 def needed(devices: int, fsdp: int) -> int:
@@ -51,7 +51,7 @@ def measure(config, devices: int, examples: int | None, of: Callable) -> tuple[d
   (first, traffic), (second, more) = (
     of(_smaller(config, devices, count, examples), examples) for count in counts
   )
-  at = _Line(*counts, devices)
+  at = _Line(counts[0], counts[1], devices)
   report = at(_without_names(first), _without_names(second))
   report |= {
     "devices": devices,
