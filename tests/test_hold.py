@@ -81,8 +81,10 @@ def test_weights_stay_bit_for_bit_and_moments_are_adams(run):
   adam = optax.tree.get(found[HOLD].opt_state, "ScaleByAdamState")
   assert int(adam.count) == HOLD
   for got, want in ((adam.mu, m), (adam.nu, v)):
+    largest = max(np.abs(x).max() for x in want.values())
     for name, x in paths.flatten(got).items():
-      scale = np.abs(want[name]).max()
+      # The bias of the keys moves no attention weight: all of its gradient is rounding.
+      scale = largest if name.endswith("key/bias") else np.abs(want[name]).max()
       np.testing.assert_allclose(x, want[name], rtol=1e-4, atol=1e-5 * scale, err_msg=name)
 
 
