@@ -278,6 +278,20 @@ def test_flops_of_a_part_that_is_mapped_over_one_axis_of_two():
   assert by_kind["float32"] == 2 * 2 * 3 * 3 * 5
 
 
+def test_attention_is_found_at_the_size_of_a_device_wherever_it_is_mapped():
+  """[16, 2, 4, 4] on 8 devices are 64 elements of each, in global view, and inside of a shard_map
+  over one axis or both.
+  """
+  mesh = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+  x = jax.ShapeDtypeStruct((16, 2, 4, 4), jnp.float32)
+  assert memory._attention(jax.make_jaxpr(jnp.exp)(x).jaxpr, 8) == {(64, 4)}
+  for axes in ("data",), ("data", "fsdp"):
+    mapped = jax.shard_map(
+      jnp.exp, mesh=mesh, in_specs=P(axes), out_specs=P(axes), axis_names=set(axes)
+    )
+    assert memory._attention(jax.make_jaxpr(mapped)(x).jaxpr, 8) == {(64, 4)}
+
+
 def test_flops_of_a_step(report, split_report):
   """Three forward passes; with the loss, and what is computed again, on top in those that are
   executed.

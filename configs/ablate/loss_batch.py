@@ -7,8 +7,8 @@ sigmoid leads softmax by 3.8 points at batch 512 and by 2.0 at 8k; from 32k on
 the two are equal (69.9), and larger batches gain nothing. On CC3M and CC12M (arXiv 2511.08417) they
 differ by 0.3 to 0.7 points, and FastCLIP's global loss (arXiv 2407.01445) adds 2.5 to 2.9.
 The learning rate is the same for all batch sizes, as in the paper, and all losses begin with the
-same scale. A run of the shapes sees 32,000 examples; data=pictures,train=PATH,test=PATH
-takes your own, and scale=full is for a cluster.
+same scale. A run of the shapes sees 32,000 examples; data=pictures,train=PATH,test=PATH takes your
+own, and scale=full is for a cluster.
 """
 
 from siglax import studies

@@ -7,10 +7,10 @@ import os
 
 from siglax.commands import shared
 from siglax.commands.command import Command
+from siglax.costs import COMPILED
 
 LIST = "list"  # of --chips
 ALL = "all"
-COMPILED = 512  # siglax/costs/scaled.py, which imports jax
 
 
 def _add_arguments(parser):

@@ -12,6 +12,7 @@ import jax
 from siglax.costs import buffers
 from siglax.costs import hlo
 from siglax.devices import chips as chips_lib
+from siglax.devices import flops
 from siglax.models import trainable as trainable_lib
 from siglax.training import program as program_lib
 
@@ -76,14 +77,16 @@ def figures(compiled, program, jaxpr) -> dict[str, int]:
 
 def _attention(jaxpr, devices: int) -> set[tuple[int, int]]:
   """(elements on a device, tokens) of the weights [..., heads, tokens, tokens] of each attention:
-  what is raised to the power of e in that shape. Towers are in global view.
+  what is raised to the power of e in that shape. devices: over which the view is spread, of which
+  a shard_map maps over some.
   """
   found = set()
   for eqn in jaxpr.eqns:
     shape = eqn.outvars[0].aval.shape if eqn.primitive.name == "exp" else ()
     if len(shape) > 3 and shape[-1] == shape[-2]:
       found.add((math.prod(shape) // devices, shape[-1]))
+    inside = devices // flops.places(eqn) if eqn.primitive.name == "shard_map" else devices
     for inner in (getattr(parameter, "jaxpr", parameter) for parameter in eqn.params.values()):
       if hasattr(inner, "eqns"):
-        found |= _attention(inner, devices)
+        found |= _attention(inner, inside)
   return found

@@ -66,12 +66,11 @@ def plan(
   """The figures that `siglax plan` prints, as one dict ready for JSON; bytes and FLOPs are numbers,
   times are seconds.
 
-  config: as of `config.load`. Call in a process whose JAX has that many (virtual) devices, or
-  scaled.COMPILED for more than that (siglax/costs/scaled.py). chips:
-  names of chips.NAMED. examples: of the data, which are then not opened. between: bytes/s, one way,
-  of a device between domains, in place of the table's. Raises ValueError in one line for a config
-  that does not fit the devices, an unknown chip, durations in epochs of data that are not there,
-  and a tokenizer that is not there while config.model.text.vocab_size is None.
+  config: as of `config.load`. Call in a process whose JAX has scaled.needed(devices) (virtual)
+  devices. chips: names of chips.NAMED. examples: of the data, which are then not opened. between:
+  bytes/s, one way, of a device between domains, in place of the table's. Raises ValueError in one
+  line for a config that does not fit the devices, an unknown chip, durations in epochs of data that
+  are not there, and a tokenizer that is not there while config.model.text.vocab_size is None.
   """
   chips = [chips_lib.named(name) for name in chips]
   if devices < 1:

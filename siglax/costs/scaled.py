@@ -21,11 +21,10 @@ import jax
 from siglax import config as config_lib
 from siglax import losses
 from siglax import models
+from siglax.costs import COMPILED
 from siglax.costs import collectives
 from siglax.devices import mesh as mesh_lib
 
-# Up to so many devices the step is compiled for all of them.
-COMPILED = 512
 # Sizes of the axis "data" to compile for, as small as can be told from mesh.fsdp.
 _SIZES = ((8, 16), (16, 32), (4, 8), (2, 4))
 

@@ -11,7 +11,7 @@ import math
 import jax
 
 # How a product is computed: of 16-bit floats; of float32 at jax's default precision; of float32 at
-# Precision.HIGHEST, as the losses ask for. Chips have a peak for each (siglax/devices/chips.py).
+# Precision.HIGHEST, which losses in float32 ask for. siglax/devices/chips.py has a peak for each.
 KINDS = ("bfloat16", "float32", "highest")
 
 
@@ -33,8 +33,15 @@ def count_all_devices(jaxpr) -> dict[str, int]:
   return {kind: found[kind] for kind in KINDS}
 
 
+def places(eqn) -> int:
+  """Of the mesh, in each of which a shard_map runs its body."""
+  # "newly_manual_axes" in jax 0.10, "manual_axes" before.
+  (axes,) = (value for key, value in eqn.params.items() if key.endswith("manual_axes"))
+  return math.prod(eqn.params["mesh"].shape[axis] for axis in axes)
+
+
 def _count(jaxpr, whole_mesh) -> collections.Counter:
-  return _sum(_equation(eqn, whole_mesh) for eqn in jaxpr.eqns)
+  return sum((_equation(eqn, whole_mesh) for eqn in jaxpr.eqns), collections.Counter())
 
 
 def _equation(eqn, whole_mesh) -> collections.Counter:
@@ -53,11 +60,11 @@ def _equation(eqn, whole_mesh) -> collections.Counter:
     branches = (_count(branch.jaxpr, whole_mesh) for branch in eqn.params["branches"])
     return max(branches, key=lambda found: sum(found.values()))
   bodies = [getattr(p, "jaxpr", p) for p in eqn.params.values()]
-  inner = _sum(_count(body, whole_mesh) for body in bodies if hasattr(body, "eqns"))
+  inner = sum(
+    (_count(body, whole_mesh) for body in bodies if hasattr(body, "eqns")), collections.Counter()
+  )
   if name == "shard_map" and whole_mesh:
-    # "newly_manual_axes" in jax 0.10, "manual_axes" before.
-    (axes,) = (value for key, value in eqn.params.items() if key.endswith("manual_axes"))
-    return _times(inner, math.prod(eqn.params["mesh"].shape[axis] for axis in axes))
+    return _times(inner, places(eqn))
   return _times(inner, eqn.params["length"]) if name == "scan" else inner
 
 
@@ -68,13 +75,6 @@ def _kind(eqn) -> str:
   precision = eqn.params["precision"]
   both = precision if isinstance(precision, tuple) else (precision,)
   return "highest" if jax.lax.Precision.HIGHEST in both else "float32"
-
-
-def _sum(counters) -> collections.Counter:
-  total = collections.Counter()
-  for found in counters:
-    total.update(found)
-  return total
 
 
 def _times(counter, times: int) -> collections.Counter:

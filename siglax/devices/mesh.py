@@ -153,13 +153,19 @@ def join_rows(mesh: jax.sharding.Mesh, x: jax.Array) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
 
 
+def _auto_axes() -> tuple[str, ...]:
+  """The batch axes of the mesh in use that XLA splits: all, but for those that a shard_map maps
+  over here; none without a mesh.
+  """
+  automatic = jax.sharding.get_abstract_mesh().auto_axes
+  return tuple(axis for axis in BATCH_AXES if axis in automatic)
+
+
 def constrain_batch(x: jax.Array) -> jax.Array:
   """Keeps rows of activations on the batch axes of the mesh in use, so that weights are gathered,
   not activations. Inside of a shard_map the axes that it maps over have split them already.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  axes = tuple(axis for axis in BATCH_AXES if axis in mesh.auto_axes)
-  if not axes:
+  if not (axes := _auto_axes()):
     return x
   return jax.lax.with_sharding_constraint(x, P(axes, *(None,) * (x.ndim - 1)))
 
@@ -169,13 +175,13 @@ def take_rows(table: jax.Array, index: jax.Array, dtype) -> jax.Array:
   the batch → [B, …, w].
 
   Where the table is split over "fsdp" (`state_shardings`), each device of such a group looks the
-  indices of the whole group up in its columns [V, w/fsdp], and sends each other one those of its
-  rows. So a device sends B/devices rows of the batch but for its own columns, and 4 bytes an index;
-  the table and its gradient stay where they are. Rows of batches that the devices do not divide are
-  taken by XLA's own partitioning.
+  indices of the whole group up in its columns [V, w/fsdp]. It sends each other device its columns
+  of that device's rows. So a device sends about as many bytes as its own rows have, and 4 for each
+  index; the table and its gradient do not move over "fsdp". XLA partitions the lookup where the
+  devices do not divide B.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  axes = tuple(axis for axis in BATCH_AXES if axis in mesh.auto_axes and mesh.shape[axis] > 1)
+  axes = tuple(axis for axis in _auto_axes() if mesh.shape[axis] > 1)
   is_split = "fsdp" in axes and table.size > FSDP_MIN_ELEMENTS
   places = math.prod(mesh.shape[axis] for axis in axes)
   if not is_split or table.shape[1] % mesh.shape["fsdp"] or index.shape[0] % places:
@@ -221,10 +227,11 @@ _taken.defvjp(_take_forward, _take_backward)
 
 
 def summed_over_data(mesh: jax.sharding.Mesh, function):
-  """((a, b), (x, y)) → the sum of function(a, b, x, y) over the places of "data", each with its
-  rows of the chunks x and y [chunks, B / chunks, …]; what it returns crosses the network once.
+  """A function of (same, chunks), two tuples: the sum of function(*same, *chunks) over the places
+  of the axis "data", which crosses the network once.
 
-  An "fsdp" of more than one place is left to XLA, as outside.
+  same: trees that are alike at each place. chunks: trees of arrays [chunks, B / chunks, …], of
+  which each place has its own rows. XLA splits what is inside over "fsdp", as it does outside.
   """
   if mesh.shape["data"] == 1:
     return lambda same, chunks: function(*same, *chunks)
@@ -241,18 +248,18 @@ def summed_over_data(mesh: jax.sharding.Mesh, function):
 
 
 def per_device(function):
-  """function(*arrays) of rows of a batch → rows, run by each device on its own rows, where XLA
-  cannot split it. Inside of a shard_map over one axis of the two the gradient runs the function
-  again: jax 0.10 cannot differentiate a shard_map inside of another one.
+  """The function (*arrays) → array, all with the rows of a batch, such that each device computes
+  it for its own rows: for a function that XLA cannot split.
+
+  Inside of a shard_map over "data" alone, the backward pass computes the function a second time:
+  jax 0.10 cannot differentiate a shard_map inside of another one.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  axes = tuple(axis for axis in BATCH_AXES if axis in mesh.auto_axes)
-  if not axes:
+  if not (axes := _auto_axes()):
     return function
   mapped = lambda f: jax.shard_map(
     f, in_specs=P(axes), out_specs=P(axes), axis_names=set(axes), check_vma=False
   )
-  if not mesh.manual_axes:
+  if not jax.sharding.get_abstract_mesh().manual_axes:
     return mapped(function)
   again = jax.custom_vjp(lambda *arrays: mapped(function)(*arrays))
   backward = mapped(lambda arrays, gradient: jax.vjp(function, *arrays)[1](gradient))
