@@ -250,7 +250,7 @@ def test_a_study_of_one_run(tmp_path):
   assert given.loss.name == "hinge" and given.seed == 1
   trained = config_lib.read(of_run / "config.json")
   # What a run resolves by itself.
-  resolved = ("loss.bias_init", "model.text.", "text.lowercase", "text.strip")
+  resolved = ("loss.bias_init", "loss.dtype", "model.text.", "text.lowercase", "text.strip")
   assert not [x for x in config_lib.differences(trained, given) if not x.startswith(resolved)]
 
   again = start(tmp_path / "study", *one, config=f"{STUDY}:steps=4,losses=False")

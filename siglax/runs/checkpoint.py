@@ -65,12 +65,13 @@ class Checkpoints(stored.Stored):
     self._deleting, self._next_poll = None, 0.0
     distributed.on_first(self._prepare)
     self._unreachable = False  # the last save failed because its server did
-    # Folders made in the background would leave a failed mkdir waiting for SAVE_SECONDS.
+    # Folders made in the background would leave a failed mkdir waiting for SAVE_SECONDS, and each
+    # process of a bucket's run would write as soon as the first of them had made its own.
     options = ocp.options.AsyncOptions(
       timeout_secs=SAVE_SECONDS, create_directories_asynchronously=False
     )
     self._saver = ocp.AsyncCheckpointer(
-      self._place.handler(),
+      self._place.handler(options),
       async_options=options,
       multiprocessing_options=self._place.processes(),
     )

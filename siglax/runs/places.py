@@ -77,10 +77,12 @@ class Disk:
   def drop(self, step: int):
     """Forgets what `local` fetched."""
 
-  def handler(self) -> ocp.CompositeCheckpointHandler:
+  def handler(self, options: ocp.options.AsyncOptions) -> ocp.CompositeCheckpointHandler:
     """Orbax's writer of a checkpoint."""
     return ocp.CompositeCheckpointHandler(
-      state=ocp.PyTreeCheckpointHandler(), meta=ocp.JsonCheckpointHandler()
+      composite_options=ocp.CompositeOptions(async_options=options),
+      state=ocp.PyTreeCheckpointHandler(),
+      meta=ocp.JsonCheckpointHandler(),
     )
 
   def processes(self) -> ocp.options.MultiprocessingOptions:
@@ -173,14 +175,16 @@ class Bucket:
   def _fetched(self, step: int) -> pathlib.Path:
     return self.staging / f"fetched-{step}"
 
-  def handler(self) -> ocp.CompositeCheckpointHandler:
+  def handler(self, options: ocp.options.AsyncOptions) -> ocp.CompositeCheckpointHandler:
     """Each process writes the chunks of arrays that it has, as files that no other process has."""
     arrays = ocp.type_handlers.ArrayHandler(
       primary_host=None, replica_id=0, use_replica_parallel=False
     )
     processes = self.processes()
     return ocp.CompositeCheckpointHandler(
-      composite_options=ocp.CompositeOptions(multiprocessing_options=processes),
+      composite_options=ocp.CompositeOptions(
+        multiprocessing_options=processes, async_options=options
+      ),
       state=ocp.PyTreeCheckpointHandler(
         use_ocdbt=False,
         multiprocessing_options=processes,

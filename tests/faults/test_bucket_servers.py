@@ -30,6 +30,21 @@ import short_runs
 pytestmark = pytest.mark.slow
 TINY = str(pathlib.Path(__file__).parents[1] / "tiny.py")
 ROWS, SHARDS, STEPS = 48, 4, 12
+# For --import: process 0 is slow in making orbax's folders.
+SLOW_FOLDERS = """
+import asyncio
+import jax
+from orbax.checkpoint._src.path import atomicity
+
+create = atomicity.AtomicRenameTemporaryPath.create
+
+async def slow(self, *args, **kwargs):
+  if jax.process_index() == 0:
+    await asyncio.sleep(1)
+  return await create(self, *args, **kwargs)
+
+atomicity.AtomicRenameTemporaryPath.create = slow
+"""
 
 
 @pytest.fixture(scope="module")
@@ -151,10 +166,13 @@ def test_a_killed_run_in_s3_goes_on_as_if_it_had_not_been(s3, data, whole, tmp_p
   assert os.listdir(tmp_path / "0/siglax/runs") == []
 
 
-def test_two_processes_save_in_s3_and_one_resumes(s3, data, tmp_path):
+def test_two_processes_save_in_s3_and_one_resumes(s3, data, tmp_path, monkeypatch):
   filesystem, run = servers.s3fs(), "bucket/runs/two"
+  (tmp_path / "slow_folders.py").write_text(SLOW_FOLDERS)
+  monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
   # A leaf that is large enough to be sharded.
   flags = ("--config.mesh.fsdp=2", "--config.model.image.mlp_dim=20000")
+  flags += ("--import", "slow_folders")
   finish(start(tmp_path / "local", data, tmp_path, *flags))
   first = start(f"s3://{run}", "s3://bucket/data", tmp_path, *flags, count=2)
   wait_for(filesystem, f"{run}/checkpoints/4/meta/metadata", first[0])
