@@ -20,6 +20,7 @@ from flax import nnx
 import jax.numpy as jnp
 
 from siglax.config.parts import Field
+from siglax.models import linear as linear_lib
 from siglax.models import transformer
 from siglax.models.tower import Tower
 
@@ -36,14 +37,14 @@ class NaFlex(nnx.Module):
   def __init__(self, config, embed_dim: int, rngs: nnx.Rngs):
     shape, dtype = sizes_of(config), jnp.dtype(config.dtype)
     self.patch, self.grid, self.dtype = config.patch, config.grid, dtype
-    self.embedding = nnx.Linear(3 * config.patch**2, shape.width, dtype=dtype, rngs=rngs)
+    self.embedding = linear_lib.Linear(3 * config.patch**2, shape.width, dtype=dtype, rngs=rngs)
     initial = nnx.initializers.normal(shape.width**-0.5)
     self.pos_embedding = nnx.Param(initial(rngs.params(), (config.grid**2, shape.width)))
     self.encoder = transformer.Encoder(shape, config, rngs)
     self.norm = transformer.layer_norm(shape.width, shape.norm_eps, rngs)
     self.pool = transformer.MapHead(shape, dtype, rngs)
     if embed_dim != shape.width:
-      self.head = nnx.Linear(shape.width, embed_dim, dtype=dtype, rngs=rngs)
+      self.head = linear_lib.Linear(shape.width, embed_dim, dtype=dtype, rngs=rngs)
 
   def _encode(self, images, keys=None):
     """(tokens [n, l, d] after the last norm, which of them are there: bool [n, l])."""

@@ -10,6 +10,7 @@ from flax import nnx
 import jax.numpy as jnp
 
 from siglax.devices import mesh as mesh_lib
+from siglax.models import linear as linear_lib
 from siglax.models import transformer
 from siglax.models.tower import Tower
 
@@ -28,7 +29,7 @@ class TextTransformer(nnx.Module):
     self.norm = transformer.layer_norm(width, shape.norm_eps, rngs)
     if config.pool == "map":
       self.pool = transformer.MapHead(shape, dtype, rngs)
-    self.head = nnx.Linear(
+    self.head = linear_lib.Linear(
       width, embed_dim, use_bias=config.head != "linear_no_bias", dtype=dtype, rngs=rngs
     )
 

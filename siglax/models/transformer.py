@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from siglax.devices import mesh as mesh_lib
 from siglax.models import attention as attention_lib
+from siglax.models import linear as linear_lib
 
 # width, depth, heads, mlp_dim. So400m is shape-optimised (arXiv 2305.13035); g-opt is SigLIP 2's
 # (arXiv 2502.14786).
@@ -114,7 +115,7 @@ class Mlp(nnx.Module):
 
   def __init__(self, shape: Shape, dtype, rngs: nnx.Rngs):
     linear = functools.partial(
-      nnx.Linear,
+      linear_lib.Linear,
       dtype=dtype,
       kernel_init=nnx.initializers.xavier_uniform(),
       bias_init=nnx.initializers.normal(1e-6),
@@ -148,9 +149,9 @@ class Attention(nnx.Module):
     kernel: str = "xla",
   ):
     make = (
-      functools.partial(nnx.LoRALinear, lora_rank=lora_rank, lora_dtype=dtype)
+      functools.partial(linear_lib.LoRALinear, lora_rank=lora_rank, lora_dtype=dtype)
       if lora_rank
-      else nnx.Linear
+      else linear_lib.Linear
     )
     linear = functools.partial(
       make, width, dtype=dtype, kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs

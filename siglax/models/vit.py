@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from siglax.models import linear as linear_lib
 from siglax.models import transformer
 from siglax.models.tower import Tower
 
@@ -58,7 +59,7 @@ class ConvStem(nnx.Module):
       ]
     )
     self.norms = nnx.List([transformer.layer_norm(w, shape.norm_eps, rngs) for w in widths[1:]])
-    self.embedding = nnx.Linear(widths[-1], width, dtype=dtype, rngs=rngs)
+    self.embedding = linear_lib.Linear(widths[-1], width, dtype=dtype, rngs=rngs)
 
   def __call__(self, x):
     for conv, norm in zip(self.convs, self.norms):
@@ -116,7 +117,7 @@ class VisionTransformer(nnx.Module):
       self.pool = transformer.MapHead(shape, dtype, rngs)
     if config.head != "auto" or embed_dim != width:
       use_bias = config.head != "linear_no_bias"
-      self.head = nnx.Linear(width, embed_dim, use_bias=use_bias, dtype=dtype, rngs=rngs)
+      self.head = linear_lib.Linear(width, embed_dim, use_bias=use_bias, dtype=dtype, rngs=rngs)
 
   def _positions(self, rows, columns, width):
     if self.config.position == "learned":
