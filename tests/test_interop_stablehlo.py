@@ -72,9 +72,7 @@ def image():
   random = lambda x: jax.numpy.asarray(rng.normal(size=x.shape) / 4, jax.numpy.bfloat16).astype(
     x.dtype
   )
-  return tower_lib.Tower(
-    c, jax.tree.map(random, jax.eval_shape(model.init, jax.random.key(0))), None
-  )
+  return tower_lib.Tower(c, jax.tree.map(random, model.shapes), None)
 
 
 def sixteen_bits():

@@ -123,6 +123,6 @@ def test_a_tower_without_maps_says_so():
   c.image.size, c.image.fit, c.model.image.variant = 16, "native", "naflex-Ti"
   c.model.image.depth, c.model.text.vocab_size, c.model.text.eos_id = 1, 20, 1
   model = models.build(c.model)
-  params = jax.eval_shape(model.init, jax.random.key(0))
+  params = model.shapes
   with pytest.raises(ValueError, match="'naflex' has no patch_embeddings; those of siglax with a"):
     jax.eval_shape(model.patch_embeddings, params, np.zeros((1, 16, 16, 3), np.uint8))

@@ -36,9 +36,7 @@ TOKENS = np.array([[5, 6, 7, 1, 1, 1], [8, 1, 1, 1, 1, 1], [9, 10, 11, 12, 13, 1
 
 def count(c):
   c.model.text.eos_id = 1
-  return sum(
-    x.size for x in jax.tree.leaves(jax.eval_shape(models.build(c.model).init, jax.random.key(0)))
-  )
+  return sum(x.size for x in jax.tree.leaves(models.build(c.model).shapes))
 
 
 def test_siglip_b16_has_the_published_number_of_parameters():
@@ -46,6 +44,20 @@ def test_siglip_b16_has_the_published_number_of_parameters():
   c.image.size, c.model.image.variant, c.model.text.variant = 224, "B", "B"
   c.model.text.vocab_size, c.loss.bias_init = 32_000, -10.0
   assert count(c) == 203_155_970
+
+
+@pytest.mark.parametrize(
+  "fields",
+  [
+    {},
+    {"model.image.scan": False, "model.text.lora_rank": 2, "loss.relative_bias": True},
+    {"model.image.variant": "RN50", "model.image.width": 8, "loss.bias_init": None},
+  ],
+)
+def test_shapes_are_those_of_the_parameters(fields):
+  model, params = tiny(**fields)
+  shapes = jax.tree.map(lambda x: (x.shape, x.dtype), model.shapes)
+  assert shapes == jax.tree.map(lambda x: (x.shape, x.dtype), params)
 
 
 def jitter(params):

@@ -61,7 +61,7 @@ def randomized(model):
       1 + 0.3 * np.tanh(values) if path[-1].key in ("var", "scale") else np.float32(0.3) * values
     )
 
-  return jax.tree_util.tree_map_with_path(leaf, jax.eval_shape(model.init, jax.random.key(0)))
+  return jax.tree_util.tree_map_with_path(leaf, model.shapes)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def randomized(model):
 def test_sizes_are_those_of_open_clip(size, parameters, embed_dim):
   c = tiny(**{"model.image.variant": size, "model.image.width": None, "image.size": 224})
   model = models.build(c.model)
-  params = jax.eval_shape(model.init, jax.random.key(0))["image"]
+  params = model.shapes["image"]
   assert trainable_lib.count(params) == parameters and model.embed_dim == embed_dim
   # Or the second step is compiled anew
   assert not any(x.weak_type for x in jax.tree.leaves(params))
@@ -208,7 +208,7 @@ def test_flops_are_those_of_the_convolutions_and_the_pool():
       work += 2 * side**2 * features * 4 * width * (not block)
       features = 4 * width
   work += 2 * features**2 * (1 + 2 * 50) + 2 * 2 * 50 * features + 2 * features * 1024
-  params = jax.eval_shape(model.init, jax.random.key(0))
+  params = model.shapes
   assert (
     flops.count(model.embed_image, params, jax.ShapeDtypeStruct((1, 224, 224, 3), np.uint8)) == work
   )
@@ -332,7 +332,7 @@ def test_what_is_computed_again_holds_no_convolution_unless_all_is():
     c = tiny(**RN17)
     c.model.image.remat = remat
     model = models.build(c.model)
-    params = jax.eval_shape(model.init, jax.random.key(0))
+    params = model.shapes
     loss = lambda params: model.embed_image_in_training(params, IMAGES)[0].sum()
     work[remat] = flops.count(jax.grad(loss), params)
   forward = flops.count(model.embed_image, params, IMAGES)
@@ -349,7 +349,7 @@ def test_micro_batches_need_a_frozen_tower(tmp_path):
     run_lib.Run(tiny(**fields), tmp_path)
   c = tiny(**fields, **{"optim.lr_multipliers": "(('image/.*', None), ('.*', 1.0))"})
   model, mesh = models.build(c.model), mesh_lib.make()
-  params = jax.eval_shape(model.init, jax.random.key(0))
+  params = model.shapes
   function = step_lib.make_value_and_grad(c, model, mesh, trainable_lib.frozen_mask(c, params))
   with jax.set_mesh(mesh):
     (_, (_, running, _)), grads = jax.eval_shape(function, params, batch(), jnp.int32(0))
@@ -380,7 +380,7 @@ def test_what_a_resnet_has_no_place_for_is_named(fields, line):
 
 def test_patterns_pass_statistics_over():
   c = tiny()
-  params = jax.eval_shape(models.build(c.model).init, jax.random.key(0))
+  params = models.build(c.model).shapes
   c.optim.lr_multipliers = ((".*/norm/mean", 1.0), (".*", 1.0))
   with pytest.raises(
     ValueError,

@@ -107,7 +107,7 @@ def updates(mesh, count=2, **fields):
     config_lib.override(c, field, str(value))
   c = config_lib.resolve(c, TextProcessor())
   model = models.build(c.model)
-  params = jax.eval_shape(model.init, jax.random.key(0))
+  params = model.shapes
   tx, schedule = optim.make(c, params, 50)
   ema = c.train.ema is not None
   abstract = state_lib.abstract(model, tx, mesh, ema)
@@ -140,7 +140,7 @@ def test_micro_batched_memory_does_not_grow_with_the_batch():
     c.batch_size, c.train.microbatch, c.loss.impl = n, 16, "ring"
     c = config_lib.resolve(c, TextProcessor())
     model, mesh = models.build(c.model), one_device()
-    params = jax.eval_shape(model.init, jax.random.key(0))
+    params = model.shapes
     function = step_lib.make_value_and_grad(c, model, mesh, trainable_lib.frozen_mask(c, params))
     with jax.set_mesh(mesh):
       compiled = jax.jit(function).lower(params, batch(n), jnp.int32(0)).compile()
@@ -177,7 +177,7 @@ def test_siglip_b16_is_split_evenly():
     -10.0,
   )
   model = models.build(c.model)
-  tx, _ = optim.make(c, jax.eval_shape(model.init, jax.random.key(0)), 100)
+  tx, _ = optim.make(c, model.shapes, 100)
   leaves = jax.tree.leaves(state_lib.abstract(model, tx, mesh_lib.make(1, 8)))
   bytes_of = lambda shape, leaf: int(np.prod(shape)) * leaf.dtype.itemsize
   whole = sum(bytes_of(x.shape, x) for x in leaves)
@@ -266,7 +266,7 @@ def test_micro_batches_add_their_gradients_before_they_cross_the_network():
     c.batch_size, c.train.microbatch, c.loss.impl = 64, microbatch, "ring"
     c = config_lib.resolve(c, TextProcessor())
     model = models.build(c.model)
-    params = jax.eval_shape(model.init, jax.random.key(0))
+    params = model.shapes
     function = step_lib.make_value_and_grad(c, model, mesh, trainable_lib.frozen_mask(c, params))
     shardings = mesh_lib.replicated(mesh), mesh_lib.batch_sharding(mesh), None
     with jax.set_mesh(mesh):
@@ -289,7 +289,7 @@ def test_the_vocabulary_stays_where_it_is(monkeypatch):
     c, mesh = tiny.get_config(), mesh_lib.make(data, fsdp)
     c.train.microbatch, c.model.text.vocab_size, c.model.text.eos_id = microbatch, words, 1
     model = models.build(config_lib.resolve(c, TextProcessor()).model)
-    params = mesh_lib.abstract(mesh, jax.eval_shape(model.init, jax.random.key(0)))
+    params = mesh_lib.abstract(mesh, model.shapes)
     frozen = trainable_lib.frozen_mask(c, params)
     function = step_lib.make_value_and_grad(c, model, mesh, frozen)
     shardings = jax.tree.map(lambda x: x.sharding, params)

@@ -12,7 +12,6 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
 
 from siglax.devices import mesh as mesh_lib
 from siglax.evals import classification
@@ -48,6 +47,8 @@ class Logistic:
     self._found = {}
 
   def __call__(self, decay: float) -> Weights:
+    import scipy.optimize  # it takes long, and every training declares this task
+
     near = min(self._found, key=lambda other: abs(math.log(other / decay)), default=None)
     start = np.zeros(self._shape) if near is None else self._found[near]
     found = scipy.optimize.minimize(

@@ -51,15 +51,17 @@ class TwoTowers:
       name: functools.partial(self.declared[name].build, config[name], self.embed_dim)
       for name in towers
     }
-    self._graphdefs = {name: self._graphdef(name) for name in towers}
+    self._graphdefs, self._shapes = {}, {}
+    for name in towers:
+      self._graphdefs[name], self._shapes[name] = self._structure(name)
 
-  def _graphdef(self, name: str) -> nnx.GraphDef:
-    """The structure of a tower. ValueError for running statistics that it does not declare, or of
-    other names than the step and the optimizer know.
+  def _structure(self, name: str) -> tuple[nnx.GraphDef, dict]:
+    """A tower without its numbers, and their shapes. ValueError for running statistics that it does
+    not declare, or of other names than the step and the optimizer know.
     """
     module = nnx.eval_shape(lambda: self._builders[name](nnx.Rngs(0)))
     graphdef, state = nnx.split(module)
-    names = lambda state: set(paths.flatten(_rename(nnx.to_pure_dict(state), str)))
+    names = lambda state: set(paths.flatten(_pure(state)))
     statistics = names(nnx.state(module, nnx.BatchStat))
     named = {path for path in names(state) if is_statistic(f"/{path}")}
     if statistics != named or bool(named) > self.declared[name].has_batch_norm:
@@ -68,16 +70,28 @@ class TwoTowers:
         f"{sorted(statistics)[:2]} and parameters {sorted(named)[:2]}; has_batch_norm must tell of "
         'them, and each must be an nnx.BatchStat at ".../norm/mean" or ".../norm/var"'
       )
-    return graphdef
+    return graphdef, _pure(state)
+
+  @property
+  def shapes(self) -> dict:
+    """The parameters of `init` as jax.ShapeDtypeStruct."""
+    return jax.eval_shape(self._with_numbers, self._shapes)
 
   def init(self, key: jax.Array) -> dict:
     """Fresh float32 parameters, initialised as SigLIP's, a ResNet's as CLIP's; log_scale is t' =
     log(scale).
     """
-    params = {
-      name: _rename(nnx.to_pure_dict(nnx.state(build(nnx.Rngs(k)))), str)
-      for (name, build), k in zip(self._builders.items(), jax.random.split(key))
-    }
+    keys = jax.random.split(key)
+    return self._with_numbers(
+      {
+        name: _pure(nnx.state(build(nnx.Rngs(k))))
+        for (name, build), k in zip(self._builders.items(), keys)
+      }
+    )
+
+  def _with_numbers(self, towers: dict) -> dict:
+    """Parameters of towers, with scale and bias where both are there."""
+    params = dict(towers)
     if len(params) < len(TOWERS):
       return params
     params["log_scale"] = jnp.float32(math.log(self.config.scale_init))
@@ -123,7 +137,7 @@ class TwoTowers:
     tower = self._tower(params, "image")
     tower.train()
     z = transformer.unit(tower(self.normalize(images), keys))
-    return z, {"image": _rename(nnx.to_pure_dict(nnx.state(tower, nnx.BatchStat)), str)}
+    return z, {"image": _pure(nnx.state(tower, nnx.BatchStat))}
 
   def embed_text(self, params: dict, tokens: jax.Array, keys: jax.Array | None = None) -> jax.Array:
     """tokens int32 [N, L] → unit rows [N, d] in float32. Random keys [N] turn dropout on."""
@@ -232,6 +246,10 @@ def scale_and_bias(params: dict) -> tuple[jax.Array, jax.Array]:
   if "relative_bias" in params:
     return scale, -scale * params["relative_bias"]
   return scale, params.get("bias", jnp.float32(0))
+
+
+def _pure(state: nnx.State) -> dict:
+  return _rename(nnx.to_pure_dict(state), str)
 
 
 def _rename(tree: dict, rename) -> dict:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pathlib
 
-import jax
-
 from siglax import config as config_lib
 from siglax import models
 from siglax.data import text as text_lib
@@ -93,13 +91,11 @@ def read_params(folder, model, mesh, towers: tuple[str, ...] = models.TOWERS) ->
   missing = f"{bucket.shown(folder)} has no checkpoint; let siglax train save one"
   if not stored.Stored(folder).found():
     raise ValueError(missing)
-  config, shapes = read_config(folder), jax.eval_shape(model.init, jax.random.key(0))
+  config, shapes = read_config(folder), model.shapes
   wanted = {"params": shapes}
   # Frozen parameters have no average; the patterns are those of both towers.
   if config.train.ema is not None:
-    frozen = trainable_lib.frozen_mask(
-      config, jax.eval_shape(models.build(config.model).init, jax.random.key(0))
-    )
+    frozen = trainable_lib.frozen_mask(config, models.build(config.model).shapes)
     wanted["ema"], wanted["params"] = trainable_lib.split(
       shapes, {name: frozen[name] for name in shapes}
     )

@@ -75,7 +75,7 @@ def _of_run(origin, model, mesh, path) -> dict:
   """The parameters of a run folder's newest checkpoint."""
   there, towers = models.build(origin.config.model), origin.towers
   interop.check_same(there, model, towers, path)
-  wanted = mesh_lib.abstract(mesh, jax.eval_shape(model.init, jax.random.key(0)))
+  wanted = mesh_lib.abstract(mesh, model.shapes)
   read = models.stack_blocks(
     models.plain_params(read_params(origin.folder, there, mesh, towers)), model.config
   )

@@ -58,7 +58,7 @@ class Program:
     self.schedule_end = 0 if schedule.ends_at_zero else self.total_steps - cooldown
     self.mesh = mesh_lib.make(config.mesh.data, config.mesh.fsdp)
     self.model = models.build(config.model)
-    params = jax.eval_shape(self.model.init, jax.random.key(0))
+    params = self.model.shapes
     # The first steps, which leave the parameters as they are.
     self.hold_steps = durations["optim.hold"] or 0
     self.tx, self.schedule = optim.make(

@@ -56,8 +56,8 @@ def abstract(
   """The state's shapes and shardings on a mesh, without making it. rules: config.mesh.shard;
   frozen, remembered: as for `create`. The normalisers lie over all devices, whatever the rules.
   """
-  make = lambda key: create(model.init(key), tx, ema, frozen, remembered)
-  shapes = jax.eval_shape(make, jax.random.key(0))
+  make = lambda params: create(params, tx, ema, frozen, remembered)
+  shapes = jax.eval_shape(make, model.shapes)
   over_all = lambda x: jax.ShapeDtypeStruct(
     x.shape, x.dtype, sharding=mesh_lib.batch_sharding(mesh)
   )
