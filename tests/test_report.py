@@ -119,6 +119,21 @@ def test_differences_pair_seeds_and_examples(study):
   assert not any("difference" in m for s in baseline for m in s["metrics"].values())
 
 
+def test_a_setting_with_fields_of_its_own_is_compared(small):
+  """As the global loss, whose temperature the others do not have."""
+  told = json.loads((small / "study.json").read_text())
+  for run in told["runs"]:
+    if run["values"]["loss.name"] == "softmax":
+      run["values"]["loss.scale_init"] = 1 / 0.07
+  (small / "study.json").write_text(json.dumps(told))
+  c = compared(small, "loss.name=sigmoid")
+  sigmoid, softmax = c.settings
+  assert softmax.values["loss.scale_init"] == 1 / 0.07
+  assert c.baseline_of(softmax) is sigmoid and c.baseline_of(sigmoid) is None
+  assert c.difference(softmax, ACC).seeds == 3
+  assert (comparison.shown(1 / 0.07), comparison.shown(10.0)) == ("14.2857", "10.0")
+
+
 def test_losses_of_another_definition_are_not_compared(small):
   c = compared(small)
   assert c.statistic(c.settings[1], LOSS) is not None and c.difference(c.settings[1], LOSS) is None

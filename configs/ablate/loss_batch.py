@@ -22,7 +22,7 @@ def get_study(scale: str = "small", data: str = "shapes", **paths):
   if "global" in LOSSES:  # FastCLIP's v1 and v3
     settings += [
       {"loss.name": "global", "loss.temperature": kind, "loss.scale_init": start}
-      for kind, start in (("fixed", 1 / 0.03), ("learned", 1 / 0.07))
+      for kind, start in (("fixed", round(1 / 0.03, 2)), ("learned", round(1 / 0.07, 2)))
     ]
   sizes = (32, 128, 512, 2048) if scale == "small" else tuple(2**k for k in range(9, 17))
   return studies.Study(

@@ -117,13 +117,18 @@ class Comparison:
     return statistic([row["costs"].get(name) for row in setting.runs.values()])
 
   def baseline_of(self, setting: Setting) -> Setting | None:
-    """The setting that it is compared with; None for the baseline itself."""
+    """The setting that it is compared with; None for the baseline itself. Fields that no run of the
+    baseline sets, such as those of one loss alone, are not compared.
+    """
     if self.baseline is None:
       return None
-    wanted = _key(setting.values | self.baseline)
+    chosen = [s for s in self.settings if self.baseline.items() <= s.values.items()]
+    fields = {field for s in chosen for field in s.values}
+    of_setting = {f: v for f, v in setting.values.items() if f in fields}
+    wanted = _key(of_setting | self.baseline)
     if wanted == _key(setting.values):
       return None
-    return next((other for other in self.settings if _key(other.values) == wanted), None)
+    return next((other for other in chosen if _key(other.values) == wanted), None)
 
   def difference(self, setting: Setting, metric: str) -> Difference | None:
     """To the setting's baseline, by the runs with the same seed and, where each.npz tells of them,
@@ -225,7 +230,12 @@ def in_percent(metric: str) -> bool:
 
 
 def shown(value) -> str:
-  """A value of a field as a table shows it."""
+  """A value of a field as a table shows it: a number with six digits."""
+  return exact(float(f"{value:.6g}") if isinstance(value, float) else value)
+
+
+def exact(value) -> str:
+  """A value of a field, whole."""
   return value if isinstance(value, str) else json.dumps(value)
 
 

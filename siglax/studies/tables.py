@@ -157,7 +157,7 @@ def runs_csv(c: comparison_lib.Comparison) -> str:
   for row in c.found.rows:
     values = [row["values"].get(field) for field in fields]
     writer.writerow(
-      [row["name"], *(x if x is None else comparison_lib.shown(x) for x in values)]
+      [row["name"], *(x if x is None else comparison_lib.exact(x) for x in values)]
       + [row["seed"], row["status"], row["error"]]
       + [row["metrics"].get(m) for m in c.metrics]
       + [row["costs"].get(name) for name in COSTS]
