@@ -621,6 +621,10 @@ def test_settings_to_compare():
   for wrong in ("fsdp", "fsdp=", "fsdp=1,,4", "=1"):
     with pytest.raises(ValueError, match="must be NAME=VALUE,VALUE"):
       compare.settings([wrong])
+  with pytest.raises(ValueError, match="--compare: 'fsd' is unknown.*; did you mean 'fsdp'?"):
+    compare.settings(["fsd=1,4"])
+  with pytest.raises(ValueError, match="known are fields, such as mesh.fsdp, and fsdp,"):
+    compare.settings(["train.remat=full"])
 
 
 def test_compared_settings_are_sorted():
@@ -638,13 +642,16 @@ def test_compared_settings_are_sorted():
   rows = compare.compare(planned_as, compare.settings(["fsdp=1,2,4,8"]), "H100")
   assert [row["setting"] for row in rows] == ["fsdp=4", "fsdp=1", "fsdp=2", "fsdp=8"]
   assert rows[-1]["error"] == "no such mesh"
+  with pytest.raises(ValueError, match="--compare fsdp=8: no such mesh"):
+    compare.compare(planned_as, compare.settings(["fsdp=8"]), "H100")
 
 
 def test_compared_in_words(capsys):
   words = ["plan", "--config", TINY, "--devices", "8", "--chips", "h100"]
-  assert cli.main([*words, "--compare", "fsdp=1,3"]) == 0
+  assert cli.main([*words, "--compare", "fsdp=1,3", "--hours", "--price", "2"]) == 0
   title, first, last = capsys.readouterr().out.splitlines()
   assert title.endswith("on H100") and first.strip().startswith("fsdp=1  step ≥")
+  assert " h, " in first and "; cost " in first and "of 12 steps at MFU" in first
   assert "config.mesh.fsdp=3 does not divide the 8 devices" in last
 
 

@@ -196,7 +196,8 @@ def compared(rows: list[dict], chip: str) -> list[tuple[str, str]]:
       (
         row["setting"],
         f"step ≥ {_time(on['step_seconds'])} on {chip}, bound by {on['binds']}; "
-        f"{_fit_in_words(on)}; MFU at best {on['mfu_ceiling']:.0%}",
+        f"{_fit_in_words(on)}; MFU at best {on['mfu_ceiling']:.0%}"
+        + (f"; {_hours_in_words(row['hours'])}" if row["hours"] else ""),
       )
     )
   return found
