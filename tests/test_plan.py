@@ -359,6 +359,11 @@ def test_a_network_between_domains(report):
     "between"
   ] == pytest.approx(4)
   assert "2 domains of 8, 4 GB a step at 50 GB/s between" in table._domains_in_words(on)
+  assert on["binds"] == "network"
+  slow = plan._on_chip(many, chips.named("H100"), traffic, 1e9)
+  assert "step ≥ 4 s, bound by the network between domains (" in table._chip_in_words(
+    slow | {"other_loss_impl": None}
+  )
   on = plan._on_chip(many, chips.named("L4"), traffic, None)
   assert on["between"] is None and on["seconds"]["between"] == 0
   assert "give --between GB/s" in table._domains_in_words(on)
@@ -401,7 +406,7 @@ def test_published_figures():
 
 
 def test_the_table_of_chips(capsys):
-  assert cli.main(["plan", "--chips", "list"]) == 0
+  assert cli.main(["plan", "--chips", "List"]) == 0
   title, *lines = capsys.readouterr().out.splitlines()
   assert [line.split()[0] for line in lines] == list(chips.NAMED)
   assert "32 GB at 1200 GB/s; links 300 GB/s among 4,096" in lines[2]

@@ -47,7 +47,7 @@ def _add_arguments(parser):
 
 
 def _run(arguments):
-  if arguments.chips == LIST:
+  if arguments.chips and arguments.chips.lower() == LIST:
     _print_chips(arguments.json)
     return
   _check(arguments)
@@ -86,7 +86,7 @@ def _chips(words: str | None) -> list[str]:
 
   if words is None:
     return list(chips.USUAL)
-  return list(chips.NAMED) if words == ALL else words.split(",")
+  return list(chips.NAMED) if words.lower() == ALL else words.split(",")
 
 
 def _plan(arguments, names: list[str], fields: dict[str, str]) -> dict:

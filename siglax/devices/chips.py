@@ -3,10 +3,11 @@ plan`.
 
 Per JAX device, which is a chip, except that of TPU v2, v3 and 7x it is half of one. FLOP/s are
 dense bf16 (V100 and T4 have none: their fp16 tensor cores); figures published with 2:4 sparsity are
-halved. GB are 10⁹ bytes; memory is taken as if the makers' GB were these, though Google writes GiB
-for the same numbers and a GPU of 80 GB has nearly 80 GiB: 7% less than there is, a little more than
-what the runtime of a TPU keeps for itself (1.25 of 32 GiB on a v4). Links are counted one way, over all links of a chip: ICI of TPUs, NVLink
-of GPUs, PCIe of GPUs that have none; published figures for both ways are halved.
+halved. GB are 10⁹ bytes. Memory is as many of them as its maker writes, though Google's are GiB,
+and 80 GB of an A100 are 80 GiB: up to 7% less than there is, a little more than what the runtime of
+a TPU keeps for itself (1.25 of 32 GiB on a v4).
+Links are counted one way, over all links of a chip: ICI of TPUs, NVLink of GPUs, PCIe of GPUs that
+have none; published figures for both ways are halved.
 
 A domain is the set of devices that these links join: a TPU pod, the GPUs of a machine, or of a
 rack. Between domains the network is slower: figures are for one device, one way, of Google's pages
@@ -92,7 +93,7 @@ TABLE = (
   _tpu(r"TPU v5 ?(lite|e)", 197, "v5e", 16, 819, 200, 256, 3.125),
   # v5p: 95 GB, 2765 GBps; bidirectional ICI 1200 GBps; DCN 50 Gbps a chip; pod of 8960
   _tpu(r"TPU v5p?$", 459, "v5p", 95, 2765, 600, 8960, 6.25),
-  # tpu7x, beside it v6e: 32 GB, 1638 GBps; v6e: bidirectional ICI 800 GBps; 25.6 Tbps between pods, of 256
+  # v6e: 32 GB; bidirectional ICI 800 GBps; 25.6 Tbps between pods, of 256; tpu7x has its 1638 GBps
   _tpu(r"TPU v6 ?(lite|e)", 918, "v6e", 32, 1638, 400, 256, 12.5),
   # tpu7x, of which a device is half a chip: 2307; 192 GB, 7380 GBps; bidirectional ICI 1200 GBps;
   # DCN 100 Gbps; pod of 9216 chips
