@@ -424,6 +424,10 @@ def test_what_jax_may_use(monkeypatch):
     monkeypatch.setenv(memory.VARIABLE, wrong)
     with pytest.raises(ValueError, match="must be a share of a GPU's memory"):
       memory.usable(h100)
+  config = tiny.get_config()
+  monkeypatch.setattr(plan, "_measure", None)  # it is refused before
+  with pytest.raises(ValueError, match="must be a share of a GPU's memory"):
+    plan.plan(config, 8, ["v4", "H100"])
 
 
 WIDENED = """HloModule m, is_scheduled=true
@@ -693,6 +697,7 @@ def test_data_and_tokenizer_need_not_be_there(capsys):
     (("--devices", "0"), "--devices 0 must be at least 1"),
     (("--devices", "16"), "--devices 16, but jax has 8"),
     ((), "--devices is missing"),
+    (("--devices", "8", "--chips", "v4,P100", "--compare", "fsdp=1"), "--chips: 'P100' is unknown"),
     (("--devices", "8", "--mfu", "40"), "--mfu 40 must be a share of the peak"),
     (("--devices", "8", "--price", "0"), "--price 0 must be above 0"),
     (("--devices", "8", "--between", "-1"), "--between -1 must be above 0"),

@@ -113,7 +113,7 @@ def _compare(arguments):
   from siglax.devices import chips
   from siglax.devices import streams
 
-  chip = chips.named(_chips(arguments.chips)[0]).name
+  chip, *_ = (chips.named(name).name for name in _chips(arguments.chips))
   chosen = compare.settings(arguments.compare)
   rows = compare.compare(lambda fields: _plan(arguments, [chip], fields), chosen, chip)
   if arguments.json:
