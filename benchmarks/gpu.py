@@ -72,15 +72,20 @@ def main():
   parts = options.only.split(",")
   if unknown := [part for part in parts if part not in PARTS]:
     parser.error(f"--only {unknown[0]} is unknown; known are {', '.join(PARTS)}")
+  for name, least in (("repeat", 1), ("budget", 0)):
+    if not (number := getattr(options, name)) >= least:
+      parser.error(f"--{name} {number} must be at least {least}")
+  if options.json and not options.json.parent.is_dir():  # told before the minutes of work
+    parser.error(f"--json {options.json}: there is no folder {options.json.parent}")
   found = {"machine": machine(), "tiny": options.tiny, "rows": []}
   print("\n".join(f"- {name}: {value}" for name, value in found["machine"].items()), flush=True)
   for part in parts:
     rows = [{"part": part} | row for name in PARTS[part] for row in rows_of(name, options)]
     print(f"\n## {part}\n\n{table(rows)}", flush=True)
     found["rows"] += rows
+  print("\n" + json.dumps(found), flush=True)
   if options.json:
     options.json.write_text(json.dumps(found))
-  print("\n" + json.dumps(found))
 
 
 def rows_of(process: str, options) -> list[dict]:

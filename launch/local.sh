@@ -14,6 +14,10 @@ shift
 # shellcheck source=launch/env.sh
 source "$(dirname "$0")/env.sh"
 devices=${DEVICES:-1}
+if ! [[ $devices =~ ^[1-9][0-9]*$ ]]; then
+  echo "DEVICES=$devices must be a number of devices of each process" >&2
+  exit 1
+fi
 
 pids=()
 for ((i = 0; i < processes; i++)); do

@@ -27,12 +27,18 @@ def main():
   parser.add_argument("--gpus", type=int, default=0, help="of each host; 0 trains on CPUs")
   parser.add_argument("--restarts", type=int, default=10, help="after failures; each resumes")
   given, words = parser.parse_known_args()
+  for name, least in (("hosts", 1), ("gpus", 0), ("restarts", 0)):
+    if (number := getattr(given, name)) < least:
+      parser.error(f"{name}={number} must be at least {least}")
   if problem := wrong_workdir(words):
     parser.error(problem)
   os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # workers stay where the files of the repository are
-  import ray
-  from ray import train
-  from ray.train.v2.api import data_parallel_trainer
+  try:
+    import ray
+    from ray import train
+    from ray.train.v2.api import data_parallel_trainer
+  except ImportError as e:
+    parser.error(f"{e}; pip install 'ray[train]'")
 
   sent = {"working_dir": str(ROOT), "excludes": [".git", "docs", "runs", "studies"]}
   ray.init(runtime_env=sent | {"env_vars": {"SIGLAX": os.environ.get("SIGLAX", "siglax")}})

@@ -12,7 +12,8 @@ read -ra xpk <<< "${XPK:-xpk}"
 read -ra more <<< "${XPK_FLAGS:-}"
 
 of_cluster() {  # of_cluster SUBCOMMAND FLAGS
-  "${xpk[@]}" workload "$1" --cluster "$CLUSTER" --project "$PROJECT" --zone "$ZONE" "${@:2}" "${more[@]}"
+  "${xpk[@]}" workload "$1" --cluster "$CLUSTER" --project "$PROJECT" --zone "$ZONE" "${@:2}" \
+    ${more[@]+"${more[@]}"}  # in bash 3.2, of macOS, an empty array is an unbound variable
 }
 
 case ${1:-} in

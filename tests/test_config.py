@@ -52,6 +52,20 @@ def test_overrides_are_typed_and_reach_into_specs():
   assert c.model.image.image_size == 24
 
 
+def test_none_is_a_word_where_a_field_takes_no_none():
+  c = valid()
+  for field, text in (
+    ("train.remat.image", "full"),
+    ("train.remat.image", "none"),
+    ("loss.name", "none"),
+    ("checkpoint.keep_best", "none"),
+    ("train.microbatch", "None"),
+  ):
+    config_lib.override(c, field, text)
+  assert c.train.remat.image == c.model.image.remat == c.loss.name == "none"
+  assert c.checkpoint.keep_best is c.train.microbatch is None
+
+
 @pytest.mark.parametrize(
   "field, text, message",
   [

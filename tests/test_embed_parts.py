@@ -21,6 +21,7 @@ from test_interop_export import folder  # noqa: F401, the SigLIP folder with a t
 import siglax
 from siglax.commands import cli
 from siglax.data import embedding_files
+from siglax.data import parts as parts_lib
 from siglax.data import prepared
 from siglax.data.sources import open_source
 from siglax.data.sources import parse_spec
@@ -132,6 +133,23 @@ def test_killed_and_started_again_the_bytes_are_the_same(folder, whole, killed, 
   assert [p.name for p in tmp_path.iterdir()] == [out.name]
   assert out.read_bytes() == whole.read_bytes()
   refused(f"--out {out} exists; give a path", capsys, words(folder, out, "--texts"))
+
+
+def test_the_file_of_another_that_ran_at_the_same_time_stays(
+  folder, whole, tmp_path, monkeypatch, capsys
+):
+  """The other one ends, and removes the parts, while this one joins them."""
+  out, local = tmp_path / "x.array_record", parts_lib.Parts.local
+
+  def after_the_other(self, number):
+    shutil.rmtree(self.folder, ignore_errors=True)
+    shutil.copy(whole, out)
+    return local(self, number)
+
+  monkeypatch.setattr(parts_lib.Parts, "local", after_the_other)
+  refused("another siglax embed has written it", capsys, words(folder, out, "--texts"))
+  assert [p.name for p in tmp_path.iterdir()] == [out.name]
+  assert out.read_bytes() == whole.read_bytes()
 
 
 def test_another_tower_data_or_flag_is_no_resume(folder, killed, tmp_path, capsys):

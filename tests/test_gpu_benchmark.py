@@ -79,11 +79,18 @@ def test_a_cell_that_fails_is_a_note():
   ]
 
 
-def test_an_unknown_part_is_refused():
+@pytest.mark.parametrize(
+  "words, message",
+  [
+    (("--only", "mfu,lost"), "--only lost is unknown; known are mfu, loss, loader, batch, exports"),
+    (("--repeat", "0"), "--repeat 0 must be at least 1"),
+    (("--budget", "nan"), "--budget nan must be at least 0"),
+    (("--json", "/no/such/gpu.json"), "--json /no/such/gpu.json: there is no folder /no/such"),
+  ],
+)
+def test_wrong_words_are_refused_before_the_work(words, message):
   done = subprocess.run(
-    [sys.executable, ROOT / "benchmarks/gpu.py", "--only", "mfu,lost"],
-    capture_output=True,
-    text=True,
+    [sys.executable, ROOT / "benchmarks/gpu.py", *words], capture_output=True, text=True
   )
   assert done.returncode == 2
-  assert "--only lost is unknown; known are mfu, loss, loader, batch, exports" in done.stderr
+  assert message in done.stderr

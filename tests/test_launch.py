@@ -77,6 +77,20 @@ def test_local_numbers_the_processes_and_returns_the_code_that_failed(tmp_path):
     )
 
 
+@pytest.mark.parametrize("name, given", [("N", "0"), ("DEVICES", "two")])
+def test_local_takes_numbers(name, given):
+  number = given if name == "N" else "1"
+  done = subprocess.run(
+    ["launch/local.sh", number, "--config", "x.py"],
+    cwd=ROOT,
+    env={**os.environ, "SIGLAX": "true", "SIGLAX_PLATFORM": "cpu", "DEVICES": "1"} | {name: given},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 1
+  assert done.stderr.startswith(f"{name}={given} must be a number") and done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("code", [0, 5])
 def test_local_stops_all_and_waits(tmp_path, code):
   process = start(tmp_path, ["launch/local.sh", "2", "wait"], CODE1=str(code))
@@ -219,13 +233,24 @@ def test_an_evicted_pod_of_xpk_does_not_count_as_finished(tmp_path, told, code, 
   assert process.wait(30) == expected
 
 
-def test_ray_refuses_a_folder_that_hosts_cannot_share():
-  for words in ([], ["--workdir", "runs/x"]):
-    done = subprocess.run(
-      [sys.executable, "launch/ray_train.py", "2", "--config", "x.py", *words],
-      cwd=ROOT,
-      capture_output=True,
-      text=True,
-    )
-    assert done.returncode == 2
-    assert "must be a URL or an absolute path" in done.stderr.splitlines()[-1]
+@pytest.mark.parametrize(
+  "words, message",
+  [
+    (["2"], "--workdir None must be a URL or an absolute path"),
+    (["2", "--workdir", "runs/x"], "--workdir runs/x must be a URL or an absolute path"),
+    (["0", "--workdir", "/runs/x"], "hosts=0 must be at least 1"),
+    (["1", "--gpus", "-1", "--workdir", "/runs/x"], "gpus=-1 must be at least 0"),
+    (["1", "--workdir", "/runs/x"], "No module named 'ray'; pip install 'ray[train]'"),
+  ],
+)
+def test_ray_refuses_in_one_line(words, message):
+  """-S: without site-packages, where Ray would be."""
+  done = subprocess.run(
+    [sys.executable, "-S", "launch/ray_train.py", *words, "--config", "x.py"],
+    cwd=ROOT,
+    env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 2
+  assert message in done.stderr.splitlines()[-1]

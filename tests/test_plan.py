@@ -359,6 +359,11 @@ def test_a_network_between_domains(report):
     "between"
   ] == pytest.approx(4)
   assert "2 domains of 8, 4 GB a step at 50 GB/s between" in table._domains_in_words(on)
+  assert on["binds"] == "network"
+  slow = plan._on_chip(many, chips.named("H100"), traffic, 1e9)
+  assert "step ≥ 4 s, bound by the network between domains (" in table._chip_in_words(
+    slow | {"other_loss_impl": None}
+  )
   on = plan._on_chip(many, chips.named("L4"), traffic, None)
   assert on["between"] is None and on["seconds"]["between"] == 0
   assert "give --between GB/s" in table._domains_in_words(on)
@@ -401,7 +406,7 @@ def test_published_figures():
 
 
 def test_the_table_of_chips(capsys):
-  assert cli.main(["plan", "--chips", "list"]) == 0
+  assert cli.main(["plan", "--chips", "List"]) == 0
   title, *lines = capsys.readouterr().out.splitlines()
   assert [line.split()[0] for line in lines] == list(chips.NAMED)
   assert "32 GB at 1200 GB/s; links 300 GB/s among 4,096" in lines[2]
@@ -419,6 +424,10 @@ def test_what_jax_may_use(monkeypatch):
     monkeypatch.setenv(memory.VARIABLE, wrong)
     with pytest.raises(ValueError, match="must be a share of a GPU's memory"):
       memory.usable(h100)
+  config = tiny.get_config()
+  monkeypatch.setattr(plan, "_measure", None)  # it is refused before
+  with pytest.raises(ValueError, match="must be a share of a GPU's memory"):
+    plan.plan(config, 8, ["v4", "H100"])
 
 
 WIDENED = """HloModule m, is_scheduled=true
@@ -621,6 +630,10 @@ def test_settings_to_compare():
   for wrong in ("fsdp", "fsdp=", "fsdp=1,,4", "=1"):
     with pytest.raises(ValueError, match="must be NAME=VALUE,VALUE"):
       compare.settings([wrong])
+  with pytest.raises(ValueError, match="--compare: 'fsd' is unknown.*; did you mean 'fsdp'?"):
+    compare.settings(["fsd=1,4"])
+  with pytest.raises(ValueError, match="known are fields, such as mesh.fsdp, and fsdp,"):
+    compare.settings(["train.remat=full"])
 
 
 def test_compared_settings_are_sorted():
@@ -638,13 +651,16 @@ def test_compared_settings_are_sorted():
   rows = compare.compare(planned_as, compare.settings(["fsdp=1,2,4,8"]), "H100")
   assert [row["setting"] for row in rows] == ["fsdp=4", "fsdp=1", "fsdp=2", "fsdp=8"]
   assert rows[-1]["error"] == "no such mesh"
+  with pytest.raises(ValueError, match="--compare fsdp=8: no such mesh"):
+    compare.compare(planned_as, compare.settings(["fsdp=8"]), "H100")
 
 
 def test_compared_in_words(capsys):
   words = ["plan", "--config", TINY, "--devices", "8", "--chips", "h100"]
-  assert cli.main([*words, "--compare", "fsdp=1,3"]) == 0
+  assert cli.main([*words, "--compare", "fsdp=1,3", "--hours", "--price", "2"]) == 0
   title, first, last = capsys.readouterr().out.splitlines()
   assert title.endswith("on H100") and first.strip().startswith("fsdp=1  step ≥")
+  assert " h, " in first and "; cost " in first and "of 12 steps at MFU" in first
   assert "config.mesh.fsdp=3 does not divide the 8 devices" in last
 
 
@@ -681,6 +697,7 @@ def test_data_and_tokenizer_need_not_be_there(capsys):
     (("--devices", "0"), "--devices 0 must be at least 1"),
     (("--devices", "16"), "--devices 16, but jax has 8"),
     ((), "--devices is missing"),
+    (("--devices", "8", "--chips", "v4,P100", "--compare", "fsdp=1"), "--chips: 'P100' is unknown"),
     (("--devices", "8", "--mfu", "40"), "--mfu 40 must be a share of the peak"),
     (("--devices", "8", "--price", "0"), "--price 0 must be above 0"),
     (("--devices", "8", "--between", "-1"), "--between -1 must be above 0"),

@@ -47,7 +47,7 @@ def _add_arguments(parser):
 
 
 def _run(arguments):
-  if arguments.chips == LIST:
+  if arguments.chips and arguments.chips.lower() == LIST:
     _print_chips(arguments.json)
     return
   _check(arguments)
@@ -86,7 +86,7 @@ def _chips(words: str | None) -> list[str]:
 
   if words is None:
     return list(chips.USUAL)
-  return list(chips.NAMED) if words == ALL else words.split(",")
+  return list(chips.NAMED) if words.lower() == ALL else words.split(",")
 
 
 def _plan(arguments, names: list[str], fields: dict[str, str]) -> dict:
@@ -113,7 +113,7 @@ def _compare(arguments):
   from siglax.devices import chips
   from siglax.devices import streams
 
-  chip = chips.named(_chips(arguments.chips)[0]).name
+  chip, *_ = (chips.named(name).name for name in _chips(arguments.chips))
   chosen = compare.settings(arguments.compare)
   rows = compare.compare(lambda fields: _plan(arguments, [chip], fields), chosen, chip)
   if arguments.json:

@@ -93,7 +93,10 @@ def made_by(path: str, function: str, kind: type) -> Any:
 
 
 def override(config: ConfigDict, field: str, text: str):
-  """Sets a field from its text on the command line; of a duration, the other units are cleared."""
+  """Sets a field from its text on the command line; of a duration, the other units are cleared.
+
+  "none" is None, but for a field that takes no None: there it is a word, as of train.remat.
+  """
   for name in DURATIONS:
     if field in [f"{name}_{k}" for k in UNITS]:
       set_duration(config, name, **{field.rpartition("_")[2]: parse(text)})
@@ -101,7 +104,10 @@ def override(config: ConfigDict, field: str, text: str):
   old, (head, _, key) = get(config, field, default=None), field.rpartition(".")
   parent = get(config, head, default=None) if head else config
   kind = parent.get_type(key) if isinstance(parent, ConfigDict) and key in parent else type(old)
-  _set(config, field, text if kind is str and text.lower() != "none" else parse(text))
+  declared = fields.all_fields().get(field)
+  may_be_none = declared is None or declared.optional
+  is_text = kind is str and not (may_be_none and text.lower() == "none")
+  _set(config, field, text if is_text else parse(text))
 
 
 def to_json(config: ConfigDict) -> str:

@@ -25,7 +25,7 @@ def usable(chip: chips_lib.Chip) -> tuple[float, str]:
   no share.
   """
   if chip.is_tpu:
-    return 1.0, "all but what the runtime keeps"
+    return 1.0, "the chip has GiB, and its runtime keeps the difference"
   given = os.environ.get(VARIABLE)
   if not given:
     return GPU_SHARE, f"its default; {VARIABLE} sets another"

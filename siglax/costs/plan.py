@@ -69,10 +69,13 @@ def plan(
   config: as of `config.load`. Call in a process whose JAX has scaled.needed(devices) (virtual)
   devices. chips: names of chips.NAMED. examples: of the data, which are then not opened. between:
   bytes/s, one way, of a device between domains, in place of the table's. Raises ValueError in one
-  line for a config that does not fit the devices, an unknown chip, durations in epochs of data that
-  are not there, and a tokenizer that is not there while config.model.text.vocab_size is None.
+  line for a config that does not fit the devices, an unknown chip, a share of GPU memory that is
+  none, durations in epochs of data that are not there, and a tokenizer that is not there while
+  config.model.text.vocab_size is None.
   """
   chips = [chips_lib.named(name) for name in chips]
+  for chip in chips:
+    memory_lib.usable(chip)  # a wrong share is refused before anything compiles
   if devices < 1:
     raise ValueError(f"--devices {devices} must be at least 1")
   checks.validate(config, devices)

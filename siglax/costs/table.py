@@ -122,10 +122,14 @@ def _chip_in_words(chip) -> str:
     else ""
   )
   return (
-    f"{_fit_in_words(chip)}; step ≥ {_time(chip['step_seconds'])}, bound by {chip['binds']} "
-    f"({times}){_domains_in_words(chip)}; at best, which no run reaches, MFU "
-    f"{chip['mfu_ceiling']:.0%}{other}"
+    f"{_fit_in_words(chip)}; {_step_in_words(chip)} ({times}){_domains_in_words(chip)}; at best, "
+    f"which no run reaches, MFU {chip['mfu_ceiling']:.0%}{other}"
   )
+
+
+def _step_in_words(chip, of="") -> str:
+  binds = {"between": "the network between domains"}.get(chip["binds"], chip["binds"])
+  return f"step ≥ {_time(chip['step_seconds'])}{of}, bound by {binds}"
 
 
 def _fit_in_words(chip) -> str:
@@ -195,8 +199,8 @@ def compared(rows: list[dict], chip: str) -> list[tuple[str, str]]:
     found.append(
       (
         row["setting"],
-        f"step ≥ {_time(on['step_seconds'])} on {chip}, bound by {on['binds']}; "
-        f"{_fit_in_words(on)}; MFU at best {on['mfu_ceiling']:.0%}",
+        f"{_step_in_words(on, f' on {chip}')}; {_fit_in_words(on)}; MFU at best "
+        f"{on['mfu_ceiling']:.0%}" + (f"; {_hours_in_words(row['hours'])}" if row["hours"] else ""),
       )
     )
   return found

@@ -3,8 +3,11 @@ plan`.
 
 Per JAX device, which is a chip, except that of TPU v2, v3 and 7x it is half of one. FLOP/s are
 dense bf16 (V100 and T4 have none: their fp16 tensor cores); figures published with 2:4 sparsity are
-halved. GB are 10⁹ bytes. Links are counted one way, over all links of a chip: ICI of TPUs, NVLink
-of GPUs, PCIe of GPUs that have none; published figures for both ways are halved.
+halved. GB are 10⁹ bytes. Memory is as many of them as its maker writes, though Google's are GiB,
+and 80 GB of an A100 are 80 GiB: up to 7% less than there is, a little more than what the runtime of
+a TPU keeps for itself (1.25 of 32 GiB on a v4).
+Links are counted one way, over all links of a chip: ICI of TPUs, NVLink of GPUs, PCIe of GPUs that
+have none; published figures for both ways are halved.
 
 A domain is the set of devices that these links join: a TPU pod, the GPUs of a machine, or of a
 rack. Between domains the network is slower: figures are for one device, one way, of Google's pages
@@ -77,22 +80,24 @@ def _gpu(
 # (0: not published); of a GPU TF32 and FP32 TFLOP/s too.
 TABLE = (
   # v2 and v3, of which a device is half a chip: 45 and 123; 16 and 32 GB, 700 and 900 GBps; four
-  # links of 496 and 656 Gbps (Norrie et al., IEEE Micro 41(2), 2021); pods of 256 and 1024 chips
+  # links of 496 and 656 Gbps (Norrie et al., IEEE Micro 41(2), 2021; v3: 340 TB/s of all-reduce for
+  # 1024 chips are 332 GB/s each); pods of 256 and 1024 chips
   _tpu(r"TPU v2", 22.5, "v2", 8, 350, 124, 512, 0),
   _tpu(r"TPU v3", 61.5, "v3", 16, 450, 164, 2048, 0),
   # Jouppi et al., Ten Lessons From Three Generations, ISCA 2021: TPU v4i
   _chip(r"TPU v4 lite", 138),
-  # v4: 32 GB, 1200 GBps; six links of 50 GBps (Jouppi et al., ISCA 2023); pod of 4096
+  # v4: 32 GB, 1200 GBps; six links of 50 GBps (Jouppi et al., ISCA 2023; by v4's 1.1 PB/s of
+  # all-reduce a pod it is 269 GB/s a chip that are used); pod of 4096
   _tpu(r"TPU v4", 275, "v4", 32, 1200, 300, 4096, 0),
   # v5e: 16 GB, 819 GBps; bidirectional ICI 400 GBps; 6.4 Tbps between pods, of 256
   _tpu(r"TPU v5 ?(lite|e)", 197, "v5e", 16, 819, 200, 256, 3.125),
   # v5p: 95 GB, 2765 GBps; bidirectional ICI 1200 GBps; DCN 50 Gbps a chip; pod of 8960
   _tpu(r"TPU v5p?$", 459, "v5p", 95, 2765, 600, 8960, 6.25),
-  # v6e: 32 GB, 1600 GBps; bidirectional ICI 800 GBps; 25.6 Tbps between pods, of 256
-  _tpu(r"TPU v6 ?(lite|e)", 918, "v6e", 32, 1600, 400, 256, 12.5),
+  # v6e: 32 GB; bidirectional ICI 800 GBps; 25.6 Tbps between pods, of 256; tpu7x has its 1638 GBps
+  _tpu(r"TPU v6 ?(lite|e)", 918, "v6e", 32, 1638, 400, 256, 12.5),
   # tpu7x, of which a device is half a chip: 2307; 192 GB, 7380 GBps; bidirectional ICI 1200 GBps;
-  # pod of 9216 chips
-  _tpu(r"TPU ?7x", 1153.5, "tpu7x", 96, 3690, 300, 18432, 0),
+  # DCN 100 Gbps; pod of 9216 chips
+  _tpu(r"TPU ?7x", 1153.5, "tpu7x", 96, 3690, 300, 18432, 6.25),
   # A100: SXM, 2,039 GB/s (80 GB), 1,555 GB/s (40 GB); NVLink 600 GB/s; DGX A100: 200 Gb/s a GPU
   _gpu(r"\bA100.*80GB", 312, "A100-80", 80, 2039, 300, 8, 25, 156, 19.5),
   _gpu(r"\bA100.*40GB", 312, "A100-40", 40, 1555, 300, 8, 25, 156, 19.5),

@@ -113,11 +113,16 @@ def _stopped(parts: parts_lib.Parts, out: str, count: int):
   try:
     yield
   except BaseException as e:
-    stay = False
+    stay = ended = False
     with contextlib.suppress(OSError):
       stay = jax.process_count() > 1 or any(parts.records(range(count)))
+      ended = parts.read(ABOUT) is None and uploads.exists(out)
       if not stay:
         parts.remove()
+    if ended and isinstance(e, Exception):  # whatever a part that is gone makes a library raise
+      raise ValueError(
+        f"--out {out}: another siglax embed has written it meanwhile, and removed {parts.folder}"
+      ) from e
     if isinstance(e, storage.Unreachable) or not isinstance(e, (OSError, pa.ArrowException)):
       raise
     going_on = f"; the parts in {parts.folder} stay, and the same command goes on" if stay else ""
