@@ -17,6 +17,8 @@ from siglax import config as config_lib
 from siglax import losses
 from siglax.costs import collectives
 from siglax.costs import hlo
+from siglax.costs import plan
+from siglax.costs import table
 from siglax.data.text import TextProcessor
 from siglax.devices import mesh as mesh_lib
 from siglax.devices import paths
@@ -222,7 +224,7 @@ def one_slice(batches):
   return train(batches)
 
 
-@pytest.mark.parametrize("fsdp", [1, 2])
+@pytest.mark.parametrize("fsdp", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_twenty_steps_of_two_slices_are_those_of_one(batches, one_slice, fsdp, monkeypatch):
   """Losses and parameters, which lie in shards over fsdp. Not the biases of keys: attention does
   not depend on them, so that their gradient, and Adam's step, is rounding alone.
@@ -234,6 +236,25 @@ def test_twenty_steps_of_two_slices_are_those_of_one(batches, one_slice, fsdp, m
   for name in want:
     if not name.endswith("attention/key/bias"):
       np.testing.assert_allclose(got[name], want[name], rtol=0, atol=1e-6, err_msg=name)
+
+
+def test_a_plan_tells_what_crosses():
+  """By hand: a slice of 4 devices shares what it has to exchange of the gradients' sum, n bytes:
+  2·n·(1 − 1/2) / 4 a device. On the ring b texts, their gradients and weights cross once.
+  """
+  c = tiny.get_config()
+  c.loss.impl, c.mesh.slices, c.eval.tasks = "ring", 2, ()
+  report = plan.plan(c, D, ("H100",))
+  slices, chip = report["slices"], report["chips"]["H100"]
+  b, width = c.batch_size // D, report["embed_dim"]
+  assert (slices["count"], slices["devices"]) == (2, 4)
+  assert slices["sent"]["collective-permute"] == b * (2 * width + 1) * 4
+  summed = report["collectives"]["all-reduce"]["payload"]
+  assert slices["sent"]["all-reduce"] == pytest.approx(summed / 4)
+  assert (chip["domain"], chip["domains"]) == (4, 2)
+  assert chip["crossing_bytes"] == pytest.approx(sum(slices["sent"].values()))
+  words = dict(table._rows(report))["between slices"]
+  assert words.startswith("2 slices of 4 devices; a device sends ") and "in all-reduce" in words
 
 
 def test_each_slice_is_a_block_of_the_mesh():

@@ -45,7 +45,8 @@ def make(data: int | str = "rest", fsdp: int = 1, slices: int | str = "auto") ->
   if count == 1:
     return jax.make_mesh((data, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
   place = lambda device: (_slice_index(device), device.process_index, device.id)
-  parts = np.array(sorted(jax.devices(), key=place), object).reshape(count, -1)
+  devices = sorted(jax.devices(), key=place)[: data * fsdp]
+  parts = np.array(devices, object).reshape(count, -1)
   grids = [mesh_utils.create_device_mesh((data // count, fsdp), list(part)) for part in parts]
   return jax.sharding.Mesh(np.concatenate(grids), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
 

@@ -114,6 +114,33 @@ def _loop(count, body, carry):
   return body(0, carry) if count == 1 else lax.fori_loop(0, count, body, carry)
 
 
+def _relay(send, visit, merge, texts, first, last, row_state, before, spare=True):
+  """Visits texts that have made `first` hops, and those that arrive with each hop until the `last`;
+  returns row_state, and the state of the last texts, which follows them one hop behind.
+
+  visit(texts, hops, row_state, before) → (row_state, state). send: a hop. before: the state of what
+  was visited before. spare: whether the texts may make a hop more at the end, which nothing needs
+  and which keeps the last visit in the loop.
+  """
+
+  def hop(hops, carry):
+    texts, sent, row_state = carry
+    coming, arrived = send(texts), send(sent)
+    row_state, state = visit(texts, hops, row_state)
+    return coming, merge(arrived, state), row_state
+
+  coming = send(texts) if last > first else texts
+  row_state, state = visit(texts, first, row_state, before)
+  stop = last + 1 if spare else last
+  if stop > first + 1:
+    coming, state, row_state = lax.fori_loop(first + 1, stop, hop, (coming, state, row_state))
+  if last > first and not spare:
+    arrived = send(state)
+    row_state, new = visit(coming, last, row_state, state)
+    state = merge(arrived, new)
+  return row_state, state
+
+
 class Ring:
   """Texts go round the devices of one or several mesh axes, flattened; per device.
 
@@ -167,20 +194,10 @@ class Ring:
       """Meets texts that have made `first` hops in this slice, and on, until after the `last`, when
       their state is where they are.
       """
+      visit = lambda texts, hops, *states: meet(texts, crossed, hops, *states)
+      return _relay(self.pass_on, visit, merge, texts, first, last, row_state, before)
 
-      def hop(hops, carry):
-        texts, sent, row_state = carry
-        coming, arrived = self.pass_on(texts), self.pass_on(sent)
-        row_state, part = meet(texts, crossed, hops, row_state)
-        return coming, merge(arrived, part), row_state
-
-      coming = self.pass_on(texts) if last > first else texts
-      row_state, part = meet(texts, crossed, first, row_state, before)
-      if last > first:
-        _, part, row_state = lax.fori_loop(first + 1, last + 1, hop, (coming, part, row_state))
-      return row_state, part
-
-    def go_round(texts, crossed, row_state, before):
+    def go_round(texts, crossed, row_state, before=None):
       row_state, part = go_on(texts, crossed, 0, self.places - 1, row_state, before)
       return row_state, self.pass_on(part)
 
@@ -191,7 +208,10 @@ class Ring:
       row_state, part = go_on(self.pass_on(cols), 0, 1, half, row_state)
       parts.append(self.pass_on(part, self.places - half))
     if self.slices > 1:
-      row_state, part = self._abroad(go_round, crossing, row_state, part, merge)
+      last = self.slices - 1
+      row_state, part = _relay(
+        self.cross, go_round, merge, crossing, 1, last, row_state, part, spare=False
+      )
       parts.append(self.cross(part))
     if half + 1 < self.places:
       texts = self.pass_on(cols, half + 1)
@@ -199,28 +219,6 @@ class Ring:
       parts.append(self.pass_on(part))
     row_state, part = meet(cols, 0, 0, row_state, part, paired=True)
     return row_state, functools.reduce(merge, [*parts, part])
-
-  def _abroad(self, go_round, texts, row_state, before, merge):
-    """The rounds through the other slices, of texts that have crossed to the first of them; their
-    state is then in the last.
-    """
-
-    def cross(crossed, carry):
-      texts, sent, row_state = carry
-      coming, arrived = self.cross(texts), self.cross(sent)
-      row_state, part = go_round(texts, crossed, row_state, sent)
-      return coming, merge(arrived, part), row_state
-
-    last = self.slices - 1
-    coming = self.cross(texts) if last > 1 else texts
-    row_state, part = go_round(texts, 1, row_state, before)
-    if last > 2:
-      coming, part, row_state = lax.fori_loop(2, last, cross, (coming, part, row_state))
-    if last > 1:  # beside the loop, where the texts would cross once more
-      arrived = self.cross(part)
-      row_state, part = go_round(coming, last, row_state, part)
-      part = merge(arrived, part)
-    return row_state, part
 
   def _origin(self, crossed, hops):
     """Whose texts have crossed to so many slices and made so many hops in this one."""
