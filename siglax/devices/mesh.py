@@ -36,7 +36,7 @@ def make(data: int | str = "rest", fsdp: int = 1, slices: int | str = "auto") ->
   devices of both axes, flattened, each slice is a block. Raises ValueError in one line for what
   `count_slices` does, and for slices that do not divide `data`.
   """
-  data, count = jax.device_count() // fsdp if data == "rest" else data, count_slices(slices)
+  data, count = jax.device_count() // fsdp if data == "rest" else int(data), count_slices(slices)
   if data % count:
     raise ValueError(
       f"config.mesh.data={data} is not divisible by config.mesh.slices={count}; choose "
