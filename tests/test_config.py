@@ -155,6 +155,8 @@ def test_wrong_overrides(field, text, message):
     ("batch_size", "1001", "config.batch_size=1001 is not divisible by the 8 devices"),
     ("batch_size", "3", "use 8"),
     ("mesh.fsdp", "3", "config.mesh.fsdp=3 does not divide the 8 devices"),
+    ("mesh.slices", "3", 'config.mesh.slices=3 does not divide the 8 devices on mesh axis "data"'),
+    ("mesh.slices", "0", "config.mesh.slices=0 must be a number of slices, at least 1, or"),
     ("mesh.data", "3", "config.mesh.data=3 × config.mesh.fsdp=1 is 3, but there are 8 devices"),
     ("image.size", "20", "config.image.size=20 is not divisible by config.model.image.patch=8"),
     ("total_steps", "0", "config.total_steps=0 must be positive"),

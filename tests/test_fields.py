@@ -186,7 +186,7 @@ def test_siglax_config_prints_values_and_where_they_come_from(capsys):
   [
     ("optim.b?", ["optim.b1", "optim.b2"]),
     ("remat", ["train.remat.image", "train.remat.text", "model.image.remat", "model.text.remat"]),
-    ("config.mesh.*", ["mesh.data", "mesh.fsdp", "mesh.shard"]),
+    ("config.mesh.*", ["mesh.data", "mesh.fsdp", "mesh.slices", "mesh.shard"]),
     ("seed", ["seed"]),
   ],
 )

@@ -47,14 +47,15 @@ def of_config(**fields):
 
 
 @functools.lru_cache(None)
-def step(impl, D, temperature, labelled):
+def step(impl, D, temperature, labelled, slices=1):
   """(table, zimg, ztxt, scale, example, γ, weights, labels) → (loss, gradients, table), jitted."""
   c = of_config(impl=impl, tile=None if impl == "dense" else TILE, temperature=temperature)
-  return jax.jit(whole_step(c, line(D), labelled))
+  return jax.jit(whole_step(c, line(D), labelled, slices))
 
 
-def whole_step(c, mesh, labelled=False):
-  layout, compute = Layout(mesh, "data", c.impl), losses.make(c, mesh, "data")
+def whole_step(c, mesh, labelled=False, slices=1):
+  layout = Layout(mesh, "data", c.impl, slices=slices)
+  compute = losses.make(c, mesh, "data", slices)
 
   def step(table, zimg, ztxt, scale, example, gamma, weights, labels):
     remembered = running.fetch(table, example, gamma, layout)
@@ -76,15 +77,16 @@ def errors(got, want):
 
 
 @pytest.mark.parametrize(
-  "impl, D, temperature, labelled, scale, most",
+  "impl, D, slices, temperature, labelled, scale, most",
   [
-    ("dense", 1, "fixed", False, 30.0, 1e-5),
-    ("ring", 8, "learned", False, 30.0, 1e-5),
+    ("dense", 1, 1, "fixed", False, 30.0, 1e-5),
+    ("ring", 8, 1, "learned", False, 30.0, 1e-5),
+    ("ring", 8, 2, "fixed", True, 30.0, 1e-5),
     # exp(100·s) has 100 times the error of a float32 product s, which is 10⁻⁷.
-    ("gather", 8, "unscaled", True, 100.0, 2.5e-5),
+    ("gather", 8, 1, "unscaled", True, 100.0, 2.5e-5),
   ],
 )
-def test_fifty_steps_equal_float64(impl, D, temperature, labelled, scale, most):
+def test_fifty_steps_equal_float64(impl, D, slices, temperature, labelled, scale, most):
   """Every other batch is of texts that are close to their images, and of its own examples, so that
   at τ = 0.01 u lies between exp(−50) and exp(85). Batches hold an example twice, and some of
   weight 0.
@@ -102,7 +104,7 @@ def test_fifty_steps_equal_float64(impl, D, temperature, labelled, scale, most):
     example = rng.integers(0, EXAMPLES // 2, B) * 2 + i % 2
     w[rng.integers(0, B, 3)] = 0
     gamma = float(np.float32(1 - 0.8 * i / STEPS))
-    value, grads, table = step(impl, D, temperature, labelled)(
+    value, grads, table = step(impl, D, temperature, labelled, slices)(
       table, *map(jnp.float32, (zimg, ztxt, scale)), jnp.int32(example), jnp.float32(gamma),
       jnp.float32(w), jnp.int32(labels),
     )  # fmt: skip

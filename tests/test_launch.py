@@ -57,12 +57,31 @@ def test_bash_reads_it(script):
   subprocess.run(["bash", "-n", script], check=True)
 
 
-def test_the_gpu_flags_are_known_to_this_jax():
-  """An unknown flag in XLA_FLAGS ends the process; the CPU's jaxlib knows those of GPUs too."""
+def test_the_gpu_flags_are_known_to_this_jax_and_no_defaults_of_it(tmp_path):
+  """An unknown flag in XLA_FLAGS ends the process; the CPU's jaxlib knows those of GPUs too. With a
+  program XLA dumps the options that are not as by default.
+  """
   program = "import jax; jax.numpy.zeros(1).block_until_ready()"
-  command = f"source launch/env.sh && {sys.executable} -c '{program}'"
-  environment = {**os.environ, "SIGLAX_PLATFORM": "gpu", "JAX_PLATFORMS": "cpu"}
-  subprocess.run(["bash", "-euc", command], cwd=ROOT, env=environment, check=True)
+  command = f"source launch/env.sh && echo $XLA_FLAGS && {sys.executable} -c '{program}'"
+  environment = {
+    **os.environ,
+    "SIGLAX_PLATFORM": "gpu",
+    "JAX_PLATFORMS": "cpu",
+    "JAX_ENABLE_COMPILATION_CACHE": "false",
+    "XLA_FLAGS": f"--xla_dump_to={tmp_path}",
+  }
+  run = subprocess.run(
+    ["bash", "-euc", command],
+    cwd=ROOT,
+    env=environment,
+    check=True,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  flags = {word.removeprefix("--").split("=")[0] for word in run.stdout.splitlines()[0].split()}
+  (options, *_) = tmp_path.glob("*debug_options")
+  changed = {line.split(":")[0] for line in options.read_text().splitlines()}
+  assert len(flags) > 3 and flags <= changed
 
 
 def test_local_numbers_the_processes_and_returns_the_code_that_failed(tmp_path):

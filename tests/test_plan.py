@@ -792,6 +792,8 @@ def test_what_cannot_be_scaled():
   remembers = configured(**{"loss.name": "global"})
   with pytest.raises(ValueError, match="plan it for up to 512 of them"):
     scaled.measure(remembers, 4096, 64, None)
+  with pytest.raises(ValueError, match="config.mesh.slices=2 cannot be planned for more than 512"):
+    scaled.measure(configured(**{"mesh.slices": "2"}), 4096, 64, None)
 
 
 @pytest.mark.slow

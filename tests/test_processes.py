@@ -119,6 +119,14 @@ def test_a_signal_to_one_process_ends_all_at_one_step_and_one_process_resumes(wh
 
 
 @pytest.mark.slow
+def test_processes_that_are_slices_have_the_losses_of_one_slice(whole, tmp_path):
+  codes, outputs = finish(start(tmp_path, 2, "--config.mesh.slices=2"))
+  assert codes == [0, 0], outputs
+  assert "ring of 2 × 4" in outputs[0]
+  assert_same(losses(tmp_path), whole)
+
+
+@pytest.mark.slow
 def test_a_killed_process_ends_the_others_and_four_resume(whole, tmp_path):
   started = start(tmp_path, 2)
   wait_for_step(tmp_path, 6, started)

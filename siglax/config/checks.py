@@ -37,6 +37,12 @@ def check_mesh(config: ConfigDict, devices: int, sizes: tuple[str, ...]):
       f"config.mesh.data={mesh.data} × config.mesh.fsdp={mesh.fsdp} is {mesh.data * mesh.fsdp}, "
       f"but there are {devices} devices"
     )
+  data = devices // mesh.fsdp
+  if mesh.slices != "auto" and data % mesh.slices:
+    raise ValueError(
+      f'config.mesh.slices={mesh.slices} does not divide the {data} devices on mesh axis "data", '
+      f"which config.mesh.fsdp={mesh.fsdp} leaves of {devices}"
+    )
   for field in sizes:
     size = get(config, field)
     if size % devices:

@@ -22,7 +22,8 @@ links and W between domains, all perfectly overlapped, so that the step is never
 
 The update reads and writes all of the state but what is frozen, and of what a loss remembers of
 each example only the entries of a batch.
-N is that of all links of a chip at once, TPU's ICI or NVLink.
+N is that of all links of a chip at once, TPU's ICI or NVLink. A domain is a slice where
+config.mesh.slices is a number above 1, else what the links of the chip join.
 """
 
 from __future__ import annotations
@@ -97,6 +98,7 @@ def plan(
     kind: {"count": of.count, "payload": of.payload, "sent": of.sent}
     for kind, of in traffic.items()
   }
+  report["slices"] = _slices(report, traffic)
   report["chips"] = {
     chip.name: _on_chip(report, chip, traffic, between) | _other_loss(report, chip)
     for chip in chips
@@ -154,6 +156,7 @@ def _figures(config, program, traced, devices) -> dict:
   return {
     "devices": devices,
     "mesh": dict(program.mesh.shape),
+    "slices": mesh_lib.count_slices(config.mesh.slices),
     "batch_size": config.batch_size,
     "batch_per_device": config.batch_size // devices,
     "microbatch": config.train.microbatch,
@@ -237,7 +240,8 @@ def _known_examples(config, given: int | None) -> int | None:
 
 def _loss_alone(config, program, d):
   """The traced value and gradients of the loss, as the step calls it, of abstract embeddings."""
-  loss = losses.make(config.loss, program.mesh, mesh_lib.BATCH_AXES)
+  slices = mesh_lib.count_slices(config.mesh.slices)
+  loss = losses.make(config.loss, program.mesh, mesh_lib.BATCH_AXES, slices)
   rows, whole = mesh_lib.batch_sharding(program.mesh), mesh_lib.replicated(program.mesh)
   z = jax.ShapeDtypeStruct((config.batch_size, d), jnp.float32, sharding=rows)
   scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
@@ -251,13 +255,25 @@ def _loss_alone(config, program, d):
   )
 
 
+def _slices(report, traffic) -> dict:
+  """How many slices of how many devices there are, and the bytes that a device sends between them,
+  by kind of collective.
+  """
+  count = report["slices"]
+  size = report["devices"] // count
+  sent = {kind: collectives.crossing({kind: of}, size) for kind, of in traffic.items()}
+  return {"count": count, "devices": size, "sent": sent}
+
+
 def _on_chip(report, chip, traffic, between) -> dict:
   """Whether a plan fits a chip, and how fast it can be there."""
   used = report["bytes_per_device"]
   share, why = memory_lib.usable(chip)
   usable = share * chip.memory
-  domains = -(-report["devices"] // chip.domain)
-  crossing = collectives.crossing(traffic, chip.domain) if domains > 1 else 0.0
+  slices = report["slices"]
+  domain = slices["devices"] if slices["count"] > 1 else chip.domain
+  domains = -(-report["devices"] // domain)
+  crossing = collectives.crossing(traffic, domain) if domains > 1 else 0.0
   speed = between or chip.between
   return {
     "fits": used["total"] <= usable,
@@ -270,7 +286,7 @@ def _on_chip(report, chip, traffic, between) -> dict:
     "usable": usable,
     "usable_share": share,
     "usable_why": why,
-    "domain": chip.domain,
+    "domain": domain,
     "domains": domains,
     "crossing_bytes": crossing,
     "between": speed if domains > 1 else None,

@@ -41,6 +41,11 @@ def measure(config, devices: int, examples: int | None, of: Callable) -> tuple[d
   ValueError for a loss that remembers examples, whose state is divided among all devices.
   """
   fsdp = config.mesh.fsdp
+  if config.mesh.slices not in ("auto", 1):
+    raise ValueError(
+      f"config.mesh.slices={config.mesh.slices} cannot be planned for more than {COMPILED} "
+      f"devices; give auto, or up to {COMPILED} --devices"
+    )
   if losses.LOSSES.find(config.loss.name, "config.loss.name").gamma is not None:
     raise ValueError(
       f"config.loss.name={config.loss.name!r} keeps numbers of each example on the devices; plan "

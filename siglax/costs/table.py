@@ -64,6 +64,8 @@ def _rows(report):
       if of["count"]
       else "none",
     )
+  if report["slices"]["count"] > 1:
+    yield "between slices", _slices_in_words(report["slices"])
   for name, chip in report["chips"].items():
     yield name, _chip_in_words(chip)
   for name, of in report.get("hours", {}).items():
@@ -109,6 +111,15 @@ def _kinds(work) -> str:
     f"{of[kind] / work['executed_per_device']:.1%} in {name}"
     for kind, name in names.items()
     if of[kind] >= 0.0005 * work["executed_per_device"]
+  )
+
+
+def _slices_in_words(slices) -> str:
+  sent = {kind: size for kind, size in slices["sent"].items() if size}
+  of = ", ".join(f"{gb(size)} in {kind}" for kind, size in sent.items()) or "nothing"
+  return (
+    f"{slices['count']:,} slices of {slices['devices']:,} devices; a device sends "
+    f"{gb(sum(sent.values()))} a step to others: {of}"
   )
 
 

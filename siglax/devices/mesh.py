@@ -6,6 +6,7 @@ The batch and the loss use both, as one flattened axis.
 
 from __future__ import annotations
 
+import collections
 import functools
 import math
 import re
@@ -27,24 +28,50 @@ FSDP_MIN_ELEMENTS = 2**18
 VOCABULARY = re.compile(r"(^|/)text/embedding$")
 
 
-def make(data: int | str = "rest", fsdp: int = 1) -> jax.sharding.Mesh:
+def make(data: int | str = "rest", fsdp: int = 1, slices: int | str = "auto") -> jax.sharding.Mesh:
   """The mesh of config.mesh over all devices; "rest" takes those that fsdp leaves.
 
-  jax lays neighbours on the mesh out as neighbours on the links. Between slices of several TPU pods
-  the network is slow, so they split "data" from the outside, and a ring over both axes leaves a
-  slice once a round.
+  jax lays neighbours on the mesh out as neighbours on the links of a slice. Between slices the
+  network is slow, so they split "data" from the outside, and "fsdp" lies inside of them: of the
+  devices of both axes, flattened, each slice is a block. Raises ValueError in one line for what
+  `count_slices` does, and for slices that do not divide `data`.
   """
-  data = jax.device_count() // fsdp if data == "rest" else data
-  slices = len({getattr(device, "slice_index", 0) for device in jax.devices()})
-  if slices == 1:
-    return jax.make_mesh((data, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
-  if data % slices:
+  data, count = jax.device_count() // fsdp if data == "rest" else int(data), count_slices(slices)
+  if data % count:
     raise ValueError(
-      f"config.mesh.data={data} is not divisible by the {slices} slices; choose config.mesh.fsdp "
-      "so that it is"
+      f"config.mesh.data={data} is not divisible by config.mesh.slices={count}; choose "
+      "config.mesh.fsdp so that it is"
     )
-  devices = mesh_utils.create_hybrid_device_mesh((data // slices, fsdp), (slices, 1), jax.devices())
-  return jax.sharding.Mesh(devices, BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+  if count == 1:
+    return jax.make_mesh((data, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+  place = lambda device: (_slice_index(device), device.process_index, device.id)
+  devices = sorted(jax.devices(), key=place)[: data * fsdp]
+  parts = np.array(devices, object).reshape(count, -1)
+  grids = [mesh_utils.create_device_mesh((data // count, fsdp), list(part)) for part in parts]
+  return jax.sharding.Mesh(np.concatenate(grids), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def count_slices(slices: int | str) -> int:
+  """config.mesh.slices as a number: "auto" takes the slices that the devices tell, 1 where they
+  tell none.
+
+  TPUs tell theirs, GPUs their machines. ValueError in one line where a number does not fit these:
+  of TPUs it must be the same; of others, parts of slices or several slices together must be alike.
+  """
+  told = collections.Counter(map(_slice_index, jax.devices()))
+  count, sizes = len(told) if slices == "auto" else int(slices), sorted(set(told.values()))
+  fits = len(sizes) == 1 and (count % len(told) == 0 or len(told) % count == 0)
+  if jax.devices()[0].platform == "tpu" and count != len(told) or not fits:
+    raise ValueError(
+      f"config.mesh.slices={slices}, but the devices lie in {len(told)} slices of "
+      f"{' and '.join(map(str, sizes))} devices; use config.mesh.slices=auto, and slices of as "
+      "many devices each"
+    )
+  return count
+
+
+def _slice_index(device) -> int:
+  return getattr(device, "slice_index", 0)
 
 
 def local() -> jax.sharding.Mesh:

@@ -210,21 +210,22 @@ def pairwise(name: str, formula, doc: str = "A loss of one's own.", fields=None)
   return LOSSES.register(loss)
 
 
-def layout(config, mesh=None, axis="data") -> Layout:
+def layout(config, mesh=None, axis="data", slices: int = 1) -> Layout:
   """How `config.loss` is computed on a mesh; a dtype of "auto" that is not resolved takes the
-  embeddings as they are.
+  embeddings as they are. slices: as of `Layout`.
   """
   dtype = None if config.dtype == "auto" else config.dtype
-  return Layout(mesh, axis, config.impl, config.tile, dtype)
+  return Layout(mesh, axis, config.impl, config.tile, dtype, slices)
 
 
-def make(config, mesh=None, axis="data"):
+def make(config, mesh=None, axis="data", slices: int = 1):
   """The loss of `config.loss`: (zimg, ztxt, scale, bias, weights=, labels=) → scalar.
 
-  With running=, of a loss that remembers examples (running.py), (scalar, rows to store).
+  slices: as of `Layout`. With running=, of a loss that remembers examples (running.py), (scalar,
+  rows to store).
   """
   loss = LOSSES.find(config.name, "config.loss.name")
-  options, where = loss.options(config), layout(config, mesh, axis)
+  options, where = loss.options(config), layout(config, mesh, axis, slices)
 
   def compute(zimg, ztxt, scale, bias, weights=None, labels=None, running=None):
     batch = Batch(zimg, ztxt, weights, labels, running)

@@ -57,7 +57,8 @@ class Layout:
   mesh: None for one device. axis: the mesh axis, or the axes, that split the batch. impl: one of
   IMPLS. tile: examples of a tile; None takes `default_tile`, and so does "dense", which has no
   tiles. dtype: one of DTYPES, of the embeddings that travel and of the operands of products; None
-  leaves the embeddings as they are.
+  leaves the embeddings as they are. slices: between which the network is slow; they split the
+  devices of the axes, in their order, into equal parts.
   """
 
   mesh: Any = None
@@ -65,6 +66,7 @@ class Layout:
   impl: str = "auto"
   tile: int | None = None
   dtype: str | None = None
+  slices: int = 1
 
   @property
   def axes(self) -> tuple[str, ...]:
@@ -77,8 +79,8 @@ class Layout:
     return axis_size(self.mesh, self.axis)
 
   def check(self, B: int):
-    """ValueError in one line for an unknown impl, dtype or axis, a tile below 1, a batch of B that
-    the devices do not divide.
+    """ValueError in one line for an unknown impl, dtype or axis, a tile below 1, devices that the
+    slices do not divide, a batch of B that the devices do not divide.
     """
     if self.impl not in IMPLS:
       raise ValueError(
@@ -93,6 +95,11 @@ class Layout:
     if self.mesh is not None and not set(self.axes) <= set(self.mesh.axis_names):
       raise ValueError(
         f"axis={self.axis!r} is not of the mesh, whose axes are {', '.join(self.mesh.axis_names)}"
+      )
+    if self.devices % self.slices:
+      raise ValueError(
+        f"slices={self.slices} do not divide the {self.devices} devices of axis={self.axis!r} "
+        "(config.mesh.slices)"
       )
     if B % self.devices:
       raise ValueError(

@@ -16,6 +16,7 @@ Shapes: B global batch, b examples per device, D devices, t examples of a tile.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -113,16 +114,51 @@ def _loop(count, body, carry):
   return body(0, carry) if count == 1 else lax.fori_loop(0, count, body, carry)
 
 
+def _relay(send, visit, merge, texts, first, last, row_state, before, spare=True):
+  """Visits texts that have made `first` hops, and those that arrive with each hop until the `last`;
+  returns row_state, and the state of the last texts, which follows them one hop behind.
+
+  visit(texts, hops, row_state, before) → (row_state, state). send: a hop. before: the state of what
+  was visited before. spare: whether the texts may make a hop more at the end, which nothing needs
+  and which keeps the last visit in the loop.
+  """
+
+  def hop(hops, carry):
+    texts, sent, row_state = carry
+    coming, arrived = send(texts), send(sent)
+    row_state, state = visit(texts, hops, row_state)
+    return coming, merge(arrived, state), row_state
+
+  coming = send(texts) if last > first else texts
+  row_state, state = visit(texts, first, row_state, before)
+  stop = last + 1 if spare else last
+  if stop > first + 1:
+    coming, state, row_state = lax.fori_loop(first + 1, stop, hop, (coming, state, row_state))
+  if last > first and not spare:
+    arrived = send(state)
+    row_state, new = visit(coming, last, row_state, state)
+    state = merge(arrived, new)
+  return row_state, state
+
+
 class Ring:
   """Texts go round the devices of one or several mesh axes, flattened; per device.
 
   A device meets the texts of its neighbours first. Its own come last, when their state has returned
   after D − 1 hops. While a device works on the texts at hand, the next ones and the state of those
   before are on their way.
+
+  Between slices of devices, as many in each, the network is slow. There each device has a place in
+  its slice, and its texts go round its own slice, cross to the same place of the next slice, go
+  round that one, and so on: of texts and of their state, b examples a device cross slices − 1
+  times, the least that is possible. What crosses is not needed before the next round: the first
+  texts cross while the first half of the own slice's round is computed, and the last state on its
+  way home while the second half is.
   """
 
-  def __init__(self, axes, size, tile):
-    self.axes, self.size, self.tile = axes, size, tile
+  def __init__(self, axes, size, tile, slices=1):
+    self.axes, self.size, self.tile, self.slices = axes, size, tile, slices
+    self.places = size // slices
     self.index = lax.axis_index(axes) if size > 1 else 0
 
   def sum(self, tree):
@@ -142,30 +178,52 @@ class Ring:
     row_state, empty = self.varying((row_state, col_state))
     b = len(cols["z"])
 
-    def meet(texts, hops, row_state, paired=False):
-      origin = (self.index - hops) % self.size
-      images = Side(rows, self.index * b, row_state)
-      return sweep(visit, self.tile, images, Side(texts, origin * b, empty), paired)
+    def meet(texts, crossed, hops, row_state, before=None, paired=False):
+      """Texts that have crossed to so many slices, and made so many hops in the one they are in.
+      before: the state of those that were met before.
+      """
+      images, first = Side(rows, self.index * b, row_state), self._origin(crossed, hops) * b
+      # An empty state that XLA cannot make earlier, where it would take memory all the while.
+      state = empty if before is None else jax.tree.map(lambda e, p: e + 0 * p, empty, before)
+      return sweep(visit, self.tile, images, Side(texts, first, state), paired)
 
     if self.size == 1:
-      return meet(cols, 0, row_state, paired=True)
+      return meet(cols, 0, 0, row_state, paired=True)
 
-    def hop(hops, carry):
-      texts, sent, row_state = carry
-      coming, arrived = self.pass_on(texts), self.pass_on(sent)
-      row_state, part = meet(texts, hops, row_state)
-      return coming, merge(arrived, part), row_state
+    def go_on(texts, crossed, first, last, row_state, before=None):
+      """Meets texts that have made `first` hops in this slice, and on, until after the `last`, when
+      their state is where they are.
+      """
+      visit = lambda texts, hops, *states: meet(texts, crossed, hops, *states)
+      return _relay(self.pass_on, visit, merge, texts, first, last, row_state, before)
 
-    texts = self.pass_on(cols)
-    coming = self.pass_on(texts) if self.size > 2 else texts
-    row_state, part = meet(texts, 1, row_state)
-    if self.size > 2:
-      _, part, row_state = lax.fori_loop(2, self.size, hop, (coming, part, row_state))
-    arrived = self.pass_on(part)
-    # An empty state that XLA cannot make before the loop, where it would take memory all the while.
-    empty = jax.tree.map(lambda e, p: e + 0 * p, empty, part)
-    row_state, part = meet(cols, 0, row_state, paired=True)
-    return row_state, merge(arrived, part)
+    def go_round(texts, crossed, row_state, before=None):
+      row_state, part = go_on(texts, crossed, 0, self.places - 1, row_state, before)
+      return row_state, self.pass_on(part)
+
+    parts, part = [], None
+    crossing = self.cross(cols) if self.slices > 1 else cols
+    half = self.places - 1 if self.slices == 1 else self.places // 2
+    if half:
+      row_state, part = go_on(self.pass_on(cols), 0, 1, half, row_state)
+      parts.append(self.pass_on(part, self.places - half))
+    if self.slices > 1:
+      last = self.slices - 1
+      row_state, part = _relay(
+        self.cross, go_round, merge, crossing, 1, last, row_state, part, spare=False
+      )
+      parts.append(self.cross(part))
+    if half + 1 < self.places:
+      texts = self.pass_on(cols, half + 1)
+      row_state, part = go_on(texts, 0, half + 1, self.places - 1, row_state, part)
+      parts.append(self.pass_on(part))
+    row_state, part = meet(cols, 0, 0, row_state, part, paired=True)
+    return row_state, functools.reduce(merge, [*parts, part])
+
+  def _origin(self, crossed, hops):
+    """Whose texts have crossed to so many slices and made so many hops in this one."""
+    place = (self.index - hops) % self.places
+    return (self.index // self.places - crossed) % self.slices * self.places + place
 
   def fetch(self, table, at):
     """Entries `at`, int32 [b], of a table [n, …] that lies over the devices in equal parts; 0 for
@@ -176,8 +234,8 @@ class Ring:
     found = jax.tree.map(lambda x: jnp.zeros((len(at), *x.shape[1:]), x.dtype), table)
     if self.size == 1:
       return self._look(table, at, found)
-    hop = lambda _, carry: self.pass_on((carry[0], self._look(table, *carry)))
-    return lax.fori_loop(0, self.size, hop, (at, self.varying(found)))[1]
+    hop = lambda carry: self.pass_on((carry[0], self._look(table, *carry)))
+    return self._tour(hop, self.cross, (at, self.varying(found)))[1]
 
   def store(self, table, at, values):
     """The table with the values [b, …] at the entries `at`, of which none but −1 is there twice,
@@ -185,8 +243,16 @@ class Ring:
     """
     if self.size == 1:
       return self._put(table, at, values)
-    hop = lambda _, carry: (self._put(*carry), *self.pass_on(carry[1:]))
-    return lax.fori_loop(0, self.size, hop, (table, at, values))[0]
+    hop = lambda carry: (self._put(*carry), *self.pass_on(carry[1:]))
+    cross = lambda carry: (carry[0], *self.cross(carry[1:]))
+    return self._tour(hop, cross, (table, at, values))[0]
+
+  def _tour(self, hop, cross, carry):
+    """What is carried through all devices, and back home."""
+    go_round = lambda carry: lax.fori_loop(0, self.places, lambda _, carry: hop(carry), carry)
+    if self.slices == 1:
+      return go_round(carry)
+    return lax.fori_loop(0, self.slices, lambda _, carry: cross(go_round(carry)), carry)
 
   def _place(self, table, at):
     """The places in this device's part of a table, and which of `at` it has."""
@@ -204,9 +270,19 @@ class Ring:
     place = jnp.where(here, place, n)
     return jax.tree.map(lambda x, v: x.at[place].set(v, mode="drop"), table, values)
 
-  def pass_on(self, tree):
-    ring = [(i, (i + 1) % self.size) for i in range(self.size)]
-    return jax.tree.map(lambda x: lax.ppermute(x, self.axes, ring), tree)
+  def pass_on(self, tree, hops=1):
+    """To the device so many places further in the slice."""
+    n = self.places
+    return self._send(tree, [(i, i // n * n + (i + hops) % n) for i in range(self.size)])
+
+  def cross(self, tree):
+    """To the same place of the next slice."""
+    return self._send(tree, [(i, (i + self.places) % self.size) for i in range(self.size)])
+
+  def _send(self, tree, pairs):
+    if all(source == target for source, target in pairs):
+      return tree
+    return jax.tree.map(lambda x: lax.ppermute(x, self.axes, pairs), tree)
 
 
 class Gather(Ring):
@@ -243,7 +319,12 @@ class Gather(Ring):
     return self._put(table, at, values)
 
 
-TRANSPORTS = {"ring": Ring, "gather": Gather}
+def transport(layout: Layout) -> Ring:
+  """Of a layout whose impl is filled in, per device; a "dense" loss has messages to all, where it
+  needs any.
+  """
+  kind = Ring if layout.impl == "ring" else Gather
+  return kind(layout.axes, layout.devices, layout.tile, layout.slices)
 
 
 def differentiable(program, layout: Layout):
@@ -261,8 +342,7 @@ def differentiable(program, layout: Layout):
     args = layout.operand(zimg), layout.operand(ztxt), *rest
 
     def per_device(zimg, ztxt, scalars, weights, labels, running):
-      transport = TRANSPORTS[layout.impl](layout.axes, layout.devices, layout.tile)
-      return program(transport, Batch(zimg, ztxt, weights, labels, running), scalars, grad)
+      return program(transport(layout), Batch(zimg, ztxt, weights, labels, running), scalars, grad)
 
     if layout.mesh is None:
       return per_device(*args)

@@ -50,7 +50,7 @@ def fetch(table, example_B, gamma, layout: Layout) -> dict:
   """
 
   def per_device(table, example_b, gamma):
-    found = _transport(layout).fetch(table, example_b)
+    found = ring.transport(layout).fetch(table, example_b)
     seen_b = found["image"]["s"] > 0
     # A bound of what counts nothing must not hide the sums of the batch.
     counts_b = seen_b & (gamma < 1)
@@ -67,14 +67,8 @@ def store(table, rows, layout: Layout) -> dict:
   """The table with the new normalisers of a batch. rows: {"at": the entry of each, −1 for what is
   not to be stored, no other twice, "new": as the table, [B]}.
   """
-  per_device = lambda table, rows: _transport(layout).store(table, rows["at"], rows["new"])
+  per_device = lambda table, rows: ring.transport(layout).store(table, rows["at"], rows["new"])
   return _mapped(per_device, layout, (True, True))(table, rows)
-
-
-def _transport(layout: Layout) -> ring.Ring:
-  """Hops where the texts go round too, and messages to all elsewhere."""
-  kind = ring.TRANSPORTS.get(layout.impl, ring.Gather)
-  return kind(layout.axes, layout.devices, layout.tile)
 
 
 def _mapped(per_device, layout: Layout, sharded):

@@ -48,7 +48,8 @@ class Evaluator:
       batch_size=config.eval.batch_size,
       threads=config.loader.threads or cores.usable(),
     )
-    loss = losses.make(config.loss, mesh, mesh_lib.BATCH_AXES)
+    slices = mesh_lib.count_slices(config.mesh.slices)
+    loss = losses.make(config.loss, mesh, mesh_lib.BATCH_AXES, slices)
     self._loss = jax.jit(loss, out_shardings=mesh_lib.replicated(mesh))
     self._task_data, self.facts, self.each = {}, {}, {}
 
@@ -114,6 +115,7 @@ def evaluate(
     _check_out("--html", str(html), ".html")
   # Whatever devices there are: how the training was split changes no embedding.
   config.mesh.data, config.mesh.fsdp, config.mesh.shard = "rest", 1, ()
+  config.mesh.slices = "auto"
   if tasks:
     config.eval.tasks = tasks_lib.parse(tasks)
   for field, text in (overrides or {}).items():
@@ -127,7 +129,8 @@ def evaluate(
     config.eval.tasks = tasks_lib.with_classnames(config.eval.tasks, classnames)
   checks.validate_evaluation(config, jax.device_count())
   _check_towers(config, origin, given)
-  mesh, model = mesh_lib.make(config.mesh.data, config.mesh.fsdp), origin.model()
+  mesh = mesh_lib.make(config.mesh.data, config.mesh.fsdp, config.mesh.slices)
+  model = origin.model()
   evaluator = Evaluator(config, model, origin.text, mesh)
   evaluator.check()
   evaluator.use_workers()

@@ -260,7 +260,7 @@ def _parameters_in_words(run: run_lib.Run, tower: str) -> str:
 
 
 def _loss_in_words(run: run_lib.Run) -> str:
-  """For example "sigmoid (ring of 8, tile 512)"."""
+  """For example "sigmoid (ring of 8, tile 512)", over two slices "(ring of 2 × 4, tile 512)"."""
   config = run.config
   impl, tile = losses.plan(
     config.loss.impl,
@@ -270,6 +270,8 @@ def _loss_in_words(run: run_lib.Run) -> str:
     run.mesh,
     mesh_lib.BATCH_AXES,
   )
-  of = f"{impl} of {run.mesh.size}" if impl != "dense" and run.mesh.size > 1 else impl
+  slices = mesh_lib.count_slices(config.mesh.slices)
+  size = f"{slices} × {run.mesh.size // slices}" if slices > 1 else run.mesh.size
+  of = f"{impl} of {size}" if impl != "dense" and run.mesh.size > 1 else impl
   chosen = ", chosen by auto" if config.loss.impl == "auto" else ""
   return f"{config.loss.name} ({of}{f', tile {tile}' if tile else ''}{chosen})"

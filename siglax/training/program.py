@@ -56,7 +56,7 @@ class Program:
     cooldown = durations["optim.cooldown"] or 0
     schedule = schedules.SCHEDULES.find(config.optim.schedule, "config.optim.schedule")
     self.schedule_end = 0 if schedule.ends_at_zero else self.total_steps - cooldown
-    self.mesh = mesh_lib.make(config.mesh.data, config.mesh.fsdp)
+    self.mesh = mesh_lib.make(config.mesh.data, config.mesh.fsdp, config.mesh.slices)
     self.model = models.build(config.model)
     params = self.model.shapes
     # The first steps, which leave the parameters as they are.

@@ -17,6 +17,12 @@ def number_or_rest(value) -> str | None:
   return 'must be a number of devices or "rest"'
 
 
+def number_or_auto(value) -> str | None:
+  if value == "auto" or isinstance(value, int) and not isinstance(value, bool) and value > 0:
+    return None
+  return 'must be a number of slices, at least 1, or "auto"'
+
+
 def two_steps(value) -> str | None:
   if step_range(value) is None:
     return 'must be two steps, the first at least 1, such as "10:15"'
@@ -69,6 +75,14 @@ MESH = Group(
     ),
     "fsdp": Field(
       1, "Devices that split the batch, the parameters and the optimizer's state.", least=1
+    ),
+    "slices": Field(
+      "auto",
+      "Groups of as many devices each, between which the network is slow, as between TPU pods or "
+      "GPU machines. They split mesh.data; mesh.fsdp lies inside of one. auto: those that the "
+      "devices tell.",
+      kind=int | str,
+      check=number_or_auto,
     ),
     "shard": Field(
       (),
