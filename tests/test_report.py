@@ -125,12 +125,14 @@ def test_a_setting_with_fields_of_its_own_is_compared(small):
   for run in told["runs"]:
     if run["values"]["loss.name"] == "softmax":
       run["values"]["loss.scale_init"] = 1 / 0.07
+  told["fields"]["loss.scale_init"] = [1 / 0.07]
   (small / "study.json").write_text(json.dumps(told))
   c = compared(small, "loss.name=sigmoid")
   sigmoid, softmax = c.settings
   assert softmax.values["loss.scale_init"] == 1 / 0.07
   assert c.baseline_of(softmax) is sigmoid and c.baseline_of(sigmoid) is None
   assert c.difference(softmax, ACC).seeds == 3
+  assert c.name(softmax).endswith("loss.scale_init=14.2857")
   assert (comparison.shown(1 / 0.07), comparison.shown(10.0)) == ("14.2857", "10.0")
 
 

@@ -11,7 +11,6 @@ r), keeps its margin when t grows, and helps most with a locked tower: init=RUN:
 image tower, frozen, as LiT does.
 """
 
-from siglax import config as config_lib
 from siglax import studies
 from siglax.studies import bases
 
@@ -25,18 +24,17 @@ def get_study(scale: str = "small", data: str = "shapes", init: str = "", **path
   frozen = ()
   if init:
     fields["model.init_from"], frozen = init, (("image/.*", None),)
-  trained = {"optim.lr_multipliers": (*frozen, (".*", 1.0))}
+  trained = {"loss.relative_bias": False, "optim.lr_multipliers": (*frozen, (".*", 1.0))}
   settings = [
     {"loss.scale_init": scale_init, "loss.bias_init": bias_init, **trained}
     for scale_init, bias_init in STARTS
   ]
-  if "relative_bias" in config_lib.default().loss:
-    settings += [{**setting, "loss.relative_bias": True} for setting in settings[:2]]
+  settings += [{**setting, "loss.relative_bias": True} for setting in settings[:2]]
   none = {"optim.lr_multipliers": (*frozen, *NO_BIAS, (".*", 1.0))}
-  settings.append({"loss.scale_init": 10.0, "loss.bias_init": 0.0, **none})
+  settings.append({**trained, "loss.scale_init": 10.0, "loss.bias_init": 0.0, **none})
   return studies.Study(
     base,
     set={**fields, "loss.name": "sigmoid"},
     settings=settings,
-    baseline={"loss.scale_init": 10.0, "loss.bias_init": None},
+    baseline=settings[0],
   )

@@ -12,18 +12,16 @@ own, and scale=full is for a cluster.
 """
 
 from siglax import studies
-from siglax.losses import LOSSES
 from siglax.studies import bases
 
 
 def get_study(scale: str = "small", data: str = "shapes", **paths):
   base, fields = bases.base(scale, data, **paths)
   settings = [{"loss.name": name} for name in ("sigmoid", "softmax", "focal", "hinge")]
-  if "global" in LOSSES:  # FastCLIP's v1 and v3
-    settings += [
-      {"loss.name": "global", "loss.temperature": kind, "loss.scale_init": start}
-      for kind, start in (("fixed", round(1 / 0.03, 2)), ("learned", round(1 / 0.07, 2)))
-    ]
+  settings += [  # FastCLIP's v1 and v3
+    {"loss.name": "global", "loss.temperature": kind, "loss.scale_init": round(1 / tau, 2)}
+    for kind, tau in (("fixed", 0.03), ("learned", 0.07))
+  ]
   sizes = (32, 128, 512, 2048) if scale == "small" else tuple(2**k for k in range(9, 17))
   return studies.Study(
     base,

@@ -63,11 +63,17 @@ def _study(folder: pathlib.Path) -> Found:
   study = folder_lib.read(folder)
   given = [f"--config.{name}={value}" for name, value in study["overrides"].items()]
   again = ["siglax", "ablate", "--config", study["config"], *given, "--workdir", str(folder)]
+  rows = folder_lib.write_results(folder)
+  everywhere = lambda field: all(field in row["values"] for row in rows)
   return Found(
     folder=folder,
-    rows=folder_lib.write_results(folder),
+    rows=rows,
     folders={run["name"]: folder / folder_lib.RUNS / run["name"] for run in study["runs"]},
-    fields={field: values for field, values in study["fields"].items() if len(values) > 1},
+    fields={
+      field: values
+      for field, values in study["fields"].items()
+      if len(values) > 1 or not everywhere(field)
+    },
     baseline=study["baseline"],
     equal=study["equal"],
     environment=study["environment"],
