@@ -48,8 +48,9 @@ def get_config(
   text.width, text.depth, text.heads, text.mlp_dim = 64, 1, 4, 256
   text.pool = "mean"
   c.model.embed_dim = 64
-  c.optim.lr = 1.5e-3
-  c.optim.weight_decay = 0.05
+  c.optim.name = "muon"
+  c.optim.lr = 3e-3
+  c.optim.weight_decay = 0.1
   c.optim.clip_norm = 1.0
   config_lib.set_duration(c, "optim.warmup", epochs=1)
   config_lib.set_duration(c, "log.every", steps=50)
