@@ -198,6 +198,15 @@ OTHERS = (
   # tests/test_ablate.py runs what it starts.
   "sbatch --array=0-7 --gpus=1 --wrap 'siglax ablate --config configs/ablate/noise.py --workdir "
   "studies/noise --only $SLURM_ARRAY_TASK_ID/8'",
+  # Studies of an hour, and their reports; tests/test_shipped_studies.py plans them all.
+  *(
+    command
+    for name in ("loss_batch", "bias_start")
+    for command in (
+      f"siglax ablate --config configs/ablate/{name}.py --workdir studies/{name} --devices '0;1'",
+      f"siglax report studies/{name}",
+    )
+  ),
   "pip install -e '.[onnx]'",
   "python convert_hf_to_gguf.py exported/vision --mmproj",  # of llama.cpp
   "export TPU=name ZONE=us-central2-b",
