@@ -97,8 +97,6 @@ def test_an_export_and_a_run(pair, tmp_path):
   "fields, message",
   [
     ({"model.image.width": 32}, "config.model.image.width is 16 in A and 32 in B"),
-    ({"model.text.pool": "map"}, "config.model.text.pool is 'last' in A and 'map' in B"),
-    ({"text.length": 10}, r"text/pos_embedding is \[12, 16\] in A and \[10, 16\] in B"),
     ({"image.size": 24}, r"image/pos_embedding is \[4, 16\] in A and \[9, 16\] in B"),
     ({"loss.name": "softmax"}, r"bias is \[\] in A and absent in B"),
   ],

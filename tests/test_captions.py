@@ -126,6 +126,7 @@ def test_all_sources_read_the_same_columns(specs):
       assert example["caption_weights"] == pytest.approx(weights), source
 
 
+@pytest.mark.slow
 def test_all_sources_draw_the_same_captions_by_their_weights(specs):
   want = batches(specs["parquet"], 3)
   for spec in specs.values():

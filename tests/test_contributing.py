@@ -93,6 +93,7 @@ def apply(file: pathlib.Path, diff: str):
   file.write_text(text)
 
 
+@pytest.mark.slow
 def test_the_loss_recipe_inside_and_outside_of_the_package(copy):
   (_, mine), (_, command) = recipe("Outside of siglax")
   outside = copy("outside")
