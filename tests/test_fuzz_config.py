@@ -256,7 +256,7 @@ def test_two_hundred_overrides_are_accepted_or_refused_in_one_line(tmp_path, mon
 
 
 @pytest.mark.slow
-def test_two_thousand_overrides(tmp_path, monkeypatch):
-  counts = fuzz(2000, tmp_path, monkeypatch)
+def test_a_thousand_overrides(tmp_path, monkeypatch):
+  counts = fuzz(1000, tmp_path, monkeypatch)
   print(counts)
-  assert counts["refused"] > 1000 and counts["accepted"] > 50
+  assert counts["refused"] > 500 and counts["accepted"] > 25
