@@ -240,8 +240,7 @@ def _known_examples(config, given: int | None) -> int | None:
 
 def _loss_alone(config, program, d):
   """The traced value and gradients of the loss, as the step calls it, of abstract embeddings."""
-  slices = mesh_lib.count_slices(config.mesh.slices)
-  loss = losses.make(config.loss, program.mesh, mesh_lib.BATCH_AXES, slices)
+  loss = losses.make(config.loss, *mesh_lib.of_batch(program.mesh, config.mesh.slices))
   rows, whole = mesh_lib.batch_sharding(program.mesh), mesh_lib.replicated(program.mesh)
   z = jax.ShapeDtypeStruct((config.batch_size, d), jnp.float32, sharding=rows)
   scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)

@@ -51,12 +51,20 @@ def make(data: int | str = "rest", fsdp: int = 1, slices: int | str = "auto") ->
   return jax.sharding.Mesh(np.concatenate(grids), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
 
 
-def count_slices(slices: int | str) -> int:
-  """config.mesh.slices as a number: "auto" takes the slices that the devices tell, 1 where they
-  tell none.
+def of_batch(mesh: jax.sharding.Mesh, slices: int | str) -> tuple:
+  """(mesh, BATCH_AXES, number of slices): where a batch lies, as `losses.make` and `losses.layout`
+  take it. slices: config.mesh.slices.
+  """
+  return mesh, BATCH_AXES, count_slices(slices)
 
-  TPUs tell theirs, GPUs their machines. ValueError in one line where a number does not fit these:
-  of TPUs it must be the same; of others, parts of slices or several slices together must be alike.
+
+def count_slices(slices: int | str) -> int:
+  """config.mesh.slices as a number. "auto" is the number of slices that the devices report: pods
+  of TPUs, machines of GPUs; it is 1 where they report none.
+
+  Raises ValueError in one line for a number that does not fit what they report. On TPUs it must be
+  the same number. On other devices it may also be a multiple, which divides each slice into equal
+  parts, or a divisor, which joins equal numbers of slices.
   """
   told = collections.Counter(map(_slice_index, jax.devices()))
   count, sizes = len(told) if slices == "auto" else int(slices), sorted(set(told.values()))

@@ -26,7 +26,7 @@ from siglax.devices import mesh as mesh_lib
 MAX_SIMILARITIES = 2**24
 # Queries on a device at a time. The more there are, the less often the items are sent.
 MAX_QUERIES = 2**13
-# Those of a CPU, whose cache holds 4 MiB: each pass over them takes a third of the time.
+# The same for a CPU. Its tile of 4 MiB stays in the cache, where a pass takes a third of the time.
 CPU_SIMILARITIES, CPU_QUERIES = 2**20, 2**11
 # Tiles that are sent to the devices before the oldest of them is done.
 TILES_AHEAD = 2

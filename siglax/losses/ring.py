@@ -115,8 +115,9 @@ def _loop(count, body, carry):
 
 
 def _relay(send, visit, merge, texts, first, last, row_state, before, spare=True):
-  """Visits texts that have made `first` hops, and those that arrive with each hop until the `last`;
-  returns row_state, and the state of the last texts, which follows them one hop behind.
+  """Visits the texts here, which have made `first` hops, and then those that each hop brings, until
+  they have made `last` hops. Returns row_state and the state of the last texts. The state of texts
+  follows them one hop behind.
 
   visit(texts, hops, row_state, before) → (row_state, state). send: a hop. before: the state of what
   was visited before. spare: whether the texts may make a hop more at the end, which nothing needs
@@ -179,8 +180,8 @@ class Ring:
     b = len(cols["z"])
 
     def meet(texts, crossed, hops, row_state, before=None, paired=False):
-      """Texts that have crossed to so many slices, and made so many hops in the one they are in.
-      before: the state of those that were met before.
+      """Sweeps the images here and texts that have crossed `crossed` times to the next slice, and
+      have then made `hops` hops there. before: the state of the texts that were met before.
       """
       images, first = Side(rows, self.index * b, row_state), self._origin(crossed, hops) * b
       # An empty state that XLA cannot make earlier, where it would take memory all the while.
@@ -320,8 +321,9 @@ class Gather(Ring):
 
 
 def transport(layout: Layout) -> Ring:
-  """Of a layout whose impl is filled in, per device; a "dense" loss has messages to all, where it
-  needs any.
+  """What carries the texts of a layout between devices; called on each device, inside a shard_map.
+
+  impl must be filled in. A "dense" loss gets `Gather`, for the few values that it exchanges.
   """
   kind = Ring if layout.impl == "ring" else Gather
   return kind(layout.axes, layout.devices, layout.tile, layout.slices)

@@ -1,8 +1,8 @@
 """Affine maps whose parameters get their gradients in float32, whatever the activations are.
 
-A product of bfloat16 accumulates in float32 and is rounded at its end. Of a weight's gradient each
-device would round its own part, and the parts would be added over the devices in bfloat16. The
-float32 that the product has anyway is kept instead.
+A product of bfloat16 values accumulates in float32, and its result is rounded to bfloat16. With
+nnx.Linear each device rounds its part of a weight's gradient so, and the devices add their parts in
+bfloat16. Here the gradient keeps the product's float32.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import jax.numpy as jnp
 
 
 class Linear(nnx.Linear):
-  """x·W + b: [..., d] → [..., e], computed in dtype. The gradients of W [d, e] and b [e] come out
-  of their products and sums as float32, and are so added over devices.
+  """x·W + b: [..., d] → [..., e], computed in dtype. The gradients of W [d, e] and b [e] are
+  float32, also while devices add their parts.
   """
 
   def __call__(self, inputs, out_sharding=None):

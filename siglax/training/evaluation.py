@@ -48,8 +48,7 @@ class Evaluator:
       batch_size=config.eval.batch_size,
       threads=config.loader.threads or cores.usable(),
     )
-    slices = mesh_lib.count_slices(config.mesh.slices)
-    loss = losses.make(config.loss, mesh, mesh_lib.BATCH_AXES, slices)
+    loss = losses.make(config.loss, *mesh_lib.of_batch(mesh, config.mesh.slices))
     self._loss = jax.jit(loss, out_shardings=mesh_lib.replicated(mesh))
     self._task_data, self.facts, self.each = {}, {}, {}
 

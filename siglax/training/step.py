@@ -49,8 +49,7 @@ def make(config, model, tx, schedule, mesh, frozen, hold_steps: int = 0, gamma=N
   """
   value_and_grad = make_value_and_grad(config, model, mesh, frozen)
   scale_max, decay, skips = config.loss.scale_max, config.train.ema, config.optim.skip_nonfinite > 0
-  slices = mesh_lib.count_slices(config.mesh.slices)
-  layout = losses.layout(config.loss, mesh, mesh_lib.BATCH_AXES, slices).chosen(
+  layout = losses.layout(config.loss, *mesh_lib.of_batch(mesh, config.mesh.slices)).chosen(
     config.batch_size, model.embed_dim
   )
 
@@ -116,8 +115,7 @@ def make_value_and_grad(config, model, mesh, frozen):
   running: the running statistics of batch norm after the step, a part of params. rows: of a batch
   with "remembered", what siglax/losses/running.py fetched for it, the rows to store; else None.
   """
-  slices = mesh_lib.count_slices(config.mesh.slices)
-  loss_fn = losses.make(config.loss, mesh, mesh_lib.BATCH_AXES, slices)
+  loss_fn = losses.make(config.loss, *mesh_lib.of_batch(mesh, config.mesh.slices))
   image, text = model.config.image, model.config.text
   random = image.dropout > 0 or image.patch_drop > 0 or text.dropout > 0
   microbatch = config.train.microbatch
