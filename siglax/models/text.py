@@ -36,7 +36,7 @@ class TextTransformer(nnx.Module):
   def encode(self, tokens, keys=None):
     """All positions after the last norm, [n, l, d]."""
     x = mesh_lib.take_rows(self.embedding[...], tokens, self.dtype)
-    x = x + self.pos_embedding[...].astype(x.dtype)
+    x = linear_lib.plus(x, self.pos_embedding[...])
     return self.norm(self.encoder(x, keys, causal=self.config.causal)).astype(self.dtype)
 
   def __call__(self, tokens, keys=None):

@@ -23,15 +23,8 @@ class PatchStem(nnx.Module):
 
   def __init__(self, config, shape: transformer.Shape, dtype, rngs: nnx.Rngs):
     patch = (config.patch, config.patch)
-    self.embedding = nnx.Conv(
-      3,
-      shape.width,
-      patch,
-      patch,
-      padding="VALID",
-      use_bias=config.patch_bias,
-      dtype=dtype,
-      rngs=rngs,
+    self.embedding = linear_lib.Patches(
+      3, shape.width, patch, patch, use_bias=config.patch_bias, dtype=dtype, rngs=rngs
     )
 
   def __call__(self, x):
@@ -142,16 +135,13 @@ class VisionTransformer(nnx.Module):
     """All positions before the first block, [n, positions, d]."""
     x = self.stem(images.astype(self.dtype))
     n, rows, columns, width = x.shape
-    x, positions = (
-      x.reshape(n, rows * columns, width),
-      jnp.asarray(self._positions(rows, columns, width), x.dtype),
-    )
+    positions = jnp.asarray(self._positions(rows, columns, width))
     cls_token = int(self.config.pool == "cls")
-    x = x + positions[cls_token:]
+    x = linear_lib.plus(x.reshape(n, rows * columns, width), positions[cls_token:])
     if keys is not None and self.config.patch_drop:
       x = drop_patches(x, self.config.patch_drop, transformer.fold_in(keys, PATCHES))
     if cls_token:
-      cls = jnp.broadcast_to(self.cls[...].astype(x.dtype) + positions[0], (n, 1, width))
+      cls = linear_lib.plus(jnp.zeros((n, 1, width), x.dtype), self.cls[...] + positions[:1])
       x = jnp.concatenate([cls, x], axis=1)
     if self.config.pre_norm:
       x = self.pre_norm(x).astype(x.dtype)
