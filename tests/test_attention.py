@@ -136,6 +136,14 @@ def test_a_step_lowered_for_cuda_has_cudnns_kernel_and_no_logits(monkeypatch, cu
   assert not logits(text)
 
 
+def test_a_kernel_whose_results_are_kept_does_not_run_again(monkeypatch, cudnn):
+  calls = {}
+  for remat in ("none", "attn_mlp", "full"):
+    text = lowered(monkeypatch, H100, b16(train__remat__image=remat))
+    calls[remat] = text.count("@__cudnn$fmhaSoftmax(")
+  assert calls == {"none": 1, "attn_mlp": 1, "full": 2}
+
+
 def test_a_step_lowered_for_tpu_has_pallas_kernels_and_no_logits(monkeypatch):
   text = lowered(monkeypatch, TPU, b16(train__attention="flash"))
   assert text.count("@tpu_custom_call") >= 3  # forward, and both of the backward pass

@@ -6,13 +6,16 @@ import itertools
 import math
 import pathlib
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 
 from siglax import config as config_lib
 from siglax import models
+from siglax.devices import flops
 from siglax.models import transformer
 
 import oracles
@@ -178,7 +181,7 @@ def test_a_seed_is_one_model_whether_its_blocks_are_scanned_or_not():
     np.testing.assert_allclose(got, want, atol=1e-6)
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", ["dots", "attn_mlp", "full"])
 def test_remat_changes_no_gradient(remat):
   plain, params = tiny()
   again, _ = tiny(**{"train.remat.image": remat})
@@ -186,6 +189,32 @@ def test_remat_changes_no_gradient(remat):
     params
   )["image"]
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), grad(plain), grad(again))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_remat_computes_again_what_it_does_not_keep(dtype):
+  """Products of a block of n examples of l positions: two of attention, 2·n·l²·d FLOPs each; four
+  maps d → d; the MLP's first, d → m.
+  """
+  n, l, d, m, depth = 2, 5, 8, 24, 3
+  work = {}
+  for remat in transformer.REMAT:
+    config = ml_collections.ConfigDict(
+      {"dtype": dtype, "dropout": 0.0, "scan": True, "remat": remat, "lora_rank": 0}
+      | {"attention": "xla"}
+    )
+    shape = transformer.Shape(d, depth, 2, m, "gelu", 1e-6)
+    graphdef, state = nnx.split(transformer.Encoder(shape, config, nnx.Rngs(0)))
+    loss = lambda state, x: nnx.merge(graphdef, state)(x).astype(jnp.float32).sum()
+    work[remat] = flops.count(jax.grad(loss), state, jnp.ones((n, l, d), dtype))
+  attention, maps, first = 2 * n * l * l * d, 4 * 2 * n * l * d * d, 2 * n * l * d * m
+  more = {remat: (work[remat] - work["none"]) / depth for remat in work}
+  assert more == {
+    "none": 0,
+    "dots": 2 * attention,
+    "attn_mlp": attention + maps,
+    "full": 2 * attention + maps + first,
+  }
 
 
 def test_causal_text_does_not_look_ahead():

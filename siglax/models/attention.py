@@ -24,6 +24,8 @@ NEEDS = {
   "cudnn": "an NVIDIA GPU of compute capability 8.0 or more",
   "flash": "a TPU",
 }
+# What the fused kernels are in a jaxpr.
+PRIMITIVES = ("dot_product_attention_fwd_wrapper", "pallas_call")
 TILE = 128  # positions of a tile of both fused kernels
 # Positions from which auto takes one. With fewer than a tile, most of it is padding, and the logits
 # of a head are no more than its q, k and v. TPU's kernel passes three float32 numbers of each query

@@ -50,17 +50,19 @@ class Patches(nnx.Conv):
     return y if self.bias is None else plus(y, self.bias[...])
 
 
-@jax.custom_vjp
-def _product(x, kernel):
+def _times(x, kernel):
   """x [..., d] times a float32 kernel [d, e], in the dtype of x."""
   return jnp.dot(x, kernel.astype(x.dtype))
 
 
+_product = jax.custom_vjp(_times)
+
+
 def _product_forward(x, kernel):
   """Keeps what the gradients that are asked for need: that of the kernel x, and that of x the
-  kernel.
+  kernel. A policy of jax.checkpoint sees the product, which it would not see inside of _product.
   """
-  y = _product(x.value, kernel.value)
+  y = _times(x.value, kernel.value)
   return y, (x.value if kernel.perturbed else None, kernel.value if x.perturbed else None)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from flax import nnx
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from siglax.devices import mesh as mesh_lib
@@ -36,15 +37,23 @@ FIELDS = (
   *("width", "depth", "heads", "mlp_dim", "norm_eps", "activation"),
   *("head", "dropout", "lora_rank", "scan", "remat"),
 )
-# What the backward pass keeps of a block; the rest is computed again.
+# What the backward pass keeps of a block, from the most to the least; the rest is computed again.
+# Of width d, attn_mlp keeps 2·d + mlp_dim numbers a position: the input, what attention gives and
+# the MLP's first product, which are the dearest to make. dots keeps 6·d + mlp_dim.
 REMAT = {
   "none": jax.checkpoint_policies.everything_saveable,
   "dots": jax.checkpoint_policies.save_from_both_policies(
     jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     lambda primitive, *_, **__: primitive is jax.lax.conv_general_dilated_p,
   ),
+  "attn_mlp": jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.save_only_these_names("attention", "mlp"),
+    # Their sums for each query too, without which the kernel would run again.
+    lambda primitive, *_, **__: primitive.name in attention_lib.PRIMITIVES,
+  ),
   "full": jax.checkpoint_policies.nothing_saveable,
 }
+AUTO = "auto"  # of these, what siglax/training/remat.py takes; outside of training none
 # SigLIP's is the tanh approximation; OpenAI's CLIP has x·σ(1.702x), and later CLIPs the exact form.
 ACTIVATIONS = {
   "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
@@ -126,7 +135,8 @@ class Mlp(nnx.Module):
     self.activation = shape.activation
 
   def __call__(self, x):
-    return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
+    y = checkpoint_name(self.fc1(x), "mlp")
+    return self.fc2(ACTIVATIONS[self.activation](y))
 
 
 class Attention(nnx.Module):
@@ -172,7 +182,8 @@ class Attention(nnx.Module):
       causal,
       mask,
     )
-    return self.out(y.reshape(queries.shape[0], queries.shape[1], -1))
+    y = y.reshape(queries.shape[0], queries.shape[1], -1)
+    return self.out(checkpoint_name(y, "attention"))
 
   def weights(self, queries, inputs):
     """What each query [n, q, d] takes of each input [n, l, d]: float32 [n, h, q, l], sums of 1."""
@@ -252,7 +263,7 @@ class Encoder(nnx.Module):
         x, fold_in(keys, depth), causal=causal, rate=self.rate, mask=mask
       ), None
 
-    if self.remat != "none":
+    if self.remat not in ("none", AUTO):
       block = jax.checkpoint(block, policy=REMAT[self.remat], prevent_cse=not self.scan)
     if self.scan:
       layers = nnx.state(self.blocks), jnp.arange(self.depth)
