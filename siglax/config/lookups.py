@@ -51,4 +51,7 @@ image_variants = lambda: registry("image tower").variants
 text_variants = lambda: registry("text tower").variants
 activations = _names("siglax.models.transformer.ACTIVATIONS")
 attention = _names("siglax.models.attention.KERNELS")
-remat = _names("siglax.models.transformer.REMAT")
+remat = lambda: (
+  *_table("siglax.models.transformer.REMAT"),
+  _table("siglax.models.transformer.AUTO"),
+)

@@ -7,8 +7,6 @@ from __future__ import annotations
 import math
 import os
 
-import jax
-
 from siglax.costs import buffers
 from siglax.costs import hlo
 from siglax.devices import chips as chips_lib
@@ -47,9 +45,7 @@ def figures(compiled, program, jaxpr) -> dict[str, int]:
   temp_estimate, temp_fused and their totals are estimates at the widths of the program
   (siglax/costs/buffers.py), the latter with attention fused.
   """
-  held = lambda tree: sum(
-    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
-  )
+  held = program_lib.held
   analysis = compiled.memory_analysis()
   state = held(program.abstract_state)
   frozen = trainable_lib.split(program.abstract_state.params, program.frozen)[1]

@@ -49,9 +49,11 @@ from siglax.devices import chips as chips_lib
 from siglax.devices import flops
 from siglax.devices import mesh as mesh_lib
 from siglax.models import trainable as trainable_lib
+from siglax.models import transformer
 from siglax.runs import folder as folder_lib
 from siglax.training import checks
 from siglax.training import program as program_lib
+from siglax.training import remat as remat_lib
 from siglax.training import step as step_lib
 
 # The program, its memory and its collectives are the same; the machine code, which never runs, is
@@ -89,11 +91,12 @@ def plan(
   start = time.perf_counter()
   config = config_lib.resolve(config, _text(config))
   known = _known_examples(config, examples)
-  report, traffic = (
-    _measure(config, known)
+  measure = (
+    _measure
     if needed == devices
-    else scaled.measure(config, devices, known, _measure)
+    else lambda config, known: scaled.measure(config, devices, known, _measure)
   )
+  report, traffic = _with_remat(config, known, chips, measure)
   report["collectives"] = {
     kind: {"count": of.count, "payload": of.payload, "sent": of.sent}
     for kind, of in traffic.items()
@@ -105,6 +108,23 @@ def plan(
   }
   report["suggestions"] = suggestions_lib.suggestions(report, chips)
   return {**report, "seconds": round(time.perf_counter() - start, 1)}
+
+
+def _with_remat(config, known: int | None, chips, measure) -> tuple[dict, dict]:
+  """measure(config, known), where train.remat=auto is the first choice that fits all of the chips
+  by the estimate, or else full. The report has it, and "remat_auto": the towers that it is for.
+  """
+  automatic = [name for name, remat in config.train.remat.items() if remat == transformer.AUTO]
+  for remat in transformer.REMAT:
+    config = config.copy_and_resolve_references()
+    for name in automatic:
+      config.train.remat[name] = config.model[name].remat = remat
+    report, traffic = measure(config, known)
+    needed = report["bytes_per_device"]["total_estimate"]
+    most = remat_lib.SHARE * min(memory_lib.usable(chip)[0] * chip.memory for chip in chips)
+    if not automatic or needed <= most:
+      break
+  return report | {"remat_auto": automatic}, traffic
 
 
 def _measure(config, examples: int | None) -> tuple[dict, dict]:

@@ -36,7 +36,10 @@ def _rows(report):
   yield (
     "activations",
     f"{report['dtype']}; remat "
-    + ", ".join(f"{name} {remat}" for name, remat in report["remat"].items()),
+    + ", ".join(
+      f"{name} {remat}{' (chosen by auto)' if name in report['remat_auto'] else ''}"
+      for name, remat in report["remat"].items()
+    ),
   )
   yield (
     "parameters",

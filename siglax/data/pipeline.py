@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 import itertools
 import logging
-import os
 import pathlib
 import sys
 
@@ -30,6 +29,7 @@ from siglax.data.labels import check_labels
 from siglax.data.labels import first_labels
 from siglax.data.loading import ExampleLoader
 from siglax.devices import cores
+from siglax.devices import host
 
 logger = logging.getLogger("siglax")
 
@@ -236,7 +236,7 @@ def loader_threads(config, sources) -> tuple[int, int]:
     workers = 0
     if loader.threads is None and count > FEW_CORES and _is_command():
       held = sum(getattr(source, "held_bytes", INDEX_BYTES * len(source)) for source in sources)
-      allowed = int(WORKERS_MEMORY * _memory() // max(held, 1))
+      allowed = int(WORKERS_MEMORY * host.memory() // max(held, 1))
       workers = min(count // WORKER_THREADS, allowed)
   return loader.threads or max(1, count // max(1, workers)), workers
 
@@ -247,17 +247,12 @@ def _is_command() -> bool:
   return (spec.name if spec else pathlib.Path(file).name).partition(".")[0] == "siglax"
 
 
-def _memory() -> int:
-  """Bytes of this machine."""
-  return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
 def _check_memory(config, process_count):
   """ValueError for batches that this machine's memory cannot hold; a loader that tries does not
   answer any more.
   """
   pictures = config.batch_size // process_count * config.image.size**2 * 3
-  memory = _memory()
+  memory = host.memory()
   if pictures > memory:
     raise ValueError(
       f"config.batch_size={config.batch_size} of {config.image.size}×{config.image.size} pixels "

@@ -63,6 +63,11 @@ def _cpu_flags() -> str:
   return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
+def memory() -> int:
+  """Bytes of this machine."""
+  return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def peak_bytes() -> int | None:
   """The most bytes that a device of this process had in use at a time; None where none of them
   tells, as CPUs do not.

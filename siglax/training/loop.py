@@ -35,6 +35,7 @@ from siglax.runs import metrics as metrics_lib
 from siglax.training import branch
 from siglax.training import log as log_lib
 from siglax.training import profiler as profiler_lib
+from siglax.training import remat as remat_lib
 from siglax.training import resume
 from siglax.training import run as run_lib
 
@@ -99,6 +100,8 @@ def _train(run: run_lib.Run, stop: signals.StopSignals, goodput, lock):
         run, writer, history, start, checkpoints, goodput, meta.get("skipped", 0), lock
       )
       goodput.enter("step")
+      if start < run.total_steps:
+        remat_lib.choose(run)
       loop = _Loop(run, start, stop, goodput, lock, checkpoints, batches, profiler, log, writer)
       try:
         step = loop.until_the_end(state)

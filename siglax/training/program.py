@@ -5,6 +5,7 @@ plan` only compiles it.
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from siglax.devices import flops
 from siglax.devices import mesh as mesh_lib
 from siglax.losses import running
 from siglax.models import trainable as trainable_lib
+from siglax.models import transformer
 from siglax.training import optim
 from siglax.training import schedules
 from siglax.training import state as state_lib
@@ -70,7 +72,12 @@ class Program:
       self.hold_steps,
     )
     self.frozen = trainable_lib.frozen_mask(config, params)
-    self._updates = {}
+    # Towers whose config.train.remat is "auto", and what it stands for (siglax/training/remat.py).
+    self.automatic = tuple(
+      name for name in models.TOWERS if config.train.remat[name] == transformer.AUTO
+    )
+    self.remat = "none"
+    self._updates, self._models = {}, {}
     self._ema = config.train.ema is not None
     self.embedded = embeddings.given(config)
     if self.embedded and not all(jax.tree.leaves(self.frozen["image"])):
@@ -99,16 +106,20 @@ class Program:
     return state_lib.create(params, self.tx, self._ema, self.frozen, self._remembered)
 
   def training_model(self, step: int) -> models.TwoTowers:
-    """What is trained after `step` steps: `model`, or at the end one like it that sees all
-    patches.
+    """What is trained after `step` steps: `model`, or one like it that sees all patches at the end,
+    and whose automatic towers compute again what `remat` says.
     """
-    return self.model if step < self.masked_steps else self._unmasked
-
-  @functools.cached_property
-  def _unmasked(self):
-    config = self.config.model.copy_and_resolve_references()
-    config.image.patch_drop = 0.0
-    return models.build(config)
+    masked = step < self.masked_steps
+    if masked and not self.automatic:
+      return self.model
+    if (masked, self.remat) not in self._models:
+      config = self.config.model.copy_and_resolve_references()
+      if not masked:
+        config.image.patch_drop = 0.0
+      for name in self.automatic:
+        config[name].remat = self.remat
+      self._models[masked, self.remat] = models.build(config)
+    return self._models[masked, self.remat]
 
   def update(self, step: int = 0):
     """The jitted update (state, batch) → (state, metrics) after `step` steps; call it with the mesh
@@ -154,9 +165,12 @@ class Program:
     """What the whole training took: cost/flops, model FLOPs, and cost/peak_bytes, on a device, by
     the compiled program. Called after the last step, it compiles nothing.
     """
-    # The update of the last step takes the most: it sees all patches.
-    last = self.update(self.total_steps - 1).trace(self.abstract_state, self.abstract_batch())
-    return {"cost/flops": self.total_flops(), "cost/peak_bytes": peak_bytes(last.lower().compile())}
+    return {"cost/flops": self.total_flops(), "cost/peak_bytes": peak_bytes(self.compile_last())}
+
+  def compile_last(self):
+    """The compiled update of the last step, which takes the most: it sees all patches."""
+    last = self.update(self.total_steps - 1)
+    return last.trace(self.abstract_state, self.abstract_batch()).lower().compile()
 
   def total_flops(self) -> int:
     """Model FLOPs of all steps."""
@@ -187,6 +201,13 @@ class Program:
       if self.embedded
       else work + passes["image"] * flops.count(model.embed_image, params, batch["image"], keys)
     )
+
+
+def held(tree) -> int:
+  """Bytes on a device of abstract arrays with their shardings."""
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+  )
 
 
 def peak_bytes(compiled) -> int:

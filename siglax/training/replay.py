@@ -11,6 +11,7 @@ from siglax.runs import bucket
 from siglax.runs import folder as folder_lib
 from siglax.runs import records
 from siglax.runs import stored
+from siglax.training import remat
 from siglax.training import run as run_lib
 
 
@@ -35,6 +36,7 @@ def replay(folder, step: int) -> dict:
   batches = run.batches(start)
   try:
     with jax.set_mesh(run.mesh):
+      remat.choose(run)
       for i in range(start, step):
         rows = next(batches)
         state, metrics = run.update(i)(state, mesh_lib.to_global(run.mesh, rows))

@@ -106,8 +106,9 @@ TRAIN = Group(
     **{
       f"remat.{tower}": Field(
         "none",
-        f"What the backward pass of the {tower} tower recomputes: none, dots (all but matrix "
-        "products and convolutions) or full.",
+        f"What the backward pass of the {tower} tower recomputes: none; dots, all but matrix "
+        "products and convolutions; attn_mlp, all but attention and the MLP's first product; or "
+        "full. auto takes the first of these whose step fits the devices (docs/plan.md).",
         choices=lookups.remat,
         resume=True,
       )
