@@ -37,6 +37,7 @@ from siglax.data.batching import Batches
 from siglax.data.labels import LABEL_STRIDE
 from siglax.data.text import TextProcessor
 from siglax.devices import cores
+from siglax.devices import host
 
 SIZE, LENGTH = 8, 6
 
@@ -846,7 +847,7 @@ def test_threads_and_workers_suit_the_cores_unless_they_are_given(monkeypatch):
   count = 16
   assert found() == (2, 8)
   sources[0].held_bytes = 2**30
-  monkeypatch.setattr(pipeline, "_memory", lambda: 32 * 2**30)
+  monkeypatch.setattr(host, "memory", lambda: 32 * 2**30)
   assert found() == (5, 3)
   sources[0].held_bytes = 2**33
   assert found() == (16, 0)
