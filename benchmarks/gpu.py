@@ -197,7 +197,7 @@ def mfu(sizes, options):
   for tower, batches in sizes["towers"].items():
     middle = batches[len(batches) // 2]
     cells = [("bfloat16", "none", values[0], batch) for batch in batches]
-    cells += [("bfloat16", remat, values[0], batches[-1]) for remat in ("dots", "full")]
+    cells += [("bfloat16", remat, values[0], batches[-1]) for remat in ("dots", "attn_mlp", "full")]
     cells += [("bfloat16", "none", value, middle) for value in values[1:]]
     cells += [("float32", remat, values[0], middle) for remat in ("none", "full")]
     for dtype, remat, attention, batch in cells:
