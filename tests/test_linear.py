@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
 import numpy as np
 import pytest
 import test_losses
@@ -16,6 +17,7 @@ from siglax.data.text import TextProcessor
 from siglax.devices import mesh as mesh_lib
 from siglax.devices import paths
 from siglax.models import linear
+from siglax.models import transformer
 from siglax.training import program as program_lib
 
 import tiny
@@ -131,3 +133,23 @@ def test_no_weight_has_a_gradient_that_was_rounded(remat):
   ]
   assert len(shapes) > 3 and len(of_positions) == 2 and not rounded
   assert len(products) >= 12 and {p.dtype.name for p in products} == {"float32"}
+
+
+def test_rematerialisation_gathers_no_kernel_more_often():
+  """Over mesh.fsdp: each of a block's six is gathered for the forward and for the backward pass."""
+  mesh = mesh_lib.make(4, 2)
+  shape = transformer.Shape(64, 2, 4, 256, "gelu_tanh", 1e-6)
+  rows = NamedSharding(mesh, P(mesh_lib.BATCH_AXES))
+  x = jax.ShapeDtypeStruct((32, 32, 64), jnp.bfloat16, sharding=rows)
+  for remat in ("dots", "attn_mlp", "full"):
+    config = ConfigDict(
+      {"dtype": "bfloat16", "dropout": 0.0, "scan": True, "remat": remat, "lora_rank": 0}
+      | {"attention": "xla"}
+    )
+    graphdef, state = nnx.split(transformer.Encoder(shape, config, nnx.Rngs(0)))
+    loss = lambda state, x: nnx.merge(graphdef, state)(x).astype(jnp.float32).sum()
+    split = lambda p: NamedSharding(mesh, P(None, "fsdp") if p.ndim == 3 else P())
+    state = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=split(p)), state)
+    with jax.set_mesh(mesh):
+      text = str(jax.jit(jax.grad(loss)).lower(state, x).compile().as_text())
+    assert text.count(" all-gather(") == 12, remat

@@ -50,25 +50,31 @@ class Patches(nnx.Conv):
     return y if self.bias is None else plus(y, self.bias[...])
 
 
-def _times(x, kernel):
+@jax.custom_vjp
+def _product(x, kernel):
   """x [..., d] times a float32 kernel [d, e], in the dtype of x."""
   return jnp.dot(x, kernel.astype(x.dtype))
 
 
-_product = jax.custom_vjp(_times)
-
-
 def _product_forward(x, kernel):
   """Keeps what the gradients that are asked for need: that of the kernel x, and that of x the
-  kernel. A policy of jax.checkpoint sees the product, which it would not see inside of _product.
+  kernel, in the dtype of x.
+
+  Where jax.checkpoint computes the product again, mesh.fsdp so gathers the kernel once for both. A
+  policy sees the product here, which it would not see inside of _product.
   """
-  y = _times(x.value, kernel.value)
-  return y, (x.value if kernel.perturbed else None, kernel.value if x.perturbed else None)
+  narrow = kernel.value.astype(x.value.dtype)
+  kept = x.value if kernel.perturbed else None, narrow if x.perturbed else None
+  return jnp.dot(x.value, narrow), kept
 
 
 def _product_backward(kept, dy):
   x, kernel = kept
-  dx = None if kernel is None else jnp.dot(dy, kernel.astype(dy.dtype).T)
+  dx = None
+  if kernel is not None:
+    # Not by kernel.T, which would be gathered for itself.
+    over = (dy.ndim - 1,), (kernel.ndim - 1,)
+    dx = jax.lax.dot_general(dy, kernel, (over, ((), ())))
   if x is None:
     return dx, None
   rows = tuple(range(x.ndim - 1))
