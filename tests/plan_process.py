@@ -1,4 +1,5 @@
-"""A plan of tiny towers for N devices, compiled and scaled: `python plan_process.py N FSDP IMPL`.
+"""A plan of tiny towers for N devices, compiled and scaled: `python plan_process.py N FSDP IMPL
+[SLICES]`.
 
 Prints {"compiled", "scaled"}: what `plan._measure` and `scaled.measure` give.
 """
@@ -18,12 +19,14 @@ from siglax.costs import scaled
 import tiny
 
 
-def main(devices: int, fsdp: str, impl: str):
+def main(devices: int, fsdp: str, impl: str, slices: str = "1"):
+  scaled.COMPILED = devices - 1  # so that measure scales
   config = tiny.get_config()
   config.eval.tasks = ()
   for field, value in {
     "model.text.vocab_size": "20000",  # large enough that fsdp splits its table
     "mesh.fsdp": fsdp,
+    "mesh.slices": slices,
     "loss.impl": impl,
     "batch_size": str(2 * devices),
     "train.remat.image": "full",
@@ -37,7 +40,7 @@ def main(devices: int, fsdp: str, impl: str):
   figures = {}
   for name, (report, traffic) in both.items():
     sums = {kind: (of.count, of.payload, of.sent) for kind, of in traffic.items()}
-    crossing = [collectives.crossing(traffic, domain) for domain in (8, 72)]
+    crossing = [collectives.crossing(traffic, domain) for domain in (8, 72, devices // int(slices))]
     figures[name] = {**report, "traffic": sums, "crossing": crossing}
   print(json.dumps(figures))
 

@@ -21,6 +21,9 @@ their m ways out.
     all-to-all                               sent·(g − m)/(g − 1)
     collective-permute                       sent, of the devices at the edges of a domain
 
+A group is kept as what it is in a mesh, so that one of ten million devices takes no more than one
+of eight: a range of device ids, or a `Ring`; of what is neither, all ids or pairs.
+
 Two habits of XLA's CPU backend are undone, so that the figures are an accelerator's. It has no
 bfloat16 collective and widens the operand to float32: an operand that is nothing but converted from
 a 16-bit float counts as 16 bits. It makes no reduce-scatter: an all-reduce of whose result each
@@ -41,18 +44,33 @@ from siglax.costs import hlo
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 
+@dataclasses.dataclass(frozen=True)
+class Ring:
+  """Of a collective-permute of so many devices, which lie in blocks of `block`: each sends to the
+  device some places further in its block, and the last ones to the first.
+  """
+
+  devices: int
+  block: int
+
+
+# Of device ids, of pairs of them, or a ring.
+Group = range | tuple | Ring
+
+
 @dataclasses.dataclass
 class Traffic:
   """Of one kind of collective, per device and run of the program: how many, their payload and what
   is sent, in bytes.
 
-  by_group: of each group of devices, by their ids, of a permute by the pairs.
+  by_group: of each group of devices, a range of their ids or all of them; of a permute, a `Ring` or
+  all of its pairs.
   """
 
   count: int = 0
   payload: int = 0
   sent: float = 0.0
-  by_group: dict[tuple, Traffic] = dataclasses.field(default_factory=dict, compare=False)
+  by_group: dict[Group, Traffic] = dataclasses.field(default_factory=dict, compare=False)
 
   def add(self, other: Traffic, times: int = 1):
     self.count += times * other.count
@@ -78,13 +96,22 @@ def crossing(traffic: dict[str, Traffic], domain: int) -> float:
   )
 
 
-def _share_crossing(kind: str, group: tuple, domain: int) -> float:
-  if kind == "collective-permute":
+def _share_crossing(kind: str, group: Group, domain: int) -> float:
+  if isinstance(group, Ring):
+    # A block that is not in one domain has a device whose target is in another.
+    return float(domain < group.devices and domain % group.block > 0)
+  if kind == "collective-permute" and isinstance(group, tuple):
     return float(any(source // domain != target // domain for source, target in group))
-  g, m = len(group), max(collections.Counter(i // domain for i in group).values())
+  g, m = len(group), _most_in_a_domain(group, domain)
   if m == g:
     return 0.0
   return (g - m) / (g - 1) / (1 if kind == "all-to-all" else m)
+
+
+def _most_in_a_domain(group: range | tuple, domain: int) -> int:
+  if isinstance(group, range):  # from 0, so that the first domain has the most
+    return min(len(group), -(-domain // group.step))
+  return max(collections.Counter(i // domain for i in group).values())
 
 
 class _Counter:
@@ -112,7 +139,7 @@ class _Counter:
     """(kind, traffic) of a collective; of an all-reduce of several arrays, some may be
     reduce-scatters.
     """
-    kind, group = instruction.opcode, _group(instruction.attributes, self._devices)
+    kind, group = instruction.opcode, _compact(_group(instruction.attributes, self._devices))
     g = len(group)
     sizes = [self._bytes(operand, computation) for operand in instruction.operands]
     if kind == "all-reduce":
@@ -125,7 +152,8 @@ class _Counter:
       if kept:
         yield kind, of_group(kind, 1, kept, group)
     elif kind == "collective-permute":
-      yield kind, of_group(kind, 1, sum(sizes), _pairs(instruction.attributes))
+      ring = _ring(_pairs(instruction.attributes), self._devices)
+      yield kind, of_group(kind, 1, sum(sizes), ring)
     else:
       payload = sum(sizes) * (g if kind == "all-gather" else 1)
       yield kind, of_group(kind, 1, payload, group)
@@ -176,12 +204,35 @@ class _Counter:
     return False
 
 
-def of_group(kind: str, count: int, payload: int, group: tuple) -> Traffic:
+def of_group(kind: str, count: int, payload: int, group: Group) -> Traffic:
   """Of `count` collectives in one group that together have that payload."""
-  g = len(group)
-  shares = {"collective-permute": 1, "all-reduce": 2 * (g - 1) / g}
-  sent = payload * shares.get(kind, (g - 1) / g)
+  sent = payload * _share_sent(kind, group)
   return Traffic(count, payload, sent, {group: Traffic(count, payload, sent)})
+
+
+def _share_sent(kind: str, group: Group) -> float:
+  if kind == "collective-permute":
+    return 1
+  g = len(group)
+  return (2 if kind == "all-reduce" else 1) * (g - 1) / g
+
+
+def _ring(pairs: tuple[tuple[int, int], ...], devices: int) -> Ring | tuple:
+  """The `Ring` that the pairs of a permute are, or the pairs."""
+  targets = dict(pairs)
+  if not (hops := targets.get(0)):
+    return pairs
+  # The first device that does not send so many places on is as many from the end of its block.
+  block = hops + next((i for i in range(devices) if targets.get(i) != i + hops), devices)
+  around = [i // block * block + (i + hops) % block for i in range(devices)]
+  return Ring(devices, block) if around == [targets.get(i) for i in range(devices)] else pairs
+
+
+def _compact(group: tuple[int, ...]) -> range | tuple[int, ...]:
+  """The devices of a group in their order, as a range where they are one from 0."""
+  ids = sorted(group)
+  even = range(0, ids[-1] + 1, ids[1] if len(ids) > 1 else 1)
+  return even if list(even) == ids else tuple(ids)
 
 
 def _pairs(attributes: str) -> tuple[tuple[int, int], ...]:

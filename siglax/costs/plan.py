@@ -69,12 +69,12 @@ def plan(
   """The figures that `siglax plan` prints, as one dict ready for JSON; bytes and FLOPs are numbers,
   times are seconds.
 
-  config: as of `config.load`. Call in a process whose JAX has scaled.needed(devices) (virtual)
-  devices. chips: names of chips.NAMED. examples: of the data, which are then not opened. between:
-  bytes/s, one way, of a device between domains, in place of the table's. Raises ValueError in one
-  line for a config that does not fit the devices, an unknown chip, a share of GPU memory that is
-  none, durations in epochs of data that are not there, and a tokenizer that is not there while
-  config.model.text.vocab_size is None.
+  config: as of `config.load`. Call in a process whose JAX has as many (virtual) devices as the
+  largest of scaled.meshes. chips: names of chips.NAMED. examples: of the data, which are then not
+  opened. between: bytes/s, one way, of a device between domains, in place of the table's. Raises
+  ValueError in one line for a config that does not fit the devices, an unknown chip, a share of GPU
+  memory that is none, durations in epochs of data that are not there, and a tokenizer that is not
+  there while config.model.text.vocab_size is None.
   """
   chips = [chips_lib.named(name) for name in chips]
   for chip in chips:
@@ -82,7 +82,7 @@ def plan(
   if devices < 1:
     raise ValueError(f"--devices {devices} must be at least 1")
   checks.validate(config, devices)
-  needed = scaled.needed(devices, config.mesh.fsdp)
+  needed = max(mesh.devices for mesh in scaled.meshes(config, devices))
   if jax.device_count() < needed or devices == needed < jax.device_count():
     raise ValueError(
       f"--devices {devices}, but jax has {jax.device_count()}; set JAX_NUM_CPU_DEVICES={needed} "

@@ -1,20 +1,27 @@
-"""Plans of thousands of devices, from two compiled ones of a few.
+"""Plans of thousands of devices, from two or four compiled ones of a few.
 
 At a fixed number of examples a device, with the same mesh.fsdp and the same way to compute the
 loss, what a device holds, computes and sends is affine in the number of devices: activations and
 state do not depend on it, and a loss meets B = b·D texts, be it in D hops, in one gathered array or
-in rows of logits. So the step is compiled for D₁ and D₂ devices, and each figure q is
+in rows of logits. The ring between slices makes as many rounds as there are slices, of as many hops
+as a slice has devices: with slices all is affine in their number, and in the size of one. So the
+step is compiled for two sizes n of a slice, for two numbers of slices, or for both, and each figure
+q follows from
 
-    q(D) = q(D₁) + (q(D₂) − q(D₁))·(D − D₁) / (D₂ − D₁)
+    q(n) = q(n₁) + (q(n₂) − q(n₁))·(n − n₁) / (n₂ − n₁)
 
-Collectives are taken apart by the groups that they run in (a row of the mesh, a column, all
-devices, the ring), and what is sent follows from payload and size of the group. tests/test_plan.py
-compares with programs that are compiled for all devices.
+first of the size, then of the number. Collectives are taken apart by the groups that they run in (a
+row of the mesh, a column, all devices, the ring in a slice, the ring through all), and what is sent
+follows from payload and size of the group. tests/test_plan.py compares with programs that are
+compiled for all devices.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+import itertools
+from typing import Any
+from typing import NamedTuple
 
 import jax
 
@@ -25,13 +32,50 @@ from siglax.costs import COMPILED
 from siglax.costs import collectives
 from siglax.devices import mesh as mesh_lib
 
-# Sizes of the axis "data" to compile for, as small as can be told from mesh.fsdp.
-_SIZES = ((8, 16), (16, 32), (4, 8), (2, 4))
+# Places on the axis "data" in a slice to compile for, as few as can be told from mesh.fsdp.
+_PLACES = ((8, 16), (16, 32), (4, 8), (2, 4), (1, 2))
+# Devices of a slice from which on each half of its round is a loop.
+_ROUND = 7
+# Numbers of slices to compile for: from 5 on the rounds abroad are a loop.
+_SLICES = ((8, 16), (5, 6))
 
 
-def needed(devices: int, fsdp: int) -> int:
-  """Devices that jax must have for a plan of so many."""
-  return devices if devices <= COMPILED else _sizes(fsdp)[1] * fsdp
+class Mesh(NamedTuple):
+  """Numbers of slices, of places on the axis "data" in each of them, and of places on "fsdp"."""
+
+  slices: int
+  places: int
+  fsdp: int
+
+  @property
+  def data(self) -> int:
+    return self.slices * self.places
+
+  @property
+  def devices(self) -> int:
+    return self.data * self.fsdp
+
+
+def meshes(config, devices: int) -> list[Mesh]:
+  """What to compile for a plan of so many devices: their own mesh up to COMPILED, else those that
+  tell of it, in the order of their slices.
+
+  ValueError in one line where none do.
+  """
+  whole = _mesh(config, devices)
+  if found := _enough(whole):
+    return found
+  smaller = next(
+    fsdp
+    for fsdp in range(whole.fsdp - 1, 0, -1)
+    if whole.places * whole.fsdp % fsdp == 0
+    and _enough(Mesh(whole.slices, whole.places * whole.fsdp // fsdp, fsdp))
+  )
+  between = f" with config.mesh.slices={whole.slices}" if whole.slices > 1 else ""
+  raise ValueError(
+    f"config.mesh.fsdp={whole.fsdp}{between} cannot be planned for {devices} devices; give "
+    f"config.mesh.fsdp={smaller}, or up to {COMPILED} --devices"
+  )
 
 
 def measure(config, devices: int, examples: int | None, of: Callable) -> tuple[dict, dict]:
@@ -40,58 +84,73 @@ def measure(config, devices: int, examples: int | None, of: Callable) -> tuple[d
 
   ValueError for a loss that remembers examples, whose state is divided among all devices.
   """
-  fsdp = config.mesh.fsdp
-  if config.mesh.slices not in ("auto", 1):
-    raise ValueError(
-      f"config.mesh.slices={config.mesh.slices} cannot be planned for more than {COMPILED} "
-      f"devices; give auto, or up to {COMPILED} --devices"
-    )
   if losses.LOSSES.find(config.loss.name, "config.loss.name").gamma is not None:
     raise ValueError(
       f"config.loss.name={config.loss.name!r} keeps numbers of each example on the devices; plan "
       f"it for up to {COMPILED} of them"
     )
-  counts = [size * fsdp for size in _sizes(fsdp)]
-  (first, traffic), (second, more) = (
-    of(_smaller(config, devices, count, examples), examples) for count in counts
-  )
-  at = _Line(counts[0], counts[1], devices)
-  report = at(_without_names(first), _without_names(second))
-  report |= {
+  whole, compiled = _mesh(config, devices), {}
+  for mesh in meshes(config, devices):
+    report, traffic = of(_smaller(config, whole, mesh, examples), examples)
+    compiled[mesh] = {"report": report, "shapes": _by_shape(traffic, mesh)}
+  found = _at(whole, compiled)
+  report = found["report"] | {
     "devices": devices,
-    "mesh": {"data": devices // fsdp, "fsdp": fsdp},
-    "loss": first["loss"] | {"auto": config.loss.impl == "auto"},
-    "scaled_from": counts,
+    "mesh": {"data": whole.data, "fsdp": whole.fsdp},
+    "scaled_from": [mesh.devices for mesh in compiled],
   }
-  return report, _traffic(traffic, more, at, fsdp)
+  report["loss"] |= {"auto": config.loss.impl == "auto"}
+  return report, _traffic(found["shapes"], whole)
 
 
-def _sizes(fsdp: int) -> tuple[int, int]:
-  for sizes in _SIZES:
-    if fsdp not in sizes and sizes[1] * fsdp <= COMPILED:
-      return sizes
-  raise ValueError(
-    f"config.mesh.fsdp={fsdp} cannot be planned for more than {COMPILED} devices; give up to "
-    f"{COMPILED // 4} of mesh.fsdp, or up to {COMPILED} --devices"
+def _mesh(config, devices: int) -> Mesh:
+  slices, fsdp = mesh_lib.count_slices(config.mesh.slices), config.mesh.fsdp
+  return Mesh(slices, devices // fsdp // slices, fsdp)
+
+
+def _enough(whole: Mesh) -> list[Mesh]:
+  """The meshes to compile for, the whole where it is small; none where they would be too large."""
+  # Halves of a round depend on whether its devices are even.
+  odd = whole.places % 2 if whole.fsdp % 2 else 0
+  places = [(small + odd, large + odd) for small, large in _PLACES]
+  for of_slices, of_places in itertools.product(
+    [(whole.slices,), *_SLICES], [(whole.places,), *places]
+  ):
+    found = [Mesh(slices, n, whole.fsdp) for slices in of_slices for n in of_places]
+    if _tell(found, whole):
+      return found
+  return []
+
+
+def _tell(found: list[Mesh], whole: Mesh) -> bool:
+  """Whether the programs of these meshes are like that of the whole, and small."""
+  rounds = {mesh.places * mesh.fsdp for mesh in found}
+  return (
+    found[-1].devices <= COMPILED
+    # Of a row, a column and the whole of a mesh each is told by its size.
+    and all(1 < mesh.data != mesh.fsdp for mesh in found)
+    and (len(rounds) == 1 or min(rounds) >= _ROUND and len({n % 2 for n in rounds}) == 1)
+    and found[-1].slices <= whole.slices
+    and found[-1].places <= whole.places
   )
 
 
-def _smaller(config, devices: int, count: int, examples: int | None):
+def _smaller(config, whole: Mesh, mesh: Mesh, examples: int | None):
   """The config for fewer devices, with as many examples on each, as many steps and the same way to
   compute the loss.
   """
   steps = {
     name: config_lib.duration_steps(config, name, examples or 1) for name in config_lib.DURATIONS
   }
-  fsdp = config.mesh.fsdp
-  mesh = jax.sharding.AbstractMesh((devices // fsdp, fsdp), mesh_lib.BATCH_AXES)
+  abstract = jax.sharding.AbstractMesh((whole.data, whole.fsdp), mesh_lib.BATCH_AXES)
   d = models.build(config.model).embed_dim
   impl, tile = losses.plan(
-    config.loss.impl, config.loss.tile, config.batch_size, d, mesh, mesh_lib.BATCH_AXES
+    config.loss.impl, config.loss.tile, config.batch_size, d, abstract, mesh_lib.BATCH_AXES
   )
   changed = {
-    "batch_size": config.batch_size // devices * count,
-    "mesh.data": count // fsdp,
+    "batch_size": config.batch_size // whole.devices * mesh.devices,
+    "mesh.data": mesh.data,
+    "mesh.slices": mesh.slices,
     "loss.impl": impl,
     "loss.tile": tile,
   }
@@ -100,71 +159,74 @@ def _smaller(config, devices: int, count: int, examples: int | None):
       f"{name}_steps": number
     }
   config = config.copy_and_resolve_references()
-  with config.ignore_type():  # of mesh.data, a name or a number
+  with config.ignore_type():  # of mesh.data and mesh.slices, a name or a number
     for field, value in changed.items():
       config_lib.set_field(config, field, value)
   return config
 
 
-def _without_names(report: dict) -> dict:
-  return {name: value for name, value in report.items() if name not in ("mesh", "loss")}
-
-
-class _Line:
-  """The affine function through two reports, number by number, at a third number of devices."""
-
-  def __init__(self, first: int, second: int, devices: int):
-    self.counts, self.devices = (first, second), devices
-
-  def __call__(self, a, b):
-    if isinstance(a, dict):
-      return {name: self(a[name], b[name]) for name in a}
-    if a == b or isinstance(a, (str, bool)) or a is None:
-      return a
-    first, second = self.counts
-    value = a + (b - a) * (self.devices - first) / (second - first)
-    return round(value) if isinstance(a, int) else value
-
-
-def _traffic(first, second, at: _Line, fsdp: int) -> dict[str, collectives.Traffic]:
-  """Traffic by kind at the devices of a line through two."""
-  found = {}
-  for kind in collectives.KINDS:
-    total = found[kind] = collectives.Traffic()
-    small, large = (
-      _by_shape(of[kind], count, fsdp) for of, count in zip((first, second), at.counts)
-    )
-    for shape in sorted(small.keys() | large.keys()):
-      a, b = (of.get(shape, collectives.Traffic()) for of in (small, large))
-      group = _group(shape, at.devices, fsdp)
-      total.add(collectives.of_group(kind, at(a.count, b.count), at(a.payload, b.payload), group))
-  return found
-
-
-def _by_shape(traffic: collectives.Traffic, devices: int, fsdp: int) -> dict:
-  """Of one kind, by what its groups are in the mesh."""
-  shapes = {
-    tuple(sorted(_group(shape, devices, fsdp))): shape for shape in ("row", "column", "all")
-  }
-  found = {}
-  for group, of in traffic.by_group.items():
-    permute = isinstance(group[0], tuple)
-    shape = "ring" if permute else shapes.get(tuple(sorted(group)))
-    if shape is None:
-      raise ValueError(
-        f"a collective of the step runs in groups of {len(group)} of {devices} devices, which do "
-        f"not scale; plan for up to {COMPILED} devices"
-      )
-    found.setdefault(shape, collectives.Traffic()).add(of)
-  return found
-
-
-def _group(shape: str, devices: int, fsdp: int) -> tuple:
-  """The first group of that shape: a row of the mesh (fsdp), a column (data), all, or the pairs of
-  the ring.
+def _at(whole: Mesh, compiled: dict[Mesh, dict]) -> dict:
+  """Of figures by their mesh, those of the whole: first of each number of slices, then of its
+  own.
   """
-  if shape == "ring":
-    return tuple((i, (i + 1) % devices) for i in range(devices))
-  return tuple(
-    {"row": range(fsdp), "column": range(0, devices, fsdp), "all": range(devices)}[shape]
+  by_slices = {}
+  for mesh, figures in compiled.items():
+    by_slices.setdefault(mesh.slices, []).append((mesh.places, figures))
+  return _on_line(
+    [(slices, _on_line(points, whole.places)) for slices, points in by_slices.items()],
+    whole.slices,
   )
+
+
+def _on_line(points: list[tuple], at: int) -> Any:
+  """Of one or two (n, figures) those at n = at, number by number, on the line through them."""
+  (first, a), (last, b) = points[0], points[-1]
+  if isinstance(a, dict):
+    return {name: _on_line([(n, of[name]) for n, of in points], at) for name in a}
+  if a == b or isinstance(a, (str, bool)) or a is None:
+    return a
+  value = a + (b - a) * (at - first) / (last - first)
+  return round(value) if isinstance(a, int) else value
+
+
+def _by_shape(traffic: dict[str, collectives.Traffic], mesh: Mesh) -> dict:
+  """{kind: {shape: count and payload}}, the shape being what the groups are in the mesh."""
+  shapes = _groups(mesh)
+  names = {group: name for name, group in shapes.items()}
+  found = {
+    kind: {name: {"count": 0, "payload": 0} for name in shapes} for kind in collectives.KINDS
+  }
+  for kind, of in traffic.items():
+    for group, of_group in of.by_group.items():
+      if group not in names:
+        raise ValueError(
+          f"a collective of the step, {kind}, runs in groups that are no row, column or ring of "
+          f"the {mesh.devices} devices, and do not scale; give up to {COMPILED} --devices"
+        )
+      sums = found[kind][names[group]]
+      sums["count"] += of_group.count
+      sums["payload"] += of_group.payload
+  return found
+
+
+def _traffic(shapes: dict, mesh: Mesh) -> dict[str, collectives.Traffic]:
+  """Traffic by kind, of its count and payload by shape of group."""
+  found, groups = {}, _groups(mesh)
+  for kind, by_shape in shapes.items():
+    found[kind] = collectives.Traffic()
+    for name, of in by_shape.items():
+      if of["count"]:
+        found[kind].add(collectives.of_group(kind, of["count"], of["payload"], groups[name]))
+  return found
+
+
+def _groups(mesh: Mesh) -> dict[str, collectives.Group]:
+  """The groups of each shape. Where two are one, it has the name of the last."""
+  n = mesh.devices
+  return {
+    "row": range(mesh.fsdp),
+    "column": range(0, n, mesh.fsdp),
+    "all": range(n),
+    "round": collectives.Ring(n, n // mesh.slices),
+    "ring": collectives.Ring(n, n),
+  }
