@@ -207,6 +207,7 @@ OTHERS = (
       f"siglax report studies/{name}",
     )
   ),
+  "python benchmarks/spikes.py studies/beta2 optim.lr optim.b2",
   "pip install -e '.[onnx]'",
   "python convert_hf_to_gguf.py exported/vision --mmproj",  # of llama.cpp
   "export TPU=name ZONE=us-central2-b",
