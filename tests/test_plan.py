@@ -834,6 +834,19 @@ def test_what_cannot_be_scaled():
     scaled._by_shape(odd, scaled.Mesh(1, 8, 1))
 
 
+def test_fewer_devices_remember_as_many_examples_each():
+  """1,000,001 examples fill 123 batches of 8,192: of them a device remembers 246."""
+  c = configured(**{"loss.name": "global", "batch_size": "8192"})
+  given = []
+
+  def of(config, examples):
+    given.append((config.batch_size, config.mesh.data, examples))
+    return {"loss": {"name": "global"}}, {}
+
+  scaled.measure(config_lib.resolve(c, plan._text(c)), 4096, 1_000_001, of)
+  assert given == [(16, 8, 8 * 246), (32, 16, 16 * 246)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
   "devices, fsdp, impl, slices, examples",
