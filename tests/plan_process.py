@@ -1,5 +1,5 @@
 """A plan of tiny towers for N devices, compiled and scaled: `python plan_process.py N FSDP IMPL
-[SLICES]`.
+[SLICES [EXAMPLES]]`, with EXAMPLES of a loss that remembers so many.
 
 Prints {"compiled", "scaled"}: what `plan._measure` and `scaled.measure` give.
 """
@@ -19,7 +19,7 @@ from siglax.costs import scaled
 import tiny
 
 
-def main(devices: int, fsdp: str, impl: str, slices: str = "1"):
+def main(devices: int, fsdp: str, impl: str, slices: str = "1", examples: str = "0"):
   scaled.COMPILED = devices - 1  # so that measure scales
   config = tiny.get_config()
   config.eval.tasks = ()
@@ -30,12 +30,13 @@ def main(devices: int, fsdp: str, impl: str, slices: str = "1"):
     "loss.impl": impl,
     "batch_size": str(2 * devices),
     "train.remat.image": "full",
+    "loss.name": "global" if int(examples) else "sigmoid",
   }.items():
     config_lib.override(config, field, value)
   config = config_lib.resolve(config, plan._text(config))
   both = {
-    "compiled": plan._measure(config, None),
-    "scaled": scaled.measure(config, devices, None, plan._measure),
+    "compiled": plan._measure(config, int(examples) or None),
+    "scaled": scaled.measure(config, devices, int(examples) or None, plan._measure),
   }
   figures = {}
   for name, (report, traffic) in both.items():

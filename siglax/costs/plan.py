@@ -94,6 +94,7 @@ def plan(
     if needed == devices
     else scaled.measure(config, devices, known, _measure)
   )
+  report["disk"] |= storage.data(config, known)
   report["collectives"] = {
     kind: {"count": of.count, "payload": of.payload, "sent": of.sent}
     for kind, of in traffic.items()
@@ -116,7 +117,7 @@ def _measure(config, examples: int | None) -> tuple[dict, dict]:
   (traced, compiled), (traced_largest, largest) = _compiled(program)
   report = _figures(config, program, traced, devices) | {
     "bytes_per_device": memory_lib.figures(largest, program, traced_largest.jaxpr.jaxpr),
-    "disk": storage.disk(config, program, examples),
+    "disk": storage.disk(config, program),
     "host": storage.host(config, program),
   }
   loss = _loss_alone(config, program, program.model.embed_dim)

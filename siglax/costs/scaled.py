@@ -31,6 +31,7 @@ from siglax import models
 from siglax.costs import COMPILED
 from siglax.costs import collectives
 from siglax.devices import mesh as mesh_lib
+from siglax.losses import running
 
 # Places on the axis "data" in a slice to compile for, as few as can be told from mesh.fsdp.
 _PLACES = ((8, 16), (16, 32), (4, 8), (2, 4), (1, 2))
@@ -82,16 +83,14 @@ def measure(config, devices: int, examples: int | None, of: Callable) -> tuple[d
   """(report, traffic) of a resolved config for so many devices. of: (config, examples) → the same
   of the devices of its mesh, compiled.
 
-  ValueError for a loss that remembers examples, whose state is divided among all devices.
+  What a loss remembers of the examples lies on all devices in equal parts. Fewer devices are
+  compiled for fewer examples, so that each of them has a part of the same size.
   """
-  if losses.LOSSES.find(config.loss.name, "config.loss.name").gamma is not None:
-    raise ValueError(
-      f"config.loss.name={config.loss.name!r} keeps numbers of each example on the devices; plan "
-      f"it for up to {COMPILED} of them"
-    )
+  remembers = losses.LOSSES.find(config.loss.name, "config.loss.name").gamma is not None
+  part = running.size(examples, config.batch_size) // devices if remembers else 0
   whole, compiled = _mesh(config, devices), {}
   for mesh in meshes(config, devices):
-    report, traffic = of(_smaller(config, whole, mesh, examples), examples)
+    report, traffic = of(_smaller(config, whole, mesh, examples), part * mesh.devices or examples)
     compiled[mesh] = {"report": report, "shapes": _by_shape(traffic, mesh)}
   found = _at(whole, compiled)
   report = found["report"] | {

@@ -28,21 +28,27 @@ def checkpoints(keep, every: int | None, total_steps: int) -> int:
   return min(due, keep.keep_latest + for_good + bool(keep.keep_best)) + 1
 
 
-def disk(config, program, examples: int | None) -> dict:
-  """Bytes on disks. examples: of the data, None where nobody knows.
-
-  cache: at most what blocks of data in a bucket take on each machine, and the index. converted: of
-  the pictures at config.image.size as their short side, an estimate.
-  """
+def disk(config, program) -> dict:
+  """Bytes of checkpoints on disks."""
   kept = checkpoints(config.checkpoint, program.every["checkpoint"], program.total_steps)
   leaves = jax.tree.leaves(program.abstract_state)
   state_bytes = sum(x.size * x.dtype.itemsize for x in leaves)
-  pixels = config.image.size**2 * RATIO
-  known = examples is not None
   return {
     "checkpoints": kept,
     "checkpoint_bytes": kept * state_bytes,
     "one_checkpoint_bytes": state_bytes,
+  }
+
+
+def data(config, examples: int | None) -> dict:
+  """Bytes of the data on disks. examples: their number, None where nobody knows.
+
+  cache: at most what blocks of data in a bucket take on each machine, and the index. converted: of
+  the pictures at config.image.size as their short side, an estimate.
+  """
+  pixels = config.image.size**2 * RATIO
+  known = examples is not None
+  return {
     "cache_bytes_at_most": blocks.MOST_BYTES,
     "index_bytes": examples * INDEX_BYTES if known else None,
     "converted_bytes": round(examples * pixels * BYTES_A_PIXEL) if known else None,
