@@ -20,7 +20,7 @@ import tiny
 
 
 def main(devices: int, fsdp: str, impl: str, slices: str = "1", examples: str = "0"):
-  scaled.COMPILED = devices - 1  # so that measure scales
+  scaled.COMPILED = scaled.VIRTUAL = devices - 1  # so that measure scales
   config = tiny.get_config()
   config.eval.tasks = ()
   for field, value in {

@@ -7,7 +7,7 @@ import os
 
 from siglax.commands import shared
 from siglax.commands.command import Command
-from siglax.costs import COMPILED
+from siglax.costs import VIRTUAL
 
 LIST = "list"  # of --chips
 ALL = "all"
@@ -53,7 +53,7 @@ def _run(arguments):
   _check(arguments)
   # Before jax is imported: the plan's devices, whatever this machine has.
   os.environ["JAX_PLATFORMS"] = "cpu"
-  os.environ["JAX_NUM_CPU_DEVICES"] = str(min(arguments.devices, COMPILED))
+  os.environ["JAX_NUM_CPU_DEVICES"] = str(min(arguments.devices, VIRTUAL))
   with shared.uninterrupted():
     from siglax.costs import table
 

@@ -29,12 +29,13 @@ from siglax import config as config_lib
 from siglax import losses
 from siglax import models
 from siglax.costs import COMPILED
+from siglax.costs import VIRTUAL
 from siglax.costs import collectives
 from siglax.devices import mesh as mesh_lib
 from siglax.losses import running
 
 # Places on the axis "data" in a slice to compile for, as few as can be told from mesh.fsdp.
-_PLACES = ((8, 16), (16, 32), (4, 8), (2, 4), (1, 2))
+_PLACES = ((8, 16), (16, 32), (4, 8), (2, 4), (2, 3), (1, 2))
 # Devices of a slice from which on each half of its round is a loop.
 _ROUND = 7
 # Numbers of slices to compile for: from 5 on the rounds abroad are a loop.
@@ -114,23 +115,21 @@ def _enough(whole: Mesh) -> list[Mesh]:
   """The meshes to compile for, the whole where it is small; none where they would be too large."""
   # Halves of a round depend on whether its devices are even.
   odd = whole.places % 2 if whole.fsdp % 2 else 0
-  places = [(small + odd, large + odd) for small, large in _PLACES]
-  for of_slices, of_places in itertools.product(
-    [(whole.slices,), *_SLICES], [(whole.places,), *places]
-  ):
-    found = [Mesh(slices, n, whole.fsdp) for slices in of_slices for n in of_places]
-    if _tell(found, whole):
-      return found
+  places = [(whole.places,), *((small + odd, large + odd) for small, large in _PLACES)]
+  for most, slices in ((COMPILED, [(whole.slices,), *_SLICES]), (VIRTUAL, [(whole.slices,)])):
+    for of_slices, of_places in itertools.product(slices, places):
+      found = [Mesh(number, n, whole.fsdp) for number in of_slices for n in of_places]
+      if found[-1].devices <= most and (found == [whole] or _tell(found, whole)):
+        return found
   return []
 
 
 def _tell(found: list[Mesh], whole: Mesh) -> bool:
-  """Whether the programs of these meshes are like that of the whole, and small."""
+  """Whether the programs of these meshes are like that of the whole, and differ in size alone."""
   rounds = {mesh.places * mesh.fsdp for mesh in found}
   return (
-    found[-1].devices <= COMPILED
     # Of a row, a column and the whole of a mesh each is told by its size.
-    and all(1 < mesh.data != mesh.fsdp for mesh in found)
+    all(1 < mesh.data != mesh.fsdp for mesh in found)
     and (len(rounds) == 1 or min(rounds) >= _ROUND and len({n % 2 for n in rounds}) == 1)
     and found[-1].slices <= whole.slices
     and found[-1].places <= whole.places
