@@ -50,7 +50,7 @@ def test_every_part_runs_on_a_cpu(tmp_path):
   # Two towers, and what changes at each; two losses in two forms and two dtypes.
   of = lambda part: [row for row in found["rows"] if row["part"] == part]
   assert {row["tower"] for row in of("mfu")} == {"B/16", "L/16"}
-  assert {row["remat"] for row in of("mfu")} == {"none", "dots", "full"}
+  assert {row["remat"] for row in of("mfu")} == {"none", "dots", "attn_mlp", "full"}
   assert len([row for row in of("loss") if "MiB" in row]) >= 8
   for part in gpu.PARTS:
     assert f"\n## {part}\n\n| " in said

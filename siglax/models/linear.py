@@ -46,7 +46,8 @@ class Patches(nnx.Conv):
     x = inputs[:, : rows * p, : columns * q].astype(self.dtype)
     x = x.reshape(n, rows, p, columns, q, channels).transpose(0, 1, 3, 2, 4, 5)
     kernel = self.kernel[...].reshape(math.prod(self.kernel_shape[:-1]), -1)
-    y = _product(x.reshape(n, rows, columns, -1), kernel)
+    product = jnp.dot if self.dtype == jnp.float32 else _product
+    y = product(x.reshape(n, rows, columns, -1), kernel)
     return y if self.bias is None else plus(y, self.bias[...])
 
 
