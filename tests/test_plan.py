@@ -868,8 +868,8 @@ def test_fewer_devices_remember_as_many_examples_each():
   ],
 )
 def test_a_scaled_plan_is_the_compiled_one(devices, fsdp, impl, slices, examples):
-  """All figures are equal, but for what XLA pads buffers by, and for one array of embeddings,
-  [2, 16] in float32, that the schedule of many rounds holds longer.
+  """All figures are equal, but for what XLA pads buffers by, and, with 8 slices, for one array of
+  embeddings, [2, 16] in float32, that the loss holds longer.
   """
   command = [sys.executable, "plan_process.py", *map(str, (devices, fsdp, impl, slices, examples))]
   environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
@@ -882,7 +882,8 @@ def test_a_scaled_plan_is_the_compiled_one(devices, fsdp, impl, slices, examples
   found = json.loads(done.stdout)
   compiled, many = found["compiled"], found["scaled"]
   assert max(many.pop("scaled_from")) < devices
-  for name, error in (("bytes_per_device", {"rel": 1e-4, "abs": 128}), ("traffic", {"rel": 1e-12})):
+  padding = {"rel": 1e-4, "abs": 128 if slices == 8 else 0}
+  for name, error in (("bytes_per_device", padding), ("traffic", {"rel": 1e-12})):
     of_all, of_few = (dict(flat(report.pop(name))) for report in (compiled, many))
     assert of_few == pytest.approx(of_all, **error)
   assert many == compiled

@@ -116,14 +116,13 @@ def _with_remat(config, known: int | None, chips, measure) -> tuple[dict, dict]:
   by the estimate, or else full. The report has it, and "remat_auto": the towers that it is for.
   """
   automatic = [name for name, remat in config.train.remat.items() if remat == transformer.AUTO]
+  most = remat_lib.SHARE * min(memory_lib.usable(chip)[0] * chip.memory for chip in chips)
+  config = config.copy_and_resolve_references()
   for remat in transformer.REMAT:
-    config = config.copy_and_resolve_references()
     for name in automatic:
       config.train.remat[name] = config.model[name].remat = remat
     report, traffic = measure(config, known)
-    needed = report["bytes_per_device"]["total_estimate"]
-    most = remat_lib.SHARE * min(memory_lib.usable(chip)[0] * chip.memory for chip in chips)
-    if not automatic or needed <= most:
+    if not automatic or report["bytes_per_device"]["total_estimate"] <= most:
       break
   return report | {"remat_auto": automatic}, traffic
 

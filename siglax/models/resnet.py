@@ -232,9 +232,7 @@ def run(module: nnx.Module, x: jax.Array, remat: str) -> jax.Array:
     x = module(x)
     return x, nnx.state(module, nnx.BatchStat)
 
-  if remat not in ("none", transformer.AUTO):
-    function = jax.checkpoint(function, policy=transformer.REMAT[remat])
-  x, statistics = function(x, state)
+  x, statistics = transformer.rematerialised(function, remat)(x, state)
   nnx.update(module, statistics)
   return x
 

@@ -93,6 +93,15 @@ class Shape:
     return shape
 
 
+def rematerialised(function, remat: str, **options):
+  """The function, of which the backward pass keeps what REMAT says and computes the rest again.
+  options: of jax.checkpoint.
+  """
+  if remat in ("none", AUTO):
+    return function
+  return jax.checkpoint(function, policy=REMAT[remat], **options)
+
+
 def head(config) -> str:
   """The kind of a head that is there."""
   return "linear_no_bias" if config.head == "linear_no_bias" else "linear"
@@ -263,8 +272,7 @@ class Encoder(nnx.Module):
         x, fold_in(keys, depth), causal=causal, rate=self.rate, mask=mask
       ), None
 
-    if self.remat not in ("none", AUTO):
-      block = jax.checkpoint(block, policy=REMAT[self.remat], prevent_cse=not self.scan)
+    block = rematerialised(block, self.remat, prevent_cse=not self.scan)
     if self.scan:
       layers = nnx.state(self.blocks), jnp.arange(self.depth)
       if first is not None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 
 import jax
 from ml_collections import ConfigDict
@@ -15,6 +14,7 @@ from ml_collections import ConfigDict
 from siglax.costs import roofline
 from siglax.costs import storage
 from siglax.devices import chips as chips_lib
+from siglax.training import program as program_lib
 from siglax.training import run as run_lib
 
 # A run that has not begun has none.
@@ -85,7 +85,6 @@ class Sizes:
     run = run_lib.Run(config, NO_FOLDER)
     run.evaluate.check()
     leaves = jax.tree.leaves(run.abstract_state)
-    held = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
     return Size(
       steps=run.total_steps,
       unmasked=run.total_steps - run.masked_steps,
@@ -93,7 +92,7 @@ class Sizes:
       unmasked_flops=self._step_flops(run, run.masked_steps),
       parameters=sum(x.size for x in jax.tree.leaves(run.abstract_state.params)),
       state_bytes=sum(x.size * x.dtype.itemsize for x in leaves),
-      device_state_bytes=sum(map(held, leaves)),
+      device_state_bytes=program_lib.held(run.abstract_state),
       checkpoints=storage.checkpoints(
         run.config.checkpoint, run.every["checkpoint"], run.total_steps
       ),
