@@ -1,25 +1,19 @@
-"""What config.loss.dtype=bfloat16 does to the gradients of a loss, and to a trained model.
+"""What config.loss.dtype=bfloat16 does to the gradients of a loss. (Of trained models
+configs/ablate/loss_dtype.py tells.)
 
     python benchmarks/loss_dtype.py
-    python benchmarks/loss_dtype.py --seeds 3
 
-The first table has no training: of the losses that may be computed in bfloat16, at the scales 10
-and 100, the error of the value, of the gradients of the embeddings (relative to their largest
-element, and to their norm) and of the scale, against the same in float32, the largest of five
-batches of 256 unit embeddings of width 256 near a subspace of 6 dimensions, where negatives are
-hard. "embeddings of bfloat16 towers" is what the towers' own rounding does to the same gradients:
-the embeddings are computed with activations of bfloat16 and of float32, and the loss in float32.
-
-With --seeds, the second table: configs/quickstart.py with --steps steps and train.dtype=bfloat16,
-by loss.dtype, the mean over seeds ± half of their range.
+Of the losses that may be computed in bfloat16, at the scales 10 and 100, the error of the value, of
+the gradients of the embeddings (relative to their largest element, and to their norm) and of the
+scale, against the same in float32, the largest of five batches of 256 unit embeddings of width 256
+near a subspace of 6 dimensions, where negatives are hard. "embeddings of bfloat16 towers" is what
+the towers' own rounding does to the same gradients: the embeddings are computed with activations of
+bfloat16 and of float32, and the loss in float32.
 """
 
 import argparse
-import contextlib
 import pathlib
 import runpy
-import sys
-import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -28,15 +22,9 @@ import numpy as np
 from siglax import config as config_lib
 from siglax import losses
 from siglax import models
-from siglax.training import loop
 
 B, WIDTH, RANK, BATCHES = 256, 256, 6, 5
 QUICKSTART = pathlib.Path(__file__).parent.parent / "configs" / "quickstart.py"
-METRICS = {
-  "test loss": "eval/test/loss",
-  "classes_seen acc1": "eval/classes_seen/acc1",
-  "captions_seen text R@1": "eval/captions_seen/text_retrieval_recall@1",
-}
 
 
 def embeddings(seed: int):
@@ -71,7 +59,7 @@ def errors(got, want) -> list[float]:
 
 
 def gradients():
-  """The first table."""
+  """Prints the table."""
   heads = ("value", "gradient, largest", "gradient, norm", "gradient of the scale")
   print(f"| loss | scale | rounded | {' | '.join(heads)} |\n|---|---|---|{'---|' * len(heads)}")
   rounded = _towers()
@@ -98,7 +86,7 @@ def _towers() -> dict:
   """The embeddings of fresh towers of the quickstart's size, by the dtype of the activations."""
   found = {}
   for dtype in ("float32", "bfloat16"):
-    config = _quickstart(1)
+    config = runpy.run_path(str(QUICKSTART))["get_config"](steps=1)
     config.train.dtype = dtype
     config.model.text.vocab_size, config.model.text.eos_id = 128, 1
     model = models.build(config.model)
@@ -113,38 +101,12 @@ def _towers() -> dict:
   return found
 
 
-def _quickstart(steps: int):
-  return runpy.run_path(str(QUICKSTART))["get_config"](steps)
-
-
-def trained(steps: int, seeds: int):
-  """The second table."""
-  print(f"\n| loss.dtype | {' | '.join(METRICS)} |\n|---|{'---|' * len(METRICS)}", flush=True)
-  for dtype in ("float32", "bfloat16"):
-    runs = []
-    for seed in range(seeds):
-      config = _quickstart(steps)
-      config.train.dtype, config.loss.dtype, config.seed = "bfloat16", dtype, seed
-      config_lib.set_duration(config, "eval.every", steps=steps)
-      with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        evaluated = loop.train(config, folder)
-      runs.append([evaluated[key] for key in METRICS.values()])
-    means, spreads = np.mean(runs, axis=0), np.ptp(runs, axis=0) / 2
-    cells = (f"{mean:.3f} ± {spread:.3f}" for mean, spread in zip(means, spreads))
-    print(f"| {dtype} | {' | '.join(cells)} |", flush=True)
-
-
 def main():
-  parser = argparse.ArgumentParser(
+  argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  parser.add_argument("--seeds", type=int, default=0, help="of the trained model; 0 trains none")
-  parser.add_argument("--steps", type=int, default=1400)
-  arguments = parser.parse_args()
+  ).parse_args()
   print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}\n")
   gradients()
-  if arguments.seeds:
-    trained(arguments.steps, arguments.seeds)
 
 
 if __name__ == "__main__":

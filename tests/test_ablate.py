@@ -229,6 +229,19 @@ def test_devices_in_sets_and_parts_of_runs():
       ablate.parse_only(text)
 
 
+def test_a_command_line_takes_other_values_of_the_grid():
+  grid_of = lambda name, text: study_lib.load(STUDY, {name: text}).grid
+  assert grid_of("grid.loss.name", "('sigmoid',)") == {"loss.name": ("sigmoid",)}
+  for name, text, message in (
+    ("grid.loss.nam", "('hinge',)", "loss.nam is no field of the study's grid, .*did you mean 'l"),
+    ("grid.loss.name", "hinge", r"grid\['loss.name'\]='hinge' must be a list of values"),
+    ("base.loss.name", "hinge", "loss.name is one of the study's fields"),
+    ("grids", "1", "a study has base.FIELD, grid.FIELD, base, seeds and amount to set"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      grid_of(name, text)
+
+
 @pytest.mark.slow
 def test_a_study_of_one_run(tmp_path):
   """Its run is one of siglax train; a second start makes nothing."""

@@ -32,7 +32,7 @@ def test_all_its_runs_have_good_configs(file, scale):
   assert len(study.seeds) >= (3 if scale == "small" else 1)
   runs = grid.runs_of(study, lambda study, overrides, share: {})
   of_settings = [run for run in runs if not run.is_trunk]
-  assert len(of_settings) == len(study.combinations) * len(study.seeds) >= 6
+  assert len(of_settings) == len(study.combinations) * len(study.seeds) >= 4
   for run in runs:
     if run.seed == 0:
       checks.validate(run.config(), devices=8)

@@ -72,7 +72,10 @@ COMMAND = Command(
     "came of them. The same command goes on where it stopped: finished runs are left, unfinished "
     "ones resumed, failed ones listed (docs/ablations.md)."
   ),
-  epilog="Fields: --config.base.optim.lr=3e-4 --config.seeds='(0,1)' --config.amount=1000000",
+  epilog=(
+    "Fields: --config.base.optim.lr=3e-4 --config.grid.batch_size='(128,256)' "
+    "--config.seeds='(0,1)' --config.amount=1000000"
+  ),
   add_arguments=_add_arguments,
   run=_run,
   urls=(),

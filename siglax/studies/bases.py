@@ -21,14 +21,15 @@ def small(
 
   data: "shapes", the built-in pictures of `size` pixels, for `steps` of the quickstart's batch of
   64, few enough that a better setting shows; or "pictures", the data of train and test (CIFAR-10
-  with captions, Flickr, your own) for so many epochs, as configs/cifar10_captions.py trains them.
+  with captions, Flickr, your own) for so many epochs, as configs/cifar10_captions.py trains them, a
+  sixth of them for the warmup.
   """
   if data not in DATA:
     raise ValueError(f"data={data!r} is unknown; known are {', '.join(DATA)}")
   if data == "shapes":
     return f"configs/quickstart.py:steps={steps},size={size}", dict(LEAN)
   base = f"configs/cifar10_captions.py:train={train},test={test},epochs={epochs}"
-  return base, {**LEAN, "eval.every_epochs": epochs}
+  return base, {**LEAN, "eval.every_epochs": epochs, "optim.warmup_epochs": epochs / 6}
 
 
 def full(train: str, tokenizer: str, zero_shot: str, examples: int) -> tuple[str, dict[str, Any]]:

@@ -174,7 +174,8 @@ def load(path: str, overrides: Mapping[str, str]) -> Study:
   """The study of `get_study(**arguments)` in a Python file.
 
   overrides: what the command line gives as --config.NAME=VALUE: "base.optim.lr" changes the base,
-  "seeds" or "amount" what the study declares. ValueError in one line.
+  "grid.batch_size" the values of a field of the grid, "seeds" or "amount" what the study declares.
+  ValueError in one line.
   """
   study = editing.made_by(path, "get_study", Study)
   known = [field.name for field in dataclasses.fields(Study)]
@@ -186,11 +187,20 @@ def load(path: str, overrides: Mapping[str, str]) -> Study:
           f"--config.{name}: {field} is one of the study's fields {', '.join(study.fields)}"
         )
       study = dataclasses.replace(study, set={**study.set, field: Text(text)})
+    elif name.startswith("grid."):
+      field = name.removeprefix("grid.")
+      if field not in study.grid:
+        raise ValueError(
+          f"--config.{name}: {field} is no field of the study's grid, which has "
+          f"{', '.join(study.grid) or 'none'}{did_you_mean(field, study.grid)}"
+        )
+      grid = {**study.grid, field: editing.parse(text)}
+      study = dataclasses.replace(study, grid=grid)
     elif name in ("seeds", "amount", "base"):
       study = dataclasses.replace(study, **{name: editing.parse(text)})
     else:
       raise ValueError(
-        f"--config.{name}: a study has base.FIELD, base, seeds and amount to set"
+        f"--config.{name}: a study has base.FIELD, grid.FIELD, base, seeds and amount to set"
         f"{did_you_mean(name, known)}"
       )
   return study

@@ -1,0 +1,28 @@
+"""The loss in float32 or in bfloat16, of towers in bfloat16; and all in float32.
+
+    siglax ablate --config configs/ablate/loss_dtype.py --workdir studies/loss_dtype
+
+config.loss.dtype=bfloat16 halves the bytes that embeddings take between devices, and their products
+are the chip's fast ones; sums, logits and exponentials stay float32. The paper on mixed precision
+(Micikevicius et al., arXiv 1710.03740, section 3.3) trains with products in half precision and sums
+in float32, at the accuracy of float32. docs/losses.md has the errors of a single loss; here is what
+is left of them after a training. Runs in float32 throughout are made at the small scale alone.
+"""
+
+from siglax import studies
+from siglax.studies import bases
+
+
+def get_study(scale: str = "small", data: str = "shapes", **paths):
+  base, fields = bases.base(scale, data, **paths)
+  types = [("bfloat16", "float32"), ("bfloat16", "bfloat16")]
+  if scale == "small":
+    types.append(("float32", "float32"))
+  return studies.Study(
+    base,
+    # Each loss has its own, or none.
+    set={**fields, "loss.bias_init": None},
+    settings=[{"train.dtype": towers, "loss.dtype": loss} for towers, loss in types],
+    grid={"loss.name": ("sigmoid", "softmax")},
+    baseline={"train.dtype": "bfloat16", "loss.dtype": "float32"},
+  )
