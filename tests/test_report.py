@@ -78,6 +78,11 @@ def test_means_are_those_of_the_finished_runs(study):
         float(r[metric]) for r in rows if (r["loss.name"], r["batch_size"]) == (loss, str(batch))
       ]
       assert in_csv == pytest.approx(want)
+    for name in ("scale", "bias"):
+      want = [last(folder, name) for folder in of_runs]
+      assert setting["learned"][name] == pytest.approx(np.mean(want))
+      told_of = f" {np.mean(want):.3f} ± {np.std(want, ddof=1):.3f} ".replace("-", "−")
+      assert sum(told_of in x for x in lines if x.startswith(f"| {loss} | {batch} | 3 |")) == 1
     seconds = [sum(s["seconds"].values()) for folder in of_runs for s in history.read(folder)]
     assert setting["costs"]["seconds"] == pytest.approx(np.mean(seconds), abs=1e-3)
     assert setting["costs"]["peak_bytes"] == 2 * 10**8 and setting["costs"]["examples"] == 20480

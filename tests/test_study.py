@@ -62,11 +62,13 @@ def test_results_come_from_the_run_folders(tmp_path):
   folder.write(tmp_path, study)
   assert folder.read(tmp_path) == {"version": 1, **study}
   lines = [
+    {"step": 4, "examples": 64, "scale": 9.0},
     {"step": 4, "examples": 64, "eval/t/acc1": 0.5, "eval/t/chance/acc1": 0.1},
+    {"step": 8, "examples": 128, "scale": 8.5, "bias": -4.0},
     {"step": 8, "examples": 128, "eval/t/acc1": 0.75, "eval/t/loss": None},
   ]
   start = {"start": 1, "first_step": 0, "last_step": 8, "seconds": {"step": 3.0, "init": 1.0}}
-  for name, ended, count in (("done", "finished", 2), ("begun", None, 1), ("broken", "x", 1)):
+  for name, ended, count in (("done", "finished", 4), ("begun", None, 2), ("broken", "x", 2)):
     (of_run := tmp_path / "runs" / name).mkdir(parents=True)
     (of_run / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines[:count]))
     (of_run / "starts.jsonl").write_text(json.dumps({**start, "ended": ended}) + "\n")
@@ -81,6 +83,8 @@ def test_results_come_from_the_run_folders(tmp_path):
     "not_yet": "missing",
   }
   assert found["done"]["metrics"] == {"eval/t/acc1": 0.75, "eval/t/loss": None}
+  assert found["done"]["learned"] == {"scale": 8.5, "bias": -4.0}
+  assert found["begun"]["learned"] == {}
   assert found["done"]["costs"] == {
     "examples": 128,
     "flops": 80,
@@ -92,7 +96,7 @@ def test_results_come_from_the_run_folders(tmp_path):
   assert found["begun"]["costs"]["flops"] == 40 and found["not_yet"]["costs"]["examples"] == 0
   assert folder.read_results(tmp_path) == list(found.values())
   # A damaged line of the last evaluation: that before it is none in its place.
-  torn = [json.dumps(lines[0]), json.dumps(lines[1])[:-9], json.dumps({"step": 8, "loss": 1.0})]
+  torn = [json.dumps(lines[1]), json.dumps(lines[3])[:-9], json.dumps({"step": 8, "loss": 1.0})]
   (tmp_path / "runs/done/metrics.jsonl").write_text("\n".join(torn))
   assert folder.results(tmp_path)[0]["metrics"] == {}
 

@@ -116,6 +116,10 @@ class Comparison:
     """Of examples, flops, seconds or peak_bytes."""
     return statistic([row["costs"].get(name) for row in setting.runs.values()])
 
+  def learned(self, setting: Setting, name: str) -> Statistic | None:
+    """Of the loss's scale or bias at the end of the training; None where it has none."""
+    return statistic([row["learned"].get(name) for row in setting.runs.values()])
+
   def baseline_of(self, setting: Setting) -> Setting | None:
     """The setting that it is compared with; None for the baseline itself. Fields that no run of the
     baseline sets, such as those of one loss alone, are not compared.

@@ -6,7 +6,7 @@
                     of a branch "trunk", and "first", the costs of its first stage}
     runs/NAME/     the run folder of each run, as of `siglax train`
     trunks/NAME/   the runs that branches start from
-    results.json   [{"name", "values", "seed", "status", "error", "metrics", "costs"}]
+    results.json   [{"name", "values", "seed", "status", "error", "metrics", "learned", "costs"}]
     failed/        NAME.txt of each run that failed: why, in one line
     logs/          NAME.txt: what each run printed
 
@@ -30,6 +30,8 @@ STUDY, RESULTS = "study.json", "results.json"
 RUNS, TRUNKS, FAILED, LOGS = "runs", "trunks", "failed", "logs"
 STATUSES = "finished", "failed", "unfinished", "missing"
 FINISHED, FAILED_STATUS, UNFINISHED, MISSING = STATUSES
+# Parameters of the loss that metrics.jsonl tells.
+LEARNED = ("scale", "bias")
 # What another machine, or another day, gives another value of.
 MEASURED = ("seconds", "peak_bytes")
 
@@ -113,6 +115,7 @@ def result(of_run: pathlib.Path, run: dict, how: str, error: str | None) -> dict
   """
   lines = records_lib.read(of_run) if (of_run / records_lib.FILE).is_file() else []
   metrics = summary.evaluations(lines) if how == FINISHED else {}
+  logged = {key: value for line in lines for key, value in line.items()}
   # An evaluation before the last one, whose line is damaged, would stand beside those at the end.
   last = {m: points[-1][1] for m, points in metrics.items() if points[-1][0] == lines[-1]["step"]}
   return {
@@ -122,6 +125,7 @@ def result(of_run: pathlib.Path, run: dict, how: str, error: str | None) -> dict
     "status": how,
     "error": error,
     "metrics": {metric: x if math.isfinite(x) else None for metric, x in last.items()},
+    "learned": {name: logged[name] for name in LEARNED if how == FINISHED and name in logged},
     "costs": _costs(of_run, run, lines),
   }
 

@@ -28,10 +28,12 @@ def report(folder, baseline: str | None = None) -> pathlib.Path:
   found = found_lib.read(folder)
   c = comparison_lib.Comparison(found, comparison_lib.baseline(found, baseline))
   figures = figures_lib.Figures(c)
-  main = [tables.of_means(c, c.headline, "means")]
+  told = [tables.of_means(c, c.headline, "means")]
   if any(map(c.baseline_of, c.settings)):
-    main.append(tables.of_differences(c, c.headline))
-  main.append(tables.of_costs(c))
+    told.append(tables.of_differences(c, c.headline))
+  if (learned := tables.of_learned(c)).rows:
+    told.append(learned)
+  main = [*told, tables.of_costs(c)]
   every = tables.of_means(c, c.metrics, "all-metrics")
   others = tables.of_others(c)
   to = pathlib.Path(folder) / found_lib.REPORT
@@ -47,7 +49,7 @@ def report(folder, baseline: str | None = None) -> pathlib.Path:
   (to / "plots").mkdir(parents=True, exist_ok=True)
   for name, data in content.items():
     disk.write_atomic(to / name, data)
-  streams.say("\n".join(t.markdown() for t in [*main[:-1], others] if t.rows))
+  streams.say("\n".join(t.markdown() for t in [*told, others] if t.rows))
   streams.say(f"wrote {to / 'index.html'}")
   return to / "index.html"
 

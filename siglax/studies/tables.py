@@ -13,6 +13,7 @@ import re
 from siglax import evals
 from siglax.costs import table
 from siglax.studies import comparison as comparison_lib
+from siglax.studies import folder as folder_lib
 
 COSTS = {"examples": "examples", "flops": "FLOPs", "seconds": "seconds", "peak_bytes": "memory"}
 # What a metric is called in a table, where that is shorter than its name.
@@ -138,6 +139,23 @@ def of_costs(c: comparison_lib.Comparison) -> Table:
   )
 
 
+def of_learned(c: comparison_lib.Comparison) -> Table:
+  """Scale and bias of the losses that have them, mean ± standard deviation over seeds."""
+  found = [[c.learned(s, name) for name in folder_lib.LEARNED] for s in c.settings]
+  rows = [
+    [*_fields(c, s), str(len(s.runs)), *map(_plain_mean, of_setting)]
+    for s, of_setting in zip(c.settings, found)
+    if any(of_setting)
+  ]
+  return Table(
+    "scale-and-bias",
+    "Scale and bias of the loss at the end of the training, mean ± standard deviation over seeds.",
+    [*c.found.fields, "seeds", *folder_lib.LEARNED],
+    rows,
+    len(c.found.fields),
+  )
+
+
 def of_others(c: comparison_lib.Comparison) -> Table:
   """The runs that have not finished, which are in no mean."""
   rows = [
@@ -153,13 +171,15 @@ def runs_csv(c: comparison_lib.Comparison) -> str:
   out = io.StringIO()
   fields = list(c.found.fields)
   writer = csv.writer(out, lineterminator="\n")
-  writer.writerow(["run", *fields, "seed", "status", "error", *c.metrics, *COSTS])
+  told = [*c.metrics, *folder_lib.LEARNED, *COSTS]
+  writer.writerow(["run", *fields, "seed", "status", "error", *told])
   for row in c.found.rows:
     values = [row["values"].get(field) for field in fields]
     writer.writerow(
       [row["name"], *(x if x is None else comparison_lib.exact(x) for x in values)]
       + [row["seed"], row["status"], row["error"]]
       + [row["metrics"].get(m) for m in c.metrics]
+      + [row["learned"].get(name) for name in folder_lib.LEARNED]
       + [row["costs"].get(name) for name in COSTS]
     )
   return out.getvalue()
@@ -172,7 +192,8 @@ def results_json(c: comparison_lib.Comparison, fits: list[dict]) -> str:
       "values": s.values,
       "seeds": sorted(s.runs),
       "metrics": {m: _of_metric(c, s, m) for m in c.metrics},
-      "costs": {name: found and found.mean for name in COSTS for found in [c.cost(s, name)]},
+      "learned": {name: _mean(c.learned(s, name)) for name in folder_lib.LEARNED},
+      "costs": {name: _mean(c.cost(s, name)) for name in COSTS},
     }
     for s in c.settings
   ]
@@ -244,6 +265,17 @@ def _cost(found: comparison_lib.Statistic | None, name: str) -> str:
   if name == "flops":
     return f"{found.mean:.2e}"
   return f"{found.mean:,.0f}"
+
+
+def _mean(found: comparison_lib.Statistic | None) -> float | None:
+  return None if found is None else found.mean
+
+
+def _plain_mean(found: comparison_lib.Statistic | None) -> str:
+  if found is None:
+    return ABSENT
+  spread = "" if math.isnan(found.sd) else f" ± {found.sd:.3f}"
+  return f"{found.mean:.3f}{spread}".replace("-", "−")
 
 
 def _number(x: float) -> float | None:
