@@ -118,6 +118,7 @@ def test_none_is_a_word_where_a_field_takes_no_none():
       "config.model.image is a group of fields; set one, such as config.model.image.",
     ),
     ("a\nb", "1", "config.a\\nb is unknown"),
+    ("train.rematt.image", "full", "is unknown; did you mean config.train.remat.image?"),
     ("model.image.size", "B", "config.model.image.size is called config.model.image.variant now"),
   ],
 )

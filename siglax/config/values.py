@@ -104,7 +104,8 @@ def unknown(config: ConfigDict, field: str) -> str:
     return f"config.{field} is called config.{new} now"
   fields = list(flatten(config))
   same_name = [f for f in fields if f.rpartition(".")[2] == field.rpartition(".")[2]]
-  near = same_name or difflib.get_close_matches(field, fields, n=1, cutoff=0.5)
+  cutoff = 0.0 if same_name else 0.5
+  near = difflib.get_close_matches(field, same_name or fields, n=1, cutoff=cutoff)
   hint = f"did you mean config.{near[0]}?" if near else "siglax config lists every field"
   return f"config.{shown(field)[1:-1]} is unknown; {hint}"
 
