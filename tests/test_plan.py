@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -32,6 +33,7 @@ from siglax.costs import table
 from siglax.devices import chips
 from siglax.devices import flops
 from siglax.devices import mesh as mesh_lib
+from siglax.devices import streams
 from siglax.training import run as run_lib
 
 import tiny
@@ -565,7 +567,7 @@ def test_suggestions_for_what_does_not_fit():
   )
 
 
-def test_a_plan_in_words(capsys, report):
+def test_a_plan_in_words(capsys, report, monkeypatch):
   v5e = report["chips"]["v5e"] | {
     **dict.fromkeys(("fits", "fits_by_estimate", "fits_fused"), False),
     "binds": "network",
@@ -588,6 +590,13 @@ def test_a_plan_in_words(capsys, report):
   assert "a device sends" in rows["all-reduce"]
   # The bars of all parts together are as long as that of everything.
   assert abs(sum(line.count("█") for line in lines) - table.BAR) <= 3
+  # In a terminal of 80 columns each is shorter, beside the name of its part.
+  monkeypatch.setenv("COLUMNS", "80")
+  monkeypatch.setattr(streams, "is_terminal", lambda stream: True)
+  table.show(report | {"chips": {}}, "siglax plan tiny.py")
+  with_bars = [line for line in capsys.readouterr().out.splitlines() if "█" in line]
+  assert all(re.search(r"\w.* [\d.,]+ [GMk]B +█+", line) for line in with_bars) and with_bars
+  assert abs(sum(line.count("█") for line in with_bars) - table.SHORTEST_BAR) <= 3
   verdict = lambda **of: table._fit_in_words(v5e | of).partition(":")[0]
   assert verdict(fits=True) == "fits" and verdict(fits_by_estimate=True) == "fits by the estimate"
 

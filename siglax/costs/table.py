@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+
 from siglax.devices import streams
 
-# Columns of a bar that is as long as all of the memory together.
-BAR = 40
+# Columns of a bar that is as long as all of the memory together, at most and at least, and of what
+# stands left of the bars.
+BAR, SHORTEST_BAR, BESIDE_BAR = 40, 8, 72
 
 
 def show(report: dict, title: str):
@@ -97,8 +101,12 @@ def _memory_rows(report):
     "+ float32 copies of the CPU": used["temp"] - used["temp_estimate"],
   }
   width, longest = max(map(len, parts)), max(map(len, map(gb, parts.values())))
+  columns = BAR
+  if streams.is_terminal(sys.stdout):
+    room = shutil.get_terminal_size().columns - BESIDE_BAR
+    columns = min(max(room, SHORTEST_BAR), BAR)
   for name, size in parts.items():
-    bar = "█" * round(BAR * size / used["total"])
+    bar = "█" * round(columns * size / used["total"])
     yield "", f"{name:<{width}}  {gb(size):>{longest}}  {bar}".rstrip()
 
 
