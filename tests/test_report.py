@@ -15,9 +15,11 @@ from siglax.runs import each as each_lib
 from siglax.runs import history
 from siglax.runs import records
 from siglax.studies import comparison
+from siglax.studies import figures
 from siglax.studies import folder as folder_lib
 from siglax.studies import found
 from siglax.studies import intervals
+from siglax.studies import plots
 from siglax.studies import report
 from siglax.studies import tables
 
@@ -211,6 +213,30 @@ def test_plots_are_whole_files(study):
       assert path.read_bytes().startswith(b"\x89PNG")
     else:
       assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_settings_without_the_main_field_have_a_figure_of_their_own(tmp_path):
+  """As the noise of images has beside that of pairs."""
+  studies_by_hand.write(tmp_path / "study", losses=("sigmoid", "softmax"))
+  told = json.loads((tmp_path / "study/study.json").read_text())
+  for run in told["runs"]:
+    if run["values"]["loss.name"] == "softmax":
+      run["values"]["optim.lr"] = run["values"].pop("batch_size") / 1e5
+  told["fields"]["optim.lr"] = [batch / 1e5 for batch in studies_by_hand.BATCHES]
+  (tmp_path / "study/study.json").write_text(json.dumps(told))
+  found = {f.name: f for f in figures.Figures(compared(tmp_path / "study")).all}
+  for name, label, at in (
+    ("metrics-by-batch_size", "sigmoid", [32, 64, 128, 256]),
+    ("metrics-by-optim.lr", "softmax", [32e-5, 64e-5, 128e-5, 256e-5]),
+  ):
+    for panel in found[name].panels:
+      assert [(line.label, line.x) for line in panel.lines] == [(label, at)]
+
+
+def test_a_legend_of_long_names_has_fewer_columns():
+  short, long = ["sigmoid"] * 6, ["softmax, noise_images 0.1, noise_texts 0.1"] * 6
+  columns = [plots._legend_columns(labels, inches=12.6) for labels in (short, long)]
+  assert columns == [5, 3] and plots._legend_columns(long, inches=4.2) == 1
 
 
 def test_power_laws_are_fitted_where_there_are_four_sizes(study):

@@ -62,9 +62,9 @@ def test_results_come_from_the_run_folders(tmp_path):
   folder.write(tmp_path, study)
   assert folder.read(tmp_path) == {"version": 1, **study}
   lines = [
-    {"step": 4, "examples": 64, "scale": 9.0},
+    {"step": 4, "examples": 64, "scale": 9.0, "bias": 0.0},
     {"step": 4, "examples": 64, "eval/t/acc1": 0.5, "eval/t/chance/acc1": 0.1},
-    {"step": 8, "examples": 128, "scale": 8.5, "bias": -4.0},
+    {"step": 8, "examples": 128, "scale": 8.5, "bias": 0.0},
     {"step": 8, "examples": 128, "eval/t/acc1": 0.75, "eval/t/loss": None},
   ]
   start = {"start": 1, "first_step": 0, "last_step": 8, "seconds": {"step": 3.0, "init": 1.0}}
@@ -83,7 +83,7 @@ def test_results_come_from_the_run_folders(tmp_path):
     "not_yet": "missing",
   }
   assert found["done"]["metrics"] == {"eval/t/acc1": 0.75, "eval/t/loss": None}
-  assert found["done"]["learned"] == {"scale": 8.5, "bias": -4.0}
+  assert found["done"]["learned"] == {"scale": 8.5}  # softmax has no bias
   assert found["begun"]["learned"] == {}
   assert found["done"]["costs"] == {
     "examples": 128,

@@ -82,38 +82,51 @@ class Figures:
     other = comparison_lib.makes_a_loss(self._x)
     self._compared = [m for m in c.headline if not (other and comparison_lib.is_loss(m))]
     self._records = functools.cache(lambda name: records_lib.read(c.found.folders[name]))
-    others = [self._line(s) for s in c.settings]
-    self._styles = {label: k for k, label in enumerate(dict.fromkeys(others))}
+    self._styles = self._styles_of(c.settings, self._x)
     self.fits, panels = self._fits()
-    metrics = self._metrics()
-    self.all = [*([metrics] if metrics.panels else []), *self._curves()]
+    self.all = [*self._metrics(), *self._curves()]
     if panels:
       title = f"Power laws over {self._x}"
       caption = "Least squares of the logarithms over all runs, with the 95% interval of the fit."
       self.all.append(Figure(f"power-law-{self._x}", title, caption, panels))
 
-  def _line(self, setting) -> str:
+  def _line(self, setting, x: str | None) -> str:
     """The values of all fields but the one on the x axis."""
     values = setting.values
-    parts = [_short(f, values[f]) for f in self._c.found.fields if f != self._x and f in values]
+    parts = [_short(f, values[f]) for f in self._c.found.fields if f != x and f in values]
     return ", ".join(parts) or "all"
 
-  def _metrics(self) -> Figure:
-    panels = [p for m in self._compared if (p := self._metric(m)).lines]
-    title = f"Metrics over {self._x}" if self._x else "Metrics"
-    caption = "Mean over seeds with its 95% interval; small points are single seeds."
-    return Figure(f"metrics-by-{self._x or 'setting'}", title, caption, panels)
+  def _styles_of(self, settings, x: str | None) -> dict[str, int]:
+    """{line: its style} of some settings."""
+    return {s: k for k, s in enumerate(dict.fromkeys(self._line(s, x) for s in settings))}
 
-  def _metric(self, metric: str) -> Panel:
+  def _metrics(self) -> list[Figure]:
+    """Over the x field; then, of the settings that do not set it, over the one that they do."""
+    found, rest, x = [], self._c.settings, self._x
+    caption = "Mean over seeds with its 95% interval; small points are single seeds."
+    while rest:
+      settings = [s for s in rest if x is None or x in s.values]
+      if panels := [p for m in self._compared if (p := self._metric(m, settings, x)).lines]:
+        title = f"Metrics over {x}" if x else "Metrics"
+        found.append(Figure(f"metrics-by-{x or 'setting'}", title, caption, panels))
+      rest = [s for s in rest if s not in settings]
+      x = _main_field(
+        {
+          field: [v for v in values if any(s.values.get(field) == v for s in rest)]
+          for field, values in self._c.found.fields.items()
+        }
+      )
+    return found
+
+  def _metric(self, metric: str, settings: Sequence, x_field: str | None) -> Panel:
     unit = 100 if comparison_lib.in_percent(metric) else 1
-    names = [] if self._x else list(self._styles)
+    styles = self._styles_of(settings, x_field)
     lines = []
-    for label, style in self._styles.items():
+    for label, style in styles.items():
       points = [
-        (s.values[self._x] if self._x else style, found)
-        for s in self._c.settings
-        if self._line(s) == label and (found := self._c.statistic(s, metric)) is not None
-        if not self._x or self._x in s.values
+        (s.values[x_field] if x_field else style, found)
+        for s in settings
+        if self._line(s, x_field) == label and (found := self._c.statistic(s, metric)) is not None
       ]
       if points:
         bounds = [found.interval for _, found in points]
@@ -129,7 +142,11 @@ class Figures:
           )
         )
     return Panel(
-      tables.label(metric), self._x or "", lines, log_x=self._is_wide(self._x), names=names
+      tables.label(metric),
+      x_field or "",
+      lines,
+      log_x=self._is_wide(x_field),
+      names=[] if x_field else list(styles),
     )
 
   def _curves(self) -> list[Figure]:
@@ -157,7 +174,7 @@ class Figures:
           x, y = self._points(setting, key)
           if len(x) > 1:
             mean, low, high = np.array([intervals.of_values(column) for column in y.T]).T
-            label = self._line(setting)
+            label = self._line(setting, self._x)
             band = (low, high) if len(y) > 1 else (None, None)
             lines.append(Line(label, self._styles[label], x, mean, *band, marked=len(x) < 20))
       if lines:
@@ -209,7 +226,7 @@ class Figures:
     points = [
       (s.values[self._x], v if lower else 1 - v)
       for s in self._c.settings
-      if self._line(s) == label and self._x in s.values
+      if self._line(s, self._x) == label and self._x in s.values
       for found in [self._c.statistic(s, metric)]
       if found is not None
       for v in found.values
@@ -218,7 +235,7 @@ class Figures:
 
   def _is_wide(self, field: str | None) -> bool:
     values = self._c.found.fields[field] if field else [0]
-    return min(values) > 0 and max(values) >= 4 * min(values)
+    return min(values) > 0 and max(values) >= 8 * min(values)
 
 
 def error_label(metric: str) -> str:

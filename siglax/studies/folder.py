@@ -30,7 +30,7 @@ STUDY, RESULTS = "study.json", "results.json"
 RUNS, TRUNKS, FAILED, LOGS = "runs", "trunks", "failed", "logs"
 STATUSES = "finished", "failed", "unfinished", "missing"
 FINISHED, FAILED_STATUS, UNFINISHED, MISSING = STATUSES
-# Parameters of the loss that metrics.jsonl tells.
+# Parameters of the loss that metrics.jsonl tells; a bias that is always 0 is none.
 LEARNED = ("scale", "bias")
 # What another machine, or another day, gives another value of.
 MEASURED = ("seconds", "peak_bytes")
@@ -115,7 +115,7 @@ def result(of_run: pathlib.Path, run: dict, how: str, error: str | None) -> dict
   """
   lines = records_lib.read(of_run) if (of_run / records_lib.FILE).is_file() else []
   metrics = summary.evaluations(lines) if how == FINISHED else {}
-  logged = {key: value for line in lines for key, value in line.items()}
+  logged = {name: [line[name] for line in lines if name in line] for name in LEARNED}
   # An evaluation before the last one, whose line is damaged, would stand beside those at the end.
   last = {m: points[-1][1] for m, points in metrics.items() if points[-1][0] == lines[-1]["step"]}
   return {
@@ -125,7 +125,7 @@ def result(of_run: pathlib.Path, run: dict, how: str, error: str | None) -> dict
     "status": how,
     "error": error,
     "metrics": {metric: x if math.isfinite(x) else None for metric, x in last.items()},
-    "learned": {name: logged[name] for name in LEARNED if how == FINISHED and name in logged},
+    "learned": {name: x[-1] for name, x in logged.items() if how == FINISHED and any(x)},
     "costs": _costs(of_run, run, lines),
   }
 

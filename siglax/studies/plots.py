@@ -14,6 +14,7 @@ MARKERS = ("o", "s", "^", "D")
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
 INCHES = (4.2, 3.1)  # of a panel
 COLUMNS = 3
+LEGEND_LINE, LEGEND_LETTER = 0.6, 0.075  # inches of a legend's entry
 
 
 class _Plain(ticker.LogFormatter):
@@ -43,13 +44,19 @@ def files(figure: figures.Figure) -> dict[str, bytes]:
       canvas.legend(
         handles=list(handles.values()),
         loc="outside lower center",
-        ncols=min(5, len(handles)),
+        ncols=_legend_columns(handles, INCHES[0] * columns),
         frameon=False,
         fontsize=9,
       )
     png = plot.saved(canvas, "png")
     canvas.set_layout_engine("none")  # it stays as it is, which takes half the time
     return {f"{figure.name}.png": png, f"{figure.name}.svg": plot.saved(canvas, "svg")}
+
+
+def _legend_columns(labels, inches: float) -> int:
+  """As many as have room for the longest label and its line, five at most."""
+  entry = LEGEND_LINE + LEGEND_LETTER * max(map(len, labels))
+  return max(1, min(5, len(labels), int(inches / entry)))
 
 
 def inline(figure: figures.Figure, number: int) -> str:
