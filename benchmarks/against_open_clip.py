@@ -5,8 +5,8 @@
 The towers are those of benchmarks/step.py without a config, batch 128, float32. Of open_clip they
 are made as its SigLIP models are: the image tower by timm with its MAP head, the text tower and
 SigLipLoss of open_clip, and AdamW of PyTorch, fused. The two take turns, each in a process of its
-own with all cores; a figure is the median over turns of the median step. Needs open_clip_torch and
-a CPU alone: on a GPU benchmarks/gpu.py compares losses.
+own with all cores. Prints the median step of each turn, and the ratio of the medians over turns.
+Needs open_clip_torch. It uses no GPU; benchmarks/gpu.py compares losses there.
 """
 
 import argparse

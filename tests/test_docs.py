@@ -201,7 +201,7 @@ OTHERS = (
   # Studies of an hour, and their reports; tests/test_shipped_studies.py plans them all.
   *(
     command
-    for name in ("loss_batch", "bias_start", "negatives", "beta2", "noise", "patches", "loss_dtype")
+    for name in ("loss_batch", "bias_start", "negatives", "beta2", "noise")
     for command in (
       f"siglax ablate --config configs/ablate/{name}.py --workdir studies/{name} --devices '0;1'",
       f"siglax report studies/{name}",

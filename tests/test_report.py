@@ -231,6 +231,17 @@ def test_settings_without_the_main_field_have_a_figure_of_their_own(tmp_path):
   ):
     for panel in found[name].panels:
       assert [(line.label, line.x) for line in panel.lines] == [(label, at)]
+  assert "val loss ↓" in [panel.title for panel in found["metrics-by-optim.lr"].panels]
+  # Of the curves those without a batch size have the last panel.
+  titles = [panel.title for panel in found["curves-loss"].panels]
+  assert titles == [f"batch_size {n}" for n in studies_by_hand.BATCHES] + ["no batch_size"]
+  lines = [line for figure in found.values() for panel in figure.panels for line in panel.lines]
+  assert len({line.style for line in lines}) == len({line.label for line in lines}) == 6
+
+
+def test_axes_are_logarithmic_where_values_are_far_apart():
+  wide = {(64, 128, 256): True, (64, 128): False, (0.1, 0.3, 0.5): False, (1e-3, 1e-2): True}
+  assert {values: figures._is_wide(values) for values in wide} == wide
 
 
 def test_a_legend_of_long_names_has_fewer_columns():

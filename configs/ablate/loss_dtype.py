@@ -2,11 +2,12 @@
 
     siglax ablate --config configs/ablate/loss_dtype.py --workdir studies/loss_dtype
 
-config.loss.dtype=bfloat16 halves the bytes that embeddings take between devices, and their products
-are the chip's fast ones; sums, logits and exponentials stay float32. The paper on mixed precision
-(Micikevicius et al., arXiv 1710.03740, section 3.3) trains with products in half precision and sums
-in float32, at the accuracy of float32. docs/losses.md has the errors of a single loss; here is what
-is left of them after a training. Runs in float32 throughout are made at the small scale alone.
+config.loss.dtype=bfloat16 rounds the embeddings where they enter the loss: they travel in half the
+bytes, and their products are as fast as those of the towers; sums, logits and exponentials stay
+float32. The paper on mixed precision (Micikevicius et al., arXiv 1710.03740, section 3.3) trains
+with products in half precision and sums in float32, at the accuracy of float32. docs/losses.md has
+the errors of a single loss; here is what is left of them after a training. Runs in float32
+throughout are made at the small scale alone.
 """
 
 from siglax import studies

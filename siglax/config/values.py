@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from typing import Any
 
@@ -104,8 +105,8 @@ def unknown(config: ConfigDict, field: str) -> str:
     return f"config.{field} is called config.{new} now"
   fields = list(flatten(config))
   same_name = [f for f in fields if f.rpartition(".")[2] == field.rpartition(".")[2]]
-  cutoff = 0.0 if same_name else 0.5
-  near = difflib.get_close_matches(field, same_name or fields, n=1, cutoff=cutoff)
+  nearest = functools.partial(difflib.get_close_matches, field, n=1)
+  near = nearest(same_name, cutoff=0.0) or nearest(fields, cutoff=0.5)
   hint = f"did you mean config.{near[0]}?" if near else "siglax config lists every field"
   return f"config.{shown(field)[1:-1]} is unknown; {hint}"
 

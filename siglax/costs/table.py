@@ -7,9 +7,9 @@ import sys
 
 from siglax.devices import streams
 
-# Columns of a bar that is as long as all of the memory together, at most and at least, and of what
-# stands left of the bars.
-BAR, SHORTEST_BAR, BESIDE_BAR = 40, 8, 72
+# Columns of a bar that is as long as all of the memory together, at most and at least; and those
+# of a terminal that a row's name and the frame of the table take.
+BAR, SHORTEST_BAR, FRAME = 40, 8, 26
 
 
 def show(report: dict, title: str):
@@ -103,7 +103,7 @@ def _memory_rows(report):
   width, longest = max(map(len, parts)), max(map(len, map(gb, parts.values())))
   columns = BAR
   if streams.is_terminal(sys.stdout):
-    room = shutil.get_terminal_size().columns - BESIDE_BAR
+    room = shutil.get_terminal_size().columns - FRAME - width - longest
     columns = min(max(room, SHORTEST_BAR), BAR)
   for name, size in parts.items():
     bar = "█" * round(columns * size / used["total"])

@@ -21,8 +21,8 @@ def small(
 
   data: "shapes", the built-in pictures of `size` pixels, for `steps` of the quickstart's batch of
   64, few enough that a better setting shows; or "pictures", the data of train and test (CIFAR-10
-  with captions, Flickr, your own) for so many epochs, as configs/cifar10_captions.py trains them, a
-  sixth of them for the warmup.
+  with captions, Flickr, your own) for so many epochs of configs/cifar10_captions.py, a sixth of
+  them for the warmup.
   """
   if data not in DATA:
     raise ValueError(f"data={data!r} is unknown; known are {', '.join(DATA)}")

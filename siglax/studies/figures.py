@@ -78,11 +78,10 @@ class Figures:
   def __init__(self, c: comparison_lib.Comparison):
     self._c = c
     self._x = _main_field(c.found.fields)
-    # Over the batch size training losses are of different definitions.
-    other = comparison_lib.makes_a_loss(self._x)
-    self._compared = [m for m in c.headline if not (other and comparison_lib.is_loss(m))]
     self._records = functools.cache(lambda name: records_lib.read(c.found.folders[name]))
-    self._styles = self._styles_of(c.settings, self._x)
+    self._styles = {}
+    for setting in c.settings:
+      self._style(self._line(setting, self._x))
     self.fits, panels = self._fits()
     self.all = [*self._metrics(), *self._curves()]
     if panels:
@@ -96,17 +95,25 @@ class Figures:
     parts = [_short(f, values[f]) for f in self._c.found.fields if f != x and f in values]
     return ", ".join(parts) or "all"
 
-  def _styles_of(self, settings, x: str | None) -> dict[str, int]:
-    """{line: its style} of some settings."""
-    return {s: k for k, s in enumerate(dict.fromkeys(self._line(s, x) for s in settings))}
+  def _style(self, label: str) -> int:
+    """Of a line, the same in all figures."""
+    return self._styles.setdefault(label, len(self._styles))
+
+  def _compared(self, x: str | None) -> list[str]:
+    """The metrics of a figure: over the batch size training losses are of different definitions."""
+    other = comparison_lib.makes_a_loss(x)
+    return [m for m in self._c.headline if not (other and comparison_lib.is_loss(m))]
 
   def _metrics(self) -> list[Figure]:
-    """Over the x field; then, of the settings that do not set it, over the one that they do."""
+    """Over the x field; then, of the settings that do not set it, over the numbers that they set,
+    if there are any.
+    """
     found, rest, x = [], self._c.settings, self._x
     caption = "Mean over seeds with its 95% interval; small points are single seeds."
-    while rest:
+    while True:
       settings = [s for s in rest if x is None or x in s.values]
-      if panels := [p for m in self._compared if (p := self._metric(m, settings, x)).lines]:
+      panels = [p for m in self._compared(x) if (p := self._metric(m, settings, x)).lines]
+      if panels:
         title = f"Metrics over {x}" if x else "Metrics"
         found.append(Figure(f"metrics-by-{x or 'setting'}", title, caption, panels))
       rest = [s for s in rest if s not in settings]
@@ -116,15 +123,16 @@ class Figures:
           for field, values in self._c.found.fields.items()
         }
       )
-    return found
+      if x is None:
+        return found
 
   def _metric(self, metric: str, settings: Sequence, x_field: str | None) -> Panel:
     unit = 100 if comparison_lib.in_percent(metric) else 1
-    styles = self._styles_of(settings, x_field)
+    labels = list(dict.fromkeys(self._line(s, x_field) for s in settings))
     lines = []
-    for label, style in styles.items():
+    for place, label in enumerate(labels):
       points = [
-        (s.values[x_field] if x_field else style, found)
+        (s.values[x_field] if x_field else place, found)
         for s in settings
         if self._line(s, x_field) == label and (found := self._c.statistic(s, metric)) is not None
       ]
@@ -133,7 +141,7 @@ class Figures:
         lines.append(
           Line(
             label,
-            style,
+            self._style(label),
             [x for x, _ in points],
             [unit * i.mean for i in bounds],
             [unit * i.low for i in bounds],
@@ -145,8 +153,8 @@ class Figures:
       tables.label(metric),
       x_field or "",
       lines,
-      log_x=self._is_wide(x_field),
-      names=[] if x_field else list(styles),
+      log_x=x_field is not None and _is_wide([s.values[x_field] for s in settings]),
+      names=[] if x_field else labels,
     )
 
   def _curves(self) -> list[Figure]:
@@ -164,10 +172,14 @@ class Figures:
     ]
 
   def _panels(self, key: str) -> list[Panel]:
-    """Curves over examples, a panel for each value of the x field."""
-    values = self._c.found.fields[self._x] if self._x else [None]
+    """Curves over examples, a panel for each value of the x field, and one of the settings that do
+    not set it.
+    """
+    values = _thinned(self._c.found.fields[self._x], MAX_PANELS) if self._x else []
+    if not all(self._x in s.values for s in self._c.settings):
+      values.append(None)
     panels = []
-    for value in _thinned(values, MAX_PANELS):
+    for value in values:
       lines = []
       for setting in self._c.settings:
         if self._x is None or setting.values.get(self._x) == value:
@@ -176,9 +188,11 @@ class Figures:
             mean, low, high = np.array([intervals.of_values(column) for column in y.T]).T
             label = self._line(setting, self._x)
             band = (low, high) if len(y) > 1 else (None, None)
-            lines.append(Line(label, self._styles[label], x, mean, *band, marked=len(x) < 20))
+            lines.append(Line(label, self._style(label), x, mean, *band, marked=len(x) < 20))
       if lines:
-        title = _short(self._x, value) if self._x else tables.label(key) if "/" in key else key
+        title = tables.label(key) if "/" in key else key
+        if self._x:
+          title = f"no {self._x}" if value is None else _short(self._x, value)
         panels.append(Panel(title, "examples", lines, log_y=key == "scale"))
     return panels
 
@@ -201,7 +215,7 @@ class Figures:
     fits, panels = [], []
     if self._x is None:
       return fits, panels
-    for metric in self._compared:
+    for metric in self._compared(self._x):
       lines = []
       for label, style in self._styles.items():
         x, y = self._errors(label, metric)
@@ -233,9 +247,13 @@ class Figures:
     ]
     return [x for x, _ in points], [y for _, y in points]
 
-  def _is_wide(self, field: str | None) -> bool:
-    values = self._c.found.fields[field] if field else [0]
-    return min(values) > 0 and max(values) >= 8 * min(values)
+
+def _is_wide(values: Sequence[float]) -> bool:
+  """Whether an axis is better logarithmic: of a batch size from 64 to 256, but not of a share from
+  0.1 to 0.5.
+  """
+  least = 4 if all(type(x) is int for x in values) else 8
+  return min(values) > 0 and max(values) >= least * min(values)
 
 
 def error_label(metric: str) -> str:

@@ -30,7 +30,7 @@ STUDY, RESULTS = "study.json", "results.json"
 RUNS, TRUNKS, FAILED, LOGS = "runs", "trunks", "failed", "logs"
 STATUSES = "finished", "failed", "unfinished", "missing"
 FINISHED, FAILED_STATUS, UNFINISHED, MISSING = STATUSES
-# Parameters of the loss that metrics.jsonl tells; a bias that is always 0 is none.
+# Parameters of a loss, as metrics.jsonl logged them last; one that no step changed is not learned.
 LEARNED = ("scale", "bias")
 # What another machine, or another day, gives another value of.
 MEASURED = ("seconds", "peak_bytes")
@@ -125,7 +125,7 @@ def result(of_run: pathlib.Path, run: dict, how: str, error: str | None) -> dict
     "status": how,
     "error": error,
     "metrics": {metric: x if math.isfinite(x) else None for metric, x in last.items()},
-    "learned": {name: x[-1] for name, x in logged.items() if how == FINISHED and any(x)},
+    "learned": {name: x[-1] for name, x in logged.items() if how == FINISHED and len(set(x)) > 1},
     "costs": _costs(of_run, run, lines),
   }
 

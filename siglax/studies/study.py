@@ -178,7 +178,6 @@ def load(path: str, overrides: Mapping[str, str]) -> Study:
   ValueError in one line.
   """
   study = editing.made_by(path, "get_study", Study)
-  known = [field.name for field in dataclasses.fields(Study)]
   for name, text in overrides.items():
     if name.startswith("base."):
       field = name.removeprefix("base.")
@@ -201,7 +200,7 @@ def load(path: str, overrides: Mapping[str, str]) -> Study:
     else:
       raise ValueError(
         f"--config.{name}: a study has base.FIELD, grid.FIELD, base, seeds and amount to set"
-        f"{did_you_mean(name, known)}"
+        f"{did_you_mean(name, ('base', 'seeds', 'amount'))}"
       )
   return study
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence
 import csv
 import dataclasses
@@ -140,16 +141,17 @@ def of_costs(c: comparison_lib.Comparison) -> Table:
 
 
 def of_learned(c: comparison_lib.Comparison) -> Table:
-  """Scale and bias of the losses that have them, mean ± standard deviation over seeds."""
+  """Scale and bias of the losses that learn them, mean ± standard deviation over seeds."""
   found = [[c.learned(s, name) for name in folder_lib.LEARNED] for s in c.settings]
   rows = [
-    [*_fields(c, s), str(len(s.runs)), *map(_plain_mean, of_setting)]
+    [*_fields(c, s), str(len(s.runs)), *(_mean_in_words(x, "{:.3f}".format) for x in of_setting)]
     for s, of_setting in zip(c.settings, found)
     if any(of_setting)
   ]
   return Table(
     "scale-and-bias",
-    "Scale and bias of the loss at the end of the training, mean ± standard deviation over seeds.",
+    "Scale and bias that the loss has learned, as they were logged last: mean ± standard deviation "
+    "over seeds.",
     [*c.found.fields, "seeds", *folder_lib.LEARNED],
     rows,
     len(c.found.fields),
@@ -232,10 +234,7 @@ def number(x: float, metric: str) -> str:
 
 
 def mean(found: comparison_lib.Statistic | None, metric: str) -> str:
-  if found is None:
-    return ABSENT
-  spread = "" if math.isnan(found.sd) else f" ± {number(found.sd, metric)}"
-  return number(found.mean, metric) + spread
+  return _mean_in_words(found, lambda x: number(x, metric))
 
 
 def difference_in_words(found: comparison_lib.Difference | None, metric: str) -> str:
@@ -259,7 +258,7 @@ def _cost(found: comparison_lib.Statistic | None, name: str) -> str:
   if found is None:
     return ABSENT
   if name == "seconds":
-    return f"{found.mean:,.1f}" + ("" if math.isnan(found.sd) else f" ± {found.sd:,.1f}")
+    return _mean_in_words(found, "{:,.1f}".format)
   if name == "peak_bytes":
     return table.gb(found.mean)
   if name == "flops":
@@ -271,11 +270,12 @@ def _mean(found: comparison_lib.Statistic | None) -> float | None:
   return None if found is None else found.mean
 
 
-def _plain_mean(found: comparison_lib.Statistic | None) -> str:
+def _mean_in_words(found: comparison_lib.Statistic | None, of: Callable[[float], str]) -> str:
+  """Mean ± standard deviation, the mean alone of one seed."""
   if found is None:
     return ABSENT
-  spread = "" if math.isnan(found.sd) else f" ± {found.sd:.3f}"
-  return f"{found.mean:.3f}{spread}".replace("-", "−")
+  spread = "" if math.isnan(found.sd) else f" ± {of(found.sd)}"
+  return f"{of(found.mean)}{spread}".replace("-", "−")
 
 
 def _number(x: float) -> float | None:
