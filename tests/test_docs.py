@@ -207,6 +207,13 @@ OTHERS = (
       f"siglax report studies/{name}",
     )
   ),
+  shlex.join(
+    shlex.split(
+      "siglax ablate --config configs/ablate/loss_dtype.py --workdir studies/loss_dtype "
+      "--config.grid.loss.name=\"('sigmoid',)\" --devices '0;1'"
+    )
+  ),
+  "siglax report studies/loss_dtype",
   "python benchmarks/spikes.py studies/beta2 optim.lr optim.b2",
   "pip install -e '.[onnx]'",
   "python convert_hf_to_gguf.py exported/vision --mmproj",  # of llama.cpp

@@ -150,6 +150,7 @@ def test_losses_of_another_definition_are_not_compared(small):
     ("batch_size", True),
     ("loss.name", True),
     ("loss.bias_init", False),
+    ("loss.dtype", False),
     ("optim.lr", False),
     (None, False),
   ):

@@ -29,6 +29,7 @@ SAME_LOSS = tuple(
   f"loss.{name}"
   for name in (
     "impl",
+    "dtype",
     "tile",
     "scale_init",
     "bias_init",
