@@ -207,6 +207,9 @@ OTHERS = (
       f"siglax report studies/{name}",
     )
   ),
+  "siglax ablate --config configs/ablate/patches.py:steps=250 --workdir studies/patches "
+  "--devices '0;1'",
+  "siglax report studies/patches",
   shlex.join(
     shlex.split(
       "siglax ablate --config configs/ablate/loss_dtype.py --workdir studies/loss_dtype "

@@ -143,6 +143,21 @@ def test_a_setting_with_fields_of_its_own_is_compared(small):
   assert (comparison.shown(1 / 0.07), comparison.shown(10.0)) == ("14.2857", "10.0")
 
 
+def test_a_baseline_may_be_without_a_field(small):
+  """As whole pictures are, beside runs that begin with smaller ones."""
+  told = json.loads((small / "study.json").read_text())
+  for run in told["runs"]:
+    if run["values"]["loss.name"] == "softmax":
+      run["values"] = {"loss.name": "sigmoid", "batch_size": 32, "first.share": 0.75}
+  told["fields"] = {"loss.name": ["sigmoid"], "batch_size": [32], "first.share": [0.75]}
+  (small / "study.json").write_text(json.dumps(told))
+  c = compared(small, "first.share=none")
+  staged = next(s for s in c.settings if "first.share" in s.values)
+  whole = next(s for s in c.settings if s is not staged)
+  assert c.baseline_of(staged) is whole and c.baseline_of(whole) is None
+  assert c.difference(staged, ACC).seeds == 3
+
+
 def test_losses_of_another_definition_are_not_compared(small):
   c = compared(small)
   assert c.statistic(c.settings[1], LOSS) is not None and c.difference(c.settings[1], LOSS) is None

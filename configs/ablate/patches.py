@@ -38,5 +38,5 @@ def get_study(scale: str = "small", data: str = "shapes", **paths):
     set=fields,
     settings=[*whole, *dropped, *stages],
     equal="flops",
-    baseline={"image.size": size, "train.patch_drop": 0.0},
+    baseline={"image.size": size, "train.patch_drop": 0.0, "first.share": None},
   )

@@ -85,7 +85,8 @@ class Comparison:
   """What a report shows of the runs that were found.
 
   baseline: {field: value} of the settings that the others are compared with, each with the one that
-  has the same values in all other fields; None compares none.
+  has the same values in all other fields; a value of None is of settings that do not set the field,
+  too. None compares none.
   """
 
   def __init__(self, found: found_lib.Found, baseline: dict[str, Any] | None):
@@ -127,10 +128,12 @@ class Comparison:
     """
     if self.baseline is None:
       return None
-    chosen = [s for s in self.settings if self.baseline.items() <= s.values.items()]
+    of_baseline = self.baseline
+    chosen = [
+      s for s in self.settings if all(s.values.get(f) == of_baseline[f] for f in of_baseline)
+    ]
     fields = {field for s in chosen for field in s.values}
-    of_setting = {f: v for f, v in setting.values.items() if f in fields}
-    wanted = _key(of_setting | self.baseline)
+    wanted = _key({f: v for f, v in (setting.values | of_baseline).items() if f in fields})
     if wanted == _key(setting.values):
       return None
     return next((other for other in chosen if _key(other.values) == wanted), None)
@@ -209,6 +212,8 @@ def baseline(found: found_lib.Found, given: str | None) -> dict[str, Any] | None
         f"{did_you_mean(field, fields)}"
       )
     values = found.fields[field]
+    if not all(field in row["values"] for row in found.rows):
+      values = [*values, None]
     matching = [x for x in values if shown(x) == text or _key(x) == _key(editing.parse(text))]
     if not matching:
       raise ValueError(

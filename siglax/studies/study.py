@@ -51,7 +51,8 @@ class Study:
   equal: what all runs have the same of: "examples" seen, model "flops", or "seconds" of training
   steps on this machine, measured by a short run of each setting. amount: how much of it; None takes
   the base's own length (of seconds, it must be given). A setting that sets total_* keeps its own.
-  baseline: {field: value} of the runs that the others are compared with.
+  baseline: {field: value} of the runs that the others are compared with; None also of a field that
+  they do not set.
   branches: makes each setting at several lengths; see `Branches`.
 
   A setting may have a first stage: "first.image.size": 32 and "first.share": 0.75 train with that
@@ -142,8 +143,10 @@ class Study:
           f"baseline: {field} is none of the study's fields {', '.join(known)}"
           f"{did_you_mean(field, known)}"
         )
-      if value not in known[field]:
-        raise ValueError(f"baseline: {field}={value!r} is none of its values {known[field]!r}")
+      absent = any(field not in setting for setting in self.combinations)
+      values = [*known[field], *([None] if absent else [])]
+      if value not in values:
+        raise ValueError(f"baseline: {field}={value!r} is none of its values {values!r}")
 
   @property
   def combinations(self) -> list[dict[str, Any]]:
