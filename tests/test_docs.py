@@ -207,6 +207,9 @@ OTHERS = (
       f"siglax report studies/{name}",
     )
   ),
+  "siglax ablate --config configs/ablate/bias_start.py:init=runs/tower:img --workdir "
+  "studies/bias_lit --devices '0;1'",
+  "siglax report studies/bias_lit",
   "siglax ablate --config configs/ablate/patches.py:steps=250 --workdir studies/patches "
   "--devices '0;1'",
   "siglax report studies/patches",
