@@ -2,8 +2,8 @@
 
     python benchmarks/against_open_clip.py
 
-The towers are those of benchmarks/step.py without a config, batch 128, float32. Of open_clip they
-are made as its SigLIP models are: the image tower by timm with its MAP head, the text tower and
+The towers are those of benchmarks/step.py without a config, batch 128, float32. Those of open_clip
+are built as its SigLIP models are: the image tower by timm with its MAP head, the text tower and
 SigLipLoss of open_clip, and AdamW of PyTorch, fused. The two take turns, each in a process of its
 own with all cores. Prints the median step of each turn, and the ratio of the medians over turns.
 Needs open_clip_torch. It uses no GPU; benchmarks/gpu.py compares losses there.

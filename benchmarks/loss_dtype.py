@@ -1,5 +1,5 @@
-"""What config.loss.dtype=bfloat16 does to the gradients of a loss. (Of trained models
-configs/ablate/loss_dtype.py tells.)
+"""What config.loss.dtype=bfloat16 does to the gradients of a loss.
+configs/ablate/loss_dtype.py is a study of what it does to trained models.
 
     python benchmarks/loss_dtype.py
 

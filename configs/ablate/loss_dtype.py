@@ -6,8 +6,8 @@ config.loss.dtype=bfloat16 rounds the embeddings where they enter the loss: they
 bytes, and their products are as fast as those of the towers; sums, logits and exponentials stay
 float32. The paper on mixed precision (Micikevicius et al., arXiv 1710.03740, section 3.3) trains
 with products in half precision and sums in float32, at the accuracy of float32. docs/losses.md has
-the errors of a single loss; here is what is left of them after a training. Runs in float32
-throughout are made at the small scale alone.
+the errors of a single loss; here is what is left of them after a training. The small scale has runs
+in float32 throughout, too.
 """
 
 from siglax import studies

@@ -85,8 +85,8 @@ class Comparison:
   """What a report shows of the runs that were found.
 
   baseline: {field: value} of the settings that the others are compared with, each with the one that
-  has the same values in all other fields; a value of None is of settings that do not set the field,
-  too. None compares none.
+  has the same values in all other fields; the value None also matches settings that do not set the
+  field. Without a baseline nothing is compared.
   """
 
   def __init__(self, found: found_lib.Found, baseline: dict[str, Any] | None):
@@ -119,7 +119,7 @@ class Comparison:
     return statistic([row["costs"].get(name) for row in setting.runs.values()])
 
   def learned(self, setting: Setting, name: str) -> Statistic | None:
-    """Of the loss's scale or bias at the end of the training; None where it has none."""
+    """Of the loss's scale or bias, as they were logged last; None where the loss learns none."""
     return statistic([row["learned"].get(name) for row in setting.runs.values()])
 
   def baseline_of(self, setting: Setting) -> Setting | None:
