@@ -51,8 +51,8 @@ class Study:
   equal: what all runs have the same of: "examples" seen, model "flops", or "seconds" of training
   steps on this machine, measured by a short run of each setting. amount: how much of it; None takes
   the base's own length (of seconds, it must be given). A setting that sets total_* keeps its own.
-  baseline: {field: value} of the runs that the others are compared with; the value None also matches
-  runs that do not set the field.
+  baseline: {field: value} of the runs that the others are compared with; the value None also
+  matches runs that do not set the field.
   branches: makes each setting at several lengths; see `Branches`.
 
   A setting may have a first stage: "first.image.size": 32 and "first.share": 0.75 train with that
