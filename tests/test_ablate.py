@@ -1,5 +1,6 @@
 """`siglax ablate`: the runs that come of a study file, what is wrong with one, and their making."""
 
+import errno
 import json
 import os
 import pathlib
@@ -236,10 +237,67 @@ def test_a_command_line_takes_other_values_of_the_grid():
     ("grid.loss.nam", "('hinge',)", "loss.nam is no field of the study's grid, .*did you mean 'l"),
     ("grid.loss.name", "hinge", r"grid\['loss.name'\]='hinge' must be a list of values"),
     ("base.loss.name", "hinge", "loss.name is one of the study's fields"),
-    ("grids", "1", "a study has base.FIELD, grid.FIELD, base, seeds and amount to set"),
+    ("grids", "1", "a study has base.FIELD, grid.FIELD, base, seeds, amount, baseline to set"),
+    ("grid.loss.name", "('softmax',)", r"--config.baseline=.{'loss.name': 'softmax'}. takes anoth"),
   ):
     with pytest.raises(ValueError, match=message):
       grid_of(name, text)
+  given = {"grid.loss.name": "('softmax',)", "baseline": "None"}
+  assert study_lib.load(STUDY, given).baseline is None
+
+
+def test_a_study_that_lost_its_file_goes_on(tmp_path):
+  """Where all that the folder holds are runs of this study."""
+  one = ablation(STUDY, tmp_path / "study")
+  for run in one.runs[:2]:
+    (of_run := tmp_path / "study/runs" / run.name).mkdir(parents=True)
+    (of_run / "config.json").write_text(config_lib.to_json(run.config()))
+  file = tmp_path / "study/study.json"
+  for content in (None, '{"version": 1, "runs": [', '{"version": 1, "config": "x"}'):
+    if content is not None:
+      file.write_text(content)
+    ablation(STUDY, tmp_path / "study")
+    with pytest.raises(ValueError, match=r"a run of another study, .*: optim.lr is 0.* there"):
+      ablation(STUDY, tmp_path / "study", **{"base.optim.lr": "0.5"})
+    with pytest.raises(ValueError, match="seed=0: this one has not; use another --workdir"):
+      ablation(STUDY, tmp_path / "study", seeds="(5,)")
+  file.write_text('{"version": 7}')
+  with pytest.raises(ValueError, match="has version 7"):
+    ablation(STUDY, tmp_path / "study")
+  (tmp_path / "a").write_text("")
+  with pytest.raises(ValueError, match="a is a file; name a folder, new or of this study"):
+    ablation(STUDY, tmp_path / "a")
+
+
+def test_the_reason_of_a_failure_is_that_of_its_own_process(tmp_path):
+  """Two studies in a folder append to the same log."""
+  log = tmp_path / "log.txt"
+  log.write_text("siglax train: an earlier start\n")
+  process = subprocess.Popen(["false"])
+  process.wait()
+  made = running.Process(None, process, log, log.stat().st_size)
+  assert made.reason() == "exit code 1, without a word"
+  with log.open("a") as file:
+    file.write("step 1\nsiglax train: --workdir a is in use: process 3\nstep 2/9  loss 1.0\n")
+  assert running.IN_USE in made.reason()
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_a_study_after_its_runs_have_saved(tmp_path, monkeypatch):
+  """What comes of a run cannot be written; the one beside it is not killed."""
+  one = ablation(f"{STUDY}:steps=4", tmp_path / "study", seeds="(0,)")
+  one._sets = [(core,) for core in sorted(os.sched_getaffinity(0))[:2]]
+  if len(one._sets) < 2:
+    pytest.skip("needs two cores")
+
+  def full(folder):
+    raise OSError(errno.ENOSPC, "No space left on device", f"{folder}/results.json")
+
+  monkeypatch.setattr(folder, "write_results", full)
+  with pytest.raises(OSError, match="No space left on device: .*results.json"):
+    one.run()
+  ends = [history.read(path)[-1]["ended"] for path in (tmp_path / "study/runs").iterdir()]
+  assert len(ends) == 2 and "finished" in ends and set(ends) <= {"finished", "SIGTERM"}
 
 
 @pytest.mark.slow

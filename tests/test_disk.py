@@ -1,6 +1,7 @@
 """Files that appear whole or not at all."""
 
 import os
+import resource
 import time
 
 import pytest
@@ -30,3 +31,15 @@ def test_an_error_leaves_the_old_file_and_no_other(tmp_path):
     temporary.write_bytes(b"new")
     raise KeyboardInterrupt
   assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+  """The limit of a file's size fails as a full disk does, without a name of its own."""
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+  try:
+    with pytest.raises(OSError) as e:
+      disk.write_atomic(tmp_path / "a.json", bytes(2000))
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  assert e.value.filename == str(tmp_path / "a.json") and not list(tmp_path.iterdir())

@@ -108,6 +108,7 @@ def test_evaluate_writes_them_again_and_only_for_the_run_as_it_is(run, tmp_path)
   assert (folder / each_lib.FILE).read_bytes() == before
   other = "({'kind': 'retrieval', 'name': 'o', 'data': {'source': 'shapes'}, 'examples': 8},)"
   evaluation.evaluate(folder, {"eval.tasks": other}, tmp_path / "other.json")
+  evaluation.evaluate(folder, {"eval.tasks.0.examples": "8"})
   assert (folder / each_lib.FILE).read_bytes() == before
   (folder / each_lib.FILE).write_bytes(before[:50])
   with pytest.raises(ValueError, match="each.npz cannot be read.*run siglax evaluate again"):

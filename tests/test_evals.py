@@ -30,17 +30,20 @@ class Examples:
   """Image i is filled with i."""
 
   def __init__(self, captions, labels=None, classnames=None):
-    self._captions, self.labels, self.classnames = captions, labels, classnames
+    self._captions, self._labels, self.classnames = captions, labels, classnames
 
   def __len__(self):
     return len(self._captions)
 
   def __getitem__(self, i):
-    label = None if self.labels is None else self.labels[i]
+    label = None if self._labels is None else self._labels[i]
     return {"image": np.full((2, 2, 3), i, np.uint8), "captions": self._captions[i], "label": label}
 
   def captions(self, i):
     return self._captions[i]
+
+  def labels(self):
+    return None
 
 
 class Embedder:

@@ -214,18 +214,20 @@ def test_the_linear_probe_chooses_its_decay_and_learns(seven, shots, caplog):
 
 def test_held_out_pictures_and_shots_are_of_each_class_and_apart():
   y = np.repeat([0, 1, 2], [40, 10, 25])
-  learned, held = linear_probe._split(y, 0.2, 5, np.random.default_rng(0))
+  learned, held = linear_probe._split(y, 0.2, None, 5, np.random.default_rng(0))
   assert not set(learned) & set(held)
   assert np.bincount(y[learned]).tolist() == [5, 5, 5]
   assert np.bincount(y[held]).tolist() == [8, 2, 5]
-  other, _ = linear_probe._split(y, 0.2, 5, np.random.default_rng(1))
+  other, _ = linear_probe._split(y, 0.2, None, 5, np.random.default_rng(1))
   assert set(other) != set(learned)
-  learned, held = linear_probe._split(y, 0.2, None, np.random.default_rng(0))
+  learned, held = linear_probe._split(y, 0.2, None, None, np.random.default_rng(0))
   assert sorted([*learned, *held]) == list(range(75))
   with pytest.raises(ValueError, match="shots=9: class 1 of train has 10 examples, of which 2 are"):
-    linear_probe._split(y, 0.2, 9, np.random.default_rng(0))
+    linear_probe._split(y, 0.2, None, 9, np.random.default_rng(0))
   with pytest.raises(ValueError, match="held_out=0.1 leaves none of the 4 examples of train"):
-    linear_probe._split(np.arange(4), 0.1, None, np.random.default_rng(0))
+    linear_probe._split(np.arange(4), 0.1, None, None, np.random.default_rng(0))
+  learned, held = linear_probe._split(y, 0.2, 1e-3, None, np.random.default_rng(0))
+  assert len(learned) == 75 and not len(held)
 
 
 @pytest.mark.parametrize("peak", [0, 37, 96])
@@ -444,6 +446,32 @@ def test_a_class_that_only_pictures_tell_is_refused_before_it_learns():
   evals.check(config, open_data)
   with pytest.raises(ValueError, match="class 2 of data has no example in train"):
     evals.run(config, Embedder(unit(np.random.default_rng(0), 4, 3)), open_data)
+
+
+@pytest.mark.parametrize(
+  "fields, message",
+  [
+    ({"shots": 2}, "shots=2: class 0 of train has 1 examples, of which 0 are held out"),
+    ({"held_out": 0.1}, "held_out=0.1 leaves none of the 4 examples of train"),
+    ({"shots": 1, "weight_decay": 0.1}, None),
+  ],
+)
+def test_too_few_labels_are_told_before_anything_runs(fields, message):
+  config = make_config({**PROBE, "train": OTHER, **fields})
+  open_data = opener(Examples(range(3), [0, 1, 2]), {"other": Examples(range(4), [0, 1, 1, 2])})
+  if message is None:
+    evals.check(config, open_data)
+    return
+  with pytest.raises(ValueError, match=message):
+    evals.check(config, open_data)
+
+
+def test_all_labels_of_zero_shot_are_looked_at_where_they_can_be_read_alone():
+  config = make_config({"kind": "zero_shot", "classnames": ("a", "b")})
+  labels = [0, 1] * 30 + [2]
+  with pytest.raises(ValueError, match="example 60 has label 2, but the 2 classnames need 0 to 1"):
+    evals.check(config, opener(Examples(range(61), labels), {}))
+  evals.check(config, opener(Examples(range(61), labels, known=False), {}))
 
 
 def test_calibration_needs_a_loss_with_probabilities():

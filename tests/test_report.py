@@ -186,14 +186,18 @@ def test_runs_that_have_not_finished_are_listed_and_in_no_mean(study):
     "2": "missing",
   }
   assert len(told["settings"]) == 7  # of 8: none of hinge at 256 has finished
-  table = (study / "report/tables.md").read_text().partition("Runs that are in no mean.")[2]
+  table = (
+    (study / "report/tables.md")
+    .read_text()
+    .partition("Runs that are in no mean, and values that finished ones lack.")[2]
+  )
   assert [line.split(" | ")[1] for line in table.strip().splitlines()[2:]] == [
     "failed",
     "unfinished",
     "missing",
   ]
   assert "FloatingPointError: loss=nan at step 7" in table
-  assert json.loads((study / "results.json").read_text()) == told["runs"]
+  assert folder_lib.results(study) == told["runs"]
 
 
 def test_the_page_needs_nothing_else(study):
@@ -310,7 +314,18 @@ def test_any_folder_with_runs_is_a_study(small):
       assert of_study.statistic(a, metric) == any_folder.statistic(b, metric)
       assert of_study.difference(a, metric) == any_folder.difference(b, metric)
   assert "--config.loss.name=softmax --config.seed=2" in any_folder.found.commands[-1]
-  shutil.copytree(run_folder(small, "sigmoid", 32, 0), small / "runs" / "again")
+  (small / "elsewhere").mkdir()
+  of_run, linked = run_folder(small, "sigmoid", 32, 0), small / "elsewhere" / "linked"
+  of_run.rename(small.with_name("moved"))
+  linked.symlink_to(small.with_name("moved"))
+  (small / "elsewhere" / "circle").symlink_to(small)
+  assert len(found.read(small).of("finished")) == 6
+  # One that failed, and was made again.
+  shutil.copytree(linked, small / "runs" / "failed")
+  file = small / "runs/failed" / history.FILE
+  file.write_text(file.read_text().replace('"finished"', '"OSError: no space"'))
+  assert len(found.read(small).of("finished")) == 6
+  shutil.copytree(linked, small / "runs" / "again")
   with pytest.raises(ValueError, match="have the same config and seed=0; move one of them away"):
     found.read(small)
 
@@ -340,6 +355,36 @@ def test_one_seed_has_no_spread_and_an_interval_of_its_examples(small):
   assert " ± " not in table.partition("|")[2]
 
 
+def test_a_damaged_file_of_one_run_costs_no_other(small, tmp_path, capsys):
+  folder = run_folder(small, "softmax", 32, 1)
+  each = (folder / each_lib.FILE).read_bytes()
+  (folder / each_lib.FILE).write_bytes(each[: len(each) // 2])
+  (run_folder(small, "softmax", 32, 2) / records.FILE).unlink()
+  assert cli.main(["report", str(small), "--out", str(tmp_path / "elsewhere")]) == 0
+  assert not (small / "report").exists()
+  table = (tmp_path / "elsewhere/tables.md").read_text()
+  assert "| softmax | 2 |" in table and "seed=1 | finished | " in table
+  assert "each.npz cannot be read: no .npz, or cut short; run siglax evaluate again" in table
+  assert "seed=2 | damaged | metrics.jsonl is empty or absent; remove " in table
+  told = json.loads((tmp_path / "elsewhere/results.json").read_text())["settings"][1]
+  difference = told["metrics"][ACC]["difference"]
+  assert (difference["seeds"], difference["examples"]) == (2, None)
+  capsys.readouterr()
+  assert cli.main(["report", ""]) == 1
+  assert capsys.readouterr().err == "siglax report: DIR='' is empty; name a local folder or file\n"
+
+
+def test_a_study_whose_settings_lack_the_main_field_so_far(small):
+  """As the first runs of a study of negatives do, whose baseline has all of them."""
+  told = json.loads((small / "study.json").read_text())
+  for run in told["runs"]:
+    del run["values"]["batch_size"]
+  told["fields"]["batch_size"] = [32, 64]
+  (small / "study.json").write_text(json.dumps(told))
+  report.report(small)
+  assert (small / "report/plots/metrics-by-setting.png").is_file()
+
+
 def test_runs_that_evaluate_nothing_have_costs_and_curves(small):
   for file in small.glob("runs/*/metrics.jsonl"):
     lines = [json.loads(line) for line in file.read_text().splitlines()]
@@ -354,9 +399,7 @@ def test_runs_that_evaluate_nothing_have_costs_and_curves(small):
 
 
 def test_seeds_that_one_side_lacks_are_not_compared(small):
-  failed = folder_lib.failed_file(small, "loss.name=sigmoid,batch_size=32,seed=1")
-  failed.parent.mkdir()
-  failed.write_text("ValueError: no")
+  (run_folder(small, "sigmoid", 32, 1) / history.FILE).unlink()
   c = compared(small)
   assert [len(s.runs) for s in c.settings] == [2, 3]
   assert c.difference(c.settings[1], ACC).seeds == 2
@@ -375,6 +418,7 @@ def test_a_value_that_is_not_finite_is_in_no_mean(small):
   report.report(small)
   assert "| softmax | 3 |" in (table := (small / "report/tables.md").read_text())
   assert "– |" in next(line for line in table.splitlines() if line.startswith("| softmax"))
+  assert "softmax,batch_size=32,seed=1 | finished | eval/val/alignment is not finite |" in table
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def test_settings_are_all_combinations():
   [
     ({"paired": {"batch_size": (32, 64), "optim.lr": (1e-3,)}}, "batch_size has 2, optim.lr has 1"),
     ({"seeds": (0, 1, 0)}, "0 is there twice"),
-    ({"seeds": ()}, "must be whole numbers"),
+    ({"seeds": ()}, "must be a list of whole numbers"),
     ({"grid": {"batch_size": "32"}}, "must be a list"),
     ({"grid": {"batch_size": ()}}, "must be a list"),
     ({"grid": {"seed": (1, 2)}}, "give seeds"),
@@ -39,7 +39,7 @@ def test_settings_are_all_combinations():
     ({"amount": 0}, "must be a positive number of examples"),
     ({"amount": float("inf")}, "amount=inf must be a positive number of examples"),
     ({"base": 3}, "base=3 must be a text"),
-    ({"seeds": 3}, "seeds=3 must be whole numbers"),
+    ({"seeds": 3}, "seeds=3 must be a list of whole numbers from 0, such as (0, 1, 2)"),
     ({"set": 3}, "set=3 must be a dict"),
     ({"grid": [("loss.name", ("a",))]}, "grid=[('loss.name', ('a',))] must be a dict"),
     ({"grid": {1: (2,)}}, "must be a dict, of the names of fields"),
@@ -58,7 +58,8 @@ def test_results_come_from_the_run_folders(tmp_path):
   """Statuses, the last evaluation and the costs, of folders written by hand."""
   names = ["done", "broken", "begun", "not_yet"]
   runs = [{"name": n, "values": {"a": n}, "seed": 0, "flops": 80, "steps": 8} for n in names]
-  study = {"config": "x.py", "fields": {"a": names}, "seeds": [0], "runs": runs}
+  study = {"config": "x.py", "overrides": {}, "fields": {"a": names}, "seeds": [0], "runs": runs}
+  study |= {"baseline": None, "equal": "examples", "trunks": [], "environment": {}}
   folder.write(tmp_path, study)
   assert folder.read(tmp_path) == {"version": 1, **study}
   lines = [
@@ -95,17 +96,48 @@ def test_results_come_from_the_run_folders(tmp_path):
   assert all(found[name]["metrics"] == {} for name in names[1:])
   assert found["begun"]["costs"]["flops"] == 40 and found["not_yet"]["costs"]["examples"] == 0
   assert folder.read_results(tmp_path) == list(found.values())
-  # A damaged line of the last evaluation: that before it is none in its place.
-  torn = [json.dumps(lines[1]), json.dumps(lines[3])[:-9], json.dumps({"step": 8, "loss": 1.0})]
-  (tmp_path / "runs/done/metrics.jsonl").write_text("\n".join(torn))
-  assert folder.results(tmp_path)[0]["metrics"] == {}
+  # That it has finished counts for more than that it once failed.
+  folder.failed_file(tmp_path, "done").write_bytes(b"no space\xff")
+  assert folder.status(tmp_path, "done") == ("finished", None)
+  (tmp_path / "runs/done/starts.jsonl").write_text(json.dumps({**start, "ended": "x"}) + "\n")
+  assert folder.status(tmp_path, "done") == ("failed", "no space\N{REPLACEMENT CHARACTER}")
+
+
+@pytest.mark.parametrize(
+  "kept, torn, problem",
+  [
+    (4, 9, "has no evaluation of the last step 8"),
+    (2, 0, "ends at step 4, and the run at step 8"),
+    (0, 0, "is empty or absent"),
+  ],
+)
+def test_an_earlier_evaluation_is_none_in_the_last_ones_place(tmp_path, kept, torn, problem):
+  """Where the end of a finished run's metrics.jsonl is lost, or the line of its last evaluation."""
+  lines = [
+    {"step": 4, "loss": 2.0},
+    {"step": 4, "eval/t/acc1": 0.5},
+    {"step": 8, "eval/t/acc1": 0.75},
+    {"step": 8, "loss": 1.0},
+  ]
+  said = [json.dumps(line) for line in lines]
+  said[2] = said[2][: len(said[2]) - torn]
+  (tmp_path / "metrics.jsonl").write_text("".join(f"{line}\n" for line in said[:kept]))
+  start = {"start": 1, "first_step": 0, "last_step": 8, "seconds": {}, "ended": "finished"}
+  (tmp_path / "starts.jsonl").write_text(json.dumps(start) + "\n")
+  run = {"name": "a", "values": {}, "seed": 0}
+  found = folder.result(tmp_path, run, "finished", None)
+  assert (found["status"], found["metrics"]) == ("damaged", {})
+  assert found["error"] == f"metrics.jsonl {problem}; remove {tmp_path}, and train it again"
+  (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+  found = folder.result(tmp_path, run, "finished", None)
+  assert (found["status"], found["metrics"]) == ("finished", {"eval/t/acc1": 0.75})
 
 
 def test_a_folder_of_no_study_is_one_line(tmp_path):
   with pytest.raises(ValueError, match="is no study folder"):
     folder.read(tmp_path)
   (tmp_path / "study.json").write_text('{"version": 1, "config": "x.py", "fields": {}}')
-  with pytest.raises(ValueError, match="study.json is damaged: it has no seeds"):
+  with pytest.raises(ValueError, match="study.json is damaged: it has no overrides"):
     folder.read(tmp_path)
   (tmp_path / "study.json").write_text('{"version": 7}')
   with pytest.raises(ValueError, match="has version 7; this siglax reads version 1"):

@@ -74,7 +74,7 @@ COMMAND = Command(
   ),
   epilog=(
     "Fields: --config.base.optim.lr=3e-4 --config.grid.batch_size='(128,256)' "
-    "--config.seeds='(0,1)' --config.amount=1000000"
+    "--config.seeds='(0,1)' --config.amount=1000000 --config.baseline=\"{'loss.name': 'softmax'}\""
   ),
   add_arguments=_add_arguments,
   run=_run,

@@ -15,8 +15,14 @@ from siglax.commands import COMMANDS
 from siglax.devices import streams
 
 END_SECONDS = 20  # of a command that failed
-# Flags that take a path, and the names of their arguments.
-PATHS = {"--workdir": "workdir", "--from": "source", "--out": "out", "--html": "html"}
+# What takes a path, flags and a word without one, and the names of their arguments.
+PATHS = {
+  "--workdir": "workdir",
+  "--from": "source",
+  "--out": "out",
+  "--html": "html",
+  "DIR": "study",
+}
 INTERRUPTED = 130  # exit code
 
 

@@ -8,7 +8,7 @@ from siglax.commands.command import Command
 
 def _add_arguments(parser):
   parser.add_argument(
-    "folder", metavar="DIR", help="study folder, or any folder with run folders beneath"
+    "study", metavar="DIR", help="study folder, or any folder with run folders beneath"
   )
   parser.add_argument(
     "--baseline",
@@ -16,6 +16,7 @@ def _add_arguments(parser):
     help="compare with the runs that have this value, such as loss.name=sigmoid; several fields "
     "are separated by commas; the study's own by default",
   )
+  parser.add_argument("--out", metavar="FOLDER", help="where the report goes (default: DIR/report)")
 
 
 def _run(arguments):
@@ -24,7 +25,7 @@ def _run(arguments):
   shared.import_parts(arguments)
   from siglax.studies import report
 
-  report.report(arguments.folder, arguments.baseline)
+  report.report(arguments.study, arguments.baseline, arguments.out)
 
 
 COMMAND = Command(
@@ -32,8 +33,8 @@ COMMAND = Command(
   help="tables, intervals and plots of a study, as one page",
   description=(
     "Compares the finished runs of a folder: means over seeds, paired intervals of the differences "
-    "to a baseline, costs, and plots. Writes DIR/report/: index.html, tables in Markdown and "
-    "LaTeX, results as CSV and JSON, and the plots as PNG and SVG."
+    "to a baseline, costs, and plots. Writes DIR/report/, or --out: index.html, tables in Markdown "
+    "and LaTeX, results as CSV and JSON, and the plots as PNG and SVG."
   ),
   add_arguments=_add_arguments,
   run=_run,

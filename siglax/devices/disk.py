@@ -29,8 +29,11 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   try:
     yield temporary
     os.replace(temporary, path)
-  except BaseException:
+  except BaseException as e:
     _remove(temporary)
+    # A full disk names no file, and others the one that nobody knows.
+    if isinstance(e, OSError) and str(e.filename) in ("None", str(temporary)):
+      e.filename = str(path)
     raise
 
 

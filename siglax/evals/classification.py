@@ -52,9 +52,10 @@ def embed(data, examples: int | None, embedder, what: str) -> tuple[np.ndarray, 
   return z, np.array([_label(example, i, what) for i, example in enumerate(rest)], np.int64)
 
 
-def check(data, examples, train, train_examples):
+def check(data, examples, train, train_examples) -> list[int] | None:
   """ValueError for a picture without a label, and for a class of data that train lacks: of all
-  pictures where their labels can be read alone, else of a few.
+  pictures where their labels can be read alone, else of a few. The labels of train, where all were
+  read.
   """
   found = {
     what: _labels(of, ranking.first(of, count), what)
@@ -62,6 +63,7 @@ def check(data, examples, train, train_examples):
   }
   if None not in found.values():
     refuse_absent(found["data"], found["train"])
+  return found["train"]
 
 
 def refuse_absent(labels, train_labels):

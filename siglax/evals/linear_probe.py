@@ -50,7 +50,7 @@ def evaluate(
   classification.refuse_absent(test_labels, labels)
   classes, y = np.unique(labels, return_inverse=True)
   rng, fit = np.random.default_rng(seed), SOLVERS[solver]
-  learned, held = _split(y, held_out if weight_decay is None else 0.0, shots, rng)
+  learned, held = _split(y, held_out, weight_decay, shots, rng)
   classifier = fit(z[learned], y[learned], len(classes))
   if weight_decay is None:
     weight_decay = best_decay(lambda decay: linear.accuracy(classifier(decay), z[held], y[held]))
@@ -80,8 +80,11 @@ def best_decay(accuracy: Callable[[float], float]) -> float:
   return float(DECAYS[peak])
 
 
-def _split(y, held_out: float, shots: int | None, rng) -> tuple[np.ndarray, np.ndarray]:
-  """(examples that are learned from, examples that are held out), of each class its share."""
+def _split(y, held_out, weight_decay, shots, rng) -> tuple[np.ndarray, np.ndarray]:
+  """(examples that are learned from, examples that are held out), of each class its share; with a
+  weight decay none are held out. ValueError where there are too few.
+  """
+  held_out = held_out if weight_decay is None else 0.0
   learned, held = [], []
   for label, members in enumerate(_by_class(y, rng)):
     count = round(held_out * len(members))
@@ -108,10 +111,17 @@ def _by_class(y: np.ndarray, rng) -> list[np.ndarray]:
   return np.split(order, np.cumsum(np.bincount(y))[:-1])
 
 
-def check(data, config, *, train, examples, train_examples, **fields):
-  """ValueError for a picture without a label, and a class of data that train lacks."""
+def check(
+  data, config, *, train, examples, train_examples, held_out, weight_decay, shots, seed, **fields
+):
+  """ValueError for a picture without a label, a class of data that train lacks, and, where all
+  labels of train can be read alone, too few examples of a class.
+  """
   del config, fields
-  classification.check(data, examples, train, train_examples)
+  labels = classification.check(data, examples, train, train_examples)
+  if labels is not None:
+    y = np.unique(labels, return_inverse=True)[1]
+    _split(y, held_out, weight_decay, shots, np.random.default_rng(seed))
 
 
 KIND = kind.Kind(

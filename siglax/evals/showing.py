@@ -148,6 +148,8 @@ def _histogram(zimg, ztxt, image_of_text, title: str) -> str:
     parts.append(
       page.grid([plot.in_page(canvas, title, "Cosines of pairs and non-pairs")], "30rem")
     )
-  told = f"Mean cosine of {len(pairs):,} pairs {pairs.mean():.3f}, of {len(others):,} non-pairs "
-  parts.append(page.paragraph(f"{told}{others.mean():.3f}.", quiet=True))
+  told = f"Mean cosine of {len(pairs):,} pairs {pairs.mean():.3f}"
+  if len(others):
+    told += f", of {len(others):,} non-pairs {others.mean():.3f}"
+  parts.append(page.paragraph(f"{told}.", quiet=True))
   return "\n".join(parts)

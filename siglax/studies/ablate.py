@@ -13,8 +13,10 @@ import statistics
 from typing import Any
 
 from siglax import config as config_lib
+from siglax.config import values as values_lib
 from siglax.costs import table
 from siglax.devices import chips as chips_lib
+from siglax.runs import folder as run_folder
 from siglax.runs import records as records_lib
 from siglax.studies import folder as folder_lib
 from siglax.studies import grid
@@ -163,14 +165,24 @@ class Ablation:
     return {"first": {"examples": size.steps * first.config().batch_size, "flops": size.flops}}
 
   def _check_folder(self):
-    """ValueError where the folder holds another study. One that has more runs by now goes on."""
-    if not (self.folder / folder_lib.STUDY).is_file():
-      if self.folder.is_dir() and any(self.folder.iterdir()) and not self._only_measured():
-        raise ValueError(
-          f"--workdir {self.folder} is not empty and holds no study; use another one"
-        )
+    """ValueError where the folder holds another study. One that has more runs by now goes on, and
+    one that has lost its study.json.
+    """
+    if not self.folder.is_dir():
+      if self.folder.exists():
+        raise ValueError(f"--workdir {self.folder} is a file; name a folder, new or of this study")
       return
-    there = folder_lib.read(self.folder)
+    try:
+      whole = (self.folder / folder_lib.STUDY).is_file() and folder_lib.read(self.folder)
+    except folder_lib.Damaged:
+      whole = None
+    if whole:
+      self._check_study(whole)
+    else:
+      self._check_runs()
+
+  def _check_study(self, there: dict[str, Any]):
+    """there: study.json."""
     now = {run.name: _digest(run) for run in self.runs}
     for run in [*there["trunks"], *there["runs"]]:
       if run["name"] not in now:
@@ -184,8 +196,23 @@ class Ablation:
         f"{run['name']}, {what}; use another --workdir"
       )
 
-  def _only_measured(self) -> bool:
-    return {p.name for p in self.folder.iterdir()} <= {MEASURED, folder_lib.LOGS}
+  def _check_runs(self):
+    """ValueError where a folder without a whole study.json has more than runs of this study."""
+    for path in self.folder.iterdir():
+      if path.name not in (MEASURED, *folder_lib.NAMES) and not path.name.startswith("."):
+        raise ValueError(
+          f"--workdir {self.folder} is not empty and holds no study; use another one"
+        )
+    own = {(running.place(run), run.name): run for run in self.runs}
+    for of in (folder_lib.RUNS, folder_lib.TRUNKS):
+      for path in (self.folder / of).glob("*/"):
+        run = own.get((of, path.name))
+        different = ["this one has not"] if run is None else _differences(path, run)
+        if different:
+          raise ValueError(
+            f"--workdir {self.folder} has no whole {folder_lib.STUDY}, and holds a run of another "
+            f"study, {path.name}: {different[0]}; use another --workdir"
+          )
 
   def _check_disk(self):
     """ValueError where the checkpoints of the runs to come find no room."""
@@ -236,6 +263,16 @@ class Ablation:
       if seconds is None:
         raise ValueError(f"the steps of {dict(overrides)} cannot be timed: {process.reason()}")
     return seconds
+
+
+def _differences(folder: pathlib.Path, run: grid.Run) -> list[str]:
+  """Between the config of a run folder and of a run; None here is what a run finds by itself."""
+  if not (folder / run_folder.CONFIG).is_file():
+    return []
+  here = run.config()
+  set_here = {field for field, x in values_lib.flatten(here).items() if x is not None}
+  different = config_lib.differences(run_folder.read_config(folder), here)
+  return [line for line in different if line.split()[0] in set_here]
 
 
 def _digest(run: grid.Run) -> str:

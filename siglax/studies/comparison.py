@@ -103,6 +103,8 @@ class Comparison:
     )
     self.headline = [m for m in self.metrics if not MINOR.search(m)] or self.metrics
     self._each = functools.cache(self._read_each)
+    # {name of a run: why its each.npz could not be read}, of those that were looked at.
+    self.unread: dict[str, str] = {}
 
   def name(self, setting: Setting) -> str:
     """Its values of the fields that differ."""
@@ -175,13 +177,17 @@ class Comparison:
 
   def _read_each(self, name: str) -> dict[str, np.ndarray]:
     """{metric: values of single examples} of a run, of those whose mean is what the run reports:
-    another evaluation may have taken the place of the last one.
+    another evaluation may have taken the place of the last one. Nothing where the file is damaged.
     """
     row = next(row for row in self.found.rows if row["name"] == name)
-    each = {f"eval/{k}": x for k, x in each_lib.read(self.found.folders[name]).items()}
+    try:
+      each = each_lib.read(self.found.folders[name])
+    except ValueError as e:
+      self.unread[name] = str(e)
+      return {}
     return {
       metric: x
-      for metric, x in each.items()
+      for metric, x in ((f"eval/{k}", x) for k, x in each.items())
       if _known(row, metric)
       and len(x) > 1
       and abs(np.mean(x, dtype=np.float64) - row["metrics"][metric]) <= SAME

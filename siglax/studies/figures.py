@@ -77,7 +77,7 @@ class Figures:
 
   def __init__(self, c: comparison_lib.Comparison):
     self._c = c
-    self._x = _main_field(c.found.fields)
+    self._x = self._main_field(c.settings)
     self._records = functools.cache(lambda name: records_lib.read(c.found.folders[name]))
     self._styles = {}
     for setting in c.settings:
@@ -117,14 +117,21 @@ class Figures:
         title = f"Metrics over {x}" if x else "Metrics"
         found.append(Figure(f"metrics-by-{x or 'setting'}", title, caption, panels))
       rest = [s for s in rest if s not in settings]
-      x = _main_field(
-        {
-          field: [v for v in values if any(s.values.get(field) == v for s in rest)]
-          for field, values in self._c.found.fields.items()
-        }
-      )
+      x = self._main_field(rest)
       if x is None:
         return found
+
+  def _main_field(self, settings: Sequence) -> str | None:
+    """The field of the x axis: the batch size, or else the numbers of which the settings have the
+    most values.
+    """
+    numbers = {}
+    for field, values in self._c.found.fields.items():
+      there = [v for v in values if any(s.values.get(field) == v for s in settings)]
+      if len(there) > 1 and all(type(v) in (int, float) and math.isfinite(v) for v in there):
+        numbers[field] = len(there)
+    most = max(numbers, key=lambda field: numbers[field], default=None)
+    return "batch_size" if "batch_size" in numbers else most
 
   def _metric(self, metric: str, settings: Sequence, x_field: str | None) -> Panel:
     unit = 100 if comparison_lib.in_percent(metric) else 1
@@ -264,17 +271,6 @@ def error_label(metric: str) -> str:
 
 def _file_name(metric: str) -> str:
   return metric.removeprefix("eval/").replace("/", "-").replace("@", "-at-")
-
-
-def _main_field(fields: dict[str, list]) -> str | None:
-  """The field of the x axis: the batch size, or else the numbers with the most values."""
-  numbers = {
-    field: len(values)
-    for field, values in fields.items()
-    if len(values) > 1 and all(type(v) in (int, float) and math.isfinite(v) for v in values)
-  }
-  most = max(numbers, key=lambda field: numbers[field], default=None)
-  return "batch_size" if "batch_size" in numbers else most
 
 
 def _short(field: str, value: Any) -> str:

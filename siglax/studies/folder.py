@@ -7,6 +7,7 @@
     runs/NAME/     the run folder of each run, as of `siglax train`
     trunks/NAME/   the runs that branches start from
     results.json   [{"name", "values", "seed", "status", "error", "metrics", "learned", "costs"}]
+    report/        what siglax report made of it
     failed/        NAME.txt of each run that failed: why, in one line
     logs/          NAME.txt: what each run printed
 
@@ -28,17 +29,29 @@ from siglax.runs import summary
 VERSION = 1
 STUDY, RESULTS = "study.json", "results.json"
 RUNS, TRUNKS, FAILED, LOGS = "runs", "trunks", "failed", "logs"
-STATUSES = "finished", "failed", "unfinished", "missing"
-FINISHED, FAILED_STATUS, UNFINISHED, MISSING = STATUSES
+REPORT = "report"  # the folder that a report is written to
+NAMES = STUDY, RESULTS, RUNS, TRUNKS, FAILED, LOGS, REPORT
+STATUSES = "finished", "failed", "unfinished", "missing", "damaged"
+FINISHED, FAILED_STATUS, UNFINISHED, MISSING, DAMAGED_STATUS = STATUSES
+# Keys of study.json, and of each run in it.
+KEYS = (
+  *("config", "overrides", "fields", "seeds", "baseline", "equal", "runs", "trunks"),
+  "environment",
+)
+KEYS_OF_RUN = "name", "values", "seed", "steps", "flops"
 # Parameters of a loss, as metrics.jsonl logged them last; one that no step changed is not learned.
 LEARNED = ("scale", "bias")
 # What another machine, or another day, gives another value of.
 MEASURED = ("seconds", "peak_bytes")
 
 
+class Damaged(ValueError):
+  """A file of a study folder cannot be read; `siglax ablate` writes it again."""
+
+
 def read(folder) -> dict[str, Any]:
-  """study.json of a study folder. ValueError in one line where there is none, or of another
-  siglax.
+  """study.json of a study folder. ValueError in one line where there is none, or of another siglax;
+  Damaged where it is not whole.
   """
   file = pathlib.Path(folder) / STUDY
   if not file.is_file():
@@ -47,8 +60,11 @@ def read(folder) -> dict[str, Any]:
   if not isinstance(study, dict) or study.get("version") != VERSION:
     found = study.get("version") if isinstance(study, dict) else None
     raise ValueError(f"{file} has version {found!r}; this siglax reads version {VERSION}")
-  if absent := [name for name in ("config", "fields", "seeds", "runs") if name not in study]:
-    raise ValueError(f"{file} is damaged: it has no {absent[0]}; let siglax ablate write it again")
+  absent = [name for name in KEYS if name not in study]
+  if not absent:
+    absent = [x for run in [*study["runs"], *study["trunks"]] for x in KEYS_OF_RUN if x not in run]
+  if absent:
+    raise Damaged(f"{file} is damaged: it has no {absent[0]}; let siglax ablate write it again")
   return study
 
 
@@ -91,12 +107,12 @@ def read_results(folder) -> list[dict[str, Any]]:
 def status(folder, name: str, of: str = RUNS) -> tuple[str, str | None]:
   """(status, error) of a run. of: the folder that it lies in, RUNS or TRUNKS."""
   folder = pathlib.Path(folder)
-  failed = failed_file(folder, name)
-  if failed.is_file():
-    return FAILED_STATUS, failed.read_text().strip()
   starts = history.read(folder / of / name)
   if starts and starts[-1]["ended"] == FINISHED:
     return FINISHED, None
+  failed = failed_file(folder, name)
+  if failed.is_file():
+    return FAILED_STATUS, failed.read_text(errors="replace").strip()
   return (UNFINISHED if (folder / of / name).is_dir() else MISSING), None
 
 
@@ -111,12 +127,14 @@ def _result(folder: pathlib.Path, run: dict) -> dict[str, Any]:
 
 def result(of_run: pathlib.Path, run: dict, how: str, error: str | None) -> dict[str, Any]:
   """What came of a run in its folder. run: of study.json; of a run of no study it has "name",
-  "values" and "seed" alone. how: its status.
+  "values" and "seed" alone. how: its status; a finished run whose end metrics.jsonl lacks is
+  damaged.
   """
   lines = records_lib.read(of_run) if (of_run / records_lib.FILE).is_file() else []
+  if how == FINISHED and (problem := _damage(of_run, lines)):
+    how, error = DAMAGED_STATUS, problem
   metrics = summary.evaluations(lines) if how == FINISHED else {}
   logged = {name: [line[name] for line in lines if name in line] for name in LEARNED}
-  # An evaluation before the last one, whose line is damaged, would stand beside those at the end.
   last = {m: points[-1][1] for m, points in metrics.items() if points[-1][0] == lines[-1]["step"]}
   return {
     "name": run["name"],
@@ -128,6 +146,24 @@ def result(of_run: pathlib.Path, run: dict, how: str, error: str | None) -> dict
     "learned": {name: x[-1] for name, x in logged.items() if how == FINISHED and len(set(x)) > 1},
     "costs": _costs(of_run, run, lines),
   }
+
+
+def _damage(of_run: pathlib.Path, lines: list[dict]) -> str | None:
+  """What the metrics.jsonl of a finished run lacks of its end: an earlier evaluation would stand in
+  for the last one.
+  """
+  end = history.read(of_run)[-1]["last_step"]
+  steps = [line["step"] for line in lines]
+  evaluated = [line["step"] for line in lines if any(map(records_lib.is_metric, line))]
+  if not steps:
+    problem = "is empty or absent"
+  elif steps[-1] < end:
+    problem = f"ends at step {steps[-1]:,}, and the run at step {end:,}"
+  elif evaluated and evaluated[-1] < end:
+    problem = f"has no evaluation of the last step {end:,}"
+  else:
+    return None
+  return f"{records_lib.FILE} {problem}; remove {of_run}, and train it again"
 
 
 def _costs(of_run: pathlib.Path, run: dict, lines: list[dict]) -> dict[str, Any]:
@@ -151,5 +187,5 @@ def _costs(of_run: pathlib.Path, run: dict, lines: list[dict]) -> dict[str, Any]
 def _json(file: pathlib.Path) -> Any:
   try:
     return json.loads(file.read_text())
-  except (OSError, ValueError) as e:
-    raise ValueError(f"{file} is damaged: {e}; let siglax ablate write it again") from e
+  except ValueError as e:
+    raise Damaged(f"{file} is damaged: {e}; let siglax ablate write it again") from e

@@ -16,8 +16,6 @@ from siglax.runs import history
 from siglax.runs import records as records_lib
 from siglax.studies import folder as folder_lib
 
-REPORT = "report"  # the folder that a report is written to
-
 
 @dataclasses.dataclass(frozen=True)
 class Found:
@@ -40,8 +38,8 @@ class Found:
 
 
 def read(folder) -> Found:
-  """What there is to report in a folder; of a study results.json is written anew. ValueError in one
-  line where no run has finished.
+  """What there is to report in a folder; nothing is written. ValueError in one line where no run
+  has finished.
   """
   folder = pathlib.Path(folder)
   if not folder.is_dir():
@@ -63,7 +61,7 @@ def _study(folder: pathlib.Path) -> Found:
   study = folder_lib.read(folder)
   given = [f"--config.{name}={value}" for name, value in study["overrides"].items()]
   again = ["siglax", "ablate", "--config", study["config"], *given, "--workdir", str(folder)]
-  rows = folder_lib.write_results(folder)
+  rows = folder_lib.results(folder)
   everywhere = lambda field: all(field in row["values"] for row in rows)
   return Found(
     folder=folder,
@@ -125,9 +123,13 @@ def _command(folder: pathlib.Path, row: dict) -> str:
 
 def _find(folder: pathlib.Path) -> dict[str, pathlib.Path]:
   """The run folders beneath a folder, by their path in it."""
-  found = {}
-  for parent, folders, files in os.walk(folder):
+  found, seen = {}, set()
+  for parent, folders, files in os.walk(folder, followlinks=True):
     path = pathlib.Path(parent)
+    if (real := path.resolve()) in seen:  # a second link to it, or a circle
+      folders.clear()
+      continue
+    seen.add(real)
     if run_folder.CONFIG in files and (records_lib.FILE in files or "checkpoints" in folders):
       found[str(path.relative_to(folder))] = path
       folders.clear()
@@ -167,9 +169,9 @@ def _status(path: pathlib.Path) -> tuple[str, str | None]:
 
 def _check_collisions(rows):
   seen = {}
-  for row in rows:
+  for row in (row for row in rows if row["status"] == folder_lib.FINISHED):
     key = json.dumps([row["values"], row["seed"]], sort_keys=True)
-    if row["seed"] is not None and key in seen:
+    if key in seen:
       raise ValueError(
         f"the runs {seen[key]} and {row['name']} have the same config and seed={row['seed']}; move "
         "one of them away"

@@ -19,8 +19,9 @@ from siglax.studies import tables
 MAX_SENTENCES = 12
 
 
-def report(folder, baseline: str | None = None) -> pathlib.Path:
-  """Writes FOLDER/report/ and prints the means and the differences; returns the page.
+def report(folder, baseline: str | None = None, out=None) -> pathlib.Path:
+  """Writes the folder `out`, FOLDER/report/ where there is none given, and prints the means and the
+  differences; returns the page.
 
   baseline: "field=value,…" of the settings that the others are compared with; None takes the
   study's. ValueError in one line for what is wrong with the folder or the baseline.
@@ -36,7 +37,7 @@ def report(folder, baseline: str | None = None) -> pathlib.Path:
   main = [*told, tables.of_costs(c)]
   every = tables.of_means(c, c.metrics, "all-metrics")
   others = tables.of_others(c)
-  to = pathlib.Path(folder) / found_lib.REPORT
+  to = pathlib.Path(folder) / folder_lib.REPORT if out is None else pathlib.Path(out)
   content = {
     "results.csv": tables.runs_csv(c).encode(),
     "results.json": tables.results_json(c, list(map(_fit, figures.fits))).encode(),
@@ -57,7 +58,7 @@ def report(folder, baseline: str | None = None) -> pathlib.Path:
 def _page(c, main, every, others, figures) -> str:
   parts = [page.paragraph(_of_what(c)), _resolved(c)]
   if others.rows:
-    parts += [page.heading("Not finished"), _table(others)]
+    parts += [page.heading("Not finished, or not whole"), _table(others)]
   parts.append(page.heading("Results"))
   parts += map(_table, main)
   if every.head != main[0].head:

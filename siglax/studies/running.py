@@ -22,7 +22,9 @@ from siglax.studies.grid import Run
 POLL_SECONDS = 0.2
 # Exit code of a training that a second signal ended.
 INTERRUPTED = 130
-# What `siglax train` says where another process trains in the run folder.
+# Before the line of `siglax train` that tells why it failed.
+SAYS = "siglax train: "
+# What it says where another process trains in the run folder.
 IN_USE = "is in use: process"
 
 
@@ -37,7 +39,9 @@ class Process:
   since: float = dataclasses.field(default_factory=time.monotonic)
 
   def reason(self) -> str:
-    """Why it failed, in one line: the last that it said, or the signal that killed it."""
+    """Why it failed, in one line: the error that it told, or else the last that it said, or the
+    signal that killed it.
+    """
     with self.log.open("rb") as file:
       file.seek(self.said_before)
       said = file.read().decode(errors="replace").strip().splitlines()
@@ -45,8 +49,10 @@ class Process:
       name = signal.Signals(-self.popen.returncode).name
       hint = "; was there memory enough?" if name == "SIGKILL" else ""
       return f"killed by {name}{hint}"
-    last = said[-1].strip() if said else f"exit code {self.popen.returncode}, without a word"
-    return last.removeprefix("siglax train: ")
+    # Another process may write into the same log, as of another siglax ablate in the folder.
+    told = [line for line in said if line.startswith(SAYS)] or said
+    last = told[-1].strip() if told else f"exit code {self.popen.returncode}, without a word"
+    return last.removeprefix(SAYS)
 
 
 class Starter:
@@ -125,17 +131,27 @@ class Scheduler:
   def __init__(self, folder: pathlib.Path, runs: Sequence[Run], starter: Starter, sets, show):
     self._folder, self._starter, self._show, self._runs = folder, starter, show, list(runs)
     self._free, self._active = list(sets), {}
-    self._stopped = ""
+    self._stopped, self._at_once = "", False
 
   def until_the_end(self) -> str:
-    """Returns the name of the signal that stopped it, or nothing."""
+    """Returns the name of the signal that stopped it, or nothing. OSError where the disk fails,
+    after the runs under way have saved and ended.
+    """
     waiting = [run for run in self._runs if self._status(run) in _TO_DO]
+    failed = None
     with self._signals():
       while (waiting and not self._stopped) or self._active:
-        self._end_finished()
-        waiting = self._start(waiting)
+        try:
+          self._end_finished()
+          waiting = self._start(waiting)
+        except OSError as e:
+          failed = failed or e
+          if not self._stopped:
+            self._stop(f"{e.filename}: {e.strerror}")
         self._show.tick(list(self._active.values()))
         time.sleep(POLL_SECONDS)
+    if failed is not None:
+      raise failed
     return self._stopped
 
   def _status(self, run: Run) -> str:
@@ -177,7 +193,7 @@ class Scheduler:
       self._free.append(devices)
       how, error = self._status(process.run), None
       if how != folder_lib.FINISHED:
-        error = process.reason()
+        error = f"ended by {self._stopped}" if self._at_once else process.reason()
         stopped = process.popen.returncode in (0, INTERRUPTED) or IN_USE in error
         if not stopped and not self._stopped:
           how = folder_lib.FAILED_STATUS
@@ -193,19 +209,20 @@ class Scheduler:
     results = folder_lib.write_results(self._folder)
     self._show.ended(run, how, error, seconds, results)
 
+  def _stop(self, why: str):
+    """Lets the runs save and end; a second time it ends them at once."""
+    self._at_once, self._stopped = bool(self._stopped), why
+    self._show.stopping(why, self._at_once)
+    for process in self._active.values():
+      process.popen.send_signal(signal.SIGKILL if self._at_once else signal.SIGTERM)
+
   @contextlib.contextmanager
   def _signals(self):
     """Passes the first SIGINT, SIGTERM or SIGHUP on to the runs, which save and end; a second one
     ends them at once.
     """
 
-    def stop(number, frame):
-      again = bool(self._stopped)
-      self._stopped = signal.Signals(number).name
-      self._show.stopping(self._stopped, again)
-      for process in self._active.values():
-        process.popen.send_signal(signal.SIGKILL if again else signal.SIGTERM)
-
+    stop = lambda number, frame: self._stop(signal.Signals(number).name)
     numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
       numbers.remove(signal.SIGHUP)

@@ -13,6 +13,8 @@ from siglax.config import editing
 from siglax.config.parts import did_you_mean
 
 EQUAL = ("examples", "flops", "seconds")
+# What a command line gives of a study as a whole: --config.seeds="(0,1)".
+GIVEN = ("base", "seeds", "amount", "baseline")
 # Before the fields of the run whose parameters a setting starts from, and the share of its length.
 FIRST = "first."
 SHARE = f"{FIRST}share"
@@ -130,7 +132,9 @@ class Study:
   def _check_seeds(self):
     seeds = tuple(self.seeds) if isinstance(self.seeds, Sequence) else ()
     if not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
-      raise ValueError(f"seeds={self.seeds!r} must be whole numbers from 0")
+      raise ValueError(
+        f"seeds={self.seeds!r} must be a list of whole numbers from 0, such as (0, 1, 2)"
+      )
     for seed in seeds:
       if seeds.count(seed) > 1:
         raise ValueError(f"seeds={seeds!r}: {seed} is there twice; each is a run of its own")
@@ -146,7 +150,10 @@ class Study:
       absent = any(field not in setting for setting in self.combinations)
       values = [*known[field], *([None] if absent else [])]
       if value not in values:
-        raise ValueError(f"baseline: {field}={value!r} is none of its values {values!r}")
+        raise ValueError(
+          f"baseline: {field}={value!r} is none of its values {values!r}; on the command line "
+          f'--config.baseline="{{{field!r}: {values[0]!r}}}" takes another one, and None none'
+        )
 
   @property
   def combinations(self) -> list[dict[str, Any]]:
@@ -177,10 +184,11 @@ def load(path: str, overrides: Mapping[str, str]) -> Study:
   """The study of `get_study(**arguments)` in a Python file.
 
   overrides: what the command line gives as --config.NAME=VALUE: "base.optim.lr" changes the base,
-  "grid.batch_size" the values of a field of the grid, "seeds" or "amount" what the study declares.
+  "grid.batch_size" the values of a field of the grid, and one of GIVEN what the study declares.
   ValueError in one line.
   """
   study = editing.made_by(path, "get_study", Study)
+  changes: dict[str, Any] = {"set": dict(study.set), "grid": dict(study.grid)}
   for name, text in overrides.items():
     if name.startswith("base."):
       field = name.removeprefix("base.")
@@ -188,7 +196,7 @@ def load(path: str, overrides: Mapping[str, str]) -> Study:
         raise ValueError(
           f"--config.{name}: {field} is one of the study's fields {', '.join(study.fields)}"
         )
-      study = dataclasses.replace(study, set={**study.set, field: Text(text)})
+      changes["set"][field] = Text(text)
     elif name.startswith("grid."):
       field = name.removeprefix("grid.")
       if field not in study.grid:
@@ -196,16 +204,15 @@ def load(path: str, overrides: Mapping[str, str]) -> Study:
           f"--config.{name}: {field} is no field of the study's grid, which has "
           f"{', '.join(study.grid) or 'none'}{did_you_mean(field, study.grid)}"
         )
-      grid = {**study.grid, field: editing.parse(text)}
-      study = dataclasses.replace(study, grid=grid)
-    elif name in ("seeds", "amount", "base"):
-      study = dataclasses.replace(study, **{name: editing.parse(text)})
+      changes["grid"][field] = editing.parse(text)
+    elif name in GIVEN:
+      changes[name] = editing.parse(text)
     else:
       raise ValueError(
-        f"--config.{name}: a study has base.FIELD, grid.FIELD, base, seeds and amount to set"
-        f"{did_you_mean(name, ('base', 'seeds', 'amount'))}"
+        f"--config.{name}: a study has base.FIELD, grid.FIELD, {', '.join(GIVEN)} to set"
+        f"{did_you_mean(name, GIVEN)}"
       )
-  return study
+  return dataclasses.replace(study, **changes)
 
 
 class Text(str):

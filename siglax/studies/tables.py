@@ -159,13 +159,16 @@ def of_learned(c: comparison_lib.Comparison) -> Table:
 
 
 def of_others(c: comparison_lib.Comparison) -> Table:
-  """The runs that have not finished, which are in no mean."""
-  rows = [
-    [row["name"], row["status"], row["error"] or ""]
-    for row in c.found.rows
-    if row["status"] != "finished"
-  ]
-  return Table("others", "Runs that are in no mean.", ["run", "status", "why"], rows, 3)
+  """The runs that have not finished, which are in no mean, and what finished ones lack."""
+  rows = []
+  for row in c.found.rows:
+    why = [row["error"] or ""]
+    if row["status"] == folder_lib.FINISHED:
+      why = [f"{m} is not finite" for m, x in row["metrics"].items() if x is None]
+      why += [c.unread[row["name"]]] if row["name"] in c.unread else []
+    rows += [[row["name"], row["status"], text] for text in why]
+  caption = "Runs that are in no mean, and values that finished ones lack."
+  return Table("others", caption, ["run", "status", "why"], rows, 3)
 
 
 def runs_csv(c: comparison_lib.Comparison) -> str:

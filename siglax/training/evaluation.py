@@ -97,7 +97,7 @@ def evaluate(
 ) -> dict[str, float]:
   """Evaluates what siglax.load takes, prints a table and writes CLIP_benchmark's records to `out`.
   Both may be URLs. out: None takes DIR/eval.json of a run whose own tasks are evaluated, with the
-  values of single examples in DIR/each.npz, and else writes nothing.
+  values of single examples in DIR/each.npz if no override changes a task, and else writes nothing.
 
   overrides: changes of the config, such as {"eval.batch_size": "512"}. tasks: words of a command
   line (siglax/training/tasks.py) in place of the run's own tasks. classnames: a file, for the tasks
@@ -105,7 +105,7 @@ def evaluate(
   """
   given, origin = str(source), origin_lib.find(source)
   config = origin.config
-  of_run = out is None and origin.foreign is None and not tasks
+  of_run, own_tasks = out is None and origin.foreign is None and not tasks, config.eval.tasks
   if of_run:
     out = f"{given.removesuffix(':img').rstrip('/')}/eval.json"
   if out is not None:
@@ -142,7 +142,7 @@ def evaluate(
     if out is not None:
       _write("--out", str(out), json.dumps(records, indent=1).encode())
       streams.say(f"wrote {out}")
-    if of_run:
+    if of_run and config.eval.tasks == own_tasks:
       of_each = f"{out.removesuffix('eval.json')}{each_lib.FILE}"
       _write("--out", of_each, each_lib.encode(evaluator.each))
   if html is not None:
