@@ -423,6 +423,12 @@ PROBE, KNN = {"kind": "linear_probe", "train": OTHER}, {"kind": "knn", "train": 
       "example 0 of data has no label; a query has that of the pictures it wants",
     ),
     (
+      {"kind": "composed", "queries": OTHER},
+      FOUR,
+      Examples(range(2), [0, 3], [["a"], ["a"]]),
+      "example 1 of queries has label 3, which no other picture of data has",
+    ),
+    (
       {"kind": "alignment"},
       Examples([0], None, [["a"]]),
       None,

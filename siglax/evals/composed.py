@@ -75,20 +75,31 @@ def _others(labels, wanted, pictures, own) -> list[tuple[int, int]]:
   ]
   for i, (right, _) in enumerate(found):
     if not right:
-      raise ValueError(
-        f"example {i} of queries has label {wanted[i]}, which no other picture of data has"
-      )
+      _refuse(i, wanted[i])
   return found
 
 
+def _refuse(i: int, label: int):
+  raise ValueError(f"example {i} of queries has label {label}, which no other picture of data has")
+
+
 def check(data, config, *, queries, examples, **fields):
-  """ValueError for one of the first queries without words, and where labels are missing."""
+  """ValueError for one of the first queries without words, where labels are missing, and, where all
+  labels can be read alone, for one that no picture of data has.
+  """
   del config, fields
   for i in range(len(queries))[: ranking.LOOKED_AT]:
     _words(queries.captions(i), i)
     _label(queries[i], i, "queries")
-  for i in ranking.first(data, examples)[: ranking.LOOKED_AT]:
+  first = ranking.first(data, examples)
+  for i in first[: ranking.LOOKED_AT]:
     _label(data[i], i, "data")
+  wanted, labels = queries.labels(), data.labels()
+  if wanted is not None and labels is not None:
+    there = {labels[i] for i in first}
+    for i, label in enumerate(wanted):
+      if label not in there:
+        _refuse(i, label)
 
 
 def _words(captions: list[str], i: int) -> list[tuple[int, str]]:
