@@ -220,6 +220,19 @@ OTHERS = (
     )
   ),
   "siglax report studies/loss_dtype",
+  *(
+    command
+    for name, size, data in (
+      ("loss_cifar", 128, "train=cifar10_train.parquet,test=cifar10_test.parquet,epochs=1"),
+      ("loss_flickr", 32, "train=flickr_train.parquet,test=flickr_val.parquet,epochs=20"),
+    )
+    for command in (
+      f"siglax ablate --config configs/ablate/loss_batch.py:data=pictures,{data} "
+      f"'--config.grid.batch_size=({size},)' "
+      f"--workdir studies/{name} --devices '0;1'",
+      f"siglax report studies/{name}",
+    )
+  ),
   "python benchmarks/spikes.py studies/beta2 optim.lr optim.b2",
   "pip install -e '.[onnx]'",
   "python convert_hf_to_gguf.py exported/vision --mmproj",  # of llama.cpp
