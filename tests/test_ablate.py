@@ -153,7 +153,7 @@ def test_hours_are_those_of_the_roofline():
     checkpoints=3,
     devices=2,
   )
-  assert size.flops == 14e15 and size.disk_bytes == 24
+  assert size.flops == 14e15 and size.disk_bytes == 24 + sizes.OTHER_BYTES
   chip = chips.named("H100")
   assert size.hours(chip) == pytest.approx(14e15 / 2 / 989.5e12 / 3600)
 
@@ -180,7 +180,11 @@ def test_hours_are_those_of_the_roofline():
     ({"grid": {"data.0.objects": ([1, float("nan")],)}}, "as the text of a command line"),
     ({"equal": "flops", "amount": 1.0}, "amount=1 flops is less than a step of batch_size=16"),
     ({"branches": studies.Branches((16,))}, "too few for a trunk and a cooldown"),
-    ({"branches": studies.Branches((128,))}, "config.optim.schedule='cosine' ends at 0 without"),
+    (
+      {"branches": studies.Branches((128,))},
+      "config.optim.schedule='cosine' does; put {'optim.schedule': 'constant'} into set, or give "
+      "--config.base.optim.schedule=constant; such schedules are rsqrt, constant",
+    ),
   ],
 )
 def test_a_wrong_study_is_one_line_before_any_run(fields, message):
@@ -248,25 +252,43 @@ def test_a_command_line_takes_other_values_of_the_grid():
 
 def test_a_study_that_lost_its_file_goes_on(tmp_path):
   """Where all that the folder holds are runs of this study."""
-  one = ablation(STUDY, tmp_path / "study")
-  for run in one.runs[:2]:
-    (of_run := tmp_path / "study/runs" / run.name).mkdir(parents=True)
+  config, workdir = f"{STUDY}:losses=False", tmp_path / "study"
+  for run in ablation(config, workdir).runs:
+    (of_run := workdir / "runs" / run.name).mkdir(parents=True)
     (of_run / "config.json").write_text(config_lib.to_json(run.config()))
-  file = tmp_path / "study/study.json"
-  for content in (None, '{"version": 1, "runs": [', '{"version": 1, "config": "x"}'):
-    if content is not None:
-      file.write_text(content)
-    ablation(STUDY, tmp_path / "study")
-    with pytest.raises(ValueError, match=r"a run of another study, .*: optim.lr is 0.* there"):
-      ablation(STUDY, tmp_path / "study", **{"base.optim.lr": "0.5"})
-    with pytest.raises(ValueError, match="seed=0: this one has not; use another --workdir"):
-      ablation(STUDY, tmp_path / "study", seeds="(5,)")
-  file.write_text('{"version": 7}')
+  ablation(config, workdir)
+  with pytest.raises(ValueError, match=r"a run of another study, .*: optim.lr is 0.* there"):
+    ablation(config, workdir, **{"base.optim.lr": "0.5"})
+  (workdir / "study.json").write_text('{"version": 1, "runs": [')
+  with pytest.raises(ValueError, match="seed=.: this one has not; use another --workdir"):
+    ablation(config, workdir, seeds="(5,)")
+  (workdir / "study.json").write_text('{"version": 7}')
   with pytest.raises(ValueError, match="has version 7"):
-    ablation(STUDY, tmp_path / "study")
+    ablation(config, workdir)
   (tmp_path / "a").write_text("")
   with pytest.raises(ValueError, match="a is a file; name a folder, new or of this study"):
-    ablation(STUDY, tmp_path / "a")
+    ablation(config, tmp_path / "a")
+
+
+def test_a_study_of_equal_seconds_goes_on_with_other_lengths_but_no_other_config(tmp_path):
+  (tmp_path / "seconds.py").write_text(
+    "from siglax import studies\n"
+    "def get_study():\n"
+    f"  return studies.Study('{TINY}:steps=8', set={{'eval.tasks': ()}}, seeds=(0,), "
+    "equal='seconds', amount=3.0)"
+  )
+  config, workdir = str(tmp_path / "seconds.py"), tmp_path / "study"
+  one = ablation(config, workdir)
+  workdir.mkdir()
+  folder.write(workdir, one._record())
+  of_setting = {k: v for k, v in one.runs[0].overrides.items() if k != "seed"}
+  (of_timed := workdir / "measured" / one._timed_run(of_setting).name).mkdir(parents=True)
+  lines = [{"step": step, "step_time": 0.25} for step in (1, 10, 20, 30, 40)]
+  (of_timed / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+  assert one.runs[0].config().total_steps == 8
+  assert ablation(config, workdir).runs[0].config().total_steps == 12
+  with pytest.raises(ValueError, match="one here: optim.weight_decay is .* there and 0.5 here"):
+    ablation(config, workdir, **{"base.optim.weight_decay": "0.5"})
 
 
 def test_the_reason_of_a_failure_is_that_of_its_own_process(tmp_path):
@@ -345,9 +367,14 @@ def test_a_failed_run_is_listed_and_another_study_refused(tmp_path, capsys):
     (
       f"{STUDY}:steps=5,losses=False",
       "(1,)",
-      "holds another study, .*: it has the run seed=1, wh",
+      "holds another study, .*: it has the run seed=1, whose config is another one here: "
+      "total_steps is 4 there and 5 here; use another --workdir",
     ),
-    (config, "(2,)", "it has the run seed=1, which this one has not"),
+    (
+      config,
+      "(2,)",
+      r"the run seed=1, which this one has not; give what it was made with \(--config.seeds=\(1,\)",
+    ),
   ):
     with pytest.raises(ValueError, match=message):
       ablation(other, workdir, seeds=seeds)

@@ -460,7 +460,8 @@ def test_clip_benchmark_json():
     {"kind": "zero_shot", "name": "in"},
   )
   metrics = {k: float(i) for i, k in enumerate(evals.metric_names(config))}
-  coco, imagenet = evals.clip_benchmark_json(config, metrics, "S/16", "run/1000")
+  val, coco, imagenet = evals.clip_benchmark_json(config, metrics, "S/16", "run/1000")
+  assert (val["task"], val["metrics"]) == ("loss", {"loss": metrics["eval/val/loss"]})
   assert coco["metrics"] == {
     f"{w}_retrieval_recall@{k}": metrics[f"eval/coco/{w}_retrieval_recall@{k}"]
     for w in ("text", "image")

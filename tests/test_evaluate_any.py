@@ -61,12 +61,13 @@ def test_tasks_of_the_command_line_on_a_run_and_an_export(towers, shapes, tmp_pa
     f"linear_probe:{DATA},{TRAIN},solver=ridge,weight_decay=0.1",
   ]
   before = (towers / "run" / "metrics.jsonl").read_bytes()
-  zero_shot, probe = evaluated(towers / source, tmp_path / "x.json", "--tasks", *given)
+  zero_shot, knn, probe = evaluated(towers / source, tmp_path / "x.json", "--tasks", *given)
   assert not (towers / "run" / "eval.json").exists()
   assert (towers / "run" / "metrics.jsonl").read_bytes() == before
   lines = names.SETS["imagenet80"].read_text().splitlines()
   assert len(set(lines)) == 80 and all(line.count("{}") == 1 for line in lines)
   ztxt = [tower.embed_texts([line.replace("{}", name) for line in lines]) for name in classnames]
+  assert knn["task"] == "knn" and 0 <= knn["metrics"]["knn_acc1"] <= 1
   means = np.stack([z.mean(axis=0) / np.linalg.norm(z.mean(axis=0)) for z in ztxt])
   right = np.argmax(zimg @ means.T, axis=1) == labels
   assert zero_shot == {

@@ -45,6 +45,11 @@ def test_settings_are_all_combinations():
     ({"grid": {1: (2,)}}, "must be a dict, of the names of fields"),
     ({"grid": {"loss.name": ("a",)}, "baseline": {"loss.nam": "a"}}, "did you mean 'loss.name'?"),
     ({"grid": {"loss.name": ("a",)}, "baseline": {"loss.name": "b"}}, "none of its values ['a']"),
+    (
+      {"grid": {"loss.nam": ("a",)}, "baseline": {"loss.name": "a"}},
+      "baseline: loss.name is none of the study's fields loss.nam",
+    ),
+    ({"baseline": "loss.name=a"}, "must be a dict, of the names of fields, such as {'loss.name'"),
     ({"branches": studies.Branches((100, 200)), "amount": 5}, "leave equal"),
   ],
 )

@@ -29,11 +29,8 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   try:
     yield temporary
     os.replace(temporary, path)
-  except BaseException as e:
+  except BaseException:
     _remove(temporary)
-    # A full disk names no file, and others the one that nobody knows.
-    if isinstance(e, OSError) and str(e.filename) in ("None", str(temporary)):
-      e.filename = str(path)
     raise
 
 
@@ -52,12 +49,16 @@ def _remove(path: pathlib.Path):
 
 def write_atomic(path: str | os.PathLike, content: bytes):
   """Replaces a file in one move; it is on disk when this returns. A failure leaves the old file and
-  no other.
+  no other; its OSError names `path`.
   """
-  with replacing(path) as temporary, temporary.open("wb") as file:
-    file.write(content)
-    file.flush()
-    os.fsync(file.fileno())
+  try:
+    with replacing(path) as temporary, temporary.open("wb") as file:
+      file.write(content)
+      file.flush()
+      os.fsync(file.fileno())
+  except OSError as e:
+    e.filename = str(path)  # a full disk names no file, and others the temporary one
+    raise
   with contextlib.suppress(OSError):  # not every file system can sync a folder
     folder = os.open(pathlib.Path(path).parent, os.O_RDONLY)
     try:

@@ -175,19 +175,20 @@ def clip_benchmark_json(
 ) -> list[dict]:
   """The metrics of `run` as CLIP_benchmark's records, one a task, to merge with its result files.
 
-  A record is {dataset, model, pretrained, task, metrics, language}; the dataset is the task's name.
+  A record is {dataset, model, pretrained, task, metrics, language}; the dataset is the task's name,
+  the task CLIP_benchmark's word for the kind, or the kind itself where it has none.
   """
   return [
     {
       "dataset": task["name"],
       "model": model,
       "pretrained": pretrained,
-      "task": kind.clip_benchmark,
+      "task": kind.clip_benchmark or kind.name,
       "metrics": {name: metrics[f"eval/{task['name']}/{name}"] for name in kind.metrics},
       "language": language,
     }
     for task in config.eval.tasks
-    if (kind := KINDS[task["kind"]]).clip_benchmark is not None
+    for kind in [KINDS[task["kind"]]]
   ]
 
 

@@ -55,7 +55,7 @@ class Kind:
   (siglax/evals/showing.py); name: the task's. It embeds again. Global view, as evaluate.
   needs_texts: it embeds texts, so an image tower alone cannot be evaluated by it.
   needs_loss: it computes the training loss, in blocks of config.batch_size examples.
-  clip_benchmark: the task's name in CLIP_benchmark's result files, None where there is none.
+  clip_benchmark: the kind's name in CLIP_benchmark's result files, None where there is none.
   """
 
   name: str

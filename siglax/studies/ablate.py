@@ -94,7 +94,9 @@ class Ablation:
       f"{self._environment['device']} device(s)"
     )
     if self._study.equal == "seconds":
-      title += "; the steps of a run are those of the base until a step has been timed"
+      title += "; a run whose step is not timed yet has the steps of the base here"
+    if not self._chips:
+      title += "; hours need --chips, such as --chips H100"
     show.dry_run(title, runs, self._chips, len(self._sets))
 
   def run(self) -> str:
@@ -137,7 +139,7 @@ class Ablation:
           "flops": self.size_of[run.name].flops,
           "parameters": self.size_of[run.name].parameters,
           **self._costs_of_first(run),
-          "sha256": _digest(run),
+          "sha256": self._digest(run),
         }
         for run in self.runs
         if run.is_trunk == (kind == "trunks")
@@ -183,18 +185,30 @@ class Ablation:
 
   def _check_study(self, there: dict[str, Any]):
     """there: study.json."""
-    now = {run.name: _digest(run) for run in self.runs}
+    now = {run.name: run for run in self.runs}
+    given = [f"--config.{field}={text}" for field, text in there["overrides"].items()]
     for run in [*there["trunks"], *there["runs"]]:
       if run["name"] not in now:
-        what = "which this one has not"
-      elif run["sha256"] != now[run["name"]] and self._study.equal != "seconds":
-        what = "whose config is another one here"
+        as_before = f"give what it was made with ({' '.join(given)}), or " if given else ""
+        what = f"which this one has not; {as_before}use another --workdir"
+      elif run.get("sha256") != self._digest(here := now[run["name"]]):
+        what = (
+          f"whose config is another one here{_first_difference(run, here)}; use another --workdir"
+        )
       else:
         continue
       raise ValueError(
         f"--workdir {self.folder} holds another study, {there['config']}: it has the run "
-        f"{run['name']}, {what}; use another --workdir"
+        f"{run['name']}, {what}"
       )
+
+  def _digest(self, run: grid.Run) -> str:
+    """Of the config of a run and of what it starts from; of equal seconds without its length."""
+    config = json.loads(config_lib.to_json(run.config()))
+    if self._study.equal == "seconds":
+      config = {key: value for key, value in config.items() if not key.startswith("total_")}
+    text = json.dumps([config, run.trunk, run.branch_step], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
   def _check_runs(self):
     """ValueError where a folder without a whole study.json has more than runs of this study."""
@@ -275,11 +289,14 @@ def _differences(folder: pathlib.Path, run: grid.Run) -> list[str]:
   return [line for line in different if line.split()[0] in set_here]
 
 
-def _digest(run: grid.Run) -> str:
-  """Of the config of a run and of what it starts from."""
-  config = json.loads(config_lib.to_json(run.config()))
-  text = json.dumps([config, run.trunk, run.branch_step], sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _first_difference(there: dict[str, Any], here: grid.Run) -> str:
+  """ ": field is A there and B here" of a run in study.json, where its config can be made again."""
+  try:
+    before = config_lib.load(there["config"], there["overrides"])
+  except (KeyError, ValueError):
+    return ""
+  different = config_lib.differences(before, here.config())
+  return f": {different[0]}" if different else ""
 
 
 def parse_only(text: str | None) -> tuple[int, int] | None:

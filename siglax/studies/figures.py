@@ -14,6 +14,7 @@ import numpy as np
 from siglax import evals
 from siglax.runs import records as records_lib
 from siglax.studies import comparison as comparison_lib
+from siglax.studies import folder as folder_lib
 from siglax.studies import intervals
 from siglax.studies import tables
 
@@ -189,7 +190,10 @@ class Figures:
     for value in values:
       lines = []
       for setting in self._c.settings:
-        if self._x is None or setting.values.get(self._x) == value:
+        of_panel = self._x is None or setting.values.get(self._x) == value
+        # A scale or a bias that a loss does not learn is none of it.
+        is_its_own = key not in folder_lib.LEARNED or self._c.learned(setting, key) is not None
+        if of_panel and is_its_own:
           x, y = self._points(setting, key)
           if len(x) > 1:
             mean, low, high = np.array([intervals.of_values(column) for column in y.T]).T

@@ -18,6 +18,7 @@ from siglax.studies.study import FIRST
 from siglax.studies.study import SHARE
 from siglax.studies.study import Study
 from siglax.studies.study import Text
+from siglax.training import schedules
 
 # A folder's name may have 255 bytes, and files beside it add their ending.
 LONGEST_NAME = 200
@@ -123,10 +124,12 @@ class _Setting:
   def _with_trunk(self, seed: int, overrides: dict[str, str]) -> list[Run]:
     """The trunk, which is the same for all lengths of a setting, and the branch of this length."""
     branches, base = self._study.branches, self._study.base
-    size = config_lib.load(base, overrides).batch_size
+    config = config_lib.load(base, overrides)
+    size = config.batch_size
     values = {k: v for k, v in self._values.items() if k != "total_examples"}
     overrides = {k: v for k, v in overrides.items() if k not in TOTALS}
     starts = {total: branch_step(total, branches.cooldown, size) for total in branches.totals}
+    _check_schedule(config.optim.schedule)
     every = math.gcd(*(start for start, _ in starts.values()))
     trunk = Run(
       f"trunk,{name_of(values, seed)}",
@@ -154,6 +157,17 @@ class _Setting:
       branch_step=start,
     )
     return [trunk, branch]
+
+
+def _check_schedule(name: str):
+  """ValueError for a schedule that cannot be a trunk's."""
+  if schedules.SCHEDULES.find(name, "config.optim.schedule").ends_at_zero:
+    flat = [x.name for x in schedules.SCHEDULES.values() if not x.ends_at_zero]
+    raise ValueError(
+      "branches cool down from a rate that does not end at 0, and that of config.optim.schedule="
+      f"{name!r} does; put {{'optim.schedule': 'constant'}} into set, or give --config.base.optim."
+      f"schedule=constant; such schedules are {', '.join(flat)}"
+    )
 
 
 def branch_step(total: int, cooldown: float, batch_size: int) -> tuple[int, int]:

@@ -31,18 +31,22 @@ def report(folder, baseline: str | None = None, out=None) -> pathlib.Path:
   figures = figures_lib.Figures(c)
   told = [tables.of_means(c, c.headline, "means")]
   if any(map(c.baseline_of, c.settings)):
-    told.append(tables.of_differences(c, c.headline))
+    told.append(tables.of_differences(c, c.headline, "differences"))
   if (learned := tables.of_learned(c)).rows:
     told.append(learned)
   main = [*told, tables.of_costs(c)]
-  every = tables.of_means(c, c.metrics, "all-metrics")
+  every = []
+  if list(c.metrics) != list(c.headline):
+    every = [tables.of_means(c, c.metrics, "all-metrics")]
+    if any(map(c.baseline_of, c.settings)):
+      every.append(tables.of_differences(c, c.metrics, "all-differences"))
   others = tables.of_others(c)
   to = pathlib.Path(folder) / folder_lib.REPORT if out is None else pathlib.Path(out)
   content = {
     "results.csv": tables.runs_csv(c).encode(),
     "results.json": tables.results_json(c, list(map(_fit, figures.fits))).encode(),
-    "tables.md": "\n".join(t.markdown() for t in [*main, every, others] if t.rows).encode(),
-    "tables.tex": "\n".join(t.latex() for t in [*main, every] if t.rows).encode(),
+    "tables.md": "\n".join(t.markdown() for t in [*main, *every, others] if t.rows).encode(),
+    "tables.tex": "\n".join(t.latex() for t in [*main, *every] if t.rows).encode(),
   }
   for figure in figures.all:
     content |= {f"plots/{name}": data for name, data in plots.files(figure).items()}
@@ -61,8 +65,8 @@ def _page(c, main, every, others, figures) -> str:
     parts += [page.heading("Not finished, or not whole"), _table(others)]
   parts.append(page.heading("Results"))
   parts += map(_table, main)
-  if every.head != main[0].head:
-    parts.append(page.folded("All metrics", _table(every)))
+  if every:
+    parts.append(page.folded("All metrics", "\n".join(map(_table, every))))
   for number, figure in enumerate(figures.all):
     parts += [page.heading(figure.title), plots.inline(figure, number)]
   if figures.fits:
@@ -101,7 +105,8 @@ def _of_what(c) -> str:
   return (
     f"{finished} of {len(rows)} runs have finished: {len(c.settings)} settings, seeds "
     f"{', '.join(map(str, seeds))}.{equal} Intervals are of 95%: those of means over seeds by "
-    "Student's t, those of differences by the paired bootstrap over seeds and examples. "
+    "Student's t, those of differences with the variance of the paired bootstrap over seeds and "
+    "examples. "
     "An interval of one seed knows nothing of other seeds."
   )
 

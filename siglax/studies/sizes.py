@@ -19,6 +19,8 @@ from siglax.training import run as run_lib
 
 # A run that has not begun has none.
 NO_FOLDER = "/nonexistent"
+# The tokenizer, the logs, the values of single examples and the curves of a run.
+OTHER_BYTES = 2_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +47,8 @@ class Size:
 
   @property
   def disk_bytes(self) -> int:
-    """Of the checkpoints; the other files of a run are small."""
-    return self.checkpoints * self.state_bytes
+    """Of the checkpoints and the other files of a run."""
+    return self.checkpoints * self.state_bytes + OTHER_BYTES
 
   def steps_of(self, flops: float) -> int:
     """The steps of a run of so many model FLOPs, with the same unmasked steps at its end."""

@@ -10,11 +10,18 @@ import math
 from typing import Any
 
 from siglax.config import editing
+from siglax.config import fields
 from siglax.config.parts import did_you_mean
 
 EQUAL = ("examples", "flops", "seconds")
 # What a command line gives of a study as a whole: --config.seeds="(0,1)".
 GIVEN = ("base", "seeds", "amount", "baseline")
+EXAMPLES = {
+  "set": "{'log.tensorboard': False}",
+  "grid": "{'batch_size': (64, 256)}",
+  "paired": "{'batch_size': (64, 256), 'optim.lr': (1e-3, 4e-3)}",
+  "baseline": "{'loss.name': 'sigmoid'}",
+}
 # Before the fields of the run whose parameters a setting starts from, and the share of its length.
 FIRST = "first."
 SHARE = f"{FIRST}share"
@@ -78,7 +85,9 @@ class Study:
     for name in ("set", "grid", "paired", "baseline"):
       given = getattr(self, name) or {}
       if not isinstance(given, Mapping) or not all(isinstance(field, str) for field in given):
-        raise ValueError(f"{name}={given!r} must be a dict, of the names of fields")
+        raise ValueError(
+          f"{name}={given!r} must be a dict, of the names of fields, such as {EXAMPLES[name]}"
+        )
     self._check_lists()
     self._check_seeds()
     if self.equal not in EQUAL:
@@ -143,9 +152,10 @@ class Study:
     known = self.fields
     for field, value in (self.baseline or {}).items():
       if field not in known:
+        # A field of the config may be right, and that of the grid misspelt.
+        meant = "" if field in fields.all_fields() else did_you_mean(field, known)
         raise ValueError(
-          f"baseline: {field} is none of the study's fields {', '.join(known)}"
-          f"{did_you_mean(field, known)}"
+          f"baseline: {field} is none of the study's fields {', '.join(known)}{meant}"
         )
       absent = any(field not in setting for setting in self.combinations)
       values = [*known[field], *([None] if absent else [])]

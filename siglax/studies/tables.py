@@ -97,7 +97,7 @@ def of_means(c: comparison_lib.Comparison, metrics: Sequence[str], name: str) ->
   )
 
 
-def of_differences(c: comparison_lib.Comparison, metrics: Sequence[str]) -> Table:
+def of_differences(c: comparison_lib.Comparison, metrics: Sequence[str], name: str) -> Table:
   """The paired difference to the baseline with its interval, bold where that leaves 0 out."""
   rows, strong = [], set()
   for setting in (s for s in c.settings if c.baseline_of(s)):
@@ -114,7 +114,7 @@ def of_differences(c: comparison_lib.Comparison, metrics: Sequence[str]) -> Tabl
       ]
     )
   return Table(
-    "differences",
+    name,
     f"Difference to {baseline_in_words(c)}, of the same seeds and examples, with its 95% interval; "
     "bold where that leaves 0 out.",
     [*c.found.fields, "seeds", *map(label, metrics)],
