@@ -136,6 +136,12 @@ def test_an_earlier_evaluation_is_none_in_the_last_ones_place(tmp_path, kept, to
   (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
   found = folder.result(tmp_path, run, "finished", None)
   assert (found["status"], found["metrics"]) == ("finished", {"eval/t/acc1": 0.75})
+  # Resumed without its task: that is no damage.
+  del lines[2]
+  (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+  (tmp_path / "config.json").write_text('{"eval": {"tasks": []}}')
+  found = folder.result(tmp_path, run, "finished", None)
+  assert (found["status"], found["metrics"]) == ("finished", {})
 
 
 def test_a_folder_of_no_study_is_one_line(tmp_path):

@@ -15,7 +15,8 @@ from siglax.commands import COMMANDS
 from siglax.devices import streams
 
 END_SECONDS = 20  # of a command that failed
-# What takes a path, flags and a word without one, and the names of their arguments.
+# Flags that take a path, and the folder of siglax report, which has no flag; and the names of their
+# arguments.
 PATHS = {
   "--workdir": "workdir",
   "--from": "source",

@@ -109,8 +109,9 @@ def run(
 
 
 def check(config: ConfigDict, open_task_data: Callable):
-  """Opens the data of every task and looks at a few examples of each: ValueError in one line, as of
-  `run`, for what a task lacks there. Needs no model.
+  """Opens the data of every task and looks at a few examples of each, and at all labels that can be
+  read without pictures: ValueError in one line, as of `run`, for what a task lacks there. Needs no
+  model.
   """
   for i, task in enumerate(config.eval.tasks):
     kind = KINDS[task["kind"]]

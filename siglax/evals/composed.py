@@ -96,9 +96,9 @@ def check(data, config, *, queries, examples, **fields):
     _label(data[i], i, "data")
   wanted, labels = queries.labels(), data.labels()
   if wanted is not None and labels is not None:
-    there = {labels[i] for i in first}
+    there = {_label({"label": labels[i]}, i, "data") for i in first}
     for i, label in enumerate(wanted):
-      if label not in there:
+      if _label({"label": label}, i, "queries") not in there:
         _refuse(i, label)
 
 

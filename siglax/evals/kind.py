@@ -48,7 +48,7 @@ class Kind:
   those of `siglax.evals.run`, config the run's. Global view: all processes call it together and get
   the same.
   check: (data, config, **fields) → None, or a ValueError for data that evaluate could not do with;
-  it needs no model and looks at a few examples.
+  it needs no model, looks at a few examples, and at all labels that can be read without pictures.
   fields: those of its tasks, beside kind, name and data; evaluate and check get the value of each.
   specs: those of its fields that are data specs too, of which both get the examples, as of data.
   show: (data, embedder, config, name, **fields) → HTML of what is behind the metrics, for a page

@@ -25,6 +25,7 @@ from siglax.studies import running
 from siglax.studies import show
 from siglax.studies import sizes as sizes_lib
 from siglax.studies import study as study_lib
+from siglax.training import run as run_lib
 
 # A setting whose step is timed is trained for so many steps; the first lines of its log tell of
 # steps that a device is not yet warm for.
@@ -192,9 +193,8 @@ class Ablation:
         as_before = f"give what it was made with ({' '.join(given)}), or " if given else ""
         what = f"which this one has not; {as_before}use another --workdir"
       elif run.get("sha256") != self._digest(here := now[run["name"]]):
-        what = (
-          f"whose config is another one here{_first_difference(run, here)}; use another --workdir"
-        )
+        different = _first_difference(run, here, self._study.equal)
+        what = f"whose config is another one here{different}; use another --workdir"
       else:
         continue
       raise ValueError(
@@ -280,22 +280,26 @@ class Ablation:
 
 
 def _differences(folder: pathlib.Path, run: grid.Run) -> list[str]:
-  """Between the config of a run folder and of a run; None here is what a run finds by itself."""
+  """Between the configs of a run folder and of a run, but for what is None in the latter."""
   if not (folder / run_folder.CONFIG).is_file():
     return []
-  here = run.config()
+  here = run_lib.Run(run.config(), sizes_lib.NO_FOLDER).config
   set_here = {field for field, x in values_lib.flatten(here).items() if x is not None}
   different = config_lib.differences(run_folder.read_config(folder), here)
   return [line for line in different if line.split()[0] in set_here]
 
 
-def _first_difference(there: dict[str, Any], here: grid.Run) -> str:
-  """ ": field is A there and B here" of a run in study.json, where its config can be made again."""
+def _first_difference(there: dict[str, Any], here: grid.Run, equal: str) -> str:
+  """Words such as ": optim.lr is 0.1 there and 0.2 here" of a run in study.json, if its config can
+  be made again. Runs of equal seconds may differ in their length.
+  """
   try:
     before = config_lib.load(there["config"], there["overrides"])
   except (KeyError, ValueError):
     return ""
   different = config_lib.differences(before, here.config())
+  if equal == "seconds":
+    different = [line for line in different if not line.startswith("total_")]
   return f": {different[0]}" if different else ""
 
 

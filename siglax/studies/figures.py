@@ -191,7 +191,7 @@ class Figures:
       lines = []
       for setting in self._c.settings:
         of_panel = self._x is None or setting.values.get(self._x) == value
-        # A scale or a bias that a loss does not learn is none of it.
+        # A loss that learns no scale, or no bias, has no curve of it.
         is_its_own = key not in folder_lib.LEARNED or self._c.learned(setting, key) is not None
         if of_panel and is_its_own:
           x, y = self._points(setting, key)

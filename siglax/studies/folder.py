@@ -22,6 +22,7 @@ import pathlib
 from typing import Any
 
 from siglax.devices import disk
+from siglax.runs import folder as run_folder
 from siglax.runs import history
 from siglax.runs import records as records_lib
 from siglax.runs import summary
@@ -34,10 +35,7 @@ NAMES = STUDY, RESULTS, RUNS, TRUNKS, FAILED, LOGS, REPORT
 STATUSES = "finished", "failed", "unfinished", "missing", "damaged"
 FINISHED, FAILED_STATUS, UNFINISHED, MISSING, DAMAGED_STATUS = STATUSES
 # Keys of study.json, and of each run in it.
-KEYS = (
-  *("config", "overrides", "fields", "seeds", "baseline", "equal", "runs", "trunks"),
-  "environment",
-)
+KEYS = "config overrides fields seeds baseline equal runs trunks environment".split()
 KEYS_OF_RUN = "name", "values", "seed", "steps", "flops"
 # Parameters of a loss, as metrics.jsonl logged them last; one that no step changed is not learned.
 LEARNED = ("scale", "bias")
@@ -135,6 +133,7 @@ def result(of_run: pathlib.Path, run: dict, how: str, error: str | None) -> dict
     how, error = DAMAGED_STATUS, problem
   metrics = summary.evaluations(lines) if how == FINISHED else {}
   logged = {name: [line[name] for line in lines if name in line] for name in LEARNED}
+  # Without those of a task that the run was resumed without.
   last = {m: points[-1][1] for m, points in metrics.items() if points[-1][0] == lines[-1]["step"]}
   return {
     "name": run["name"],
@@ -159,11 +158,19 @@ def _damage(of_run: pathlib.Path, lines: list[dict]) -> str | None:
     problem = "is empty or absent"
   elif steps[-1] < end:
     problem = f"ends at step {steps[-1]:,}, and the run at step {end:,}"
-  elif evaluated and evaluated[-1] < end:
+  elif evaluated and evaluated[-1] < end and _evaluates(of_run):
     problem = f"has no evaluation of the last step {end:,}"
   else:
     return None
   return f"{records_lib.FILE} {problem}; remove {of_run}, and train it again"
+
+
+def _evaluates(of_run: pathlib.Path) -> bool:
+  """Whether the run's config has tasks: it may have been resumed without."""
+  try:
+    return bool(json.loads((of_run / run_folder.CONFIG).read_text())["eval"]["tasks"])
+  except (OSError, ValueError, KeyError):
+    return True
 
 
 def _costs(of_run: pathlib.Path, run: dict, lines: list[dict]) -> dict[str, Any]:

@@ -161,12 +161,11 @@ class _Setting:
 
 def _check_schedule(name: str):
   """ValueError for a schedule that cannot be a trunk's."""
-  if schedules.SCHEDULES.find(name, "config.optim.schedule").ends_at_zero:
-    flat = [x.name for x in schedules.SCHEDULES.values() if not x.ends_at_zero]
+  if schedules.SCHEDULES.find(name, "config.optim.schedule").name not in schedules.flat():
     raise ValueError(
       "branches cool down from a rate that does not end at 0, and that of config.optim.schedule="
       f"{name!r} does; put {{'optim.schedule': 'constant'}} into set, or give --config.base.optim."
-      f"schedule=constant; such schedules are {', '.join(flat)}"
+      f"schedule=constant; the schedules that do not are {', '.join(schedules.flat())}"
     )
 
 

@@ -36,7 +36,7 @@ def report(folder, baseline: str | None = None, out=None) -> pathlib.Path:
     told.append(learned)
   main = [*told, tables.of_costs(c)]
   every = []
-  if list(c.metrics) != list(c.headline):
+  if c.metrics != c.headline:
     every = [tables.of_means(c, c.metrics, "all-metrics")]
     if any(map(c.baseline_of, c.settings)):
       every.append(tables.of_differences(c, c.metrics, "all-differences"))

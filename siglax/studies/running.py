@@ -49,7 +49,9 @@ class Process:
       name = signal.Signals(-self.popen.returncode).name
       hint = "; was there memory enough?" if name == "SIGKILL" else ""
       return f"killed by {name}{hint}"
-    # Another process may write into the same log, as of another siglax ablate in the folder.
+    # Another siglax ablate in the folder may write into the same log: what its runs log, and that
+    # this one is in use.
+    said = [line for line in said if f"{IN_USE} {self.popen.pid} " not in line]
     told = [line for line in said if line.startswith(SAYS)] or said
     last = told[-1].strip() if told else f"exit code {self.popen.returncode}, without a word"
     return last.removeprefix(SAYS)
@@ -144,11 +146,12 @@ class Scheduler:
         try:
           self._end_finished()
           waiting = self._start(waiting)
+          self._show.tick(list(self._active.values()))
         except OSError as e:
           failed = failed or e
           if not self._stopped:
-            self._stop(f"{e.filename}: {e.strerror}")
-        self._show.tick(list(self._active.values()))
+            where = "" if e.filename is None else f"{e.filename}: "
+            self._stop(f"{where}{e.strerror or e}")
         time.sleep(POLL_SECONDS)
     if failed is not None:
       raise failed

@@ -173,8 +173,9 @@ def summary(results: Sequence[dict[str, Any]], shown: str):
   counts = {how: [x for x in results if x["status"] == how] for how in folder_lib.STATUSES}
   told = ", ".join(f"{len(runs)} {how}" for how, runs in counts.items() if runs)
   streams.say(f"{shown}: {told}")
-  for result in counts[folder_lib.FAILED_STATUS]:
-    streams.say(f"  {result['name']} failed: {result['error']}")
+  for how in (folder_lib.DAMAGED_STATUS, folder_lib.FAILED_STATUS):
+    for result in counts[how]:
+      streams.say(f"  {result['name']} {how}: {result['error']}")
   if counts[folder_lib.FAILED_STATUS]:
     streams.say("  siglax ablate --retry makes these again; docs/ablations.md")
 

@@ -162,7 +162,8 @@ class Study:
       if value not in values:
         raise ValueError(
           f"baseline: {field}={value!r} is none of its values {values!r}; on the command line "
-          f'--config.baseline="{{{field!r}: {values[0]!r}}}" takes another one, and None none'
+          f'--config.baseline="{{{field!r}: {values[0]!r}}}" names another one, and None compares '
+          "with none"
         )
 
   @property

@@ -97,7 +97,8 @@ def evaluate(
 ) -> dict[str, float]:
   """Evaluates what siglax.load takes, prints a table and writes CLIP_benchmark's records to `out`.
   Both may be URLs. out: None takes DIR/eval.json of a run whose own tasks are evaluated, with the
-  values of single examples in DIR/each.npz if no override changes a task, and else writes nothing.
+  values of single examples in DIR/each.npz, unless an override changes a task, and else writes
+  nothing.
 
   overrides: changes of the config, such as {"eval.batch_size": "512"}. tasks: words of a command
   line (siglax/training/tasks.py) in place of the run's own tasks. classnames: a file, for the tasks

@@ -40,6 +40,11 @@ SCHEDULES: Registry[Schedule] = Registry(
 )
 
 
+def flat() -> list[str]:
+  """The schedules that do not end at 0, which a cooldown may end."""
+  return [schedule.name for schedule in SCHEDULES.values() if not schedule.ends_at_zero]
+
+
 def make(
   config: ConfigDict,
   total_steps: int,
@@ -72,12 +77,11 @@ def make(
       f"but the training is {total_steps} steps; shorten them ({' '.join(flags)}) or lengthen "
       "config.total_*"
     )
-  flat = [schedule.name for schedule in SCHEDULES.values() if not schedule.ends_at_zero]
   if cooldown_steps and chosen.ends_at_zero:
     raise ValueError(
       f"config.optim.cooldown is {cooldown_steps} steps, but "
       f"config.optim.schedule={optim.schedule!r} ends at 0 "
-      f"without one; set config.optim.cooldown_steps=0 or use {' or '.join(flat)}"
+      f"without one; set config.optim.cooldown_steps=0 or use {' or '.join(flat())}"
     )
   total_steps -= hold_steps
   curve = chosen.curve(optim.lr, max(total_steps - warmup_steps, 1), **chosen.options(optim))
