@@ -128,7 +128,7 @@ def test_evaluate_repeats_the_last_evaluation_of_the_run(folder, capsys):
   assert cli.main(["evaluate", "--from", str(folder), *gone]) == 0
   last = [r for r in records.read(folder) if any(k.startswith("eval/") for k in r)][-1]
   found = json.loads((folder / "eval.json").read_text())
-  assert [r["task"] for r in found] == ["zeroshot_classification", "zeroshot_retrieval"]
+  assert [r["task"] for r in found] == ["zeroshot_classification", "zeroshot_retrieval", "loss"]
   for record in found:
     for name, value in record["metrics"].items():
       assert value == pytest.approx(last[f"eval/{record['dataset']}/{name}"], abs=1e-6)
