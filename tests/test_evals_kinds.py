@@ -478,6 +478,11 @@ def test_all_labels_of_zero_shot_are_looked_at_where_they_can_be_read_alone():
   with pytest.raises(ValueError, match="example 60 has label 2, but the 2 classnames need 0 to 1"):
     evals.check(config, opener(Examples(range(61), labels), {}))
   evals.check(config, opener(Examples(range(61), labels, known=False), {}))
+  # The first pictures are looked at all the same: one may be broken.
+  broken = Examples(range(40), [0, 1] * 20)
+  broken._pixels = [*range(5), "no picture", *range(34)]
+  with pytest.raises(ValueError, match="no picture"):
+    evals.check(config, opener(broken, {}))
 
 
 def test_calibration_needs_a_loss_with_probabilities():

@@ -53,18 +53,16 @@ def show(data, embedder, config, name, *, classnames, templates, examples: int |
 
 def check(data, config, *, classnames, templates, examples: int | None):
   """ValueError without class names, for templates without classes to put into them, and for a label
-  that has no name: of all pictures where their labels can be read alone, else of a few.
+  that has no name: of a few pictures, and of all where their labels can be read alone.
   """
   del config
   classes = _names(data, classnames)
   _templates(data, templates)
   first, labels = ranking.first(data, examples), data.labels()
-  if labels is None:
-    for i in first[: ranking.LOOKED_AT]:
-      _label(data[i], i, classes)
-  else:
-    for i in first:
-      _label({"label": labels[i]}, i, classes)
+  for i in first[: ranking.LOOKED_AT]:
+    _label(data[i], i, classes)
+  for i in first if labels is not None else ():
+    _label({"label": labels[i]}, i, classes)
 
 
 def _names(data, classnames) -> tuple[str, ...]:
